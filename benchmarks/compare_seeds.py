@@ -1,0 +1,118 @@
+"""Train methods over seeds at equal budget and write every run's metrics, mean and deviation.
+
+    python benchmarks/compare_seeds.py --methods ce logit_adjustment more --seeds 5 --out FILE.csv
+    python benchmarks/compare_seeds.py --env cifar100_lt --params training.epochs=20 ...
+
+An argument ``label:method:key=value,...`` to --methods is a variant with parameters of its own.
+Runs that FILE.csv already has are skipped, and one that was killed resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from kedro.config import OmegaConfigLoader
+from kedro.framework.cli.utils import _split_params
+
+from lt_pipeline.config import check_parameters, merged
+from lt_pipeline.pipelines.data_prep.nodes import make_sets
+from lt_pipeline.pipelines.method.nodes import configure, evaluate, finish, train_phase
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
+PROJECT = Path(__file__).parents[1]
+SHOWN = ["accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall"]
+
+
+def main() -> None:
+    arguments = parse()
+    logging.disable(logging.WARNING)
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"), env=arguments.env, **CONFIG_LOADER_ARGS
+    )
+    base = merged(loader["parameters"], _split_params(None, None, arguments.params))
+    rows = read(arguments.out)
+    for seed in range(arguments.seeds):
+        for variant in arguments.methods:
+            label, method, params = (
+                (*variant.split(":", 2), variant, "")[:3]
+                if ":" in variant
+                else (variant, variant, "")
+            )
+            if any(row["label"] == label and row["seed"] == seed for row in rows):
+                continue
+            own = merged(base, _split_params(None, None, params))
+            own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
+            rows.append({"label": label, "seed": seed, **run(method, own, arguments.out)})
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows).to_csv(arguments.out, index=False)
+            print(summary(rows).to_string(), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="base", help="a folder of conf/")
+    parser.add_argument("--params", default="", help="as in kedro run --params")
+    parser.add_argument("--methods", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--vary-data", action="store_true", help="the seed chooses images, too")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return pd.read_csv(path).to_dict("records") if path.exists() else []
+
+
+def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Return the metrics of one run through the nodes of the pipeline, without tracking."""
+    check_parameters(parameters)
+    shared = ("seed", "device", "model", "training", "evaluation")
+    config = configure(method, *(parameters[name] for name in shared), parameters.get(method) or {})
+    train, validation, test, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
+    progress = out.with_suffix(".progress")
+    checkpoint, history = train_phase("train", (), config, card, train, validation, test, progress)
+    model, report = finish(("train",), config, card, train, test, checkpoint)
+    metrics, *_ = evaluate(config, card, model, test, report, history)
+    (progress / "train.pt").unlink()
+    progress.rmdir()
+    diagnosed = {
+        f"{name}_{group}": value
+        for name, values in metrics["diagnostics"].items()
+        for group, value in values.items()
+    }
+    cost = {k: metrics["cost"][k] for k in ("training_seconds", "parameters_trained")}
+    best = {f"best_epoch_{k}_accuracy": v["accuracy"] for k, v in metrics["best_epoch"].items()}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        **metrics["test"], **best, **diagnosed, **cost,
+        "epochs": config["training"]["epochs"], "commit": commit, "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "command": " ".join(["python", *sys.argv]),
+    }  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return mean and standard deviation over seeds, in per cent, a row a label."""
+    table = pd.DataFrame(rows)
+    shown = [name for name in SHOWN if name in table]
+    grouped = 100 * table.groupby("label", sort=False)[shown].agg(["mean", "std"])
+    grouped["runs"] = table.groupby("label", sort=False).size()
+    return grouped.round(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""From the parameters in conf/ to one checked description of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+from pydantic_core.core_schema import ValidationInfo
+
+from lt_pipeline import methods
+from lt_pipeline.data.ood import OOD_SETS
+from lt_pipeline.data.prepare import DataConfig
+from lt_pipeline.engine.config import TrainingConfig
+from lt_pipeline.methods._base import MethodOptions
+from lt_pipeline.models.network import ModelConfig
+from lt_pipeline.schema import Config, one_line_errors, unknown
+
+
+class EvaluationConfig(Config):
+    """How a trained method is judged on the test set.
+
+    Attributes:
+        calibration_bins: bins of the expected calibration error.
+        recall_floor: what a recall of zero counts as in the harmonic and geometric mean.
+        ood: out-of-distribution sets to tell from the test set: ``gaussian_noise``,
+            ``uniform_noise``, ``permuted_pixels`` (test images with their pixels shuffled).
+    """
+
+    calibration_bins: PositiveInt = 15
+    recall_floor: float = Field(default=1e-3, gt=0, lt=1)
+    ood: tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
+
+    @field_validator("ood")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in OOD_SETS:
+                raise ValueError(unknown("set", name, OOD_SETS))
+        return names
+
+
+class MethodBlock(Config):
+    """A method's own block: its options, and what it changes of the shared model and training."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over`` in place of its own, at every depth."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(old, value) if both else value
+    return result
+
+
+SHARED = ("seed", "device", "data", "model", "training", "evaluation")
+
+
+class ExperimentConfig(Config):
+    """Everything that decides what a method's run gives, apart from the data."""
+
+    method: str
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    options: SerializeAsAny[MethodOptions] = MethodOptions()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        methods.get(name)
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed(cls, options: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data or isinstance(options, MethodOptions):
+            return options
+        return methods.get(info.data["method"]).Options.model_validate(options)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> ExperimentConfig:
+        training = self.training
+        if training.warmup_epochs > training.epochs:
+            raise ValueError(
+                f"training.warmup_epochs must be <= training.epochs, but is "
+                f"{training.warmup_epochs} of {training.epochs}"
+            )
+        return self
+
+    @classmethod
+    def resolve(cls, method: str, parameters: Mapping[str, Any]) -> ExperimentConfig:
+        """Return the experiment of ``method``: its own block over the shared parameters.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        if method not in methods.available():
+            raise ValueError(unknown("method", method, methods.available()))
+        with one_line_errors(method):
+            block = MethodBlock.model_validate(parameters.get(method) or {})
+        with one_line_errors(f"{method}.options"):
+            options = methods.get(method).Options.model_validate(block.options)
+        with one_line_errors():
+            shared = {name: parameters[name] for name in SHARED if name in parameters}
+            shared.pop("data", None)
+            for part in ("model", "training"):
+                shared[part] = merged(shared.get(part) or {}, getattr(block, part))
+            return cls(method=method, options=options, **shared)
+
+
+def data_config(parameters: Mapping[str, Any]) -> DataConfig:
+    """Return the checked block ``data``.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    with one_line_errors("data"):
+        return DataConfig.model_validate(parameters.get("data") or {})
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse names of parameters that mean nothing, and data that cannot be.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    valid = (*SHARED, *methods.available())
+    for name in parameters:
+        if name not in valid:
+            raise ValueError(unknown("parameter or method", name, valid))
+    data_config(parameters)

@@ -1,0 +1,1 @@
+"""Sources, long-tail profiles, samplers, batched augmentation, batches."""

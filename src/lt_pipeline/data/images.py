@@ -1,0 +1,66 @@
+"""Images and labels in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images ``uint8 [N, channels, height, width]`` with labels ``int64 [N]``.
+
+    ``class_names`` has one entry a class, in label order; a class need not have an image here.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse other types, shapes, or labels that name no class."""
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 [N, channels, height, width], but are "
+                f"{self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 [{len(self.images)}], one an image, but are "
+                f"{self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.class_names
+        ):
+            raise ValueError(
+                f"labels must lie in 0..{len(self.class_names) - 1}, but range from "
+                f"{int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def __getitem__(self, index: Tensor) -> ImageSet:
+        """Return the images at ``index`` (int64 or bool)."""
+        return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Return the set on ``device``."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of shapes, images, labels and names: equal data, equal hash."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
+        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

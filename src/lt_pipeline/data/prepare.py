@@ -1,0 +1,181 @@
+"""From a source to a long-tailed training set, an optional hold-out and a balanced test set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from torch import Tensor
+
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.longtail import CountGroups, Groups, LongTail, class_counts
+from lt_pipeline.data.profiles import Exponential, Profile, profile_counts
+from lt_pipeline.data.sources import SOURCES, Source
+from lt_pipeline.schema import Config, unknown
+
+
+class DataConfig(Config):
+    """What the data are: a source, the long tail cut from it, and how classes are grouped.
+
+    ``max_per_class`` defaults to the source's smallest class. ``validation`` is the share of each
+    class of the long-tailed training set that is held out for model selection; the papers train
+    on all of it, so none is by default.
+    """
+
+    source: str = "digits"
+    profile: Profile = Exponential()
+    imbalance_ratio: float = Field(default=100.0, ge=1, allow_inf_nan=False)
+    max_per_class: PositiveInt | None = None
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    seed: NonNegativeInt = 0
+    groups: Groups = CountGroups()
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SOURCES:
+            raise ValueError(unknown("source", name, SOURCES))
+        return name
+
+    @property
+    def slug(self) -> str:
+        """Return a short name for experiments and models, as in ``digits-lt-ir20``."""
+        shape = "lt" if self.profile.name == "exponential" else self.profile.name
+        return f"{self.source}-{shape}-ir{self.imbalance_ratio:g}"
+
+    @property
+    def title(self) -> str:
+        """Return a name for people, as in ``digits, exponential, IR 20``."""
+        return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What a network and its training must know of the data.
+
+    ``longtail`` is the class distribution of the training set; ``channels``, ``mean`` and ``std``
+    describe its pixels (fractions of 1, by channel); ``settings`` are the DataConfig's values, and
+    ``data_hash`` is the SHA-256 of training, validation and test images and labels.
+    """
+
+    longtail: LongTail
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    settings: dict[str, Any]
+    data_hash: str
+
+    @property
+    def config(self) -> DataConfig:
+        """Return the settings as they were checked."""
+        return DataConfig.model_validate(self.settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> DataCard:
+        """Return the card that ``to_json`` described."""
+        longtail = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values["longtail"].items()
+        }
+        return cls(
+            **{
+                **values,
+                "longtail": LongTail(**longtail),
+                "mean": tuple(values["mean"]),
+                "std": tuple(values["std"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The sets made from a source; ``*_index`` are positions in the source's training set."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    train_index: Tensor
+    validation_index: Tensor
+    card: DataCard
+
+    def manifest(self) -> list[dict[str, int | str]]:
+        """Return a row for every image taken from the source's training set, in stored order."""
+        names = self.train.class_names
+        return [
+            {"split": split, "source_index": at, "label": label, "class": names[label]}
+            for split, part, index in (
+                ("train", self.train, self.train_index),
+                ("validation", self.validation, self.validation_index),
+            )
+            for at, label in zip(index.tolist(), part.labels.tolist(), strict=True)
+        ]
+
+
+def prepare(source: Source, config: DataConfig) -> PreparedData:
+    """Cut the long tail of ``config`` from ``source``; equal seeds choose equal images.
+
+    Raises:
+        ValueError: if a class would be left without a training image, or the source has fewer
+            images of a class than the profile asks for.
+    """
+    available = class_counts(source.train.labels, len(source.train.class_names))
+    counts = profile_counts(
+        config.profile,
+        classes=len(available),
+        max_per_class=config.max_per_class or int(available.min()),
+        imbalance_ratio=config.imbalance_ratio,
+    )
+    by_class = _shuffled_by_class(source.train.labels, len(counts), config.seed)
+    _check_enough(counts, by_class, source.train.class_names)
+    held = [min(round(config.validation * n), n - 1) for n in counts]
+    validation_index = torch.cat([index[:h] for index, h in zip(by_class, held, strict=True)])
+    train_index = torch.cat(
+        [index[h:n] for index, h, n in zip(by_class, held, counts, strict=True)]
+    )
+    train, validation = source.train[train_index], source.train[validation_index]
+    longtail = LongTail(
+        class_counts=tuple(n - h for n, h in zip(counts, held, strict=True)),
+        class_names=train.class_names,
+        # By the counts before the hold-out, so that a class keeps its group when tuning.
+        class_groups=tuple(config.groups.assign(counts)),
+        group_rule=config.groups.describe(),
+    )
+    card = _card(longtail, train, validation, source.test, config)
+    return PreparedData(train, validation, source.test, train_index, validation_index, card)
+
+
+def _shuffled_by_class(labels: Tensor, classes: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    return [order[labels[order] == c] for c in range(classes)]
+
+
+def _check_enough(counts: list[int], by_class: list[Tensor], names: tuple[str, ...]) -> None:
+    for c, (wanted, index) in enumerate(zip(counts, by_class, strict=True)):
+        if wanted > len(index):
+            raise ValueError(
+                f"data.max_per_class asks for {wanted} images of class {c} ({names[c]!r}), "
+                f"but the source has {len(index)}"
+            )
+
+
+def _card(
+    longtail: LongTail, train: ImageSet, validation: ImageSet, test: ImageSet, config: DataConfig
+) -> DataCard:
+    pixels = train.images.double() / 255
+    hashes = "".join(part.content_hash() for part in (train, validation, test))
+    return DataCard(
+        longtail=longtail,
+        channels=train.shape[0],
+        mean=tuple(pixels.mean(dim=(0, 2, 3)).tolist()),
+        std=tuple(pixels.std(dim=(0, 2, 3), correction=0).tolist()),
+        settings=config.model_dump(mode="json"),
+        data_hash=sha256(hashes.encode()).hexdigest(),
+    )

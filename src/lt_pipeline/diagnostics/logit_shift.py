@@ -1,0 +1,36 @@
+"""How much a part of the weights moves the logits, by group (MORE, table 4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lt_pipeline.data.longtail import LongTail
+
+
+def logit_shift(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the mean of |f_y(x; theta) - f_y(x; theta^g)| over the images of each group.
+
+    ``full`` and ``general`` are logits ``[N, C]`` of the same images, ``labels`` ``[N]`` their
+    true classes y. Groups without an image are left out.
+    """
+    shift = (full - general).gather(1, labels[:, None]).squeeze(1).abs()
+    return by_group(shift, labels, longtail)
+
+
+def discrepancy_by_group(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the mean of ||f(x; theta) - f(x; theta^g)||_2^2 (equation 2) by group."""
+    return by_group((full - general).square().sum(1), labels, longtail)
+
+
+def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
+    """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
+    means = {}
+    for name, classes in longtail.groups.items():
+        members = (labels[:, None] == labels.new_tensor(classes)).any(1)
+        if members.any():
+            means[name] = float(values[members].double().mean())
+    return means

@@ -1,0 +1,51 @@
+"""Where and in what precision the arithmetic runs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from lt_pipeline.engine.config import TrainingConfig
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if the name means nothing to torch or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
+            f"valid: auto, cpu, cuda, cuda:0 and so on where there is a GPU"
+        ) from error
+    return device
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Return the autocast context of ``config.precision`` on ``device``."""
+    wanted = config.precision == "bfloat16"
+    wanted = wanted or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def memory_format(config: TrainingConfig, device: torch.device) -> torch.memory_format:
+    """Return the memory format of image tensors."""
+    wanted = config.channels_last
+    wanted = device.type == "cuda" if wanted == "auto" else wanted
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory used so far: the GPU's allocations, or this process's, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)

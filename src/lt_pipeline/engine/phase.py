@@ -1,0 +1,26 @@
+"""Phases: a method's training described as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lt_pipeline.data.samplers import Sampler, instance_balanced
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of gradient training.
+
+    Attributes:
+        name: names the checkpoint, the history and the node of the pipeline.
+        epochs: passes over what the sampler gives.
+        sampler: which images an epoch sees, in which order.
+        trains: the submodule that learns; "" is all of it. The rest is frozen, in eval mode.
+        start: the earlier phase to start from; None continues from the one before.
+    """
+
+    name: str
+    epochs: int
+    sampler: Sampler = instance_balanced
+    trains: str = ""
+    start: str | None = None

@@ -1,0 +1,57 @@
+"""How many training images each class has."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.figures.style import GROUP_COLOURS, new_figure
+
+NAMED_CLASSES = 30
+
+
+def class_distribution(longtail: LongTail, title: str) -> Figure:
+    """Draw training images by class, from most to fewest, coloured by group, on a log scale."""
+    figure, axes = new_figure(title)
+    order = by_count(longtail)
+    for name, classes in longtail.groups.items():
+        places = [order.index(c) for c in classes]
+        heights = [longtail.class_counts[c] for c in classes]
+        label = f"{name}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}"
+        axes.bar(places, heights, color=GROUP_COLOURS[name], width=0.85, label=label)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.8)
+    axes.set_ylabel("training images (log scale)")
+    class_axis(axes, longtail, order)
+    found = longtail.statistics()
+    text = (
+        f"{found['images']:.0f} images\n{longtail.classes} classes\n"
+        f"IR {found['imbalance_ratio']:.3g}\nGini {found['gini']:.2f}"
+    )
+    axes.legend(
+        title=longtail.group_rule, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False
+    )
+    axes.text(1.02, 0.02, text, transform=axes.transAxes, va="bottom", ha="left")
+    return figure
+
+
+def by_count(longtail: LongTail) -> list[int]:
+    """Return the classes from most to fewest training images."""
+    return sorted(range(longtail.classes), key=lambda c: (-longtail.class_counts[c], c))
+
+
+def class_axis(axes: Axes, longtail: LongTail, order: list[int]) -> None:
+    """Label the x axis with class names where they fit, else with ranks."""
+    axes.set_xlim(-0.6, longtail.classes - 0.4)
+    if longtail.classes <= NAMED_CLASSES:
+        longest = max(len(longtail.class_names[c]) for c in order)
+        axes.set_xticks(
+            range(longtail.classes),
+            [longtail.class_names[c] for c in order],
+            rotation=0 if longest <= 4 else 60,
+            ha="center" if longest <= 4 else "right",
+        )
+        axes.set_xlabel("class, from most to fewest training images")
+    else:
+        axes.set_xlabel("rank of the class by training images (0 has most)")

@@ -1,0 +1,117 @@
+"""What a trained method gets right, by class, by group, by confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.figures.distribution import NAMED_CLASSES, by_count, class_axis
+from lt_pipeline.figures.style import GREY, GROUP_COLOURS, new_figure
+
+
+def recall_by_class(table: Sequence[Mapping[str, Any]], longtail: LongTail, title: str) -> Figure:
+    """Draw the recall of every class, from most to fewest training images, groups shaded.
+
+    ``table`` has the rows of ``metrics.classification.class_table``.
+    """
+    figure, axes = new_figure(f"Recall by class: {title}", width=9)
+    order = by_count(longtail)
+    recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
+    for name, classes in longtail.groups.items():
+        places = [order.index(c) for c in classes if c in recall]
+        if not places:
+            continue
+        values = [recall[order[place]] for place in places]
+        left, right = min(places) - 0.5, max(places) + 0.5
+        mean = sum(values) / len(values)
+        colour = GROUP_COLOURS[name]
+        axes.axvspan(left, right, color=colour, alpha=0.12, linewidth=0)
+        axes.bar(places, values, color=colour, width=0.8)
+        axes.hlines(mean, left, right, color="black", linewidth=1.2)
+        axes.text(
+            (left + right) / 2,
+            103,
+            f"{name}\n{mean:.1f} %",
+            ha="center",
+            va="bottom",
+            color=colour,
+            fontweight="bold",
+        )
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
+    axes.title.set_position((0, 1.0))
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, pad=38)
+    class_axis(axes, longtail, order)
+    return figure
+
+
+def confusion(matrix: Tensor, class_names: Sequence[str], title: str) -> Figure:
+    """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images."""
+    few = len(class_names) <= NAMED_CLASSES
+    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.2)
+    shares = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
+    axes.grid(False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if few:
+        places = range(len(class_names))
+        axes.set_xticks(places, class_names, rotation=90 if max(map(len, class_names)) > 3 else 0)
+        axes.set_yticks(places, class_names)
+    if len(class_names) <= 12:
+        for row in range(len(class_names)):
+            for column in range(len(class_names)):
+                value = float(shares[row, column])
+                colour = "black" if value > 60 else "white"
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
+                )
+    return figure
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw accuracy over confidence; ``bins`` is what ``metrics.calibration.reliability`` gave."""
+    figure, axes = new_figure(f"Reliability: {title}", width=6.2, height=5.4)
+    left = [100 * edge for edge in bins["left_edge"]]
+    accuracy = [100 * value for value in bins["accuracy"]]
+    confidence = [100 * value for value in bins["confidence"]]
+    width = [100 * value for value in bins["width"]]
+    total = sum(bins["images"])
+    gap = sum(
+        n * abs(a - c) / total for n, a, c in zip(bins["images"], accuracy, confidence, strict=True)
+    )
+    axes.bar(
+        left, accuracy, width, align="edge", color="#56B4E9", edgecolor="white", label="accuracy"
+    )
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=[10 + 140 * n / total for n in bins["images"]],
+        color="#D55E00",
+        zorder=3,
+        label="bin's mean (area: its images)",
+    )
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("confidence (highest probability), %")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(loc="upper left", frameon=False, title=f"expected calibration error {gap:.1f} %")
+    return figure
+
+
+def logit_shift_by_group(shift: Mapping[str, float], title: str) -> Figure:
+    """Draw the mean shift of the true class's logit by group (MORE, table 4)."""
+    figure, axes = new_figure(f"Logit shift: {title}", width=6, height=4)
+    names = list(shift)
+    bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in names], width=0.6)
+    axes.bar_label(bars, fmt="%.3f", padding=2)
+    axes.set_xlabel("group of the true class")
+    axes.set_ylabel("mean |f_y(θ) - f_y(θᵍ)|, logits")
+    axes.margins(y=0.12)
+    return figure

@@ -1,0 +1,141 @@
+"""Kedro hooks: check everything first, tell MLflow what made a run, print what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from lt_pipeline import methods, tracking
+from lt_pipeline.config import ExperimentConfig, check_parameters, data_config
+from lt_pipeline.engine.device import choose_device
+from lt_pipeline.reporting import print_results
+from lt_pipeline.schema import unknown
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn what a user can put right into one line and exit code 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, ConnectionError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+class ProjectHooks:
+    """What this project adds to a Kedro run."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check names, parameters and the tracking server before kedro-mlflow opens anything."""
+        self.project = Path(context.project_path)
+        with _one_line():
+            _check_pipeline_names()
+            check_parameters(context.params)
+            conf = context.config_loader["mlflow"]
+            server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
+            uri = _tracking_uri(server.get("mlflow_tracking_uri"))
+            server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
+            experiment = tracked.setdefault("experiment", {})
+            experiment["name"] = experiment.get("name") or data_config(context.params).slug
+            context.config_loader["mlflow"] = conf
+            tracking.check_server(server["mlflow_tracking_uri"])
+
+    @hook_impl(tryfirst=True, specname="before_pipeline_run")
+    def check_experiments(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Resolve every method's configuration, so that a wrong one stops the run here."""
+        parameters = catalog.load("parameters")
+        with _one_line():
+            self.experiments = [
+                ExperimentConfig.resolve(name, parameters) for name in _methods_of(pipeline)
+            ]
+            for experiment in self.experiments:
+                choose_device(experiment.device)
+
+    @hook_impl(trylast=True, specname="before_pipeline_run")
+    def describe_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
+        parameters = catalog.load("parameters")
+        data = data_config(parameters)
+        names = _methods_of(pipeline)
+        device = str(choose_device(parameters.get("device", "auto")))
+        tracking.set_tags(
+            {
+                **tracking.provenance(self.project, parameters.get("seed", 0), device),
+                "mlflow.runName": f"{'+'.join(names) or 'data_prep'} · {data.slug}",
+                "data": data.slug,
+            }
+        )
+        written = dict(tracking.flatten(parameters, "."))
+        for experiment in self.experiments:
+            resolved = experiment.model_dump(mode="json", exclude={"method", "seed", "device"})
+            options = {experiment.method: {"options": resolved.pop("options")}}
+            found = tracking.flatten({**resolved, **options}, ".")
+            tracking.log_params({name: v for name, v in found if name not in written})
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Log a method's metrics, and tag the run with the hash of its data."""
+        if dataset_name.endswith(".metrics"):
+            tracking.log_metrics(tracking.numbers(data))
+        if dataset_name == "data_card":
+            tracking.set_tags({"data_hash": data["data_hash"]})
+
+    @hook_impl
+    def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
+        """Tag the run with the hash of data that an earlier run made."""
+        if dataset_name == "data_card":
+            tracking.set_tags({"data_hash": data["data_hash"]})
+
+    @hook_impl
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Print the results and clear the states that only a killed run resumes from."""
+        finished = {
+            name: catalog.load(f"{name}.metrics")
+            for name in _methods_of(pipeline)
+            if f"{name}.metrics" in pipeline.all_outputs()
+        }
+        for name in finished:
+            shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
+        if finished:
+            card = catalog.load("data_card")
+            print_results(finished, card, mlflow.get_tracking_uri(), self.project)
+
+
+def _tracking_uri(written: str | None) -> str:
+    """Return the address to use: the environment's, else what conf/ says."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or written
+    if not uri:
+        raise ValueError("server.mlflow_tracking_uri is missing in conf/base/mlflow.yml")
+    return uri
+
+
+def _check_pipeline_names() -> None:
+    """Refuse an unknown ``--pipeline`` with the nearest name, before anything is opened."""
+    command = click.get_current_context(silent=True)
+    given = command.params if command else {}
+    for name in [*(given.get("pipelines") or []), given.get("pipeline")]:
+        if name and name not in pipelines:
+            raise ValueError(unknown("pipeline", name, set(pipelines.keys())))
+
+
+def _methods_of(pipeline: Pipeline) -> list[str]:
+    spaces = {node.namespace for node in pipeline.nodes}
+    return [name for name in methods.available() if name in spaces]

@@ -1,0 +1,1 @@
+"""Metrics by class and group, calibration, out-of-distribution."""

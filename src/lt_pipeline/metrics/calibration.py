@@ -1,0 +1,39 @@
+"""Whether probabilities mean what they say."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+
+def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the mean of |accuracy - confidence| over equally wide bins, weighted by their images.
+
+    Guo et al., On calibration of modern neural networks (ICML 2017), equation 3. ``scores``
+    ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``.
+    """
+    error = multiclass_calibration_error(
+        scores.softmax(1), labels, num_classes=scores.shape[1], n_bins=bins, norm="l1"
+    )
+    return float(error)
+
+
+def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, list[float]]:
+    """Return images, mean confidence and accuracy of every bin that has images, by its left edge.
+
+    Bins are (k / bins, (k + 1) / bins]; ``scores`` ``[N, C]`` are logits, ``labels`` is ``[N]``.
+    """
+    confidence, predicted = scores.double().softmax(1).max(1)
+    right = (predicted == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    images = torch.bincount(place, minlength=bins)
+    used = images > 0
+    shares = images[used].double()
+    return {
+        "left_edge": (torch.arange(bins, dtype=torch.float64)[used] / bins).tolist(),
+        "width": [1 / bins] * int(used.sum()),
+        "images": shares.tolist(),
+        "confidence": (torch.bincount(place, confidence, minlength=bins)[used] / shares).tolist(),
+        "accuracy": (torch.bincount(place, right, minlength=bins)[used] / shares).tolist(),
+    }

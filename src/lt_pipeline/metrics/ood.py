@@ -1,0 +1,61 @@
+"""Telling images of the training classes from others by a score; higher is more like training."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from lt_pipeline.data.longtail import LongTail
+
+KEPT = 0.95
+
+
+def ood_report(
+    inside: Tensor, outside: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return AUROC, FPR95 and average precisions, and the first two by group.
+
+    ``inside`` ``[N]`` are scores of test images with true classes ``labels`` ``[N]``, ``outside``
+    ``[M]`` those of images of no class. A group's are its own images against all of ``outside``;
+    groups without images are left out.
+
+    Raises:
+        ValueError: if either side has no image.
+    """
+    if not len(inside) or not len(outside):
+        raise ValueError(
+            f"an OOD comparison needs images on both sides, but has {len(inside)} inside and "
+            f"{len(outside)} outside"
+        )
+    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))]).numpy()
+    scores = torch.cat([inside, outside]).double().numpy()
+    found = {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "fpr95": fpr95(inside, outside),
+        "aupr_in": float(average_precision_score(truth, scores)),
+        "aupr_out": float(average_precision_score(1 - truth, -scores)),
+    }
+    for name, classes in longtail.groups.items():
+        members = inside[torch.isin(labels, torch.tensor(classes))]
+        if len(members):
+            found[f"auroc_{name}"] = auroc(members, outside)
+            found[f"fpr95_{name}"] = fpr95(members, outside)
+    return found
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half."""
+    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
+    return float(roc_auc_score(truth.numpy(), torch.cat([inside, outside]).double().numpy()))
+
+
+def fpr95(inside: Tensor, outside: Tensor) -> float:
+    """Return the share of ``outside`` at or above the highest threshold that keeps 95 %.
+
+    The threshold is the largest score t with at least 95 % of ``inside`` >= t; images of
+    ``outside`` that tie with it are accepted, too.
+    """
+    ranked = inside.double().sort(descending=True).values
+    needed = -int(-KEPT * len(ranked) // 1)
+    return float((outside.double() >= ranked[needed - 1]).double().mean())

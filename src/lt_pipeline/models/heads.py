@@ -1,0 +1,38 @@
+"""Classifier heads: features to logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CosineHead(nn.Module):
+    """Logits s * cos(features, w_c); no bias."""
+
+    def __init__(self, features: int, classes: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(classes, features))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Return cos(features, w_c), ``[B, C]``, in float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(_unit(features), _unit(self.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of ``features`` ``[B, F]``."""
+        return self.scale * self.cosines(features)
+
+
+def build_head(name: str, features: int, classes: int, scale: float) -> nn.Module:
+    """Return the head ``name`` (``linear`` or ``cosine``); ``scale`` is the cosine head's s."""
+    if name == "cosine":
+        return CosineHead(features, classes, scale)
+    return nn.Linear(features, classes)
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x if x.dtype == torch.float64 else x.float()
+    return F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny)

@@ -1,0 +1,98 @@
+"""Low-rank decomposed convolutions: W = W^g + B A (MORE, equation 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class LowRank(nn.Module):
+    """Adds B A, reshaped to the kernel, to a convolution's weight W^g.
+
+    For a k x k kernel A is ``[r k, in k]`` and B is ``[out k, r k]``, as in LoRA's convolution.
+    A starts Kaiming-uniform and B zero, so that the sum starts as W^g. B A has no scale factor:
+    equation 1 has none.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, groups: int) -> None:
+        super().__init__()
+        out, per_group, kernel, width = weight.shape
+        if kernel != width:
+            raise ValueError(f"low rank needs square kernels, but got {kernel} x {width}")
+        place = {"dtype": weight.dtype, "device": weight.device}
+        self.down = nn.Parameter(torch.empty(rank * kernel, per_group * groups * kernel, **place))
+        self.up = nn.Parameter(torch.zeros(out // groups * kernel, rank * kernel, **place))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+        self.enabled = True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return W^g + B A, or W^g while disabled; both of the kernel's shape."""
+        return weight + (self.up @ self.down).view(weight.shape) if self.enabled else weight
+
+
+def add_low_rank(module: nn.Module, rank: float) -> int:
+    """Decompose every convolution of ``module``; return how many parameters that adds.
+
+    The rank of a convolution is max(1, int(rank * min(in_channels, out_channels))): the rule that
+    gives the paper's parameter counts.
+
+    Raises:
+        ValueError: if ``rank`` is not a share, or the convolutions are decomposed already.
+    """
+    if not 0 < rank < 1:
+        raise ValueError(f"rank must be > 0 and < 1, but got {rank}")
+    added = 0
+    for convolution in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
+        if parametrize.is_parametrized(convolution, "weight"):
+            raise ValueError("the convolutions are decomposed already; add low rank once")
+        smaller = min(convolution.in_channels, convolution.out_channels)
+        low_rank = LowRank(convolution.weight, max(1, int(rank * smaller)), convolution.groups)
+        parametrize.register_parametrization(convolution, "weight", low_rank)
+        added += low_rank.down.numel() + low_rank.up.numel()
+    return added
+
+
+@contextmanager
+def general_weights(module: nn.Module) -> Iterator[None]:
+    """Compute with W^g alone inside the block."""
+    parts = [m for m in module.modules() if isinstance(m, LowRank)]
+    before = [part.enabled for part in parts]
+    try:
+        for part in parts:
+            part.enabled = False
+        yield
+    finally:
+        for part, enabled in zip(parts, before, strict=True):
+            part.enabled = enabled
+
+
+def fold_low_rank(module: nn.Module) -> None:
+    """Replace W^g by W^g + B A as a plain weight; the plain network's parameters remain."""
+    for convolution in _decomposed(module):
+        parametrize.remove_parametrizations(convolution, "weight", leave_parametrized=True)
+
+
+def freeze_general(module: nn.Module) -> None:
+    """Take W^g of every decomposed convolution out of training."""
+    for convolution in _decomposed(module):
+        convolution.parametrizations["weight"].original.requires_grad_(False)
+
+
+def low_rank_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield A and B of every decomposed convolution, named as ``module`` names them."""
+    for name, part in module.named_modules():
+        if isinstance(part, LowRank):
+            yield f"{name}.down", part.down
+            yield f"{name}.up", part.up
+
+
+def _decomposed(module: nn.Module) -> list[nn.Module]:
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m, "weight")
+    ]

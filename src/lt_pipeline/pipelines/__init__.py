@@ -1,0 +1,1 @@
+"""The DAGs: thin nodes over the library."""

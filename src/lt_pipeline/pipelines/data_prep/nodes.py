@@ -1,0 +1,56 @@
+"""Nodes of data preparation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lt_pipeline.config import data_config
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.prepare import DataCard, prepare
+from lt_pipeline.data.sources import load_source
+from lt_pipeline.figures.distribution import class_distribution
+
+
+def make_sets(
+    raw_folder: Path, data: dict[str, Any]
+) -> tuple[ImageSet, ImageSet, ImageSet, dict[str, Any], pd.DataFrame]:
+    """Return the training set, hold-out, test set, data card and manifest of chosen images."""
+    config = data_config({"data": data})
+    prepared = prepare(load_source(config.source, raw_folder), config)
+    return (
+        prepared.train,
+        prepared.validation,
+        prepared.test,
+        prepared.card.to_json(),
+        pd.DataFrame(prepared.manifest()),
+    )
+
+
+def describe(card: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any], Figure]:
+    """Return class counts, imbalance statistics with seed and hash, and a picture of the tail."""
+    found = DataCard.from_json(card)
+    longtail, settings = found.longtail, found.settings
+    counts = pd.DataFrame(
+        {
+            "class": range(longtail.classes),
+            "name": longtail.class_names,
+            "group": longtail.class_groups,
+            "training_images": longtail.class_counts,
+        }
+    )
+    statistics = {
+        **longtail.statistics(),
+        "group_rule": longtail.group_rule,
+        "empty_groups": longtail.empty_groups,
+        "seed": settings["seed"],
+        "data_hash": found.data_hash,
+    }
+    return (
+        counts,
+        statistics,
+        class_distribution(longtail, f"Training images of {found.config.title}"),
+    )

@@ -1,0 +1,87 @@
+"""Export the merged network and hand it to MLflow as a model that answers with probabilities."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.models import infer_signature
+from torch import Tensor, nn
+
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.methods._base import Method
+from lt_pipeline.pipelines.method.nodes import load_finished
+
+# Runs in the serving process, where lt_pipeline need not be installed.
+SERVED_CODE = Path(__file__).with_name("_served.py")
+EXAMPLES = 2
+
+
+class Probabilities(nn.Module):
+    """uint8 images ``[B, channels, H, W]`` -> class probabilities ``[B, C]``."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return softmax of the method's scores."""
+        return self.method.score(images).softmax(1)
+
+
+def export(method: Method, example: Tensor) -> torch.export.ExportedProgram:
+    """Return the finished ``method`` as a program for any number of images like ``example``."""
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(
+        Probabilities(method.cpu().eval()), (example,), dynamic_shapes=({0: batch},)
+    )
+
+
+def _release(package: ModuleType) -> str:
+    """Return the version without the build's suffix (2.15.0+cu130), which PyPI does not know."""
+    return str(package.__version__).split("+")[0]
+
+
+def deploy(
+    config: dict[str, Any],
+    card: dict[str, Any],
+    model: dict[str, Tensor],
+    test: ImageSet,
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """Log and register the exported model in the active MLflow run; return where it is.
+
+    ``metrics`` makes it wait for the evaluation: what is registered has been judged.
+    """
+    found, method = load_finished(config, card, model)
+    example = test.images[:EXAMPLES]
+    program = export(method, example)
+    with torch.no_grad():
+        probabilities = program.module()(example)
+    data = DataCard.from_json(card)
+    with TemporaryDirectory() as folder:
+        network, classes = Path(folder, "network.pt2"), Path(folder, "class_names.json")
+        torch.export.save(program, network)
+        classes.write_text(json.dumps(data.longtail.class_names))
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(SERVED_CODE),
+            artifacts={"network": str(network), "class_names": str(classes)},
+            signature=infer_signature(example.numpy(), probabilities.numpy()),
+            input_example=example.numpy(),
+            registered_model_name=f"{found.method}-{data.config.slug}",
+            # named, because inferring them takes ten seconds
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_release(torch)}"],
+            metadata={"accuracy": metrics["test"]["accuracy"]},
+        )
+    return {
+        "model_uri": logged.model_uri,
+        "registered_model": f"{found.method}-{data.config.slug}",
+        "version": logged.registered_model_version,
+    }

@@ -1,0 +1,258 @@
+"""Nodes of a method's pipeline: each wires one step of the library to the catalog."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline import methods, tracking
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.ood import ood_images
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.engine.checkpoint import ResumeFile
+from lt_pipeline.engine.device import choose_device, peak_memory_mib
+from lt_pipeline.engine.loop import History, fit
+from lt_pipeline.engine.predict import predict
+from lt_pipeline.figures import evaluation as figures
+from lt_pipeline.figures.training import training_curves
+from lt_pipeline.methods._base import Method
+from lt_pipeline.metrics.calibration import expected_calibration_error, reliability
+from lt_pipeline.metrics.classification import class_table, confusion_matrix, report
+from lt_pipeline.metrics.ood import ood_report
+from lt_pipeline.models.network import parameter_count
+
+Values = dict[str, Any]
+
+
+def configure(
+    method: str,
+    seed: int,
+    device: str,
+    model: Values,
+    training: Values,
+    evaluation: Values,
+    own: Values,
+) -> Values:
+    """Return the method's checked and complete configuration."""
+    shared = {"seed": seed, "device": device, "model": model, "training": training}
+    config = ExperimentConfig.resolve(method, {**shared, "evaluation": evaluation, method: own})
+    return config.model_dump(mode="json")
+
+
+def train_phase(
+    name: str,
+    earlier: tuple[str, ...],
+    config: Values,
+    card: Values,
+    train: ImageSet,
+    validation: ImageSet,
+    test: ImageSet,
+    progress: Path,
+    *checkpoints: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], History]:
+    """Train the phase ``name`` and return its checkpoint and history.
+
+    ``checkpoints`` are those of the ``earlier`` phases, in order.
+    """
+    found, method = _create(config, card)
+    phase = {p.name: p for p in method.phases(found.training.epochs)}[name]
+    if checkpoints:
+        start = earlier.index(phase.start) if phase.start else -1
+        method.load_state_dict(checkpoints[start])
+    found.training.augment.check(train.shape)
+    sets = {"validation": validation, "test": test}
+    history = fit(
+        method,
+        phase,
+        train,
+        found.training,
+        seed=found.seed + len(earlier),
+        device=choose_device(found.device),
+        monitors={name: sets[name] for name in found.training.monitor if len(sets[name])},
+        resume=ResumeFile(progress / f"{name}.pt", _fingerprint(config, card)),
+        report=tracking.log_epoch,
+    )
+    return dict(method.state_dict()), history
+
+
+def finish(
+    phases: tuple[str, ...],
+    config: Values,
+    card: Values,
+    train: ImageSet,
+    test: ImageSet,
+    *checkpoints: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], Values]:
+    """Do what follows the gradients, merge, and return the deployable weights and what it did."""
+    found, method = _create(config, card)
+    device = choose_device(found.device)
+    method.load_state_dict(checkpoints[-1])
+    method.finish(dict(zip(phases, checkpoints, strict=True)), train)
+    trained = parameter_count(method.net)
+    diagnosed = method.diagnose(train, test, device)
+    before = predict(method.to(device), method.score, test.images, device=device)
+    method.fold()
+    after = predict(method, method.score, test.images, device=device)
+    return dict(method.state_dict()), {
+        "parameters_trained": trained,
+        "parameters_deployed": parameter_count(method.net),
+        "largest_score_change": float((after - before).abs().max()),
+        "diagnostics": diagnosed,
+    }
+
+
+def evaluate(
+    config: Values,
+    card: Values,
+    model: dict[str, Tensor],
+    test: ImageSet,
+    finish_report: Values,
+    *histories: History,
+) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
+    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
+    found, method = load_finished(config, card, model)
+    longtail, device = method.card.longtail, choose_device(found.device)
+    method.to(device)
+    started = time.monotonic()
+    scores = predict(method, method.score, test.images, device=device)
+    seconds = time.monotonic() - started
+    matrix = confusion_matrix(scores, test.labels)
+    bins = found.evaluation.calibration_bins
+    metrics = {
+        "test": {
+            **report(matrix, longtail, floor=found.evaluation.recall_floor),
+            "expected_calibration_error": expected_calibration_error(scores, test.labels, bins),
+        },
+        "ood": _ood(found, method, test, device),
+        "cost": _cost(histories, finish_report, len(test) / seconds, device),
+        "best_epoch": best_epoch(join_histories(histories)),
+        "diagnostics": finish_report["diagnostics"],
+        "left_out_groups": longtail.empty_groups,
+        "group_rule": longtail.group_rule,
+    }
+    table = pd.DataFrame(class_table(matrix, longtail))
+    names = longtail.class_names
+    confusion = pd.DataFrame(matrix.numpy(), index=names, columns=names)
+    return metrics, table, confusion, reliability(scores, test.labels, bins)
+
+
+def draw(
+    config: Values,
+    card: Values,
+    table: pd.DataFrame,
+    confusion: pd.DataFrame,
+    reliability_bins: Values,
+    finish_report: Values,
+    *histories: History,
+) -> dict[str, Figure]:
+    """Return the pictures, by file name."""
+    found = DataCard.from_json(card)
+    title = f"{config['method']} on {found.config.title}"
+    matrix = torch.from_numpy(confusion.to_numpy())
+    drawn = {
+        "recall_by_class": figures.recall_by_class(table.to_dict("records"), found.longtail, title),
+        "confusion": figures.confusion(matrix, found.longtail.class_names, title),
+        "reliability": figures.reliability_diagram(reliability_bins, title),
+        "training_curves": training_curves(join_histories(histories), title),
+    }
+    shift = finish_report["diagnostics"].get("logit_shift")
+    if shift:
+        drawn["logit_shift"] = figures.logit_shift_by_group(shift, title)
+    return {f"{name}.png": figure for name, figure in drawn.items()}
+
+
+def load_finished(
+    config: Values, card: Values, model: dict[str, Tensor]
+) -> tuple[ExperimentConfig, Method]:
+    """Return the finished, folded method with its weights, on the CPU.
+
+    Raises:
+        ValueError: if the weights are of another architecture.
+    """
+    found, method = _create(config, card)
+    method.fold()
+    try:
+        method.load_state_dict(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights do not fit {found.method} with backbone {found.model.backbone} "
+            f"({str(error).splitlines()[1].strip()}); train again with this configuration"
+        ) from error
+    return found, method.eval()
+
+
+def join_histories(histories: tuple[History, ...]) -> History:
+    """Return the histories of phases one after the other as one, steps counted through."""
+    joined: History = {}
+    offset = 0.0
+    for history in histories:
+        for name, points in history.items():
+            moved = [{"step": offset + p["step"], "value": p["value"]} for p in points]
+            joined.setdefault(name, []).extend(moved)
+        offset = max(points[-1]["step"] for points in joined.values())
+    return joined
+
+
+def best_epoch(history: History) -> dict[str, dict[str, float]]:
+    """Return the best monitored accuracies and their epochs: a label, never a selection."""
+    return {
+        name.removesuffix("/accuracy"): {
+            "accuracy": max(p["value"] for p in points),
+            "epoch": max(points, key=lambda p: p["value"])["step"],
+        }
+        for name, points in history.items()
+        if name.endswith("/accuracy")
+    }
+
+
+def _create(config: Values, card: Values) -> tuple[ExperimentConfig, Method]:
+    found = ExperimentConfig.model_validate(config)
+    torch.manual_seed(found.seed)
+    kind = methods.get(found.method)
+    return found, kind(found.options, found.model, DataCard.from_json(card))
+
+
+def _fingerprint(config: Values, card: Values) -> str:
+    decisive = {name: value for name, value in config.items() if name != "device"}
+    return sha256(repr((decisive, card["data_hash"])).encode()).hexdigest()
+
+
+def _ood(
+    config: ExperimentConfig, method: Method, test: ImageSet, device: torch.device
+) -> dict[str, dict[str, float]]:
+    if not config.evaluation.ood:
+        return {}
+    longtail = method.card.longtail
+    inside = predict(method, method.ood_score, test.images, device=device)
+    return {
+        name: ood_report(
+            inside,
+            predict(method, method.ood_score, ood_images(name, test.images), device=device),
+            test.labels,
+            longtail,
+        )
+        for name in config.evaluation.ood
+    }
+
+
+def _cost(
+    histories: tuple[History, ...], finish_report: Values, scored: float, device: torch.device
+) -> dict[str, float]:
+    joined = join_histories(histories)
+    speeds = sorted(p["value"] for p in joined["train/images_per_second"])
+    return {
+        "training_seconds": sum(p["value"] for p in joined["train/seconds"]),
+        "training_images_per_second": speeds[len(speeds) // 2],
+        "scoring_images_per_second": scored,
+        "peak_memory_mib": peak_memory_mib(device),
+        "parameters_trained": finish_report["parameters_trained"],
+        "parameters_deployed": finish_report["parameters_deployed"],
+    }

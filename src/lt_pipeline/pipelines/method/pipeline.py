@@ -1,0 +1,69 @@
+"""The DAG of a method: configure -> a node a phase -> finish -> evaluate -> draw, deploy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kedro.pipeline import Node, Pipeline
+
+from lt_pipeline import methods
+from lt_pipeline.pipelines.method.deploy import deploy
+from lt_pipeline.pipelines.method.nodes import configure, draw, evaluate, finish, train_phase
+
+SETS = ("train_set", "validation_set", "test_set")
+SHARED = ("params:seed", "params:device", "params:model", "params:training", "params:evaluation")
+
+
+def create_pipeline(method: str) -> Pipeline:
+    """Return the pipeline of ``method``, in a namespace of its name."""
+    phases = methods.get(method).phase_names
+    checkpoints = [f"{phase}_checkpoint" for phase in phases]
+    histories = [f"{phase}_history" for phase in phases]
+    known = ["config", "data_card"]
+    nodes = [
+        Node(
+            partial(configure, method),
+            inputs=[*SHARED, "params:method"],
+            outputs="config",
+            name="configure",
+        ),
+        *(
+            Node(
+                partial(train_phase, phase, phases[:position]),
+                inputs=[*known, *SETS, "progress", *checkpoints[:position]],
+                outputs=[checkpoints[position], histories[position]],
+                name=phase,
+            )
+            for position, phase in enumerate(phases)
+        ),
+        Node(
+            partial(finish, phases),
+            inputs=[*known, "train_set", "test_set", *checkpoints],
+            outputs=["model", "finish_report"],
+            name="finish",
+        ),
+        Node(
+            evaluate,
+            inputs=[*known, "model", "test_set", "finish_report", *histories],
+            outputs=["metrics", "class_table", "confusion", "reliability"],
+            name="evaluate",
+        ),
+        Node(
+            draw,
+            inputs=[*known, "class_table", "confusion", "reliability", "finish_report", *histories],
+            outputs="figures",
+            name="draw",
+        ),
+        Node(
+            deploy,
+            inputs=[*known, "model", "test_set", "metrics"],
+            outputs="deployed",
+            name="deploy",
+        ),
+    ]
+    return Pipeline(
+        nodes,
+        namespace=method,
+        inputs={*SETS, "data_card"},
+        parameters={**{name: name for name in SHARED}, "params:method": f"params:{method}"},
+    )

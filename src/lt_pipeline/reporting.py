@@ -1,0 +1,66 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lt_pipeline.data.prepare import DataCard
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "harmonic_mean": "harmonic mean",
+    "geometric_mean": "geometric mean",
+    "lowest_recall": "lowest recall",
+    "expected_calibration_error": "ECE",
+}
+
+
+def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> Table:
+    """Return a row a method, in per cent, of the last epoch on the balanced test set."""
+    shown = {
+        key: heading
+        for key, heading in COLUMNS.items()
+        if any(key in metrics["test"] for metrics in finished.values())
+    }
+    table = Table(title=f"{card.config.title}: balanced test set, last epoch, %")
+    table.add_column("method")
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    for name, metrics in finished.items():
+        cells = [f"{100 * metrics['test'][key]:.1f}" for key in shown]
+        table.add_row(name, *cells)
+    return table
+
+
+def print_results(
+    finished: Mapping[str, Mapping[str, Any]],
+    card: dict[str, Any],
+    tracking_uri: str,
+    project: Path,
+) -> None:
+    """Print the table, what must be known to read it, and where to look further."""
+    console = Console()
+    found = DataCard.from_json(card)
+    console.print()
+    console.print(results_table(finished, found))
+    metrics = next(iter(finished.values()))
+    console.print(f"Groups: {found.longtail.group_rule}.")
+    if found.longtail.empty_groups:
+        console.print(f"No class in: {', '.join(found.longtail.empty_groups)}; left out.")
+    console.print(
+        f"Means take a recall of zero as {metrics['test']['recall_floor']:g}; "
+        f"classes with zero recall: "
+        + ", ".join(f"{n} {m['test']['zero_recall_classes']:.0f}" for n, m in finished.items())
+        + "."
+    )
+    local = tracking_uri.startswith("sqlite:")
+    how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
+    console.print(f"Everything about this run is in the MLflow UI: {how}")

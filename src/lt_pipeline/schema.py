@@ -1,0 +1,55 @@
+"""The strict, frozen base of everything that is read from parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+
+class Config(BaseModel):
+    """Parameters of one part: frozen, validated, and closed to names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in values:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown("parameter", str(name), cls.model_fields))
+        return values
+
+
+def unknown(kind: str, name: str, valid: Any) -> str:
+    """Return the error text for a name that does not exist: the nearest one, then all."""
+    names = sorted(str(choice) for choice in valid)
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}valid: {', '.join(names)}"
+
+
+@contextmanager
+def one_line_errors(prefix: str = "") -> Iterator[None]:
+    """Turn pydantic's report into a ValueError of one line: each parameter and what is wrong.
+
+    ``prefix`` names the block that is validated, as in ``data`` for ``data.source``.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError("; ".join(_problems(error, prefix))) from None
+
+
+def _problems(error: ValidationError, prefix: str) -> Iterator[str]:
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join([prefix] * bool(prefix) + [str(part) for part in problem["loc"]])
+        what = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        plain = problem["type"] != "value_error" and not isinstance(given, dict)
+        got = f", but got {given!r}" if plain else ""
+        yield f"{where}: {what}{got}" if where else f"{what}{got}"

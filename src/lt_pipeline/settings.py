@@ -1,0 +1,17 @@
+"""Kedro's settings of this project."""
+
+from __future__ import annotations
+
+from kedro.config import OmegaConfigLoader
+
+from lt_pipeline.hooks import ProjectHooks
+
+HOOKS = (ProjectHooks(),)
+CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    # An environment changes single values of a block and keeps the others.
+    "merge_strategy": {"parameters": "soft"},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
+}

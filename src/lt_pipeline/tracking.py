@@ -1,0 +1,137 @@
+"""What goes to MLflow beside the catalog: epochs, tags, and whether the server is there at all."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+TIMEOUT_SECONDS = 5
+VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
+MAX_PARAM_LENGTH = 6000
+
+
+def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
+    """Log an epoch's values to the active run in one call; without a run, nothing happens."""
+    log_metrics(values, step=epoch)
+
+
+def log_metrics(values: Mapping[str, float], step: int = 0) -> None:
+    """Log ``values`` to the active run in one call; without a run, nothing happens."""
+    now = int(time.time() * 1000)
+    _log_batch(metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+
+def log_params(values: Mapping[str, Any]) -> None:
+    """Log parameters to the active run in one call; without a run, nothing happens."""
+    _log_batch(params=[Param(k, str(v)[:MAX_PARAM_LENGTH]) for k, v in values.items()])
+
+
+def set_tags(values: Mapping[str, Any]) -> None:
+    """Set tags of the active run in one call; without a run, nothing happens."""
+    _log_batch(tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+
+def _log_batch(**what: Any) -> None:
+    run = mlflow.active_run()
+    if run:
+        mlflow.MlflowClient().log_batch(run.info.run_id, **what)
+
+
+def flatten(
+    values: Mapping[str, Any], separator: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of nested ``values`` with its path joined by ``separator``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, separator, f"{prefix}{name}{separator}")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number in nested ``values`` as a metric, named as in ``test/accuracy``."""
+    return {
+        name: float(value)
+        for name, value in flatten(values, "/")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def provenance(project: Path, seed: int, device: str) -> dict[str, str]:
+    """Return the tags that say what made a run: command, commit, seed, device, versions."""
+    commit = _git(project, "rev-parse", "HEAD")
+    return {
+        "command": " ".join(["kedro", *sys.argv[1:]]),
+        "mlflow.source.git.commit": commit or "unknown",
+        "git_dirty": str(bool(_git(project, "status", "--porcelain"))) if commit else "unknown",
+        "seed": str(seed),
+        "device": device,
+        "python": platform.python_version(),
+        "versions": json.dumps({name: version(name) for name in VERSIONED}),
+    }
+
+
+def _git(project: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=project, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def absolute_uri(uri: str, project: Path) -> str:
+    """Return ``uri`` with a relative SQLite path made one under ``project``.
+
+    SQLite takes a relative path from wherever the command runs; a run would be lost there.
+    """
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return f"{prefix}{(project / uri.removeprefix(prefix)).as_posix()}"
+    return uri
+
+
+def check_server(uri: str) -> None:
+    """Refuse a tracking server that does not answer, before anything is computed.
+
+    Raises:
+        ConnectionError: naming the address, what went wrong and where to change it.
+    """
+    scheme = urlsplit(uri).scheme
+    try:
+        if scheme in ("http", "https"):
+            with urlopen(Request(f"{uri.rstrip('/')}/health"), timeout=TIMEOUT_SECONDS):
+                return
+        elif scheme == "sqlite":
+            Path(uri.removeprefix("sqlite:///")).parent.stat()
+        elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+            create_engine(uri).connect().close()
+    except (URLError, OSError, SQLAlchemyError, ImportError) as error:
+        raise ConnectionError(
+            f"the MLflow tracking server {_without_password(uri)} cannot be reached "
+            f"({str(error).splitlines()[0]}); start it, or change server.mlflow_tracking_uri in "
+            f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return uri.replace(f":{parts.password}@", ":***@")

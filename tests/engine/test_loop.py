@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import toy_card, toy_images
+from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.engine.checkpoint import ResumeFile
+from lt_pipeline.engine.config import TrainingConfig
+from lt_pipeline.engine.loop import fit
+from lt_pipeline.engine.phase import Phase
+from lt_pipeline.methods._base import Method, MethodOptions
+from lt_pipeline.models.network import ModelConfig
+
+CPU = torch.device("cpu")
+PLAIN = AugmentConfig(crop_padding=0, flip=0.0)
+
+
+def config(**values):
+    defaults = {"epochs": 3, "batch_size": 25, "learning_rate": 0.05, "warmup_epochs": 1}
+    return TrainingConfig(**{**defaults, "schedule": "cosine", "augment": PLAIN, **values})
+
+
+def method(seed=0, kind=Method):
+    torch.manual_seed(seed)
+    return kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+
+
+def run(trained, training, *, seed=0, phase=None, **extra):
+    phase = phase or Phase("train", training.epochs)
+    return fit(trained, phase, toy_images(), training, seed=seed, device=CPU, **extra)
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+
+
+def test_the_weights_are_those_of_a_loop_written_out():
+    """One epoch of SGD with momentum, decay and warm-up, step by step, in another way."""
+    training = config(epochs=1, warmup_epochs=1, gradient_clip=0.5)
+    trained, reference = method(), method()
+    run(trained, training, seed=7)
+    data = toy_images()
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(7))
+    velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
+    reference.train()
+    for step in range(3):
+        index = order[25 * step : 25 * (step + 1)]
+        loss = F.cross_entropy(reference.net(data.images[index]), data.labels[index])
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+        with torch.no_grad():
+            for (name, p), g in zip(reference.named_parameters(), gradients, strict=True):
+                clipped = g * min(1.0, 0.5 / (norm + 1e-6)) + 2e-4 * p
+                velocity[name] = 0.9 * velocity[name] + clipped
+                p -= 0.05 * (step + 1) / 3 * velocity[name]
+    for name, p in trained.named_parameters():
+        torch.testing.assert_close(p, reference.get_parameter(name), rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_falls_and_the_history_has_every_epoch():
+    training = config(epochs=8, monitor_every=2)
+    history = run(method(), training, monitors={"validation": toy_images(seed=5)})
+    losses = [p["value"] for p in history["train/cross_entropy"]]
+    assert losses[-1] < 0.5 * losses[0]
+    assert [p["step"] for p in history["train/cross_entropy"]] == list(range(1, 9))
+    assert [p["step"] for p in history["validation/accuracy"]] == [2, 4, 6, 8]
+    assert history["validation/accuracy"][-1]["value"] > 0.5
+    assert history["train/learning_rate"][-1]["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not():
+    training = config(augment=AugmentConfig(crop_padding=1))
+    results = []
+    for seed in (0, 0, 1):
+        trained = method()
+        run(trained, training, seed=seed)
+        results.append(trained.state_dict())
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path, stop):
+    training = config(epochs=4, augment=AugmentConfig(crop_padding=1))
+    whole = method()
+    history = run(whole, training)
+
+    def break_off(phase, epoch, values):
+        # reported before the state is saved: epoch `stop` is lost and trained again
+        if epoch == stop:
+            raise Interrupted
+
+    resume = ResumeFile(tmp_path / "train.pt", "run")
+    with pytest.raises(Interrupted):
+        run(method(), training, resume=resume, report=break_off)
+    # A state holds everything, so that other initial weights do not matter; before the first
+    # epoch's end there is none, and the run starts again from the seed's.
+    resumed = method(seed=0 if stop == 1 else 99)
+    seen = []
+    continued = run(
+        resumed, training, resume=resume, report=lambda phase, epoch, values: seen.append(epoch)
+    )
+    assert seen == list(range(stop, 5))
+    assert same(resumed.state_dict(), whole.state_dict())
+    for name in ("train/cross_entropy", "train/learning_rate"):
+        assert continued[name] == history[name]
+
+
+def test_only_what_the_phase_trains_moves_its_statistics_neither():
+    trained = method()
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    run(trained, config(), phase=Phase("train", 2, trains="net.head"))
+    changed = {
+        name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == {"net.head.weight", "net.head.bias"}
+
+
+def test_parameters_named_by_the_method_do_not_decay():
+    class Undecayed(Method):
+        def no_weight_decay(self):
+            return ["net.head.weight"]
+
+        def loss(self, batch, progress):
+            return {"nothing": 0.0 * sum(p.sum() for p in self.parameters())}
+
+    trained = method(kind=Undecayed)
+    before = {name: p.clone() for name, p in trained.named_parameters()}
+    run(trained, config(weight_decay=0.1))
+    assert torch.equal(trained.net.head.weight, before["net.head.weight"])
+    convolution = "net.backbone.stem.weight"
+    moved = [name for name, p in trained.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) > 5, convolution
+    assert all(trained.get_parameter(n).norm() < before[n].norm() for n in moved)
+
+
+def test_progress_ends_at_one():
+    seen = []
+
+    class Watching(Method):
+        def loss(self, batch, progress):
+            seen.append(progress)
+            return super().loss(batch, progress)
+
+    run(method(kind=Watching), config(epochs=2))
+    assert seen == pytest.approx([k / 6 for k in range(1, 7)])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_name():
+    class Broken(Method):
+        def loss(self, batch, progress):
+            return {"mine": super().loss(batch, progress)["cross_entropy"] * float("nan")}
+
+    with pytest.raises(
+        ValueError, match=r"'mine' is nan in epoch 1 of phase 'train'.*learning_rate"
+    ):
+        run(method(kind=Broken), config())
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(
+        ValueError, match=r"training.batch_size must be <= .* is 100 with 75 images"
+    ):
+        run(method(), config(batch_size=100))
+
+
+@pytest.mark.gpu
+def test_the_gpu_sees_the_same_images_in_the_same_order():
+    orders = []
+
+    class Watching(Method):
+        def loss(self, batch, progress):
+            orders[-1].append(batch.index.cpu())
+            return super().loss(batch, progress)
+
+    for device in ("cpu", "cuda"):
+        orders.append([])
+        training = config()
+        fit(
+            method(kind=Watching),
+            Phase("train", 3),
+            toy_images(),
+            training,
+            seed=3,
+            device=torch.device(device),
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*orders, strict=True))

@@ -1,0 +1,143 @@
+"""What every method keeps to. A new file in methods/ is tested here on arrival."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import toy_card, toy_images
+from lt_pipeline import methods
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.data.batches import Batch
+from lt_pipeline.engine.config import TrainingConfig
+from lt_pipeline.engine.loop import fit
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=methods.available())
+def create(request):
+    """Return a function that makes the method with its default options and a given seed."""
+
+    def make(seed=0):
+        config = ExperimentConfig.resolve(request.param, {"model": {"backbone": "resnet8"}})
+        torch.manual_seed(seed)
+        return methods.get(request.param)(config.options, config.model, toy_card())
+
+    return make
+
+
+def train(method, epochs=2, data=None, rate=0.05):
+    config = TrainingConfig(
+        epochs=epochs,
+        batch_size=min(32, len(data or toy_images())),
+        learning_rate=rate,
+        warmup_epochs=1,
+        schedule="cosine",
+        augment=AugmentConfig(crop_padding=0, flip=0.0),
+    )
+    checkpoints = {}
+    for phase in method.phases(epochs):
+        if phase.start:
+            method.load_state_dict(checkpoints[phase.start])
+        fit(method, phase, data or toy_images(), config, seed=len(checkpoints), device=CPU)
+        checkpoints[phase.name] = {k: v.clone() for k, v in method.state_dict().items()}
+    return checkpoints
+
+
+def batch():
+    data = toy_images()
+    index = torch.arange(0, len(data), 3)
+    return Batch(data.images[index], data.labels[index], index)
+
+
+def test_phases_are_those_of_the_pipeline(create):
+    method = create()
+    assert tuple(phase.name for phase in method.phases(10)) == method.phase_names
+
+
+def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create):
+    method = create()
+    train(method, epochs=1)
+    method.requires_grad_(True).train()
+    terms = method.loss(batch(), 0.5)
+    assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
+    sum(terms.values()).backward()
+    without = [name for name, p in method.named_parameters() if p.grad is None]
+    assert without == []
+    # BatchNorm makes the gradient of what it subtracts vanish, never that of a whole layer
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_scores_do_not_depend_on_the_batch(create):
+    method = create()
+    train(method, epochs=1)
+    method.eval()
+    images = toy_images().images[:6]
+    with torch.no_grad():
+        together = method.score(images)
+        alone = torch.cat([method.score(image[None]) for image in images])
+        likeness = method.ood_score(images)
+    assert together.shape == (6, 4)
+    assert torch.isfinite(together).all()
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert likeness.shape == (6,)
+    assert torch.isfinite(likeness).all()
+
+
+def test_the_same_seed_gives_the_same_checkpoint(create):
+    one, two = (train(create())[create().phase_names[-1]] for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_is_the_whole_state(create):
+    method, other = create(), create(seed=5)
+    train(method)
+    other.load_state_dict(method.state_dict())
+    images = toy_images().images[:8]
+    method.eval(), other.eval()
+    with torch.no_grad():
+        assert torch.equal(method.score(images), other.score(images))
+
+
+def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
+    method = create()
+    checkpoints = train(method)
+    method.finish(checkpoints, toy_images())
+    method.eval()
+    images = toy_images().images[:8]
+    with torch.no_grad():
+        before = method.score(images)
+        method.fold()
+        torch.testing.assert_close(method.score(images), before, rtol=1e-4, atol=1e-4)
+        other = create(seed=5)
+        other.fold()
+        other.load_state_dict(method.state_dict())
+        assert torch.equal(other.eval().score(images), method.score(images))
+
+
+def test_it_learns_32_images_by_heart(create):
+    data = toy_images((8, 8, 8, 8))
+    method = create()
+    train(method, epochs=25, data=data, rate=0.1)
+    method.eval()
+    with torch.no_grad():
+        assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
+
+
+def test_diagnosing_leaves_the_method_as_it_was(create):
+    method = create()
+    train(method)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
+        assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_it_moves_to_the_gpu_whole(create):
+    method = create().to("cuda").train()
+    moved = Batch(*(part.to("cuda") for part in batch()))
+    sum(method.loss(moved, 0.5).values()).backward()
+    assert all(p.grad.is_cuda for p in method.parameters())

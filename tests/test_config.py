@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from conftest import PROJECT
+from lt_pipeline import methods
+from lt_pipeline.config import ExperimentConfig, check_parameters, data_config, merged
+from lt_pipeline.engine.config import TrainingConfig
+from lt_pipeline.methods.more import MoreOptions
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
+ENVIRONMENTS = sorted(p.name for p in (PROJECT / "conf").iterdir() if p.is_dir())
+
+
+def parameters(environment):
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS
+    )
+    return loader["parameters"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_environment_is_valid_for_every_method(environment):
+    found = parameters(environment)
+    check_parameters(found)
+    for method in methods.available():
+        ExperimentConfig.resolve(method, found)
+
+
+def test_every_method_has_its_file_of_parameters_and_every_file_its_method():
+    files = {
+        p.stem.removeprefix("parameters_") for p in (PROJECT / "conf/base").glob("parameters_*.yml")
+    }
+    assert files == set(methods.available())
+
+
+def test_conf_shows_every_parameter_there_is():
+    found = parameters("base")
+    shown = ExperimentConfig.resolve("more", found).model_dump()
+    assert set(found["training"]) == set(TrainingConfig.model_fields)
+    assert set(found["training"]["augment"]) == set(shown["training"]["augment"])
+    assert set(found["model"]) == set(shown["model"])
+    assert set(found["evaluation"]) == set(shown["evaluation"])
+    assert set(found["data"]) == set(data_config(found).model_dump())
+    assert set(found["more"]["options"]) == set(MoreOptions.model_fields)
+
+
+def test_the_cifar_recipe_is_the_one_the_papers_figures_fit():
+    found = ExperimentConfig.resolve("more", parameters("cifar100_lt"))
+    training = found.training
+    assert (training.epochs, training.batch_size, training.learning_rate) == (200, 256, 0.3)
+    assert (training.momentum, training.weight_decay, training.nesterov) == (0.9, 2e-4, False)
+    assert (training.schedule, training.milestones, training.warmup_epochs) == (
+        "step",
+        (0.8, 0.9),
+        5,
+    )
+    assert training.augment.autoaugment
+    assert training.augment.cutout == 16
+    assert found.model.backbone == "resnet32"
+    assert data_config(parameters("cifar100_lt")).groups.sizes == (35, 35, 30)
+
+
+def test_a_methods_own_block_changes_single_values_of_what_is_shared():
+    shared = {"training": {"epochs": 9, "warmup_epochs": 1, "augment": {"flip": 0.1}}}
+    own = {"training": {"augment": {"cutout": 2}}, "model": {"head": "cosine"}}
+    found = ExperimentConfig.resolve("more", {**shared, "more": own})
+    assert found.training.epochs == 9
+    assert (found.training.augment.flip, found.training.augment.cutout) == (0.1, 2)
+    assert found.model.head == "cosine"
+    assert isinstance(found.options, MoreOptions)
+
+
+def test_merging_changes_neither_side():
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert merged(base, over) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}
+
+
+def test_a_configuration_survives_json():
+    found = ExperimentConfig.resolve("more", parameters("base"))
+    assert ExperimentConfig.model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mor": {}}, "unknown parameter or method 'mor': did you mean 'more'"),
+        ({"data": {"imbalance_ratio": 0.5}}, "data.imbalance_ratio: .*equal to 1, but got 0.5"),
+        ({"data": {"source": "cifar1000"}}, "data.source: unknown source .* mean 'cifar100'"),
+        ({"data": {"imbalance_ration": 5}}, "data: .*did you mean 'imbalance_ratio'"),
+    ],
+)
+def test_wrong_shared_parameters_are_named_in_one_line(given, message):
+    with pytest.raises(ValueError, match=message) as found:
+        check_parameters(given)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"more": {"options": {"rank": 0}}}, "more.options.rank: .*greater than 0, but got 0"),
+        ({"more": {"options": {"amplitud": 1}}}, "more.options: .*did you mean 'amplitude'"),
+        ({"more": {"option": {}}}, "more: .*did you mean 'options'"),
+        ({"more": {"training": {"epochs": 0}}}, "training.epochs: .*greater than 0, but got 0"),
+        ({"training": {"lerning_rate": 1}}, "training: .*did you mean 'learning_rate'"),
+        ({"training": {"epochs": 2, "warmup_epochs": 5}}, "warmup_epochs must be <= .*5 of 2"),
+        ({"model": {"backbone": "resnet33"}}, "model.backbone: unknown backbone 'resnet33'"),
+        ({"more": {"options": {"criterion": {"name": "focal"}}}}, "more.options.criterion: "),
+        ({"evaluation": {"ood": ["svhn"]}}, "evaluation.ood: unknown .*'svhn'"),
+    ],
+)
+def test_wrong_parameters_of_an_experiment_are_named_in_one_line(given, message):
+    with pytest.raises(ValueError, match=message) as found:
+        ExperimentConfig.resolve("more", given)
+    assert "\n" not in str(found.value)
