@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 from kedro.config import OmegaConfigLoader
-from kedro.framework.cli.utils import _split_params
+from omegaconf import OmegaConf
 
 from lt_pipeline.config import check_parameters, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
@@ -37,18 +37,14 @@ def main() -> None:
     loader = OmegaConfigLoader(
         conf_source=str(PROJECT / "conf"), env=arguments.env, **CONFIG_LOADER_ARGS
     )
-    base = merged(loader["parameters"], _split_params(None, None, arguments.params))
+    base = merged(loader["parameters"], dotted(arguments.params))
     rows = read(arguments.out)
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
-            label, method, params = (
-                (*variant.split(":", 2), variant, "")[:3]
-                if ":" in variant
-                else (variant, variant, "")
-            )
+            label, method, params = variant.split(":") if ":" in variant else (variant, variant, "")
             if any(row["label"] == label and row["seed"] == seed for row in rows):
                 continue
-            own = merged(base, _split_params(None, None, params))
+            own = merged(base, dotted(params.split(",")))
             own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
             rows.append({"label": label, "seed": seed, **run(method, own, arguments.out)})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +52,15 @@ def main() -> None:
             print(summary(rows).to_string(), flush=True)
 
 
+def dotted(pairs: list[str]) -> dict[str, Any]:
+    """Return ``["a.b=1"]`` as ``{"a": {"b": 1}}``."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([pair for pair in pairs if pair]))
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="base", help="a folder of conf/")
-    parser.add_argument("--params", default="", help="as in kedro run --params")
+    parser.add_argument("--params", nargs="*", default=[], help="as in training.epochs=20")
     parser.add_argument("--methods", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--vary-data", action="store_true", help="the seed chooses images, too")
@@ -75,11 +76,11 @@ def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
     check_parameters(parameters)
     shared = ("seed", "device", "model", "training", "evaluation")
-    config = configure(method, *(parameters[name] for name in shared), parameters.get(method) or {})
+    config = configure(method)(*(parameters[name] for name in shared), parameters.get(method) or {})
     train, validation, test, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
     progress = out.with_suffix(".progress")
-    checkpoint, history = train_phase("train", (), config, card, train, validation, test, progress)
-    model, report = finish(("train",), config, card, train, test, checkpoint)
+    checkpoint, history = train_phase("train")(config, card, train, validation, test, progress)
+    model, report = finish(config, card, train, test, checkpoint)
     metrics, *_ = evaluate(config, card, model, test, report, history)
     (progress / "train.pt").unlink()
     progress.rmdir()
@@ -91,15 +92,12 @@ def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
     cost = {k: metrics["cost"][k] for k in ("training_seconds", "parameters_trained")}
     best = {f"best_epoch_{k}_accuracy": v["accuracy"] for k, v in metrics["best_epoch"].items()}
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+        ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
+    )
     return {
         **metrics["test"], **best, **diagnosed, **cost,
-        "epochs": config["training"]["epochs"], "commit": commit, "torch": torch.__version__,
+        "epochs": config["training"]["epochs"],
+        "commit": commit.stdout.strip(), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "command": " ".join(["python", *sys.argv]),
     }  # fmt: skip

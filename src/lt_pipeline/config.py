@@ -55,9 +55,9 @@ class MethodBlock(Config):
     training: dict[str, Any] = Field(default_factory=dict)
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over`` in place of its own, at every depth."""
-    result = dict(base)
+    result = dict(base or {})
     for name, value in over.items():
         old = result.get(name)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
@@ -119,7 +119,7 @@ class ExperimentConfig(Config):
             shared = {name: parameters[name] for name in SHARED if name in parameters}
             shared.pop("data", None)
             for part in ("model", "training"):
-                shared[part] = merged(shared.get(part) or {}, getattr(block, part))
+                shared[part] = merged(parameters.get(part), getattr(block, part))
             return cls(method=method, options=options, **shared)
 
 

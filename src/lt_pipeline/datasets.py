@@ -79,7 +79,7 @@ class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
         return {"filepath": self._filepath}
 
 
-class FolderDataset(AbstractDataset[Path, None]):
+class FolderDataset(AbstractDataset[None, Path]):
     """A folder whose files a node reads or keeps by itself: it loads as the path."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,8 +17,8 @@ COLUMNS = {
     "many": "many",
     "medium": "medium",
     "few": "few",
-    "harmonic_mean": "harmonic mean",
-    "geometric_mean": "geometric mean",
+    "harmonic_mean": "harm. mean",
+    "geometric_mean": "geom. mean",
     "lowest_recall": "lowest recall",
     "expected_calibration_error": "ECE",
 }
@@ -30,10 +31,10 @@ def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> 
         for key, heading in COLUMNS.items()
         if any(key in metrics["test"] for metrics in finished.values())
     }
-    table = Table(title=f"{card.config.title}: balanced test set, last epoch, %")
+    table = Table(title=f"{card.config.title}: balanced test set, last epoch, %", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
     for heading in shown.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     for name, metrics in finished.items():
         cells = [f"{100 * metrics['test'][key]:.1f}" for key in shown]
         table.add_row(name, *cells)

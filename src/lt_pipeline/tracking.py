@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import platform
 import subprocess
 import sys
@@ -19,6 +21,10 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
+
+# MLflow's own lines and progress bars would tear the run's apart.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 TIMEOUT_SECONDS = 5
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")

@@ -69,7 +69,8 @@ def write_cifar(folder, monkeypatch, kind, names, label_key, classes):
     ("name", "kind", "folder", "files", "label_key", "classes"),
     [
         ("cifar100", datasets.CIFAR100, "cifar-100-python", ["train", "test"], "fine_labels", 100),
-        ("cifar10", datasets.CIFAR10, "cifar-10-batches-py", ["data_batch_1", "test_batch"], "labels", 10),
+        ("cifar10", datasets.CIFAR10, "cifar-10-batches-py", ["data_batch_1", "test_batch"],
+         "labels", 10),
     ],
 )  # fmt: skip
 def test_cifar_files_are_read_in_their_layout(

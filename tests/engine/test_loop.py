@@ -178,7 +178,7 @@ def test_the_gpu_sees_the_same_images_in_the_same_order():
 
     class Watching(Method):
         def loss(self, batch, progress):
-            orders[-1].append(batch.index.cpu())
+            orders[-1].append(batch.positions.cpu())
             return super().loss(batch, progress)
 
     for device in ("cpu", "cuda"):

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    positions: Tensor
 
 
 def batches(

@@ -80,14 +80,10 @@ class DataCard:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DataCard:
         """Return the card that ``to_json`` described."""
-        longtail = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["longtail"].items()
-        }
         return cls(
             **{
                 **values,
-                "longtail": LongTail(**longtail),
+                "longtail": LongTail.from_json(values["longtail"]),
                 "mean": tuple(values["mean"]),
                 "std": tuple(values["std"]),
             }

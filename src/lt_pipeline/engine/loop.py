@@ -124,7 +124,7 @@ class _Training:
             with autocast(config, self.device):
                 terms = method.loss(batch._replace(images=images), step / self.steps)
             self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(list(terms.values())).sum().backward()
             if config.gradient_clip:
                 torch.nn.utils.clip_grad_norm_(method.parameters(), config.gradient_clip)
             self.optimizer.step()
@@ -138,7 +138,7 @@ class _Training:
         images_seen = self.steps_per_epoch * config.batch_size
         return {
             **{f"train/{name}": value for name, value in means.items()},
-            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/learning_rate": float(self.schedule.get_last_lr()[0]),
             "train/seconds": seconds,
             "train/images_per_second": images_seen / seconds,
         }
@@ -200,7 +200,8 @@ def _sgd(
     """Return SGD over what the phase trains, without decay where the method says so."""
     prefix = f"{phase.trains}." if phase.trains else ""
     undecayed = set(method.no_weight_decay())
-    decay, rest = [], []
+    decay: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in method.get_submodule(phase.trains).named_parameters():
         (rest if prefix + name in undecayed else decay).append(parameter)
     groups = [

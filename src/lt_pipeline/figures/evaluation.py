@@ -13,7 +13,7 @@ from lt_pipeline.figures.distribution import NAMED_CLASSES, by_count, class_axis
 from lt_pipeline.figures.style import GREY, GROUP_COLOURS, new_figure
 
 
-def recall_by_class(table: Sequence[Mapping[str, Any]], longtail: LongTail, title: str) -> Figure:
+def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
     """Draw the recall of every class, from most to fewest training images, groups shaded.
 
     ``table`` has the rows of ``metrics.classification.class_table``.

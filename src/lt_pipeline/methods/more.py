@@ -123,7 +123,8 @@ class More(Method):
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_base and alpha(t) * L_MORE (equations 3, 5, 6); ``progress`` is t / T."""
         logits = self.net(batch.images)
-        terms = {self.options.criterion.name: self.criterion(logits, batch.labels).mean()}
+        base: Tensor = self.criterion(logits, batch.labels).mean()
+        terms: dict[str, Tensor] = {self.options.criterion.name: base}
         if self.options.amplitude:
             general = self._general_logits(batch.images)
             if self.options.detach_general:

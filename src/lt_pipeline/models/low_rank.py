@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -23,9 +22,8 @@ class LowRank(nn.Module):
         out, per_group, kernel, width = weight.shape
         if kernel != width:
             raise ValueError(f"low rank needs square kernels, but got {kernel} x {width}")
-        place = {"dtype": weight.dtype, "device": weight.device}
-        self.down = nn.Parameter(torch.empty(rank * kernel, per_group * groups * kernel, **place))
-        self.up = nn.Parameter(torch.zeros(out // groups * kernel, rank * kernel, **place))
+        self.down = nn.Parameter(weight.new_empty(rank * kernel, per_group * groups * kernel))
+        self.up = nn.Parameter(weight.new_zeros(out // groups * kernel, rank * kernel))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
         self.enabled = True
 
@@ -79,7 +77,7 @@ def fold_low_rank(module: nn.Module) -> None:
 def freeze_general(module: nn.Module) -> None:
     """Take W^g of every decomposed convolution out of training."""
     for convolution in _decomposed(module):
-        convolution.parametrizations["weight"].original.requires_grad_(False)
+        convolution.get_parameter("parametrizations.weight.original").requires_grad_(False)
 
 
 def low_rank_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,59 +33,55 @@ from lt_pipeline.models.network import parameter_count
 Values = dict[str, Any]
 
 
-def configure(
-    method: str,
-    seed: int,
-    device: str,
-    model: Values,
-    training: Values,
-    evaluation: Values,
-    own: Values,
-) -> Values:
-    """Return the method's checked and complete configuration."""
-    shared = {"seed": seed, "device": device, "model": model, "training": training}
-    config = ExperimentConfig.resolve(method, {**shared, "evaluation": evaluation, method: own})
-    return config.model_dump(mode="json")
+def configure(method: str) -> Callable[..., Values]:
+    """Return the node that checks and completes the configuration of ``method``."""
+
+    def resolve(
+        seed: int, device: str, model: Values, training: Values, evaluation: Values, own: Values
+    ) -> Values:
+        shared = {"seed": seed, "device": device, "model": model, "training": training}
+        config = ExperimentConfig.resolve(method, {**shared, "evaluation": evaluation, method: own})
+        return config.model_dump(mode="json")
+
+    return resolve
 
 
-def train_phase(
-    name: str,
-    earlier: tuple[str, ...],
-    config: Values,
-    card: Values,
-    train: ImageSet,
-    validation: ImageSet,
-    test: ImageSet,
-    progress: Path,
-    *checkpoints: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], History]:
-    """Train the phase ``name`` and return its checkpoint and history.
+def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
+    """Return the node that trains the phase ``name`` to its checkpoint and history."""
 
-    ``checkpoints`` are those of the ``earlier`` phases, in order.
-    """
-    found, method = _create(config, card)
-    phase = {p.name: p for p in method.phases(found.training.epochs)}[name]
-    if checkpoints:
-        start = earlier.index(phase.start) if phase.start else -1
-        method.load_state_dict(checkpoints[start])
-    found.training.augment.check(train.shape)
-    sets = {"validation": validation, "test": test}
-    history = fit(
-        method,
-        phase,
-        train,
-        found.training,
-        seed=found.seed + len(earlier),
-        device=choose_device(found.device),
-        monitors={name: sets[name] for name in found.training.monitor if len(sets[name])},
-        resume=ResumeFile(progress / f"{name}.pt", _fingerprint(config, card)),
-        report=tracking.log_epoch,
-    )
-    return dict(method.state_dict()), history
+    def train(
+        config: Values,
+        card: Values,
+        train: ImageSet,
+        validation: ImageSet,
+        test: ImageSet,
+        progress: Path,
+        *checkpoints: dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], History]:
+        found, method = _create(config, card)
+        phase = {p.name: p for p in method.phases(found.training.epochs)}[name]
+        earlier = method.phase_names[: len(checkpoints)]
+        if checkpoints:
+            method.load_state_dict(checkpoints[earlier.index(phase.start or earlier[-1])])
+        found.training.augment.check(train.shape)
+        sets = {"validation": validation, "test": test}
+        history = fit(
+            method,
+            phase,
+            train,
+            found.training,
+            seed=found.seed + len(earlier),
+            device=choose_device(found.device),
+            monitors={s: sets[s] for s in found.training.monitor if len(sets[s])},
+            resume=ResumeFile(progress / f"{name}.pt", _fingerprint(config, card)),
+            report=tracking.log_epoch,
+        )
+        return dict(method.state_dict()), history
+
+    return train
 
 
 def finish(
-    phases: tuple[str, ...],
     config: Values,
     card: Values,
     train: ImageSet,
@@ -95,7 +92,7 @@ def finish(
     found, method = _create(config, card)
     device = choose_device(found.device)
     method.load_state_dict(checkpoints[-1])
-    method.finish(dict(zip(phases, checkpoints, strict=True)), train)
+    method.finish(dict(zip(method.phase_names, checkpoints, strict=True)), train)
     trained = parameter_count(method.net)
     diagnosed = method.diagnose(train, test, device)
     before = predict(method.to(device), method.score, test.images, device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline import methods
@@ -22,14 +20,14 @@ def create_pipeline(method: str) -> Pipeline:
     known = ["config", "data_card"]
     nodes = [
         Node(
-            partial(configure, method),
+            configure(method),
             inputs=[*SHARED, "params:method"],
             outputs="config",
             name="configure",
         ),
         *(
             Node(
-                partial(train_phase, phase, phases[:position]),
+                train_phase(phase),
                 inputs=[*known, *SETS, "progress", *checkpoints[:position]],
                 outputs=[checkpoints[position], histories[position]],
                 name=phase,
@@ -37,7 +35,7 @@ def create_pipeline(method: str) -> Pipeline:
             for position, phase in enumerate(phases)
         ),
         Node(
-            partial(finish, phases),
+            finish,
             inputs=[*known, "train_set", "test_set", *checkpoints],
             outputs=["model", "finish_report"],
             name="finish",

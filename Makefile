@@ -1,0 +1,56 @@
+# Two commands are enough: `make run` and `make test`. Both install what they need the first time.
+
+PYTHON ?= python3
+PORT ?= 5000
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Nothing here reports to anyone.
+export DO_NOT_TRACK := 1
+export KEDRO_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint ui repro
+
+help:  ## list what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A stamp is written only after its install ended well: an interrupted one is done again.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python >= 3.11 is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing lt_pipeline into $(VENV) (PyTorch with CUDA: some minutes, 6 GB of disk)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "Installing what the tests need"
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/.core  ## create .venv and install
+
+run: $(VENV)/.core  ## train, merge and evaluate MORE on the embedded data; ARGS go to kedro run
+	$(BIN)/kedro run --pipeline=more $(ARGS)
+
+test: lint  ## lint, types and tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+ui: $(VENV)/.core  ## the MLflow UI of this project's runs
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT) --workers 1
+
+repro: $(VENV)/.core  ## what has changed, and only that, through DVC
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
