@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,12 @@ class ProjectHooks:
         if dataset_name == "data_card":
             tracking.set_tags({"data_hash": data["data_hash"]})
 
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Say in one line what this project's own code refused; a bug keeps its traceback."""
+        if isinstance(error, ValueError | OSError) and _is_raised_by_us(error):
+            raise click.ClickException(str(error)) from error
+
     @hook_impl
     def after_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
@@ -134,6 +141,12 @@ def _check_pipeline_names() -> None:
     for name in [*(given.get("pipelines") or []), given.get("pipeline")]:
         if name and name not in pipelines:
             raise ValueError(unknown("pipeline", name, set(pipelines.keys())))
+
+
+def _is_raised_by_us(error: Exception) -> bool:
+    """Return whether a line of this package raised ``error``, and not a library below it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def _methods_of(pipeline: Pipeline) -> list[str]:

@@ -31,7 +31,8 @@ def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> 
         for key, heading in COLUMNS.items()
         if any(key in metrics["test"] for metrics in finished.values())
     }
-    table = Table(title=f"{card.config.title}: balanced test set, last epoch, %", box=SIMPLE_HEAD, pad_edge=False)
+    title = f"{card.config.title}: balanced test set, last epoch, %"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
     for heading in shown.values():
         table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from lt_pipeline.engine.schedule import rate_factor
 
 if TYPE_CHECKING:
     from lt_pipeline.methods._base import Method
+
+LOGGER = logging.getLogger(__name__)
 
 # name -> [{"step": epoch from 1, "value": value}, ...]
 History = dict[str, list[dict[str, float]]]
@@ -169,6 +172,7 @@ class _Training:
         if state is None:
             return
         self.epoch, self.history = state["epoch"], state["history"]
+        LOGGER.info("Phase %s resumes after epoch %d", self.phase.name, self.epoch)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -44,7 +44,7 @@ def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[s
         name: recall[[c for c in classes if tested[c]]] for name, classes in longtail.groups.items()
     }
     return {
-        "accuracy": float(confusion.diagonal().sum() / confusion.sum()),
+        "accuracy": float(confusion.diagonal().sum().double() / confusion.sum()),
         "mean_recall": float(known.mean()),
         **{name: float(values.mean()) for name, values in groups.items() if len(values)},
         "harmonic_mean": float(1 / (1 / floored).mean()),

@@ -1,0 +1,75 @@
+"""A copy of the project in a temporary folder, and real `kedro` processes in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+
+COPIED = ("conf", "src", "pyproject.toml", ".telemetry", ".dvc", ".dvcignore", "dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder and the commands a user would type there."""
+
+    folder: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        binaries = str(Path(sys.executable).parent)
+        return {
+            **kept,
+            "PATH": f"{binaries}{os.pathsep}{kept['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            **extra,
+        }
+
+    def start(self, *command: str, cwd: Path | None = None, **extra: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment(**extra),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str, cwd: Path | None = None, **extra: str) -> tuple[int, str]:
+        process = self.start(*command, cwd=cwd, **extra)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+    def kedro(self, *arguments: str, **extra: str) -> str:
+        code, output = self.run("kedro", "run", *arguments, **extra)
+        assert code == 0, output
+        return output
+
+    def file(self, *parts: str) -> Path:
+        return self.folder.joinpath("data", *parts)
+
+
+def copy_project(folder: Path, database: Path | None) -> Project:
+    for name in COPIED:
+        source, target = PROJECT / name, folder / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")
+            shutil.copytree(source, target, ignore=ignored)
+        else:
+            shutil.copy(source, target)
+    if database:
+        shutil.copy(database, folder / "mlflow.db")
+    return Project(folder)

@@ -1,0 +1,197 @@
+"""`kedro run --pipeline=more`, from a fresh folder to a model that answers."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.entities import Run
+from pipeline_projects import Project
+from safetensors.torch import load_file
+
+from lt_pipeline.data.longtail import class_counts
+from lt_pipeline.datasets import ImageSetDataset
+from lt_pipeline.models.network import ModelConfig, build_network, parameter_count
+from lt_pipeline.pipelines.method.nodes import load_finished
+
+pytestmark = pytest.mark.slow
+
+
+def only_run(project: Project) -> Run:
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    experiments = client.search_experiments()
+    runs = client.search_runs([e.experiment_id for e in experiments])
+    assert len(runs) == 1
+    return runs[0]
+
+
+def plain_network():
+    config = ModelConfig(backbone="resnet8")
+    return build_network(config, classes=10, channels=1, mean=[0.5], std=[0.5])
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_it_ends_with_a_table_and_how_to_look_further(finished):
+    _, output = finished
+    assert "digits, exponential, IR 10: balanced test set, last epoch, %" in output
+    assert "accuracy" in output
+    assert "make ui" in output
+    # the smoke set has at most 60 images a class
+    assert "No class in: many; left out." in output
+    assert "WARNING" not in output
+    assert "Traceback" not in output
+
+
+def test_the_data_can_be_opened_and_agree_with_each_other(finished):
+    project, _ = finished
+    folder = project.file("03_primary", "smoke")
+    train = ImageSetDataset(str(folder / "train.safetensors")).load()
+    table = pd.read_csv(folder / "class_counts.csv")
+    counts = [60, 46, 35, 27, 21, 16, 12, 10, 7, 6]
+    assert table["training_images"].tolist() == counts
+    assert class_counts(train.labels, 10).tolist() == counts
+    manifest = pd.read_csv(folder / "manifest.csv")
+    assert manifest["label"].tolist() == train.labels.tolist()
+    statistics = read(folder / "imbalance_statistics.json")
+    assert statistics["imbalance_ratio"] == 10
+    assert statistics["seed"] == 0
+    assert statistics["empty_groups"] == ["many"]
+    assert len(statistics["data_hash"]) == 64
+    picture = project.file("08_reporting", "smoke", "class_distribution.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_complete_finite_and_leave_out_what_is_not_there(finished):
+    project, _ = finished
+    metrics = read(project.file("08_reporting", "smoke", "more", "metrics.json"))
+    test = metrics["test"]
+    assert "many" not in test
+    assert {"accuracy", "medium", "few", "harmonic_mean", "geometric_mean"} <= test.keys()
+    assert {"lowest_recall", "expected_calibration_error", "recall_floor"} <= test.keys()
+    assert metrics["left_out_groups"] == ["many"]
+    assert metrics["ood"].keys() == {"gaussian_noise", "uniform_noise", "permuted_pixels"}
+    assert {"auroc", "fpr95", "auroc_few"} <= metrics["ood"]["uniform_noise"].keys()
+    cost = metrics["cost"]
+    assert cost["parameters_deployed"] < cost["parameters_trained"]
+    assert cost["training_seconds"] > 0
+    text = project.file("08_reporting", "smoke", "more", "metrics.json").read_text()
+    assert "NaN" not in text
+
+
+def test_the_merged_network_is_the_plain_one_and_scores_alike(finished):
+    project, _ = finished
+    report = read(project.file("08_reporting", "smoke", "more", "finish_report.json"))
+    assert report["largest_score_change"] < 1e-4
+    assert report["parameters_deployed"] == parameter_count(plain_network())
+    model = load_file(project.file("06_models", "smoke", "more", "model.safetensors"))
+    assert not [name for name in model if "parametrizations" in name]
+    checkpoint = load_file(project.file("06_models", "smoke", "more", "train.safetensors"))
+    assert [name for name in checkpoint if "parametrizations" in name]
+
+
+def test_pictures_are_there(finished):
+    project, _ = finished
+    folder = project.file("08_reporting", "smoke", "more", "figures")
+    names = {"recall_by_class", "confusion", "reliability", "training_curves", "logit_shift"}
+    assert {path.stem for path in folder.iterdir()} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+
+
+def test_mlflow_knows_what_made_the_run(finished):
+    project, _ = finished
+    run = only_run(project)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "more · digits-lt-ir10"
+    tags = run.data.tags
+    assert tags["command"] == "kedro run --pipeline=more --env=smoke"
+    assert tags["seed"] == "0"
+    assert json.loads(tags["versions"])["torch"] == version("torch")
+    assert tags["data_hash"] == read(project.file("03_primary/smoke/data_card.json"))["data_hash"]
+    assert tags.keys() >= {"mlflow.source.git.commit", "git_dirty", "device", "python", "data"}
+    params = run.data.params
+    assert params["training.epochs"] == "2"
+    assert params["more.options.amplitude"] == "2.0"
+    assert params["data.imbalance_ratio"] == "10"
+    # a default that conf/ does not spell out
+    assert params["more.options.criterion.tau"] == "1.0"
+
+
+def test_mlflow_has_every_epoch_the_results_and_the_files(finished):
+    project, _ = finished
+    run = only_run(project)
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    history = client.get_metric_history(run.info.run_id, "train/rebalancing")
+    saved = read(project.file("08_reporting", "smoke", "more", "train_history.json"))
+    assert [(m.step, m.value) for m in history] == [
+        (p["step"], p["value"]) for p in saved["train/rebalancing"]
+    ]
+    metrics = read(project.file("08_reporting", "smoke", "more", "metrics.json"))
+    assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]
+    assert "ood/uniform_noise/auroc" in run.data.metrics
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "metrics.json", "class_table.csv", "figures", "data"} <= files
+    pictures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}
+    assert "figures/recall_by_class.png" in pictures
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.name == "digits-lt-ir10"
+
+
+def test_the_registered_model_takes_bytes_and_gives_the_methods_probabilities(finished):
+    project, _ = finished
+    mlflow.set_tracking_uri(project.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/more-digits-lt-ir10/1")
+    test = ImageSetDataset(str(project.file("03_primary/smoke/test.safetensors"))).load()
+    config = read(project.file("06_models/smoke/more/config.json"))
+    card = read(project.file("03_primary/smoke/data_card.json"))
+    weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
+    _, method = load_finished(config, card, weights)
+    for count in (1, 5):
+        images = test.images[:count]
+        with torch.no_grad():
+            wanted = method.score(images).softmax(1).numpy()
+        found = model.predict(images.numpy())
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    inputs = model.metadata.signature.inputs.inputs[0]
+    assert (inputs.type, inputs.shape) == (np.dtype("uint8"), (-1, 1, 8, 8))
+    assert model.input_example is not None
+
+
+def test_mlflow_models_predict_answers(finished, tmp_path):
+    project, _ = finished
+    test = ImageSetDataset(str(project.file("03_primary/smoke/test.safetensors"))).load()
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": test.images[:3].tolist()}))
+    code, output = project.run(
+        *("mlflow", "models", "predict", "-m", "models:/more-digits-lt-ir10/1"),
+        *("-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")),
+        *("-t", "json", "--env-manager", "local"),
+        MLFLOW_TRACKING_URI=project.tracking_uri,
+    )
+    assert code == 0, output
+    found = np.array(read(tmp_path / "out.json")["predictions"])
+    assert found.shape == (3, 10)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_weights_of_another_architecture_are_refused_by_name(finished):
+    project, _ = finished
+    config = read(project.file("06_models/smoke/more/config.json"))
+    card = read(project.file("03_primary/smoke/data_card.json"))
+    weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
+    config["model"]["backbone"] = "resnet20"
+    with pytest.raises(ValueError, match="do not fit more with backbone resnet20 .*train again"):
+        load_finished(config, card, weights)
+
+
+def test_nothing_is_left_to_resume_and_no_file_in_part(finished):
+    project, _ = finished
+    assert not project.file("06_models", "smoke", "more", "progress").exists()
+    assert not list(project.file().rglob("*.tmp"))

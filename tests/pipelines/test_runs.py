@@ -1,0 +1,222 @@
+"""Other ways to run, and what happens when something is wrong or breaks off."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import mlflow
+import pytest
+import torch
+import yaml
+from pipeline_projects import PROJECT, Project, copy_project
+from safetensors.torch import load_file
+
+from lt_pipeline.dvc_stages import render
+
+pytestmark = pytest.mark.slow
+
+
+def model_of(project: Project, method="more"):
+    return load_file(project.file("06_models", "smoke", method, "model.safetensors"))
+
+
+def runs_of(uri: str):
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def test_the_new_spelling_runs_a_baseline_from_any_folder(project):
+    """MLflow's file is the project's, wherever the command runs."""
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=ce", "--env=smoke"), cwd=project.folder / "src"
+    )
+    assert code == 0, output
+    assert len(runs_of(project.tracking_uri)) == 1
+    assert not (project.folder / "src" / "mlflow.db").exists()
+    assert "net.head.weight" in model_of(project, "ce")
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, project, empty_database):
+    other = tmp_path / "other"
+    other.mkdir()
+    whole = copy_project(other, empty_database)
+    arguments = ("--pipeline=more", "--env=smoke", "--params=training.epochs=40")
+    state = project.file("06_models", "smoke", "more", "progress", "train.pt")
+    process = project.start("kedro", "run", *arguments)
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(state, weights_only=True)["state"]["epoch"]
+    assert 1 <= saved < 40, "the run was over before it was killed"
+    output = project.kedro(*arguments)
+    assert f"resumes after epoch {saved}" in output
+    whole.kedro(*arguments)
+    one, two = model_of(project), model_of(whole)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pipeline=mor"], "Error: unknown pipeline 'mor': did you mean 'more'?"),
+        (["--params=data.source=cifar1"], "Error: data.source: unknown source 'cifar1'"),
+        (["--params=data.imbalance_ratio=0.5"], "Error: data.imbalance_ratio: "),
+        (["--params=more.options.rank=0"], "Error: more.options.rank: "),
+        (["--params=more.options.amplitud=1"], "did you mean 'amplitude'"),
+        (["--params=trainin.epochs=1"], "did you mean 'training'"),
+        (["--params=device=cuda:7"], "Error: device 'cuda:7' cannot be used here"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(project, arguments, message):
+    code, output = project.run("kedro", "run", "--env=smoke", *arguments)
+    assert code != 0
+    lines = [line for line in output.splitlines() if message in line]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("Error: ")
+    assert "Traceback" not in output
+    assert not project.file("03_primary").exists()
+    assert runs_of(project.tracking_uri) == []
+
+
+def test_a_tail_too_long_for_the_data_is_said_at_the_end_in_one_line(project):
+    code, output = project.run("kedro", "run", "--env=smoke", "--params=data.imbalance_ratio=100")
+    assert code != 0
+    assert output.splitlines()[-1] == (
+        "Error: data.imbalance_ratio 100 leaves class 9 without a training image, because the "
+        "largest class has 60: it must be <= 60"
+    )
+    assert "Traceback" not in output
+    assert not project.file("03_primary").exists()
+    assert [run.info.status for run in runs_of(project.tracking_uri)] == ["FAILED"]
+
+
+def test_missing_files_are_one_line(project):
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=more", "--env=cifar100_lt"), http_proxy="http://127.0.0.1:9"
+    )
+    assert code != 0
+    assert "CIFAR100 is missing or damaged in" in output
+    assert "put the files of cifar-100-python.tar.gz into" in output
+    assert not project.file("03_primary").exists()
+
+
+def test_a_tracking_server_that_is_not_there_is_said_before_training(project):
+    started = time.monotonic()
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=more", "--env=smoke"),
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+    )
+    assert code != 0
+    assert "Error: the MLflow tracking server http://127.0.0.1:9 cannot be reached" in output
+    assert "MLFLOW_TRACKING_URI" in output
+    assert not project.file("03_primary").exists()
+    assert time.monotonic() - started < 60
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server"),
+            *("--backend-store-uri", project.tracking_uri),
+            *("--artifacts-destination", str(tmp_path / "artifacts")),
+            *("--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
+        ],
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(f"{uri}/health")
+        output = project.kedro("--pipelines=ce", "--env=smoke", MLFLOW_TRACKING_URI=uri)
+        assert f"open {uri}" in output
+        (run,) = runs_of(uri)
+        assert run.info.status == "FINISHED"
+        mlflow.set_tracking_uri(uri)
+        assert mlflow.pyfunc.load_model("models:/ce-digits-lt-ir10/1") is not None
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def wait_for(address: str) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(address)
+
+
+TOY = '''
+"""A toy method."""
+
+from lt_pipeline.methods._base import Method
+
+
+class Doubled(Method):
+    """Twice the criterion."""
+
+    def loss(self, batch, progress):
+        return {name: 2 * value for name, value in super().loss(batch, progress).items()}
+'''
+
+
+def test_a_new_method_is_one_file_and_one_file_of_parameters(project):
+    (project.folder / "src/lt_pipeline/methods/doubled.py").write_text(TOY)
+    (project.folder / "conf/base/parameters_doubled.yml").write_text("doubled: {}\n")
+    output = project.kedro("--pipelines=doubled", "--env=smoke")
+    assert "doubled" in output
+    assert project.file("06_models", "smoke", "doubled", "model.safetensors").exists()
+    code, output = project.run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "doubled"),
+        *(f"--rootdir={project.folder}", str(PROJECT / "tests" / "methods" / "test_contract.py")),
+    )
+    assert code == 0, output
+    assert "passed" in output
+
+
+def test_dvc_repro_runs_once_and_then_nothing(project):
+    conf = project.folder / "conf" / "base" / "parameters.yml"
+    conf.write_text(conf.read_text().replace("epochs: 60", "epochs: 5"))
+    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, cwd=project.folder, check=True)
+    code, output = project.run("dvc", "repro")
+    assert code == 0, output
+    assert "Running stage 'data_prep'" in output
+    assert "Running stage 'more'" in output
+    assert len(runs_of(project.tracking_uri)) == 2
+    code, output = project.run("dvc", "repro")
+    assert "Stage 'data_prep' didn't change, skipping" in output
+    assert "Stage 'more' didn't change, skipping" in output
+    more = project.folder / "conf" / "base" / "parameters_more.yml"
+    more.write_text(more.read_text().replace("amplitude: 2.0", "amplitude: 1.0"))
+    code, output = project.run("dvc", "repro", "--dry")
+    assert "Stage 'data_prep' didn't change, skipping" in output
+    assert "Running stage 'more'" in output
+
+
+def test_dvc_yaml_is_what_the_kedro_pipelines_say():
+    committed = (PROJECT / "dvc.yaml").read_text()
+    assert committed == render(), "run `python -m lt_pipeline.dvc_stages` and commit dvc.yaml"
+    assert yaml.safe_load(committed)["stages"].keys() == {"data_prep", "more"}
