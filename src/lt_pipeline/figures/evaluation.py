@@ -112,6 +112,6 @@ def logit_shift_by_group(shift: Mapping[str, float], title: str) -> Figure:
     bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in names], width=0.6)
     axes.bar_label(bars, fmt="%.3f", padding=2)
     axes.set_xlabel("group of the true class")
-    axes.set_ylabel("mean |f_y(θ) - f_y(θᵍ)|, logits")
+    axes.set_ylabel(r"mean $|f_y(\theta) - f_y(\theta^g)|$, logits")
     axes.margins(y=0.12)
     return figure

@@ -139,16 +139,14 @@ class More(Method):
     ) -> dict[str, dict[str, float]]:
         """Return table 4's logit shift and the discrepancy of equation 2, by group of ``test``.
 
-        theta^g alone has other activations than theta, so its pass uses BatchNorm statistics
-        re-estimated on ``train``; training normalises it by its own batches as well.
+        Training compares both passes with each normalised by its own batch. Likewise here each
+        gets BatchNorm statistics re-estimated on ``train``: the running ones are of theta alone,
+        and their own error would outweigh what B A does.
         """
         self.to(device)
-        full = predict(self, self.score, test.images, device=device)
-        kept = {name: value.clone() for name, value in self.net.state_dict().items()}
+        full = self._reestimated_logits(train, test, device)
         with general_weights(self.net):
-            reestimate_batchnorm(self.net, (part.to(device) for part in train.images.split(256)))
-            general = predict(self, self.score, test.images, device=device)
-        self.net.load_state_dict(kept)
+            general = self._reestimated_logits(train, test, device)
         longtail = self.card.longtail
         return {
             "logit_shift": logit_shift(full, general, test.labels, longtail),
@@ -158,6 +156,13 @@ class More(Method):
     def fold(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""
         fold_low_rank(self.net)
+
+    def _reestimated_logits(self, train: ImageSet, test: ImageSet, device: torch.device) -> Tensor:
+        kept = {name: value.clone() for name, value in self.net.state_dict().items()}
+        reestimate_batchnorm(self.net, (part.to(device) for part in train.images.split(256)))
+        logits = predict(self, self.score, test.images, device=device)
+        self.net.load_state_dict(kept)
+        return logits
 
     def _general_logits(self, images: Tensor) -> Tensor:
         """Return f(x; theta^g), ``[B, C]``, normalised by its own batch statistics."""
