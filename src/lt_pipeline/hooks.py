@@ -50,6 +50,11 @@ class ProjectHooks:
             server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
             experiment = tracked.setdefault("experiment", {})
             experiment["name"] = experiment.get("name") or data_config(context.params).slug
+            if server["mlflow_tracking_uri"].startswith("sqlite"):
+                # MLflow's own default is a folder of wherever the command runs
+                created = experiment.setdefault("create_experiment_kwargs", {})
+                folder = self.project / "mlartifacts" / experiment["name"]
+                created["artifact_location"] = created.get("artifact_location") or str(folder)
             context.config_loader["mlflow"] = conf
             tracking.check_server(server["mlflow_tracking_uri"])
 

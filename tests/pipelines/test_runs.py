@@ -38,6 +38,8 @@ def test_the_new_spelling_runs_a_baseline_from_any_folder(project):
     assert code == 0, output
     assert len(runs_of(project.tracking_uri)) == 1
     assert not (project.folder / "src" / "mlflow.db").exists()
+    assert not (project.folder / "src" / "mlruns").exists()
+    assert (project.folder / "mlartifacts" / "digits-lt-ir10").is_dir()
     assert "net.head.weight" in model_of(project, "ce")
 
 
