@@ -7,40 +7,12 @@ import pytest
 import torch
 
 from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import CountGroups, LongTail
-from lt_pipeline.data.prepare import DataCard, DataConfig
+from lt_pipeline.data.prepare import DataCard
+from toys import COUNTS, PROJECT, toy_card, toy_images
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-PROJECT = Path(__file__).parents[1]
-COUNTS = (40, 20, 10, 5)
-
-
-def toy_images(counts=COUNTS, *, channels=1, size=8, seed=0, noise=40.0) -> ImageSet:
-    """One blurred pattern a class plus noise: separable, but not at once."""
-    generator = torch.Generator().manual_seed(1234)
-    patterns = torch.rand(len(counts), channels, size, size, generator=generator) * 255
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    generator.manual_seed(seed)
-    noisy = patterns[labels] + noise * torch.randn(
-        len(labels), channels, size, size, generator=generator
-    )
-    images = noisy.clamp(0, 255).round().to(torch.uint8)
-    return ImageSet(images, labels, tuple(f"class {c}" for c in range(len(counts))))
-
-
-def toy_card(counts=COUNTS, channels=1) -> DataCard:
-    groups = CountGroups(many_above=15, few_below=8)
-    return DataCard(
-        longtail=LongTail.from_counts(counts, [f"class {c}" for c in range(len(counts))], groups),
-        channels=channels,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        settings=DataConfig().model_dump(mode="json"),
-        data_hash="0" * 64,
-    )
 
 
 @pytest.fixture

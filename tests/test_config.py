@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from kedro.config import OmegaConfigLoader
 
-from conftest import PROJECT
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, check_parameters, data_config, merged
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods.more import MoreOptions
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import PROJECT
 
 ENVIRONMENTS = sorted(p.name for p in (PROJECT / "conf").iterdir() if p.is_dir())
 

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import PROJECT
+from toys import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))

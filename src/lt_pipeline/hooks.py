@@ -15,7 +15,7 @@ import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods, tracking
@@ -111,7 +111,8 @@ class ProjectHooks:
     @hook_impl(trylast=True)
     def on_pipeline_error(self, error: Exception) -> None:
         """Say in one line what this project's own code refused; a bug keeps its traceback."""
-        if isinstance(error, ValueError | OSError) and _is_raised_by_us(error):
+        ours = isinstance(error, ValueError | OSError) and _is_raised_by_us(error)
+        if ours or isinstance(error, DatasetError):
             raise click.ClickException(str(error)) from error
 
     @hook_impl

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import toy_images
 from lt_pipeline.data.longtail import class_counts
 from lt_pipeline.data.prepare import DataCard, DataConfig, prepare
 from lt_pipeline.data.sources import Source, load_source
+from toys import toy_images
 
 SOURCE = Source(toy_images((30, 28, 26, 25)), toy_images((5, 5, 5, 5), seed=1))
 

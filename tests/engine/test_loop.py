@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import toy_card, toy_images
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
@@ -14,6 +13,7 @@ from lt_pipeline.engine.loop import fit
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.network import ModelConfig
+from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(crop_padding=0, flip=0.0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import toy_card, toy_images
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.loop import fit
+from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
 

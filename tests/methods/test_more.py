@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import toy_card, toy_images
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.engine.config import TrainingConfig
@@ -15,6 +14,7 @@ from lt_pipeline.engine.phase import Phase
 from lt_pipeline.methods.more import More, MoreOptions, discrepancy, schedule_weight
 from lt_pipeline.models.low_rank import low_rank_parameters
 from lt_pipeline.models.network import ModelConfig
+from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
 RESNET8 = ModelConfig(backbone="resnet8")

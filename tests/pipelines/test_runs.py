@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -41,6 +42,24 @@ def test_the_new_spelling_runs_a_baseline_from_any_folder(project):
     assert not (project.folder / "src" / "mlruns").exists()
     assert (project.folder / "mlartifacts" / "digits-lt-ir10").is_dir()
     assert "net.head.weight" in model_of(project, "ce")
+
+
+def test_the_hold_out_is_followed_and_the_test_set_only_when_asked(project):
+    output = project.kedro(
+        *("--pipelines=ce", "--env=smoke"),
+        "--params=data.validation=0.2,training.monitor_test=true,training.epochs=3",
+    )
+    assert "last epoch" in output
+    folder = project.file("08_reporting", "smoke", "ce")
+    history = json.loads((folder / "train_history.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("validation", "test"):
+        values = [p["value"] for p in history[f"{name}/accuracy"]]
+        assert len(values) == 3
+        best = metrics["best_epoch"][name]
+        assert best["accuracy"] == max(values)
+        assert values[int(best["epoch"]) - 1] == max(values)
+    assert metrics["test"]["accuracy"] == pytest.approx(history["test/accuracy"][-1]["value"])
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, project, empty_database):

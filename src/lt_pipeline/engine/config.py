@@ -25,9 +25,9 @@ class TrainingConfig(Config):
         compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
         channels_last: memory format of the images; ``auto`` is true on CUDA.
         checkpoint_every: epochs between the states that a killed run resumes from.
-        monitor_every: epochs between accuracies on ``monitor``; 0 is never.
-        monitor: sets whose accuracy is followed over the epochs. ``test`` is for reporting the
-            best-epoch figure that papers print; nothing is ever selected by it.
+        monitor_every: epochs between accuracies on the hold-out, if there is one; 0 is never.
+        monitor_test: follow the accuracy on the test set, too. It is for the best-epoch figure
+            that papers print; nothing is ever selected by it.
     """
 
     epochs: PositiveInt = 200
@@ -47,4 +47,4 @@ class TrainingConfig(Config):
     channels_last: bool | Literal["auto"] = "auto"
     checkpoint_every: PositiveInt = 1
     monitor_every: NonNegativeInt = 1
-    monitor: tuple[Literal["validation", "test"], ...] = ("validation",)
+    monitor_test: bool = False

@@ -135,7 +135,8 @@ class _Training:
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value.detach()
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
-        means = {name: float(total) / self.steps_per_epoch for name, total in totals.items()}
+        sums = torch.stack(list(totals.values())).tolist()
+        means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
         seconds = time.monotonic() - started
         self._check_finite(means, epoch)
         images_seen = self.steps_per_epoch * config.batch_size

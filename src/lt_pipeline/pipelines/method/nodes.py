@@ -64,7 +64,7 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
         if checkpoints:
             method.load_state_dict(checkpoints[earlier.index(phase.start or earlier[-1])])
         found.training.augment.check(train.shape)
-        sets = {"validation": validation, "test": test}
+        sets = {"validation": validation, **({"test": test} if found.training.monitor_test else {})}
         history = fit(
             method,
             phase,
@@ -72,7 +72,7 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
             found.training,
             seed=found.seed + len(earlier),
             device=choose_device(found.device),
-            monitors={s: sets[s] for s in found.training.monitor if len(sets[s])},
+            monitors={name: data for name, data in sets.items() if len(data)},
             resume=ResumeFile(progress / f"{name}.pt", _fingerprint(config, card)),
             report=tracking.log_epoch,
         )
