@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
 from lt_pipeline import tracking
 
@@ -27,6 +28,17 @@ def test_without_a_run_nothing_is_logged_and_nothing_breaks():
     tracking.log_epoch("train", 1, {"loss": 1.0})
     tracking.set_tags({"a": 1})
     assert mlflow.active_run() is None
+
+
+def test_a_server_that_fails_during_training_warns_and_does_not_end_it(monkeypatch, caplog):
+    def fail(*_, **__):
+        raise MlflowException("server gone")
+
+    monkeypatch.setattr(tracking, "_log_batch", fail)
+    tracking.log_epoch("train", 3, {"loss": 1.0})
+    assert "Epoch 3 of train is not in MLflow: server gone" in caplog.text
+    with pytest.raises(MlflowException):
+        tracking.log_metrics({"test/accuracy": 1.0})
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/m.db"])

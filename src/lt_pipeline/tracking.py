@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,14 +27,21 @@ from sqlalchemy.exc import SQLAlchemyError
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
+LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
 
 
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
-    """Log an epoch's values to the active run in one call; without a run, nothing happens."""
-    log_metrics(values, step=epoch)
+    """Log an epoch's values to the active run in one call; without a run, nothing happens.
+
+    A server that fails meanwhile does not end a training that may have taken hours: it warns.
+    """
+    try:
+        log_metrics(values, step=epoch)
+    except MlflowException as error:
+        LOGGER.warning("Epoch %d of %s is not in MLflow: %s", epoch, phase, error)
 
 
 def log_metrics(values: Mapping[str, float], step: int = 0) -> None:

@@ -47,14 +47,17 @@ def fit(
     """Minimise the sum of ``method.loss`` over one phase and return its history.
 
     With ``resume``, the state is kept there after every ``config.checkpoint_every`` epochs; a
-    phase that was killed goes on from it and ends with the same weights. ``monitors`` are sets
-    whose accuracy is recorded as ``<name>/accuracy`` every ``config.monitor_every`` epochs.
+    phase that was killed goes on from it and ends with the same weights; ``report`` is called for
+    the epochs before, too. ``monitors`` are sets whose accuracy is recorded as
+    ``<name>/accuracy`` every ``config.monitor_every`` epochs.
 
     Raises:
         ValueError: if the set does not fill one batch, or a loss is no longer finite.
     """
     training = _Training(method, phase, train, config, seed, device)
     training.restore(resume.load() if resume else None)
+    if report:
+        training.replay(report)
     epochs = range(training.epoch, phase.epochs)
     for epoch in track(epochs, f"{phase.name}", total=len(epochs), disable=not len(epochs)):
         values = training.run_epoch(epoch)
@@ -63,11 +66,11 @@ def fit(
                 found = accuracy(method, method.score, data, device=device)
                 values[f"{name}/accuracy"] = found
         training.record(epoch, values)
-        if report:
-            report(phase.name, epoch + 1, values)
         done = epoch + 1
         if resume and (done % config.checkpoint_every == 0 or done == phase.epochs):
             resume.save(training.state())
+        if report:
+            report(phase.name, done, values)
     return training.history
 
 
@@ -182,6 +185,12 @@ class _Training:
         torch.set_rng_state(state["torch_generator"])
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
+
+    def replay(self, report: Report) -> None:
+        """Report the epochs that an earlier run did, so that a tracker has the whole curve."""
+        for epoch in range(1, self.epoch + 1):
+            points = [(n, p) for n, series in self.history.items() for p in series]
+            report(self.phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
     def _choose_what_learns(self) -> None:
         """Train the phase's submodule; the rest is frozen, its BatchNorm statistics too."""
