@@ -13,10 +13,10 @@ export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint ui repro
+.PHONY: help install run smoke test lint ui repro clean-runs
 
 help:  ## list what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A stamp is written only after its install ended well: an interrupted one is done again.
 $(VENV)/.python:
@@ -40,6 +40,9 @@ install: $(VENV)/.core  ## create .venv and install
 run: $(VENV)/.core  ## train, merge and evaluate MORE on the embedded data; ARGS go to kedro run
 	$(BIN)/kedro run --pipeline=more $(ARGS)
 
+smoke: $(VENV)/.core  ## the same in seconds: two epochs
+	$(BIN)/kedro run --pipeline=more --env=smoke $(ARGS)
+
 test: lint  ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,7 +53,13 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports --no-cache
 
 ui: $(VENV)/.core  ## the MLflow UI of this project's runs
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT) --workers 1
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
 
 repro: $(VENV)/.core  ## what has changed, and only that, through DVC
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
+# Downloads in data/01_raw stay: they are the data sets, not what runs made of them.
+clean-runs:  ## delete runs, models and reports; data/01_raw stays
+	find data -mindepth 2 ! -path 'data/01_raw/*' ! -name .gitkeep ! -name '*.dvc' ! -type d -delete
+	find data -mindepth 2 ! -path 'data/01_raw/*' -type d -empty -delete
+	rm -rf mlflow.db mlflow.db-* mlruns mlartifacts

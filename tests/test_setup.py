@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from toys import PROJECT
@@ -49,8 +51,9 @@ def test_a_broken_workflow_is_not_valid(tmp_path):
 
 def test_ci_covers_the_supported_pythons_and_runs_what_ci_runs_here():
     jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+    asked = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    supported = [f"3.{minor}" for minor in range(8, 14) if asked.contains(f"3.{minor}")]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == supported
     assert "bash .ci/run" in [step.get("run") for step in jobs["test"]["steps"]]
     assert "make run" in [step.get("run") for step in jobs["run"]["steps"]]
 
@@ -82,11 +85,42 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def pins() -> dict[str, str]:
-    lines = (PROJECT / "constraints.txt").read_text().splitlines()
-    found = [re.fullmatch(r"([a-z0-9.-]+)==([0-9][0-9a-z.]*)", line) for line in lines]
-    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
-    return {match[1]: match[2] for match in found if match}
+def pins(lines: list[str]) -> dict[str, str]:
+    """Return version by name; ValueError for a line that is not `name==version[; marker]`."""
+    found = {}
+    for line in lines:
+        match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(; .+)?", line)
+        if not match or Requirement(line).url or match[1] != canonicalize_name(match[1]):
+            raise ValueError(line)
+        found[match[1]] = match[2]
+    return found
+
+
+CONSTRAINTS = (PROJECT / "constraints.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-e .",
+        "torch>=2.11",
+        "Flask==3.1.3",
+        "ruamel.yaml==0.19.1",
+        "torch @ https://example.org/torch.whl",
+        "torch==2.15.0 # of this machine",
+        "torch==2.15.0+cpu",
+        "",
+    ],
+)
+def test_a_constraint_that_is_no_plain_pin_is_refused(line):
+    with pytest.raises(ValueError, match="^" + re.escape(line)):
+        pins(["numpy==2.4.6", line])
+
+
+def test_constraints_are_sorted_plain_pins_each_named_once():
+    assert sorted(CONSTRAINTS) == CONSTRAINTS
+    assert len(pins(CONSTRAINTS)) == len(CONSTRAINTS)
+    assert not {"lt-pipeline", "pip", "setuptools"} & set(pins(CONSTRAINTS))
 
 
 def requirements() -> list[Requirement]:
@@ -97,7 +131,7 @@ def requirements() -> list[Requirement]:
 
 @pytest.mark.parametrize("requirement", requirements(), ids=lambda r: r.name)
 def test_every_dependency_is_pinned_within_what_is_asked_for(requirement):
-    pinned = pins()[canonicalize_name(requirement.name)]
+    pinned = pins(CONSTRAINTS)[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(pinned)
     assert version(requirement.name).split("+")[0] == pinned
 
@@ -135,8 +169,15 @@ def clone(tmp_path):
     return tmp_path
 
 
-def dry(folder: Path, target: str) -> str:
-    done = subprocess.run(["make", "-n", target], cwd=folder, capture_output=True, text=True)
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call make as a person would, though `make test` may be what runs this test."""
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PORT", "ARGS"}
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+
+
+def dry(folder: Path, *arguments: str) -> str:
+    done = make(folder, "-n", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -145,23 +186,88 @@ def test_the_first_call_installs_and_the_second_does_not(clone):
     for target, words in (("run", "kedro run --pipeline=more"), ("test", "pytest")):
         assert "pip install" in dry(clone, target)
         assert words in dry(clone, target)
+        assert "venv --clear" in dry(clone, target)
     (clone / ".venv").mkdir()
     for stamp in (".python", ".core", ".dev"):
         (clone / ".venv" / stamp).touch()
     for target in ("run", "test"):
         assert "pip install" not in dry(clone, target)
         assert "venv --clear" not in dry(clone, target)
+    later = (clone / ".venv" / ".dev").stat().st_mtime + 60
+    for changed in ("pyproject.toml", "constraints.txt"):
+        before = (clone / changed).stat().st_mtime
+        os.utime(clone / changed, (later, later))
+        assert "pip install" in dry(clone, "run")
+        os.utime(clone / changed, (before, before))
     (clone / ".venv" / ".core").unlink()
     assert "pip install" in dry(clone, "run")
 
 
+# Stands for Python: `-m venv` copies it into .venv, and `-m pip` fails as long as `cut` exists.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *"-m pip"*) echo installed >> pip.log; [ ! -e cut ] ;;
+esac
+"""
+
+
+def test_an_install_that_was_cut_off_is_done_again_and_only_then(clone):
+    fake = clone / "fake-python"
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    (clone / "cut").touch()
+    assert make(clone, "install", f"PYTHON={fake}").returncode != 0
+    (clone / "cut").unlink()
+    for _ in range(2):
+        assert make(clone, "install", f"PYTHON={fake}").returncode == 0
+    assert (clone / "pip.log").read_text().splitlines() == ["installed"] * 2
+
+
+def test_arguments_reach_kedro_and_every_target_is_in_the_help(clone):
+    assert "kedro run --pipeline=more --params=seed=1" in dry(clone, "run", "ARGS=--params=seed=1")
+    shown = make(clone).stdout
+    declared = re.search(r"^\.PHONY: (.+)$", (clone / "Makefile").read_text(), flags=re.MULTILINE)
+    assert declared
+    assert [line.split()[0] for line in shown.splitlines()] == declared[1].split()
+
+
+def test_clean_runs_deletes_what_runs_made_and_keeps_downloads(clone):
+    kept = ["data/01_raw/cifar/batch", "data/01_raw/.gitkeep", "data/06_models/.gitkeep"]
+    made = ["data/06_models/digits/more/model.safetensors", "mlflow.db", "mlruns/1/meta"]
+    for name in kept + made:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).touch()
+    assert make(clone, "clean-runs").returncode == 0
+    assert all((clone / name).exists() for name in kept)
+    assert not any((clone / name).exists() for name in made)
+    assert not (clone / "data/06_models/digits").exists()
+
+
+def test_the_commit_hooks_are_local_and_check_what_make_lint_checks():
+    repos = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    hooks = repos[0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "lint-imports"]
+
+
+# It would make a .venv if it were asked to, so only the check can stop it.
+OLD_PYTHON = """#!/bin/sh
+case "$*" in
+  *"-m venv"*) mkdir .venv ;;
+  *--version*) echo Python 3.9.1 ;;
+  -c*) exit 1 ;;
+esac
+"""
+
+
 def test_an_old_python_is_refused_by_make(clone):
     old = clone / "old-python"
-    old.write_text('#!/bin/sh\n[ "$1" = "-c" ] && exit 1\necho Python 3.9.1\n')
+    old.write_text(OLD_PYTHON)
     old.chmod(0o755)
-    done = subprocess.run(
-        ["make", ".venv/.python", f"PYTHON={old}"], cwd=clone, capture_output=True, text=True
-    )
+    done = make(clone, ".venv/.python", f"PYTHON={old}")
     assert done.returncode != 0
     assert "Python >= 3.11 is needed" in done.stderr
     assert "Python 3.9.1" in done.stderr
+    assert not (clone / ".venv").exists()

@@ -17,7 +17,7 @@ def predict(
     images: Tensor,
     *,
     device: torch.device,
-    batch_size: int = 1024,
+    batch_size: int = 256,
 ) -> Tensor:
     """Return ``score`` of uint8 ``images`` ``[N, C, H, W]`` as float32 on the CPU, N first.
 

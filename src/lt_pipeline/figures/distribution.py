@@ -13,26 +13,29 @@ NAMED_CLASSES = 30
 
 def class_distribution(longtail: LongTail, title: str) -> Figure:
     """Draw training images by class, from most to fewest, coloured by group, on a log scale."""
-    figure, axes = new_figure(title)
+    figure, axes = new_figure(title, pad=26)
     order = by_count(longtail)
+    # bars that touch, where there are too many for gaps to be drawn evenly
+    width = 0.85 if longtail.classes <= NAMED_CLASSES else 1.0
     for name, classes in longtail.groups.items():
         places = [order.index(c) for c in classes]
         heights = [longtail.class_counts[c] for c in classes]
         label = f"{name}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}"
-        axes.bar(places, heights, color=GROUP_COLOURS[name], width=0.85, label=label)
+        axes.bar(places, heights, width, color=GROUP_COLOURS[name], linewidth=0, label=label)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.8)
     axes.set_ylabel("training images (log scale)")
     class_axis(axes, longtail, order)
+    axes.set_xlabel(f"{axes.get_xlabel()}\ngroups: {longtail.group_rule}")
     found = longtail.statistics()
-    text = (
-        f"{found['images']:.0f} images\n{longtail.classes} classes\n"
-        f"IR {found['imbalance_ratio']:.3g}\nGini {found['gini']:.2f}"
+    axes.set_title(
+        f"{found['images']:.0f} images, {longtail.classes} classes, "
+        f"IR {found['imbalance_ratio']:.3g}, Gini {found['gini']:.2f}",
+        loc="right",
+        fontsize=9,
+        pad=26,
     )
-    axes.legend(
-        title=longtail.group_rule, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False
-    )
-    axes.text(1.02, 0.02, text, transform=axes.transAxes, va="bottom", ha="left")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.3)
     return figure
 
 

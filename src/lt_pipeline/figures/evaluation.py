@@ -18,7 +18,7 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
 
     ``table`` has the rows of ``metrics.classification.class_table``.
     """
-    figure, axes = new_figure(f"Recall by class: {title}", width=9)
+    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=38)
     order = by_count(longtail)
     recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
     for name, classes in longtail.groups.items():
@@ -43,8 +43,6 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
         )
     axes.set_ylim(0, 100)
     axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
-    axes.title.set_position((0, 1.0))
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, pad=38)
     class_axis(axes, longtail, order)
     return figure
 

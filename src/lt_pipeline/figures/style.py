@@ -11,11 +11,16 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#555555"
 
 
-def new_figure(title: str, width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
-    """Return a figure of ``width`` x ``height`` inches with one titled pair of axes."""
+def new_figure(
+    title: str, width: float = 8.0, height: float = 4.5, pad: float = 6.0
+) -> tuple[Figure, Axes]:
+    """Return a figure of ``width`` x ``height`` inches with one pair of axes.
+
+    Its title stands ``pad`` points above them, to leave room for what is written between.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, pad=pad)
     plain(axes)
     return figure, axes
 
