@@ -129,7 +129,7 @@ class ProjectHooks:
             shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
         if finished:
             card = catalog.load("data_card")
-            print_results(finished, card, mlflow.get_tracking_uri(), self.project)
+            print_results(finished, card, mlflow.get_tracking_uri())
 
 
 def _tracking_uri(written: str | None) -> str:

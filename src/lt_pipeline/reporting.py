@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -46,7 +45,6 @@ def print_results(
     finished: Mapping[str, Mapping[str, Any]],
     card: dict[str, Any],
     tracking_uri: str,
-    project: Path,
 ) -> None:
     """Print the table, what must be known to read it, and where to look further."""
     console = Console()
