@@ -63,11 +63,14 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Resolve every method's configuration, so that a wrong one stops the run here."""
-        parameters = catalog.load("parameters")
+        parameters, names = catalog.load("parameters"), _methods_of(pipeline)
         with _one_line():
-            self.experiments = [
-                ExperimentConfig.resolve(name, parameters) for name in _methods_of(pipeline)
-            ]
+            if len(names) > 1:
+                raise ValueError(
+                    f"a run is of one method, or MLflow would mix their metrics: run "
+                    f"{' and '.join(names)} one after the other"
+                )
+            self.experiments = [ExperimentConfig.resolve(name, parameters) for name in names]
             for experiment in self.experiments:
                 choose_device(experiment.device)
 

@@ -96,6 +96,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
         (["--params=more.options.amplitud=1"], "did you mean 'amplitude'"),
         (["--params=trainin.epochs=1"], "did you mean 'training'"),
         (["--params=device=cuda:7"], "Error: device 'cuda:7' cannot be used here"),
+        (["--pipelines=ce,more"], "Error: a run is of one method"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(project, arguments, message):
