@@ -4,14 +4,15 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from torchvision import models
 
 from lt_pipeline.models.backbones import BACKBONES, build_backbone
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_as_wide_as_promised(name):
-    net = build_backbone(name).eval()
-    with torch.no_grad():
+    with torch.device("meta"):
+        net = build_backbone(name).eval()
         assert net(torch.rand(1, 3, 32, 32)).shape == (1, net.features)
 
 
@@ -34,28 +35,38 @@ def test_what_does_not_exist_is_refused(arguments, message):
         build_backbone(**arguments)
 
 
-def test_weights_that_cannot_be_downloaded_say_where_to_put_which_file(monkeypatch, tmp_path):
+@pytest.fixture
+def checkpoints(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    return folder
+
+
+def weights_file(folder):
+    return folder / models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+
+
+def test_weights_that_cannot_be_downloaded_say_where_to_put_which_file(monkeypatch, checkpoints):
     def offline(*arguments, **more):
         raise URLError("no network")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    torch.hub.set_dir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"put resnet18-\w+\.pth into .*checkpoints"):
+    with pytest.raises(FileNotFoundError) as found:
+        build_backbone("resnet18", pretrained=True)
+    assert f"put {weights_file(checkpoints).name} into {checkpoints}," in str(found.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])
+def test_damaged_weights_say_so(checkpoints, content):
+    weights_file(checkpoints).write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"damaged .*put resnet18-\w+\.pth into"):
         build_backbone("resnet18", pretrained=True)
 
 
-def test_pretrained_weights_are_used_when_they_are_there(monkeypatch, tmp_path):
-    from torchvision import models
-
+def test_pretrained_weights_are_used_when_they_are_there(checkpoints):
     state = models.resnet18(weights=None).state_dict()
     state["layer1.0.conv1.weight"].fill_(0.5)
-    file = tmp_path / "checkpoints" / models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
-    file.parent.mkdir()
-    torch.save(state, file)
-    torch.hub.set_dir(tmp_path)
-    monkeypatch.setattr(
-        models.ResNet18_Weights.DEFAULT.__class__, "get_state_dict",
-        lambda self, *a, **k: torch.load(file, weights_only=True),
-    )  # fmt: skip
+    torch.save(state, weights_file(checkpoints))
     net = build_backbone("resnet18", pretrained=True)
     assert (net.layer1[0].conv1.weight == 0.5).all()

@@ -36,6 +36,41 @@ def test_statistics_are_tracked_again_after_an_error():
     assert net[0].track_running_stats
 
 
+def test_reestimation_puts_back_every_mode_and_momentum_also_after_an_error():
+    def failing():
+        yield batches()[0]
+        raise RuntimeError("mine")
+
+    net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.3), nn.BatchNorm2d(2)).train()
+    net[1].eval()
+    reestimate_batchnorm(net, batches())
+    with pytest.raises(RuntimeError, match="mine"):
+        reestimate_batchnorm(net, failing())
+    assert [m.training for m in net.modules()] == [True, True, False]
+    assert [m.momentum for m in net] == [0.3, 0.1]
+
+
+def test_dropout_does_not_reach_the_statistics():
+    net = nn.Sequential(nn.Dropout(0.5), *layer()).train()
+    reestimate_batchnorm(net, batches(1))
+    torch.testing.assert_close(net[1].running_mean, batches(1)[0].mean((0, 2, 3)))
+    assert net[0].training
+
+
+def test_the_statistics_are_those_of_the_pass_that_is_told():
+    net = layer()
+    reestimate_batchnorm(net, batches(1), forward=lambda x: net(2 * x))
+    torch.testing.assert_close(net[0].running_mean, 2 * batches(1)[0].mean((0, 2, 3)))
+
+
+def test_no_batch_is_refused_and_leaves_the_statistics():
+    net = layer()
+    net[0].running_mean.fill_(9.0)
+    with pytest.raises(ValueError, match="at least one batch"):
+        reestimate_batchnorm(net, [])
+    assert (net[0].running_mean == 9).all()
+
+
 def test_reestimated_statistics_are_the_mean_over_the_batches():
     net = layer().eval()
     net[0].running_mean.fill_(99.0)

@@ -159,6 +159,39 @@ def test_copies_and_checkpoints_are_whole():
         assert torch.equal(twin(IMAGES), net(IMAGES))
 
 
+@pytest.mark.parametrize("folded", [0, 1])
+def test_folding_a_network_leaves_its_deep_copy_decomposed(folded):
+    nets = [fill(decomposed()).eval()]
+    nets.append(copy.deepcopy(nets[0]))
+    with torch.no_grad():
+        before = nets[0](IMAGES)
+        fold_low_rank(nets[folded])
+        for net in nets:
+            torch.testing.assert_close(net(IMAGES), before)
+        other = nets[1 - folded]
+        with general_weights(other):
+            assert not torch.allclose(other(IMAGES), before)
+        fold_low_rank(other)
+        torch.testing.assert_close(other(IMAGES), before)
+    assert type(other.backbone.stem) is nn.Conv2d
+
+
+def test_folding_while_disabled_still_adds_the_product():
+    net = fill(decomposed()).eval()
+    with torch.no_grad():
+        before = net(IMAGES)
+        with general_weights(net):
+            fold_low_rank(net)
+        torch.testing.assert_close(net(IMAGES), before)
+
+
+def test_folding_leaves_other_parametrisations_alone():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)))
+    fold_low_rank(net)
+    freeze_general(net)
+    assert nn.utils.parametrize.is_parametrized(net[0], "weight")
+
+
 def test_a_compiled_network_follows_the_switch():
     net = fill(decomposed()).eval()
     compiled = torch.compile(net, backend="eager")
@@ -169,6 +202,9 @@ def test_a_compiled_network_follows_the_switch():
     torch.testing.assert_close(full, wanted_full)
     torch.testing.assert_close(general, wanted_general)
     assert not torch.allclose(full, general)
+    fold_low_rank(net)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IMAGES), full)
 
 
 @pytest.mark.parametrize("rank", [0, -0.1, 1, 2])
@@ -182,3 +218,11 @@ def test_decomposing_twice_and_uneven_kernels_are_refused():
         add_low_rank(decomposed(), 0.1)
     with pytest.raises(ValueError, match="square kernels, but got 1 x 3"):
         add_low_rank(nn.Sequential(nn.Conv2d(4, 4, (1, 3))), 0.1)
+
+
+def test_a_refused_network_is_as_it_was():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, (1, 3)))
+    with pytest.raises(ValueError, match="square"):
+        add_low_rank(net, 0.1)
+    assert not list(low_rank_parameters(net))
+    assert type(net[0]) is nn.Conv2d

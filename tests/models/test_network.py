@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from lt_pipeline.models.heads import CosineHead, build_head
 from lt_pipeline.models.network import ModelConfig, Normalize, build_network
 
 RESNET8 = ModelConfig(backbone="resnet8")
@@ -21,32 +19,6 @@ def test_normalisation_follows_its_definition_for_bytes_and_floats():
 
 def test_a_channel_without_contrast_stays_finite():
     assert torch.isfinite(Normalize([0.5], [0.0])(torch.zeros(1, 1, 2, 2))).all()
-
-
-def test_cosine_logits_do_not_see_lengths():
-    head = CosineHead(5, 3, scale=7.0)
-    features = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) - 0.5
-    wanted = 7 * F.cosine_similarity(features[:, None], head.weight[None], dim=2)
-    torch.testing.assert_close(head(features), wanted)
-    torch.testing.assert_close(head(100 * features), wanted)
-    assert torch.isfinite(head(torch.zeros(1, 5))).all()
-
-
-def test_cosines_are_single_precision_under_autocast():
-    with torch.autocast("cpu", torch.bfloat16):
-        assert CosineHead(5, 3, 1.0)(torch.rand(2, 5).bfloat16()).dtype == torch.float32
-
-
-def test_gradients_of_the_cosine_head():
-    head = CosineHead(4, 3, 2.0).double()
-    features = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(head, features)
-
-
-def test_heads_by_name():
-    assert isinstance(build_head("cosine", 4, 3, 30.0), CosineHead)
-    linear = build_head("linear", 4, 3, 30.0)
-    assert (linear.in_features, linear.out_features, linear.bias is not None) == (4, 3, True)
 
 
 def test_the_network_is_normalisation_backbone_and_head_in_this_order():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lt_pipeline.models.resnet_cifar import CifarResNet
 from lt_pipeline.schema import unknown
@@ -31,7 +31,7 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
 
     Raises:
         ValueError: for an unknown name, or weights that do not exist for the name or ``channels``.
-        FileNotFoundError: if the weights cannot be downloaded.
+        FileNotFoundError: if the weights are damaged or cannot be downloaded.
     """
     if name in CIFAR_DEPTHS:
         if pretrained:
@@ -49,15 +49,9 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
 def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
     from torchvision import models
 
-    weights = models.get_model_weights(name).DEFAULT if pretrained else None
-    try:
-        net: Any = models.get_model(name, weights=weights)
-    except (URLError, OSError) as error:
-        file = Path(str(weights.url)).name if weights else ""
-        raise FileNotFoundError(
-            f"the pretrained weights of {name} cannot be downloaded ({error}); put {file} "
-            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set model.pretrained to false"
-        ) from error
+    net: Any = models.get_model(name, weights=None)
+    if pretrained:
+        net.load_state_dict(_pretrained_weights(name))
     if channels != 3:
         old = net.conv1
         net.conv1 = nn.Conv2d(
@@ -67,4 +61,19 @@ def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
     net.features = net.fc.in_features
     net.fc = nn.Identity()
     found: nn.Module = net
+    return found
+
+
+def _pretrained_weights(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        found: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise FileNotFoundError(
+            f"the pretrained weights of {name} are damaged or cannot be downloaded ({error}); put "
+            f"{Path(weights.url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set "
+            f"model.pretrained to false"
+        ) from error
     return found

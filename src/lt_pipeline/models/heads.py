@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lt_pipeline.schema import unknown
+
+HEADS = ("linear", "cosine")
+
 
 class CosineHead(nn.Module):
     """Logits s * cos(features, w_c); no bias."""
@@ -27,12 +31,19 @@ class CosineHead(nn.Module):
 
 
 def build_head(name: str, features: int, classes: int, scale: float) -> nn.Module:
-    """Return the head ``name`` (``linear`` or ``cosine``); ``scale`` is the cosine head's s."""
+    """Return the head ``name``; ``scale`` is the cosine head's s.
+
+    Raises:
+        ValueError: for a name that is not in ``HEADS``.
+    """
+    if name == "linear":
+        return nn.Linear(features, classes)
     if name == "cosine":
         return CosineHead(features, classes, scale)
-    return nn.Linear(features, classes)
+    raise ValueError(unknown("head", name, HEADS))
 
 
 def _unit(x: Tensor) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
-    return F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny)
+    # The gradient at the origin is 1 / eps: a smaller one would overflow.
+    return F.normalize(x, dim=1, eps=torch.finfo(x.dtype).eps)

@@ -39,19 +39,18 @@ def add_low_rank(module: nn.Module, rank: float) -> int:
     gives the paper's parameter counts.
 
     Raises:
-        ValueError: if ``rank`` is not a share, or the convolutions are decomposed already.
+        ValueError: if ``rank`` is not a share, a kernel is not square, or the convolutions are
+            decomposed already; ``module`` is then as it was.
     """
     if not 0 < rank < 1:
         raise ValueError(f"rank must be > 0 and < 1, but got {rank}")
-    added = 0
-    for convolution in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
-        if parametrize.is_parametrized(convolution, "weight"):
-            raise ValueError("the convolutions are decomposed already; add low rank once")
-        smaller = min(convolution.in_channels, convolution.out_channels)
-        low_rank = LowRank(convolution.weight, max(1, int(rank * smaller)), convolution.groups)
-        parametrize.register_parametrization(convolution, "weight", low_rank)
-        added += low_rank.down.numel() + low_rank.up.numel()
-    return added
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    if any(parametrize.is_parametrized(m, "weight") for m in convolutions):
+        raise ValueError("the convolutions are decomposed already; add low rank once")
+    parts = [_low_rank(convolution, rank) for convolution in convolutions]
+    for convolution, part in zip(convolutions, parts, strict=True):
+        parametrize.register_parametrization(convolution, "weight", part)
+    return sum(part.down.numel() + part.up.numel() for part in parts)
 
 
 @contextmanager
@@ -69,8 +68,15 @@ def general_weights(module: nn.Module) -> Iterator[None]:
 
 
 def fold_low_rank(module: nn.Module) -> None:
-    """Replace W^g by W^g + B A as a plain weight; the plain network's parameters remain."""
+    """Replace W^g by W^g + B A as a plain weight; the plain network's parameters remain.
+
+    B A is added also inside ``general_weights``; deep copies of ``module`` stay decomposed.
+    """
     for convolution in _decomposed(module):
+        for part in convolution.modules():
+            if isinstance(part, LowRank):
+                part.enabled = True
+        _own_class(convolution)
         parametrize.remove_parametrizations(convolution, "weight", leave_parametrized=True)
 
 
@@ -92,5 +98,18 @@ def _decomposed(module: nn.Module) -> list[nn.Module]:
     return [
         m
         for m in module.modules()
-        if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m, "weight")
+        if isinstance(m, nn.Conv2d) and any(isinstance(part, LowRank) for part in m.modules())
     ]
+
+
+def _low_rank(convolution: nn.Conv2d, rank: float) -> LowRank:
+    smaller = min(convolution.in_channels, convolution.out_channels)
+    return LowRank(convolution.weight, max(1, int(rank * smaller)), convolution.groups)
+
+
+def _own_class(convolution: nn.Module) -> None:
+    # A deep copy shares the class that parametrize made for the original, and removing the
+    # parametrisation deletes ``weight`` from that class: without one of its own, folding a
+    # network would break its copies.
+    shared = type(convolution)
+    convolution.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

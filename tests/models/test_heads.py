@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lt_pipeline.models.heads import CosineHead, build_head
+
+
+def test_cosine_logits_do_not_see_lengths():
+    head = CosineHead(5, 3, scale=7.0)
+    features = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    wanted = 7 * F.cosine_similarity(features[:, None], head.weight[None], dim=2)
+    torch.testing.assert_close(head(features), wanted)
+    torch.testing.assert_close(head(100 * features), wanted)
+
+
+def test_cosines_are_single_precision_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CosineHead(5, 3, 1.0)(torch.rand(2, 5).bfloat16()).dtype == torch.float32
+
+
+def test_gradients_of_the_cosine_head():
+    head = CosineHead(4, 3, 2.0).double()
+    features = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head, features)
+
+
+def test_heads_by_name():
+    assert isinstance(build_head("cosine", 4, 3, 30.0), CosineHead)
+    linear = build_head("linear", 4, 3, 30.0)
+    assert (linear.in_features, linear.out_features, linear.bias is not None) == (4, 3, True)
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="unknown head 'cosin': did you mean 'cosine'"):
+        build_head("cosin", 4, 3, 30.0)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30])
+def test_features_without_a_direction_leave_a_finite_gradient(length):
+    head = CosineHead(5, 3, scale=64.0)
+    features = torch.full((1, 5), length, requires_grad=True)
+    logits = head(features)
+    (1e4 * logits.sum()).backward()
+    assert (logits.abs() < 1e-6).all()
+    assert torch.isfinite(features.grad).all()
