@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lt_pipeline.data.longtail import LongTail
@@ -43,21 +46,41 @@ def matrix(classes: int) -> torch.Tensor:
 
 
 def bars(figure: Figure):
-    return [p for p in figure.axes[0].patches if p.get_height() > 0]
+    return [bar for group in figure.axes[0].containers for bar in group]
+
+
+def spans(figure: Figure):
+    return [p for p in figure.axes[0].patches if p not in bars(figure)]
+
+
+def legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def centre(bar) -> int:
+    return round(bar.get_x() + bar.get_width() / 2)
 
 
 @pytest.mark.parametrize("longtail", [DIGITS, CIFAR])
 def test_the_distribution_has_a_bar_a_class_in_its_groups_colour(longtail):
     figure = class_distribution(longtail, "Training images of digits")
     axes = figure.axes[0]
-    assert sorted(bar.get_height() for bar in bars(figure)) == sorted(longtail.class_counts)
+    drawn = {centre(bar): bar.get_height() for bar in bars(figure)}
+    assert drawn == dict(enumerate(longtail.class_counts))
+    for name, group in zip(longtail.groups, axes.containers, strict=True):
+        assert {to_hex(b.get_facecolor()).upper() for b in group} == {GROUP_COLOURS[name]}
     assert axes.get_yscale() == "log"
     assert "training images" in axes.get_ylabel()
-    found = texts(figure)
-    for name, classes in longtail.groups.items():
-        assert f"{name}: {len(classes)} class" in found
-    assert longtail.group_rule in found
-    assert f"{sum(longtail.class_counts)} images" in found
+    assert legend(axes) == [
+        f"{name}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}"
+        for name, classes in longtail.groups.items()
+    ]
+    assert longtail.group_rule in axes.get_xlabel()
+    title = axes.get_title(loc="left")
+    assert title.startswith("Training images of digits\n")
+    assert f"{sum(longtail.class_counts)} images, {longtail.classes} classes" in title
+    assert f"IR {longtail.imbalance_ratio:.3g}, " in title
+    assert f"Gini {longtail.statistics()['gini']:.2f}" in title
     assert is_png(figure)
 
 
@@ -74,19 +97,20 @@ def test_recalls_stand_from_most_to_fewest_images_with_their_groups_mean(longtai
     table = class_table(matrix(longtail.classes), longtail)
     figure = recall_by_class(table, longtail, "more on digits")
     axes = figure.axes[0]
-    drawn = {
-        round(b.get_x() + b.get_width() / 2): b.get_height()
-        for b in bars(figure)
-        if b.get_width() < 0.9
-    }
+    drawn = {centre(b): b.get_height() for b in bars(figure)}
     # class order is count order in both sets
     assert [drawn[c] for c in range(longtail.classes)] == pytest.approx(
         [100 * row["recall"] for row in table]
     )
     found = texts(figure)
-    for name, classes in longtail.groups.items():
-        mean = sum(100 * table[c]["recall"] for c in classes) / len(classes)
-        assert f"{name}\n{mean:.1f} %" in found
+    groups = longtail.groups
+    means = [sum(100 * table[c]["recall"] for c in group) / len(group) for group in groups.values()]
+    assert legend(axes) == [f"{n}: mean {m:.1f} %" for n, m in zip(groups, means, strict=True)]
+    edges = [(group[0] - 0.5, group[-1] + 0.5) for group in groups.values()]
+    assert [(s.get_x(), s.get_x() + s.get_width()) for s in spans(figure)] == edges
+    lines = [tuple(line.get_segments()[0].ravel()) for line in axes.collections]
+    wanted = [(a, m, b, m) for (a, b), m in zip(edges, means, strict=True)]
+    assert lines == [pytest.approx(line) for line in wanted]
     assert "%" in axes.get_ylabel()
     assert "more on digits" in found
     assert is_png(figure)
@@ -96,19 +120,48 @@ def test_classes_are_drawn_by_count_and_not_by_index():
     longtail = LongTail.from_counts([5, 200], ["rare", "common"])
     figure = recall_by_class(class_table(matrix(2), longtail), longtail, "x")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["common", "rare"]
-    colours = [b.get_facecolor()[:3] for b in bars(figure) if b.get_width() < 0.9]
-    assert len(set(colours)) == 2
+    colours = {centre(b): to_hex(b.get_facecolor()).upper() for b in bars(figure)}
+    assert colours == {0: GROUP_COLOURS["many"], 1: GROUP_COLOURS["few"]}
+
+
+def test_bars_touch_where_gaps_would_swallow_them():
+    longtail = LongTail.from_counts([5] * 1000)
+    table = class_table(torch.eye(1000, dtype=torch.int64), longtail)
+    for figure in (recall_by_class(table, longtail, "x"), class_distribution(longtail, "x")):
+        assert {bar.get_width() for bar in bars(figure)} == {1.0}
+
+
+def test_a_class_without_a_test_image_has_no_bar_and_is_in_no_mean():
+    counts = torch.tensor([[4, 0, 0], [0, 0, 0], [1, 0, 3]])
+    longtail = LongTail.from_counts([200, 150, 5])
+    figure = recall_by_class(class_table(counts, longtail), longtail, "x")
+    assert {centre(b): b.get_height() for b in bars(figure)} == {0: 100, 2: 75}
+    assert legend(figure.axes[0]) == ["many: mean 100.0 %", "few: mean 75.0 %"]
+
+
+def test_legends_of_narrow_groups_do_not_overlap():
+    longtail = LongTail.from_counts([200, 50] + [5] * 98)
+    figure = recall_by_class(class_table(matrix(100), longtail), longtail, "x")
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.get_legend().get_texts()]
+    assert len(boxes) == 3
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert boxes[0].y0 > axes.get_window_extent().y1
+    assert boxes[-1].x1 < figure.bbox.x1
 
 
 @pytest.mark.parametrize("classes", [10, 100])
 def test_the_confusion_matrix_shows_shares_of_the_true_class(classes):
     counts = matrix(classes)
-    figure = confusion(counts, [str(c) for c in range(classes)], "more on digits")
+    figure = confusion(counts, [f"class {c}" for c in range(classes)], "more on digits")
     image = figure.axes[0].images[0].get_array()
     wanted = 100 * counts.double() / counts.sum(1, keepdim=True)
     assert torch.allclose(torch.from_numpy(image.data).double(), wanted)
     assert figure.axes[0].get_ylabel() == "true class"
     assert "share of the true class's images, %" in texts(figure)
+    ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert (ticks == [f"class {c}" for c in range(classes)]) == (classes <= 30)
     assert is_png(figure)
 
 
@@ -150,6 +203,16 @@ def test_training_curves_have_a_panel_for_what_there_is():
     assert accuracy.lines[0].get_ydata().tolist() == [50, 75]
     assert (accuracy.get_ylabel(), rate.get_ylabel()) == ("accuracy, %", "learning rate")
     assert all(axes.get_xlabel() == "epoch" for axes in figure.axes)
+    assert legend(accuracy) == ["validation"]
     assert is_png(figure)
     del history["validation/accuracy"]
     assert len(training_curves(history, "x").axes) == 2
+
+
+def test_a_single_loss_term_is_named_and_a_single_epoch_is_a_whole_number():
+    figure = training_curves({"train/cross_entropy": points(2.0)}, "x")
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert legend(axes) == ["cross entropy"]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]

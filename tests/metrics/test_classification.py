@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def test_the_matrix_and_recalls_are_scikit_learns(classes, images, seed):
     assert class_recall(matrix).tolist() == pytest.approx(recall.tolist())
     present = [recall[c] for c in range(classes) if c in labels.tolist()]
     assert found["mean_recall"] == pytest.approx(sum(present) / len(present))
+    with warnings.catch_warnings():
+        # predicted classes without an image are what it warns of, and leaves out
+        warnings.simplefilter("ignore", UserWarning)
+        balanced = reference.balanced_accuracy_score(labels, predicted)
+    assert found["mean_recall"] == pytest.approx(balanced)
     floored = [max(r, 1e-3) for r in present]
     assert found["harmonic_mean"] == pytest.approx(stats.hmean(floored))
     assert found["geometric_mean"] == pytest.approx(stats.gmean(floored))
@@ -68,6 +74,13 @@ def test_empty_groups_and_untested_classes_are_left_out_and_nothing_is_nan():
 def test_a_test_set_without_images_is_refused():
     with pytest.raises(ValueError, match="must have images"):
         report(torch.zeros(4, 4, dtype=torch.int64), LONGTAIL)
+
+
+@pytest.mark.parametrize("use", [report, class_table])
+@pytest.mark.parametrize("counts", [[200, 50, 10], [200, 50, 10, 5, 5]])
+def test_a_matrix_of_other_classes_is_refused(use, counts):
+    with pytest.raises(ValueError, match=r"must be \[\d, \d\].* but is \[4, 4\]"):
+        use(MATRIX, LongTail.from_counts(counts))
 
 
 def test_the_table_has_a_row_a_class():

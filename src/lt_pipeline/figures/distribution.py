@@ -6,42 +6,44 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.figures.style import GROUP_COLOURS, new_figure
+from lt_pipeline.figures.style import GROUP_COLOURS, legend_above, new_figure
 
 NAMED_CLASSES = 30
 
 
 def class_distribution(longtail: LongTail, title: str) -> Figure:
     """Draw training images by class, from most to fewest, coloured by group, on a log scale."""
-    figure, axes = new_figure(title, pad=26)
+    found = longtail.statistics()
+    size = (
+        f"{found['images']:.0f} images, {longtail.classes} classes, "
+        f"IR {found['imbalance_ratio']:.3g}, Gini {found['gini']:.2f}"
+    )
+    figure, axes = new_figure(f"{title}\n{size}", pad=26)
     order = by_count(longtail)
-    # bars that touch, where there are too many for gaps to be drawn evenly
-    width = 0.85 if longtail.classes <= NAMED_CLASSES else 1.0
+    width = bar_width(longtail)
     for name, classes in longtail.groups.items():
         places = [order.index(c) for c in classes]
         heights = [longtail.class_counts[c] for c in classes]
         label = f"{name}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}"
         axes.bar(places, heights, width, color=GROUP_COLOURS[name], linewidth=0, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0.8)
     axes.set_ylabel("training images (log scale)")
     class_axis(axes, longtail, order)
     axes.set_xlabel(f"{axes.get_xlabel()}\ngroups: {longtail.group_rule}")
-    found = longtail.statistics()
-    axes.set_title(
-        f"{found['images']:.0f} images, {longtail.classes} classes, "
-        f"IR {found['imbalance_ratio']:.3g}, Gini {found['gini']:.2f}",
-        loc="right",
-        fontsize=9,
-        pad=26,
-    )
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.3)
+    legend_above(axes)
     return figure
 
 
 def by_count(longtail: LongTail) -> list[int]:
     """Return the classes from most to fewest training images."""
     return sorted(range(longtail.classes), key=lambda c: (-longtail.class_counts[c], c))
+
+
+def bar_width(longtail: LongTail) -> float:
+    """Return the width of a class's bar; 1, where gaps are too narrow to be drawn evenly."""
+    return 0.85 if longtail.classes <= NAMED_CLASSES else 1.0
 
 
 def class_axis(axes: Axes, longtail: LongTail, order: list[int]) -> None:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.figures.distribution import NAMED_CLASSES, by_count, class_axis
-from lt_pipeline.figures.style import GREY, GROUP_COLOURS, new_figure
+from lt_pipeline.figures.distribution import NAMED_CLASSES, bar_width, by_count, class_axis
+from lt_pipeline.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
 
 
 def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
@@ -18,7 +18,7 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
 
     ``table`` has the rows of ``metrics.classification.class_table``.
     """
-    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=38)
+    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=26)
     order = by_count(longtail)
     recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
     for name, classes in longtail.groups.items():
@@ -30,19 +30,13 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
         mean = sum(values) / len(values)
         colour = GROUP_COLOURS[name]
         axes.axvspan(left, right, color=colour, alpha=0.12, linewidth=0)
-        axes.bar(places, values, color=colour, width=0.8)
-        axes.hlines(mean, left, right, color="black", linewidth=1.2)
-        axes.text(
-            (left + right) / 2,
-            103,
-            f"{name}\n{mean:.1f} %",
-            ha="center",
-            va="bottom",
-            color=colour,
-            fontweight="bold",
-        )
+        label = f"{name}: mean {mean:.1f} %"
+        axes.bar(places, values, bar_width(longtail), color=colour, linewidth=0, label=label)
+        # a mean of 0 or 100 lies on the frame
+        axes.hlines(mean, left, right, color="black", linewidth=1.2, clip_on=False, zorder=3)
     axes.set_ylim(0, 100)
     axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
+    legend_above(axes)
     class_axis(axes, longtail, order)
     return figure
 
@@ -93,6 +87,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figu
         s=[10 + 140 * n / total for n in bins["images"]],
         color="#D55E00",
         zorder=3,
+        clip_on=False,
         label="bin's mean (area: its images)",
     )
     axes.set_xlim(0, 100)

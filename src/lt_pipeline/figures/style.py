@@ -25,6 +25,11 @@ def new_figure(
     return figure, axes
 
 
+def legend_above(axes: Axes) -> None:
+    """Write the legend in one line between title and axes, where it covers nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderaxespad=0.3)
+
+
 def plain(axes: Axes) -> None:
     """Take away the frame that says nothing and set a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lt_pipeline.figures.style import LINE_COLOURS, plain
 
@@ -52,5 +53,6 @@ def _lines(
             label=name.removeprefix("train/").removesuffix("/accuracy").replace("_", " "),
         )
     axes.set_xlabel("epoch")
-    if len(names) > 1 or names[0].endswith("/accuracy"):
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if names[0] not in SHOWN_APART:
         axes.legend(frameon=False)

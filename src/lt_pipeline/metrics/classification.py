@@ -32,8 +32,9 @@ def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[s
     keeps the harmonic mean below 10 %, whatever the others do.
 
     Raises:
-        ValueError: if there is no test image at all.
+        ValueError: if there is no test image at all, or the classes are not those of ``longtail``.
     """
+    _check_classes(confusion, longtail)
     tested = confusion.sum(1) > 0
     if not tested.any():
         raise ValueError("the test set must have images, but has none")
@@ -60,7 +61,11 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
 
     The recall of a class without a test image and the precision of a class that is never predicted
     are 0; ``test_images`` and ``predicted_images`` tell those from real zeros.
+
+    Raises:
+        ValueError: if the classes are not those of ``longtail``.
     """
+    _check_classes(confusion, longtail)
     recall = class_recall(confusion).tolist()
     predicted = confusion.sum(0)
     precision = (confusion.diagonal().double() / predicted.clamp(min=1)).tolist()
@@ -77,3 +82,12 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
         }
         for c in range(longtail.classes)
     ]
+
+
+def _check_classes(confusion: Tensor, longtail: LongTail) -> None:
+    if confusion.shape != (longtail.classes, longtail.classes):
+        raise ValueError(
+            f"the confusion matrix must be {[longtail.classes] * 2}, a row and a column for each "
+            f"class of the training set, but is {list(confusion.shape)}; evaluate with the data "
+            f"that the method was trained on"
+        )

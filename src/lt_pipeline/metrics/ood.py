@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
@@ -21,23 +23,22 @@ def ood_report(
     groups without images are left out.
 
     Raises:
-        ValueError: if either side has no image.
+        ValueError: if either side has no image, or a score is not finite (scikit-learn's).
     """
     if not len(inside) or not len(outside):
         raise ValueError(
             f"an OOD comparison needs images on both sides, but has {len(inside)} inside and "
             f"{len(outside)} outside"
         )
-    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))]).numpy()
-    scores = torch.cat([inside, outside]).double().numpy()
+    truth, scores = _curve(inside, outside)
     found = {
-        "auroc": float(roc_auc_score(truth, scores)),
+        "auroc": auroc(inside, outside),
         "fpr95": fpr95(inside, outside),
         "aupr_in": float(average_precision_score(truth, scores)),
         "aupr_out": float(average_precision_score(1 - truth, -scores)),
     }
     for name, classes in longtail.groups.items():
-        members = inside[torch.isin(labels, torch.tensor(classes))]
+        members = inside[torch.isin(labels, labels.new_tensor(classes))]
         if len(members):
             found[f"auroc_{name}"] = auroc(members, outside)
             found[f"fpr95_{name}"] = fpr95(members, outside)
@@ -46,8 +47,7 @@ def ood_report(
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half."""
-    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    return float(roc_auc_score(truth.numpy(), torch.cat([inside, outside]).double().numpy()))
+    return float(roc_auc_score(*_curve(inside, outside)))
 
 
 def fpr95(inside: Tensor, outside: Tensor) -> float:
@@ -59,3 +59,8 @@ def fpr95(inside: Tensor, outside: Tensor) -> float:
     ranked = inside.double().sort(descending=True).values
     needed = -int(-KEPT * len(ranked) // 1)
     return float((outside.double() >= ranked[needed - 1]).double().mean())
+
+
+def _curve(inside: Tensor, outside: Tensor) -> tuple[Any, Any]:
+    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
+    return truth.numpy(), torch.cat([inside, outside]).double().cpu().numpy()
