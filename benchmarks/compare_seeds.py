@@ -69,7 +69,9 @@ def parse() -> argparse.Namespace:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return pd.read_csv(path).to_dict("records") if path.exists() else []
+    # a commit such as 7e53212 is no number
+    text = {"commit": str}
+    return pd.read_csv(path, dtype=text).to_dict("records") if path.exists() else []
 
 
 def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
