@@ -22,10 +22,11 @@ import torch
 from kedro.config import OmegaConfigLoader
 from omegaconf import OmegaConf
 
-from lt_pipeline.config import check_parameters, merged
+from lt_pipeline.config import SHARED, check_parameters, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.method.nodes import configure, evaluate, finish, train_phase
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.tracking import flatten
 
 PROJECT = Path(__file__).parents[1]
 SHOWN = ["accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall"]
@@ -77,8 +78,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
     check_parameters(parameters)
-    shared = ("seed", "device", "model", "training", "evaluation")
-    config = configure(method)(*(parameters[name] for name in shared), parameters.get(method) or {})
+    config = configure(method)(*(parameters[name] for name in SHARED), parameters.get(method) or {})
     train, validation, test, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
     progress = out.with_suffix(".progress")
     checkpoint, history = train_phase("train")(config, card, train, validation, test, progress)
@@ -86,11 +86,7 @@ def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
     metrics, *_ = evaluate(config, card, model, test, report, history)
     (progress / "train.pt").unlink()
     progress.rmdir()
-    diagnosed = {
-        f"{name}_{group}": value
-        for name, values in metrics["diagnostics"].items()
-        for group, value in values.items()
-    }
+    diagnosed = dict(flatten(metrics["diagnostics"], "_"))
     cost = {k: metrics["cost"][k] for k in ("training_seconds", "parameters_trained")}
     best = {f"best_epoch_{k}_accuracy": v["accuracy"] for k, v in metrics["best_epoch"].items()}
     commit = subprocess.run(

@@ -65,7 +65,8 @@ def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str,
     return result
 
 
-SHARED = ("seed", "device", "data", "model", "training", "evaluation")
+# What every experiment reads beside its own block, in the order of the node that configures it.
+SHARED = ("seed", "device", "model", "training", "evaluation")
 
 
 class ExperimentConfig(Config):
@@ -109,15 +110,13 @@ class ExperimentConfig(Config):
         Raises:
             ValueError: in one line, naming every parameter that is wrong and what would be right.
         """
-        if method not in methods.available():
-            raise ValueError(unknown("method", method, methods.available()))
+        kind = methods.get(method)
         with one_line_errors(method):
             block = MethodBlock.model_validate(parameters.get(method) or {})
         with one_line_errors(f"{method}.options"):
-            options = methods.get(method).Options.model_validate(block.options)
+            options = kind.Options.model_validate(block.options)
         with one_line_errors():
             shared = {name: parameters[name] for name in SHARED if name in parameters}
-            shared.pop("data", None)
             for part in ("model", "training"):
                 shared[part] = merged(parameters.get(part), getattr(block, part))
             return cls(method=method, options=options, **shared)
@@ -139,7 +138,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    valid = (*SHARED, *methods.available())
+    valid = ("data", *SHARED, *methods.available())
     for name in parameters:
         if name not in valid:
             raise ValueError(unknown("parameter or method", name, valid))

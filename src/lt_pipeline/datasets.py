@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kedro.io import AbstractDataset, DatasetError
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.checkpoint import atomic_path
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -32,12 +35,22 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-class StateDictDataset(AbstractDataset[dict[str, Tensor], dict[str, Tensor]]):
-    """A ``state_dict`` in a safetensors file: written whole or not at all, no code inside."""
+class _FileDataset(AbstractDataset[_In, _Out], Generic[_In, _Out]):
+    """What all of them share: one path on the local disk."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = PurePosixPath(filepath)
         self.metadata = metadata
+
+    def _exists(self) -> bool:
+        return Path(self._filepath).exists()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath}
+
+
+class StateDictDataset(_FileDataset[dict[str, Tensor], dict[str, Tensor]]):
+    """A ``state_dict`` in a safetensors file: written whole or not at all, no code inside."""
 
     def load(self) -> dict[str, Tensor]:
         """Return the tensors by name, on the CPU."""
@@ -47,19 +60,9 @@ class StateDictDataset(AbstractDataset[dict[str, Tensor], dict[str, Tensor]]):
         """Replace the file."""
         _save(Path(self._filepath), data, {})
 
-    def _exists(self) -> bool:
-        return Path(self._filepath).exists()
 
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath}
-
-
-class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
+class ImageSetDataset(_FileDataset[ImageSet, ImageSet]):
     """An ``ImageSet`` in a safetensors file, class names in its metadata."""
-
-    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self._filepath = PurePosixPath(filepath)
-        self.metadata = metadata
 
     def load(self) -> ImageSet:
         """Return the images on the CPU."""
@@ -72,19 +75,9 @@ class ImageSetDataset(AbstractDataset[ImageSet, ImageSet]):
         tensors = {"images": data.images, "labels": data.labels}
         _save(Path(self._filepath), tensors, {"class_names": json.dumps(data.class_names)})
 
-    def _exists(self) -> bool:
-        return Path(self._filepath).exists()
 
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath}
-
-
-class FolderDataset(AbstractDataset[None, Path]):
+class FolderDataset(_FileDataset[None, Path]):
     """A folder whose files a node reads or keeps by itself: it loads as the path."""
-
-    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self._filepath = PurePosixPath(filepath)
-        self.metadata = metadata
 
     def load(self) -> Path:
         """Return the path; the folder need not exist."""
@@ -96,6 +89,3 @@ class FolderDataset(AbstractDataset[None, Path]):
 
     def _exists(self) -> bool:
         return True
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath}

@@ -99,15 +99,13 @@ class ProjectHooks:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log a method's metrics, and tag the run with the hash of its data."""
+        """Log a method's metrics."""
         if dataset_name.endswith(".metrics"):
             tracking.log_metrics(tracking.numbers(data))
-        if dataset_name == "data_card":
-            tracking.set_tags({"data_hash": data["data_hash"]})
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
-        """Tag the run with the hash of data that an earlier run made."""
+        """Tag the run with the hash of its data, made now or by an earlier run."""
         if dataset_name == "data_card":
             tracking.set_tags({"data_hash": data["data_hash"]})
 

@@ -71,5 +71,14 @@ def test_statistics_of_balanced_classes():
     assert found["effective_samples"] == pytest.approx(5 * math.fsum(0.9999**k for k in range(7)))
 
 
+def test_members_of_groups_are_by_true_class_and_absent_groups_are_left_out():
+    longtail = LongTail.from_counts([5, 200, 50, 8])
+    found = longtail.group_members(torch.tensor([3, 1, 0, 1]))
+    assert {name: mask.tolist() for name, mask in found.items()} == {
+        "many": [False, True, False, True],
+        "few": [True, False, True, False],
+    }
+
+
 def test_class_counts_include_classes_without_an_image():
     assert class_counts(torch.tensor([0, 2, 2]), 4).tolist() == [1, 0, 2, 0]

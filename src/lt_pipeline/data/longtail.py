@@ -175,6 +175,17 @@ class LongTail:
         }
         return {name: classes for name, classes in members.items() if classes}
 
+    def group_members(self, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return, by group, which of ``labels`` ``[N]`` belong to it, bool ``[N]``.
+
+        Groups that none of them belongs to are left out.
+        """
+        masks = {
+            name: torch.isin(labels, labels.new_tensor(classes))
+            for name, classes in self.groups.items()
+        }
+        return {name: mask for name, mask in masks.items() if mask.any()}
+
     @property
     def empty_groups(self) -> tuple[str, ...]:
         """Return the names of the groups that no class belongs to."""

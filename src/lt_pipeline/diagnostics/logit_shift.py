@@ -28,9 +28,5 @@ def discrepancy_by_group(
 
 def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
     """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
-    means = {}
-    for name, classes in longtail.groups.items():
-        members = (labels[:, None] == labels.new_tensor(classes)).any(1)
-        if members.any():
-            means[name] = float(values[members].double().mean())
-    return means
+    members = longtail.group_members(labels)
+    return {name: float(values[mask].double().mean()) for name, mask in members.items()}

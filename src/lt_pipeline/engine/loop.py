@@ -188,8 +188,8 @@ class _Training:
 
     def replay(self, report: Report) -> None:
         """Report the epochs that an earlier run did, so that a tracker has the whole curve."""
+        points = [(n, p) for n, series in self.history.items() for p in series]
         for epoch in range(1, self.epoch + 1):
-            points = [(n, p) for n, series in self.history.items() for p in series]
             report(self.phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
     def _choose_what_learns(self) -> None:

@@ -37,11 +37,9 @@ def ood_report(
         "aupr_in": float(average_precision_score(truth, scores)),
         "aupr_out": float(average_precision_score(1 - truth, -scores)),
     }
-    for name, classes in longtail.groups.items():
-        members = inside[torch.isin(labels, labels.new_tensor(classes))]
-        if len(members):
-            found[f"auroc_{name}"] = auroc(members, outside)
-            found[f"fpr95_{name}"] = fpr95(members, outside)
+    for name, mask in longtail.group_members(labels).items():
+        found[f"auroc_{name}"] = auroc(inside[mask], outside)
+        found[f"fpr95_{name}"] = fpr95(inside[mask], outside)
     return found
 
 

@@ -65,6 +65,7 @@ def deploy(
     with torch.no_grad():
         probabilities = program.module()(example)
     data = DataCard.from_json(card)
+    registered = f"{found.method}-{data.config.slug}"
     with TemporaryDirectory() as folder:
         network, classes = Path(folder, "network.pt2"), Path(folder, "class_names.json")
         torch.export.save(program, network)
@@ -75,13 +76,13 @@ def deploy(
             artifacts={"network": str(network), "class_names": str(classes)},
             signature=infer_signature(example.numpy(), probabilities.numpy()),
             input_example=example.numpy(),
-            registered_model_name=f"{found.method}-{data.config.slug}",
+            registered_model_name=registered,
             # named, because inferring them takes ten seconds
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_release(torch)}"],
             metadata={"accuracy": metrics["test"]["accuracy"]},
         )
     return {
         "model_uri": logged.model_uri,
-        "registered_model": f"{found.method}-{data.config.slug}",
+        "registered_model": registered,
         "version": logged.registered_model_version,
     }

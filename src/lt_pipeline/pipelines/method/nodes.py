@@ -122,15 +122,15 @@ def evaluate(
     scores = predict(method, method.score, test.images, device=device)
     seconds = time.monotonic() - started
     matrix = confusion_matrix(scores, test.labels)
-    bins = found.evaluation.calibration_bins
+    bins, history = found.evaluation.calibration_bins, join_histories(histories)
     metrics = {
         "test": {
             **report(matrix, longtail, floor=found.evaluation.recall_floor),
             "expected_calibration_error": expected_calibration_error(scores, test.labels, bins),
         },
         "ood": _ood(found, method, test, device),
-        "cost": _cost(histories, finish_report, len(test) / seconds, device),
-        "best_epoch": best_epoch(join_histories(histories)),
+        "cost": _cost(history, finish_report, len(test) / seconds, device),
+        "best_epoch": best_epoch(history),
         "diagnostics": finish_report["diagnostics"],
         "left_out_groups": longtail.empty_groups,
         "group_rule": longtail.group_rule,
@@ -241,12 +241,11 @@ def _ood(
 
 
 def _cost(
-    histories: tuple[History, ...], finish_report: Values, scored: float, device: torch.device
+    history: History, finish_report: Values, scored: float, device: torch.device
 ) -> dict[str, float]:
-    joined = join_histories(histories)
-    speeds = sorted(p["value"] for p in joined["train/images_per_second"])
+    speeds = sorted(p["value"] for p in history["train/images_per_second"])
     return {
-        "training_seconds": sum(p["value"] for p in joined["train/seconds"]),
+        "training_seconds": sum(p["value"] for p in history["train/seconds"]),
         "training_images_per_second": speeds[len(speeds) // 2],
         "scoring_images_per_second": scored,
         "peak_memory_mib": peak_memory_mib(device),

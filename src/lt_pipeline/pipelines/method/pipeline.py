@@ -5,11 +5,12 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline import methods
+from lt_pipeline.config import SHARED
 from lt_pipeline.pipelines.method.deploy import deploy
 from lt_pipeline.pipelines.method.nodes import configure, draw, evaluate, finish, train_phase
 
 SETS = ("train_set", "validation_set", "test_set")
-SHARED = ("params:seed", "params:device", "params:model", "params:training", "params:evaluation")
+PARAMETERS = tuple(f"params:{name}" for name in SHARED)
 
 
 def create_pipeline(method: str) -> Pipeline:
@@ -21,7 +22,7 @@ def create_pipeline(method: str) -> Pipeline:
     nodes = [
         Node(
             configure(method),
-            inputs=[*SHARED, "params:method"],
+            inputs=[*PARAMETERS, "params:method"],
             outputs="config",
             name="configure",
         ),
@@ -63,5 +64,5 @@ def create_pipeline(method: str) -> Pipeline:
         nodes,
         namespace=method,
         inputs={*SETS, "data_card"},
-        parameters={**{name: name for name in SHARED}, "params:method": f"params:{method}"},
+        parameters={**{name: name for name in PARAMETERS}, "params:method": f"params:{method}"},
     )
