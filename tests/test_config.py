@@ -108,11 +108,19 @@ def test_wrong_shared_parameters_are_named_in_one_line(given, message):
         ({"training": {"lerning_rate": 1}}, "training: .*did you mean 'learning_rate'"),
         ({"training": {"epochs": 2, "warmup_epochs": 5}}, "warmup_epochs must be <= .*5 of 2"),
         ({"model": {"backbone": "resnet33"}}, "model.backbone: unknown backbone 'resnet33'"),
-        ({"more": {"options": {"criterion": {"name": "focal"}}}}, "more.options.criterion: "),
+        ({"more": {"options": {"criterion": {"name": "poly"}}}}, "more.options.criterion: "),
+        (
+            {"dbm": {"model": {"head": "linear"}}},
+            "margin 'dbm' .*needs model.head = cosine, but it is linear",
+        ),
+        (
+            {"dbm": {"options": {"variant": "bs", "criterion": {"name": "focal"}}}},
+            "variant 'bs' is the criterion 'balanced_softmax', but criterion.name is 'focal'",
+        ),
         ({"evaluation": {"ood": ["svhn"]}}, "evaluation.ood: unknown .*'svhn'"),
     ],
 )
 def test_wrong_parameters_of_an_experiment_are_named_in_one_line(given, message):
     with pytest.raises(ValueError, match=message) as found:
-        ExperimentConfig.resolve("more", given)
+        ExperimentConfig.resolve("dbm" if "dbm" in given else "more", given)
     assert "\n" not in str(found.value)

@@ -101,6 +101,7 @@ class ExperimentConfig(Config):
                 f"training.warmup_epochs must be <= training.epochs, but is "
                 f"{training.warmup_epochs} of {training.epochs}"
             )
+        self.options.criterion.check_head(self.model.head == "cosine")
         return self
 
     @classmethod

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
+import lt_pipeline
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.augment import AugmentConfig
@@ -14,14 +18,17 @@ from lt_pipeline.engine.loop import fit
 from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
+# of the project whose package is tested, which is a copy where a method was dropped in
+CONF = Path(lt_pipeline.__file__).parents[2] / "conf/base"
 
 
 @pytest.fixture(params=methods.available())
 def create(request):
-    """Return a function that makes the method with its default options and a given seed."""
+    """Return a function that makes the method as conf/base has it, from a given seed."""
+    own = yaml.safe_load((CONF / f"parameters_{request.param}.yml").read_text())
 
     def make(seed=0):
-        config = ExperimentConfig.resolve(request.param, {"model": {"backbone": "resnet8"}})
+        config = ExperimentConfig.resolve(request.param, {"model": {"backbone": "resnet8"}, **own})
         torch.manual_seed(seed)
         return methods.get(request.param)(config.options, config.model, toy_card())
 
@@ -46,10 +53,12 @@ def train(method, epochs=2, data=None, rate=0.05):
     return checkpoints
 
 
-def batch():
+def batch(views):
     data = toy_images()
     index = torch.arange(0, len(data), 3)
-    return Batch(data.images[index], data.labels[index], index)
+    images = data.images[index]
+    more = tuple(images.flip(3).roll(shift, 2) for shift in range(views))
+    return Batch(images, data.labels[index], index, more)
 
 
 def test_phases_are_those_of_the_pipeline(create):
@@ -61,7 +70,7 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
     method = create()
     train(method, epochs=1)
     method.requires_grad_(True).train()
-    terms = method.loss(batch(), 0.5)
+    terms = method.loss(batch(method.views), 0.5)
     assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
     sum(terms.values()).backward()
     without = [name for name, p in method.named_parameters() if p.grad is None]
@@ -120,7 +129,7 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
 def test_it_learns_32_images_by_heart(create):
     data = toy_images((8, 8, 8, 8))
     method = create()
-    train(method, epochs=25, data=data, rate=0.1)
+    train(method, epochs=40, data=data, rate=0.1)
     method.eval()
     with torch.no_grad():
         assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
@@ -138,6 +147,8 @@ def test_diagnosing_leaves_the_method_as_it_was(create):
 @pytest.mark.gpu
 def test_it_moves_to_the_gpu_whole(create):
     method = create().to("cuda").train()
-    moved = Batch(*(part.to("cuda") for part in batch()))
+    made = batch(method.views)
+    views = tuple(view.to("cuda") for view in made.views)
+    moved = Batch(*(part.to("cuda") for part in made[:3]), views)
     sum(method.loss(moved, 0.5).values()).backward()
     assert all(p.grad.is_cuda for p in method.parameters())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lt_pipeline.data.augment import AugmentConfig, augment
+from lt_pipeline.data.contrast import ContrastConfig, contrast_view
 from lt_pipeline.data.images import ImageSet
 
 # Augmented together: large enough to make every operation a big batch, small enough for memory
@@ -17,11 +19,21 @@ CHUNK = 8192
 
 
 class Batch(NamedTuple):
-    """A training step's images ``uint8 [B, C, H, W]``, labels ``[B]``, and positions ``[B]``."""
+    """A training step's images ``uint8 [B, C, H, W]``, labels ``[B]``, and positions ``[B]``.
+
+    ``views`` are more versions of the images, each ``uint8 [B, C, H, W]``, where asked for.
+    """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
+    views: tuple[Tensor, ...] = ()
+
+    def to(self, memory_format: torch.memory_format) -> Batch:
+        """Return the batch with its images, and those of its views, laid out in this format."""
+        views = tuple(view.contiguous(memory_format=memory_format) for view in self.views)
+        images = self.images.contiguous(memory_format=memory_format)
+        return self._replace(images=images, views=views)
 
 
 def batches(
@@ -30,15 +42,28 @@ def batches(
     batch_size: int,
     config: AugmentConfig,
     generator: torch.Generator,
+    *,
+    views: int = 0,
+    contrast: ContrastConfig | None = None,
 ) -> Iterator[Batch]:
     """Yield full batches of ``data`` in ``order`` ``[M]``; what does not fill one is left out.
 
-    ``generator`` draws the augmentations and lives, like ``order``, on the images' device.
+    ``generator`` draws the augmentations and lives, like ``order``, on the images' device. Each
+    batch brings ``views`` more versions of its images, augmented as ``contrast`` says.
     """
     used = order[: len(order) // batch_size * batch_size]
-    for chunk in used.split(max(CHUNK // batch_size, 1) * batch_size):
+    for chunk in used.split(max(CHUNK // batch_size // (1 + views), 1) * batch_size):
         images = augment(data.images[chunk], config, generator)
         labels = data.labels[chunk]
+        more = [
+            contrast_view(data.images[chunk], contrast or ContrastConfig(), generator)
+            for _ in range(views)
+        ]
+        seen = zip(*(view.split(batch_size) for view in more), strict=True) if more else repeat(())
         yield from map(
-            Batch, images.split(batch_size), labels.split(batch_size), chunk.split(batch_size)
+            Batch,
+            images.split(batch_size),
+            labels.split(batch_size),
+            chunk.split(batch_size),
+            seen,
         )

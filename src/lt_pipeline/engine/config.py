@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.data.contrast import ContrastConfig
+from lt_pipeline.data.samplers import SamplerConfig
 from lt_pipeline.schema import Config
 
 
@@ -20,6 +22,8 @@ class TrainingConfig(Config):
         schedule: how the rate falls after warm-up, by step: ``cosine`` and ``linear`` to 0;
             ``step`` multiplies by ``decay`` at each of ``milestones`` (fractions of the run).
         warmup_epochs: epochs in which the rate rises linearly from 0.
+        sampler: which images an epoch sees, and from which share of the run on.
+        contrast: augmentation of the extra views that contrastive criteria ask for.
         gradient_clip: largest norm of the whole gradient; null is no clipping.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
@@ -41,7 +45,9 @@ class TrainingConfig(Config):
     decay: PositiveFloat = 0.1
     warmup_epochs: NonNegativeInt = 5
     gradient_clip: PositiveFloat | None = None
+    sampler: SamplerConfig = SamplerConfig()
     augment: AugmentConfig = AugmentConfig()
+    contrast: ContrastConfig = ContrastConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     channels_last: bool | Literal["auto"] = "auto"

@@ -61,6 +61,7 @@ def fit(
     epochs = range(training.epoch, phase.epochs)
     for epoch in track(epochs, f"{phase.name}", total=len(epochs), disable=not len(epochs)):
         values = training.run_epoch(epoch)
+        method.end_epoch(phase, (monitors or {}).get("validation"), device)
         if config.monitor_every and (epoch + 1) % config.monitor_every == 0:
             for name, data in (monitors or {}).items():
                 found = accuracy(method, method.score, data, device=device)
@@ -106,6 +107,7 @@ class _Training:
             self.optimizer,
             lambda step: rate_factor(config, step, self.steps, self.steps_per_epoch),
         )
+        self.sampler = phase.sampler or config.sampler.build()
         self.order_generator = torch.Generator().manual_seed(seed)
         self.augment_generator = torch.Generator(device).manual_seed(seed)
         self.epoch = 0
@@ -116,7 +118,8 @@ class _Training:
         method, config = self.method, self.config
         self._choose_what_learns()
         method.start_epoch(self.phase, epoch)
-        order = self.phase.sampler(self.train.labels.cpu(), self.order_generator)
+        done = epoch / self.phase.epochs
+        order = self.sampler(self.train.labels.cpu(), self.order_generator, done)
         step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
         for batch in batches(
             self.train,
@@ -124,11 +127,12 @@ class _Training:
             config.batch_size,
             config.augment,
             self.augment_generator,
+            views=method.views,
+            contrast=config.contrast,
         ):
             step += 1
-            images = batch.images.contiguous(memory_format=self.format)
             with autocast(config, self.device):
-                terms = method.loss(batch._replace(images=images), step / self.steps)
+                terms = method.loss(batch.to(self.format), step / self.steps)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             if config.gradient_clip:

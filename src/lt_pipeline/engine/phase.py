@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lt_pipeline.data.samplers import Sampler, instance_balanced
+from lt_pipeline.data.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,13 @@ class Phase:
     Attributes:
         name: names the checkpoint, the history and the node of the pipeline.
         epochs: passes over what the sampler gives.
-        sampler: which images an epoch sees, in which order.
+        sampler: which images an epoch sees, in which order; None is what training.sampler says.
         trains: the submodule that learns; "" is all of it. The rest is frozen, in eval mode.
         start: the earlier phase to start from; None continues from the one before.
     """
 
     name: str
     epochs: int
-    sampler: Sampler = instance_balanced
+    sampler: Sampler | None = None
     trains: str = ""
     start: str | None = None

@@ -1,112 +1,252 @@
-"""Criteria: a loss bound to a class distribution, chosen by name and composed with any method."""
+"""Criteria: a loss bound to a class distribution and a head, to compose with any method.
+
+A criterion is a loss, a margin in front of it or none, and what it asks of the forward pass.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import Field, NonNegativeFloat
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.losses import functional as losses
-from lt_pipeline.schema import Config
+
+if TYPE_CHECKING:
+    from lt_pipeline.losses.config import (
+        BalancedContrastiveConfig,
+        ClassBalancedConfig,
+        DifficultyBalancedConfig,
+        FocalConfig,
+    )
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a criterion must know of the classifier: its inputs, and the cosine head's s or None."""
+
+    features: int
+    scale: float | None = None
+
+
+class Outputs(NamedTuple):
+    """What a criterion sees of a forward pass; what it did not ask for is None.
+
+    ``logits`` ``[B, C]`` are of the images; ``features`` ``[V, B, F]`` of the V extra views that
+    ``Criterion.views`` asks for; ``centres`` ``[C, F]`` are the classifier's weights.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+    centres: Tensor | None = None
 
 
 class Criterion(nn.Module):
-    """Maps logits ``[B, C]`` and labels ``[B]`` to unreduced losses ``[B]``; plain cross-entropy.
+    """Plain cross-entropy, and the base of all others.
 
-    What a subclass knows of the classes are buffers, so that a checkpoint is complete.
+    What it knows or learns of the classes are buffers, so that a checkpoint is complete.
+    ``views`` is how many contrastive views of every image it asks for.
     """
 
+    views: ClassVar[int] = 0
+
+    def __init__(self, config: Any, longtail: LongTail, head: Head) -> None:
+        super().__init__()
+        self.config = config
+        self.margin = config.build_margin(longtail, head)
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``, in float32."""
-        return losses.cross_entropy(logits.float(), labels)
+        """Return the loss of every image, ``[B]``, in at least float32.
+
+        ``logits`` are ``[B, C]``, ``labels`` ``[B]``; the margin, if there is one, is put on.
+
+        Raises:
+            ValueError: if a label names no class.
+        """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        if self.margin is not None:
+            logits = self.margin(logits, labels)
+        return self.losses(logits, labels)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``, for the final ``logits`` ``[B, C]``."""
+        return losses.cross_entropy(logits, labels)
+
+    def terms(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+        """Return the named terms whose sum is minimised, scalars."""
+        return {self.config.name: self(outputs.logits, labels).mean()}
+
+    def start_epoch(self, done: float) -> None:
+        """Change what changes between epochs; ``done`` is the share of them that is over."""
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether ``observe`` must be told of the hold-out after every epoch."""
+        return False
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Learn from the hold-out's ``logits`` ``[N, C]`` and ``labels`` ``[N]`` after an epoch."""
 
 
 class ClassBalanced(Criterion):
     """Cross-entropy weighted by the effective number of samples (Cui et al. 2019)."""
 
-    def __init__(self, longtail: LongTail, beta: float) -> None:
-        super().__init__()
-        weight = losses.class_balanced_weight(longtail.counts, beta).float()
+    def __init__(self, config: ClassBalancedConfig, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
+        weight = losses.class_balanced_weight(longtail.counts, config.beta).float()
         self.register_buffer("class_weight", weight)
         self.class_weight: Tensor
+        self.weighting = config.start == 0
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``, in float32."""
-        return losses.weighted_cross_entropy(logits.float(), labels, self.class_weight)
+    def start_epoch(self, done: float) -> None:
+        """Weight the classes from ``config.start`` on: deferred re-weighting (Cao et al. 2019)."""
+        self.weighting = done >= self.config.start
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        loss = losses.cross_entropy(logits, labels)
+        if not self.weighting:
+            return loss
+        return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
 
 
 class LogitAdjusted(Criterion):
     """Cross-entropy of logits shifted by tau * log prior (Menon et al. 2021)."""
 
-    def __init__(self, longtail: LongTail, tau: float) -> None:
-        super().__init__()
-        self.tau = tau
+    def __init__(self, config: Any, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
         self.register_buffer("log_prior", longtail.log_prior.float())
         self.log_prior: Tensor
 
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        return losses.logit_adjusted(logits, labels, self.log_prior, self.config.tau)
+
+
+class BalancedSoftmax(LogitAdjusted):
+    """Softmax with every class weighted by its share of the images (Ren et al. 2020)."""
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        return losses.balanced_softmax(logits, labels, self.log_prior)
+
+
+class Focal(Criterion):
+    """Focal loss over the softmax (Lin et al. 2017), class-balanced where beta is given."""
+
+    def __init__(self, config: FocalConfig, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
+        weight = losses.class_balanced_weight(longtail.counts, config.beta).float()
+        self.register_buffer("class_weight", weight)
+        self.class_weight: Tensor
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        loss = losses.focal(logits, labels, self.config.gamma)
+        return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
+
+
+class DifficultyBalanced(Criterion):
+    """Cross-entropy weighted by how often each class is still wrong (Sinha et al. 2020)."""
+
+    def __init__(self, config: DifficultyBalancedConfig, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
+        for name in ("correct", "seen", "accuracy"):
+            self.register_buffer(name, torch.zeros(longtail.classes))
+        self.register_buffer("class_weight", torch.ones(longtail.classes))
+        self.correct: Tensor
+        self.seen: Tensor
+        self.accuracy: Tensor
+        self.class_weight: Tensor
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether difficulty is that of the hold-out."""
+        return bool(self.config.difficulty == "validation")
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``, in float32."""
-        return losses.logit_adjusted(logits.float(), labels, self.log_prior, self.tau)
+        """Return the loss of every image, ``[B]``, and count what was right."""
+        loss = super().forward(logits, labels)
+        if self.training and not self.wants_validation:
+            self._count(logits, labels)
+        return loss
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        loss = losses.cross_entropy(logits, labels)
+        return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Count what of the hold-out is right; ``logits`` ``[N, C]``, ``labels`` ``[N]``."""
+        self._count(logits.to(self.seen.device), labels.to(self.seen.device))
+
+    def start_epoch(self, done: float) -> None:
+        """Set the weights by the epoch before; the first has none and weights all alike.
+
+        A class of which nothing was seen keeps the accuracy it had.
+        """
+        if not self.seen.any():
+            return
+        found = self.correct / self.seen.clamp(min=1)
+        self.accuracy.copy_(torch.where(self.seen > 0, found, self.accuracy))
+        self.class_weight.copy_(losses.difficulty_weight(self.accuracy, self.config.tau))
+        self.correct.zero_()
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def _count(self, logits: Tensor, labels: Tensor) -> None:
+        right = (logits.argmax(1) == labels).to(self.seen.dtype)
+        self.correct.index_add_(0, labels, right)
+        self.seen.index_add_(0, labels, torch.ones_like(right))
 
 
-class BalancedSoftmax(Criterion):
-    """Softmax with every class weighted by its count (Ren et al. 2020)."""
+class BalancedContrastive(LogitAdjusted):
+    """Logit adjustment on the images and a balanced contrast of two views (Zhu et al. 2022).
 
-    def __init__(self, longtail: LongTail) -> None:
-        super().__init__()
-        self.register_buffer("class_counts", longtail.counts.float())
-        self.class_counts: Tensor
+    The classifier's weights are the class prototypes; features and prototypes go through
+    projection heads of their own, which are for training only.
+    """
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``, in float32."""
-        return losses.balanced_softmax(logits.float(), labels, self.class_counts)
+    views: ClassVar[int] = 2
 
+    def __init__(self, config: BalancedContrastiveConfig, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
+        self.project = projection(head.features, config.hidden, config.width)
+        self.project_centres = projection(head.features, config.hidden, config.width)
 
-class CrossEntropyConfig(Config):
-    """Plain cross-entropy."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-
-    def build(self, longtail: LongTail) -> Criterion:
-        """Return the criterion; it does not look at ``longtail``."""
-        return Criterion()
-
-
-class ClassBalancedConfig(Config):
-    """Class-balanced cross-entropy; beta in [0, 1), 0 is no weighting."""
-
-    name: Literal["class_balanced"] = "class_balanced"
-    beta: float = Field(default=0.9999, ge=0, lt=1)
-
-    def build(self, longtail: LongTail) -> Criterion:
-        """Return the criterion for the class counts of ``longtail``."""
-        return ClassBalanced(longtail, self.beta)
-
-
-class LogitAdjustmentConfig(Config):
-    """Logit adjustment; tau = 0 is plain cross-entropy."""
-
-    name: Literal["logit_adjustment"] = "logit_adjustment"
-    tau: NonNegativeFloat = 1.0
-
-    def build(self, longtail: LongTail) -> Criterion:
-        """Return the criterion for the prior of ``longtail``."""
-        return LogitAdjusted(longtail, self.tau)
+    def terms(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+        """Return the classification and the contrastive term, weighted, scalars."""
+        if outputs.features is None or outputs.centres is None:
+            raise ValueError("balanced_contrastive needs the features of two views and the centres")
+        views, images, width = outputs.features.shape
+        projections = self.project(outputs.features.reshape(views * images, width))
+        with torch.autocast(projections.device.type, enabled=False):
+            contrast = losses.balanced_contrastive(
+                F.normalize(projections.float(), dim=1).view(views, images, -1),
+                labels,
+                F.normalize(self.project_centres(outputs.centres.float()), dim=1),
+                self.config.temperature,
+            )
+        return {
+            "classification": self.config.classification * self(outputs.logits, labels).mean(),
+            "contrast": self.config.contrast * contrast.mean(),
+        }
 
 
-class BalancedSoftmaxConfig(Config):
-    """Balanced softmax."""
+def projection(features: int, hidden: int, width: int) -> nn.Module:
+    """Return the two-layer head ``[N, features]`` -> ``[N, width]`` that contrast is made in."""
+    return nn.Sequential(
+        nn.Linear(features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, width),
+    )
 
-    name: Literal["balanced_softmax"] = "balanced_softmax"
 
-    def build(self, longtail: LongTail) -> Criterion:
-        """Return the criterion for the class counts of ``longtail``."""
-        return BalancedSoftmax(longtail)
-
-
-CriterionConfig = Annotated[
-    CrossEntropyConfig | ClassBalancedConfig | LogitAdjustmentConfig | BalancedSoftmaxConfig,
-    Field(discriminator="name"),
-]
+def weighted(loss: Tensor, weight: Tensor, *, mean: bool) -> Tensor:
+    """Return ``loss`` times ``weight``, both ``[B]``; with ``mean`` the weights average to 1."""
+    return loss * (weight / weight.mean() if mean else weight)

@@ -12,7 +12,9 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.phase import Phase
-from lt_pipeline.losses.criteria import CriterionConfig, CrossEntropyConfig
+from lt_pipeline.engine.predict import predict
+from lt_pipeline.losses.config import CriterionConfig, CrossEntropyConfig
+from lt_pipeline.losses.criteria import Head, Outputs
 from lt_pipeline.models.network import ModelConfig, Network, build_network
 from lt_pipeline.schema import Config
 
@@ -39,8 +41,9 @@ class Method(nn.Module):
     def __init__(self, options: MethodOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__()
         self.options, self.model, self.card = options, model, card
-        self.criterion = options.criterion.build(card.longtail)
         self.net = self.build()
+        scale = model.scale if model.head == "cosine" else None
+        self.criterion = options.criterion.build(card.longtail, Head(self.net.width, scale))
 
     def build(self) -> Network:
         """Return the network to train."""
@@ -60,16 +63,50 @@ class Method(nn.Module):
         """Return the names of the parameters that weight decay leaves alone."""
         return ()
 
+    @property
+    def views(self) -> int:
+        """Return how many contrastive views of every image a batch must bring."""
+        return self.criterion.views
+
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Change what changes between epochs; ``epoch`` counts from 0."""
+        self.criterion.start_epoch(epoch / phase.epochs)
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Return the forward pass as the criterion asked for it.
+
+        Images and views go through the network as one batch, so that BatchNorm normalises them
+        alike.
+        """
+        if not batch.views:
+            return Outputs(self.net(batch.images))
+        images = len(batch.images)
+        features = self.net.features(torch.cat([batch.images, *batch.views]))
+        extra = features[images:].view(len(batch.views), images, -1)
+        return Outputs(self.net.head(features[:images]), extra, self.net.centres)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return named terms; their sum is minimised and each is logged.
 
         ``progress`` is the share of the phase's steps that are done after this one, in (0, 1].
         """
-        name = self.options.criterion.name
-        return {name: self.criterion(self.net(batch.images), batch.labels).mean()}
+        return self.criterion.terms(self.outputs(batch), batch.labels)
+
+    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+        """Learn from the epoch that is over; ``validation`` is the hold-out, if there is one.
+
+        Raises:
+            ValueError: if the criterion needs a hold-out and there is none.
+        """
+        if not self.criterion.wants_validation:
+            return
+        if validation is None:
+            raise ValueError(
+                f"the criterion {self.options.criterion.name!r} measures difficulty on a hold-out: "
+                f"set data.validation > 0, or its difficulty to training"
+            )
+        scores = predict(self, self.score, validation.images, device=device)
+        self.criterion.observe(scores, validation.labels.cpu())
 
     def finish(self, checkpoints: Mapping[str, StateDict], train: ImageSet) -> None:
         """Do what follows the gradients, on top of the last phase's weights, which are loaded."""
@@ -82,6 +119,15 @@ class Method(nn.Module):
 
     def fold(self) -> None:
         """Drop what was for training only; ``score`` must not change."""
+        del self.criterion
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the classifier sees of every image, ``[B, F]``."""
+        return self.net.features(images)
+
+    def class_centres(self) -> Tensor:
+        """Return the classifier's weights, ``[C, F]``, that features are near to or far from."""
+        return self.net.centres
 
     def score(self, images: Tensor) -> Tensor:
         """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""

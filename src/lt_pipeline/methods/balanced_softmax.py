@@ -5,7 +5,7 @@ Ren et al., Balanced meta-softmax for long-tailed visual recognition, NeurIPS 20
 
 from __future__ import annotations
 
-from lt_pipeline.losses.criteria import BalancedSoftmaxConfig
+from lt_pipeline.losses.config import BalancedSoftmaxConfig
 from lt_pipeline.methods._base import Method, MethodOptions
 
 

@@ -5,7 +5,7 @@ Cui et al., Class-balanced loss based on effective number of samples, CVPR 2019.
 
 from __future__ import annotations
 
-from lt_pipeline.losses.criteria import ClassBalancedConfig
+from lt_pipeline.losses.config import ClassBalancedConfig
 from lt_pipeline.methods._base import Method, MethodOptions
 
 

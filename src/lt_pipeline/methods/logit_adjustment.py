@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lt_pipeline.losses.criteria import LogitAdjustmentConfig
+from lt_pipeline.losses.config import LogitAdjustmentConfig
 from lt_pipeline.methods._base import Method, MethodOptions
 
 

@@ -23,7 +23,7 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.diagnostics.logit_shift import discrepancy_by_group, logit_shift
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
-from lt_pipeline.losses.criteria import CriterionConfig, LogitAdjustmentConfig
+from lt_pipeline.losses.config import CriterionConfig, LogitAdjustmentConfig
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.models.low_rank import (
@@ -112,6 +112,7 @@ class More(Method):
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Freeze what the LoRA ablation freezes; MORE itself trains everything throughout."""
+        super().start_epoch(phase, epoch)
         if self.options.freeze_general_after is None:
             return
         adapting = epoch >= self.options.freeze_general_after * phase.epochs
@@ -122,14 +123,13 @@ class More(Method):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_base and alpha(t) * L_MORE (equations 3, 5, 6); ``progress`` is t / T."""
-        logits = self.net(batch.images)
-        base: Tensor = self.criterion(logits, batch.labels).mean()
-        terms: dict[str, Tensor] = {self.options.criterion.name: base}
+        outputs = self.outputs(batch)
+        terms = self.criterion.terms(outputs, batch.labels)
         if self.options.amplitude:
-            general = self._general_logits(batch.images)
+            general = self._general_logits(batch)
             if self.options.detach_general:
                 general = general.detach()
-            gap = discrepancy(logits.float(), general.float(), self.options.discrepancy)
+            gap = discrepancy(outputs.logits.float(), general.float(), self.options.discrepancy)
             alpha = schedule_weight(self.options.schedule, progress)
             terms["rebalancing"] = alpha * (self.rebalancing_weight[batch.labels] * gap).mean()
         return terms
@@ -155,6 +155,7 @@ class More(Method):
 
     def fold(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""
+        super().fold()
         fold_low_rank(self.net)
 
     def _reestimated_logits(self, train: ImageSet, test: ImageSet, device: torch.device) -> Tensor:
@@ -164,10 +165,12 @@ class More(Method):
         self.net.load_state_dict(kept)
         return logits
 
-    def _general_logits(self, images: Tensor) -> Tensor:
-        """Return f(x; theta^g), ``[B, C]``, normalised by its own batch statistics."""
+    def _general_logits(self, batch: Batch) -> Tensor:
+        """Return f(x; theta^g), ``[B, C]``, normalised by its own batch statistics.
+
+        Views, where there are any, are in its batch, too: both passes normalise the same images.
+        """
         update = self.options.update_batchnorm
         statistics = nullcontext() if update else frozen_batchnorm_statistics(self.net)
         with general_weights(self.net), statistics:
-            logits: Tensor = self.net(images)
-        return logits
+            return self.outputs(batch).logits

@@ -12,13 +12,17 @@ HEADS = ("linear", "cosine")
 
 
 class CosineHead(nn.Module):
-    """Logits s * cos(features, w_c); no bias."""
+    """Logits s * cos(features, w_c); no bias.
+
+    The weights start at unit length: only their direction counts, but their length decides how
+    far a step turns them.
+    """
 
     def __init__(self, features: int, classes: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.weight = nn.Parameter(torch.empty(classes, features))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        start = torch.empty(classes, features).uniform_(-1, 1)
+        self.weight = nn.Parameter(F.normalize(start, dim=1))
 
     def cosines(self, features: Tensor) -> Tensor:
         """Return cos(features, w_c), ``[B, C]``, in float32 also under autocast."""

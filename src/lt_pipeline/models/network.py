@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, field_validator
@@ -57,6 +57,17 @@ class Network(nn.Module):
         super().__init__()
         self.normalize, self.backbone, self.head = normalize, backbone, head
 
+    @property
+    def width(self) -> int:
+        """Return the number of features of an image, F."""
+        return int(self.backbone.features)  # type: ignore[arg-type]
+
+    @property
+    def centres(self) -> Tensor:
+        """Return the classifier's weights, ``[C, F]``."""
+        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        return weight
+
     def features(self, images: Tensor) -> Tensor:
         """Return what the head sees, ``[B, F]``."""
         found: Tensor = self.backbone(self.normalize(images))
@@ -66,6 +77,11 @@ class Network(nn.Module):
         """Return logits ``[B, C]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile both ways in: the whole, and what ``features`` calls."""
+        super().compile(*args, **kwargs)
+        self.backbone.compile(*args, **kwargs)
 
 
 def build_network(
