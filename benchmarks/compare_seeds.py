@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,18 @@ from omegaconf import OmegaConf
 
 from lt_pipeline.config import SHARED, check_parameters, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
-from lt_pipeline.pipelines.method.nodes import configure, evaluate, finish, train_phase
+from lt_pipeline.pipelines.method.nodes import configure
+from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from lt_pipeline.tracking import flatten
 
 PROJECT = Path(__file__).parents[1]
+LEFT_OUT = (
+    "cost/",
+    "ood/",
+    "geometry/angle_lower",
+    "geometry/angle_upper",
+    "geometry/angle_median",
+)
 SHOWN = ["accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall"]
 
 
@@ -39,7 +47,7 @@ def main() -> None:
         conf_source=str(PROJECT / "conf"), env=arguments.env, **CONFIG_LOADER_ARGS
     )
     base = merged(loader["parameters"], dotted(arguments.params))
-    rows = read(arguments.out)
+    rows, progress = read(arguments.out), arguments.out.with_suffix(".progress")
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
             label, method, params = variant.split(":") if ":" in variant else (variant, variant, "")
@@ -47,7 +55,9 @@ def main() -> None:
                 continue
             own = merged(base, dotted(params.split(",")))
             own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
-            rows.append({"label": label, "seed": seed, **run(method, own, arguments.out)})
+            rows.append(
+                {"label": label, "seed": seed, **run(method, own, progress / f"{label}-{seed}")}
+            )
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
             print(summary(rows).to_string(), flush=True)
@@ -75,25 +85,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return pd.read_csv(path, dtype=text).to_dict("records") if path.exists() else []
 
 
-def run(method: str, parameters: dict[str, Any], out: Path) -> dict[str, Any]:
+def run(method: str, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
     check_parameters(parameters)
     config = configure(method)(*(parameters[name] for name in SHARED), parameters.get(method) or {})
-    train, validation, test, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
-    progress = out.with_suffix(".progress")
-    checkpoint, history = train_phase("train")(config, card, train, validation, test, progress)
-    model, report = finish(config, card, train, test, checkpoint)
-    metrics, *_ = evaluate(config, card, model, test, report, history)
-    (progress / "train.pt").unlink()
-    progress.rmdir()
-    diagnosed = dict(flatten(metrics["diagnostics"], "_"))
-    cost = {k: metrics["cost"][k] for k in ("training_seconds", "parameters_trained")}
-    best = {f"best_epoch_{k}_accuracy": v["accuracy"] for k, v in metrics["best_epoch"].items()}
+    *sets, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
+    found = run_once(config, card, tuple(sets), folder)
+    shutil.rmtree(folder)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
     )
     return {
-        **metrics["test"], **best, **diagnosed, **cost,
+        **{name.replace("/", "_"): v for name, v in found.items() if not name.startswith(LEFT_OUT)},
+        "training_seconds": found["cost/training_seconds"],
+        "parameters_trained": found["cost/parameters_trained"],
         "epochs": config["training"]["epochs"],
         "commit": commit.stdout.strip(), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

@@ -139,7 +139,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    valid = ("data", *SHARED, *methods.available())
+    valid = ("data", "studies", *SHARED, *methods.available())
     for name in parameters:
         if name not in valid:
             raise ValueError(unknown("parameter or method", name, valid))

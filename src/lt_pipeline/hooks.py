@@ -21,8 +21,10 @@ from kedro.pipeline import Pipeline
 from lt_pipeline import methods, tracking
 from lt_pipeline.config import ExperimentConfig, check_parameters, data_config
 from lt_pipeline.engine.device import choose_device
-from lt_pipeline.reporting import print_results
+from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.reporting import print_results, print_study
 from lt_pipeline.schema import unknown
+from lt_pipeline.study import StudyConfig
 
 
 @contextmanager
@@ -63,13 +65,16 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Resolve every method's configuration, so that a wrong one stops the run here."""
-        parameters, names = catalog.load("parameters"), _methods_of(pipeline)
+        parameters, names = catalog.load("parameters"), _subjects(pipeline)
         with _one_line():
             if len(names) > 1:
                 raise ValueError(
-                    f"a run is of one method, or MLflow would mix their metrics: run "
+                    f"a run is of one method or study, or MLflow would mix their metrics: run "
                     f"{' and '.join(names)} one after the other"
                 )
+            for name in set(names) & set(STUDIES):
+                _check_study(name, parameters)
+            names = [name for name in names if name in methods.available()]
             self.experiments = [ExperimentConfig.resolve(name, parameters) for name in names]
             for experiment in self.experiments:
                 choose_device(experiment.device)
@@ -81,7 +86,7 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters = catalog.load("parameters")
         data = data_config(parameters)
-        names = _methods_of(pipeline)
+        names = _subjects(pipeline)
         device = str(choose_device(parameters.get("device", "auto")))
         tracking.set_tags(
             {
@@ -99,9 +104,12 @@ class ProjectHooks:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log a method's metrics."""
+        """Log a method's metrics and what its feature space looks like."""
         if dataset_name.endswith(".metrics"):
             tracking.log_metrics(tracking.numbers(data))
+        if dataset_name.endswith((".geometry", ".arms")):
+            kind = dataset_name.split(".")[-1]
+            tracking.log_metrics(tracking.numbers({kind: data}))
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
@@ -123,11 +131,14 @@ class ProjectHooks:
         """Print the results and clear the states that only a killed run resumes from."""
         finished = {
             name: catalog.load(f"{name}.metrics")
-            for name in _methods_of(pipeline)
+            for name in _subjects(pipeline)
             if f"{name}.metrics" in pipeline.all_outputs()
         }
-        for name in finished:
-            shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
+        for name in _subjects(pipeline):
+            if {f"{name}.metrics", f"{name}.summary"} & pipeline.all_outputs():
+                shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
+            if f"{name}.summary" in pipeline.all_outputs():
+                print_study(name, catalog.load(f"{name}.summary"))
         if finished:
             card = catalog.load("data_card")
             print_results(finished, card, mlflow.get_tracking_uri())
@@ -156,6 +167,15 @@ def _is_raised_by_us(error: Exception) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _methods_of(pipeline: Pipeline) -> list[str]:
+def _subjects(pipeline: Pipeline) -> list[str]:
+    """Return the methods and studies that ``pipeline`` is of."""
     spaces = {node.namespace for node in pipeline.nodes}
-    return [name for name in methods.available() if name in spaces]
+    return [name for name in (*methods.available(), *STUDIES) if name in spaces]
+
+
+def _check_study(name: str, parameters: dict[str, Any]) -> None:
+    if name not in (parameters.get("studies") or {}):
+        raise ValueError(f"studies.{name} is missing in conf/: its arms are not known")
+    found = StudyConfig.read(name, parameters["studies"][name])
+    for experiment in found.experiments(parameters).values():
+        choose_device(experiment.device)

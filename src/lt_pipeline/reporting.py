@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,10 @@ COLUMNS = {
     "geometric_mean": "geom. mean",
     "lowest_recall": "lowest recall",
     "expected_calibration_error": "ECE",
+}
+STUDY_COLUMNS = {
+    "validation_accuracy": "hold-out",
+    **{key: COLUMNS[key] for key in ("accuracy", "many", "medium", "few", "harmonic_mean")},
 }
 
 
@@ -64,3 +70,24 @@ def print_results(
     local = tracking_uri.startswith("sqlite:")
     how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
     console.print(f"Everything about this run is in the MLflow UI: {how}")
+
+
+def print_study(name: str, summary: pd.DataFrame) -> None:
+    """Print mean and standard deviation over seeds of every arm, in per cent."""
+    shown = {key: heading for key, heading in STUDY_COLUMNS.items() if key in summary}
+    title = f"{name}: balanced test set, last epoch, %, mean ± standard deviation over seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("arm")
+    table.add_column("seeds", justify="right")
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    for row in summary.to_dict("records"):
+        cells = [_mean_and_spread(row[key], row[f"{key} sd"]) for key in shown]
+        table.add_row(str(row["arm"]), str(row["runs"]), *cells)
+    console = Console()
+    console.print()
+    console.print(table)
+
+
+def _mean_and_spread(mean: float, spread: float) -> str:
+    return f"{100 * mean:.1f}" + ("" if isnan(spread) else f" ± {100 * spread:.1f}")

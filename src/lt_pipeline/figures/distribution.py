@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +36,32 @@ def class_distribution(longtail: LongTail, title: str) -> Figure:
     axes.set_xlabel(f"{axes.get_xlabel()}\ngroups: {longtail.group_rule}")
     legend_above(axes)
     return figure
+
+
+def group_bars(
+    axes: Axes, values: Mapping[int, float], longtail: LongTail, label: Callable[[float], str]
+) -> None:
+    """Draw ``values`` by class, from most to fewest training images, groups shaded.
+
+    Classes without a value are left out. A line marks the mean of each group, and ``label`` says
+    it in the legend.
+    """
+    order = by_count(longtail)
+    for name, classes in longtail.groups.items():
+        places = [order.index(c) for c in classes if c in values]
+        if not places:
+            continue
+        heights = [values[order[place]] for place in places]
+        left, right = min(places) - 0.5, max(places) + 0.5
+        mean = sum(heights) / len(heights)
+        colour = GROUP_COLOURS[name]
+        axes.axvspan(left, right, color=colour, alpha=0.12, linewidth=0)
+        text = f"{name}: mean {label(mean)}"
+        axes.bar(places, heights, bar_width(longtail), color=colour, linewidth=0, label=text)
+        # a mean may lie on the frame
+        axes.hlines(mean, left, right, color="black", linewidth=1.2, clip_on=False, zorder=3)
+    legend_above(axes)
+    class_axis(axes, longtail, order)
 
 
 def by_count(longtail: LongTail) -> list[int]:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.figures.distribution import NAMED_CLASSES, bar_width, by_count, class_axis
-from lt_pipeline.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
+from lt_pipeline.figures.distribution import NAMED_CLASSES, group_bars
+from lt_pipeline.figures.style import GREY, GROUP_COLOURS, new_figure
 
 
 def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
@@ -19,25 +19,10 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     ``table`` has the rows of ``metrics.classification.class_table``.
     """
     figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=26)
-    order = by_count(longtail)
     recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
-    for name, classes in longtail.groups.items():
-        places = [order.index(c) for c in classes if c in recall]
-        if not places:
-            continue
-        values = [recall[order[place]] for place in places]
-        left, right = min(places) - 0.5, max(places) + 0.5
-        mean = sum(values) / len(values)
-        colour = GROUP_COLOURS[name]
-        axes.axvspan(left, right, color=colour, alpha=0.12, linewidth=0)
-        label = f"{name}: mean {mean:.1f} %"
-        axes.bar(places, values, bar_width(longtail), color=colour, linewidth=0, label=label)
-        # a mean of 0 or 100 lies on the frame
-        axes.hlines(mean, left, right, color="black", linewidth=1.2, clip_on=False, zorder=3)
+    group_bars(axes, recall, longtail, lambda mean: f"{mean:.1f} %")
     axes.set_ylim(0, 100)
     axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
-    legend_above(axes)
-    class_axis(axes, longtail, order)
     return figure
 
 

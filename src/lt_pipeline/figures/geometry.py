@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.figures.distribution import bar_width, by_count, class_axis
-from lt_pipeline.figures.style import GROUP_COLOURS, legend_above, new_figure
+from lt_pipeline.figures.distribution import group_bars
+from lt_pipeline.figures.style import GROUP_COLOURS, new_figure
 
 HALF_WIDTH = 0.36
 DENSITY_NEEDS = 5  # images; the density of fewer would be invented
@@ -81,23 +81,9 @@ def separability_by_class(separability: Tensor, longtail: LongTail, title: str) 
     if not known:
         raise ValueError("separability must be known for at least one class, but is nan for all")
     figure, axes = new_figure(f"Separability by class: {title}", width=9, pad=26)
-    order = by_count(longtail)
-    for name, classes in longtail.groups.items():
-        places = [order.index(c) for c in classes if c in known]
-        if not places:
-            continue
-        values = [known[order[place]] for place in places]
-        left, right = min(places) - 0.5, max(places) + 0.5
-        mean = sum(values) / len(values)
-        colour = GROUP_COLOURS[name]
-        axes.axvspan(left, right, color=colour, alpha=0.12, linewidth=0)
-        label = f"{name}: mean {mean:.3g}"
-        axes.bar(places, values, bar_width(longtail), color=colour, linewidth=0, label=label)
-        axes.hlines(mean, left, right, color="black", linewidth=1.2, zorder=3)
-    axes.set_ylim(bottom=0)
     axes.set_ylabel(
         "separability $S_i$: mean Fisher criterion\nto the other classes (line: mean of the group)"
     )
-    legend_above(axes)
-    class_axis(axes, longtail, order)
+    group_bars(axes, known, longtail, lambda mean: f"{mean:.3g}")
+    axes.set_ylim(bottom=0)
     return figure

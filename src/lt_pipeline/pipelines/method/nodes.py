@@ -73,7 +73,7 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
             seed=found.seed + len(earlier),
             device=choose_device(found.device),
             monitors={name: data for name, data in sets.items() if len(data)},
-            resume=ResumeFile(progress / f"{name}.pt", _fingerprint(config, card)),
+            resume=ResumeFile(progress / f"{name}.pt", fingerprint(config, card)),
             report=tracking.log_epoch,
         )
         return dict(method.state_dict()), history
@@ -217,7 +217,8 @@ def _create(config: Values, card: Values) -> tuple[ExperimentConfig, Method]:
     return found, kind(found.options, found.model, DataCard.from_json(card))
 
 
-def _fingerprint(config: Values, card: Values) -> str:
+def fingerprint(config: Values, card: Values) -> str:
+    """Return what stands for everything that decides a run's result, apart from the code."""
     decisive = {name: value for name, value in config.items() if name != "device"}
     return sha256(repr((decisive, card["data_hash"])).encode()).hexdigest()
 

@@ -1,4 +1,7 @@
-"""The DAG of a method: configure -> a node a phase -> finish -> evaluate -> draw, deploy."""
+"""The DAG of a method: configure -> a node a phase -> finish -> evaluate -> draw, deploy.
+
+Beside the evaluation, ``geometry`` looks at the finished model's feature space.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from kedro.pipeline import Node, Pipeline
 from lt_pipeline import methods
 from lt_pipeline.config import SHARED
 from lt_pipeline.pipelines.method.deploy import deploy
+from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import configure, draw, evaluate, finish, train_phase
 
 SETS = ("train_set", "validation_set", "test_set")
@@ -46,6 +50,12 @@ def create_pipeline(method: str) -> Pipeline:
             inputs=[*known, "model", "test_set", "finish_report", *histories],
             outputs=["metrics", "class_table", "confusion", "reliability"],
             name="evaluate",
+        ),
+        Node(
+            geometry,
+            inputs=[*known, "model", "test_set"],
+            outputs=["geometry", "geometry_figures"],
+            name="geometry",
         ),
         Node(
             draw,

@@ -1,0 +1,59 @@
+"""The node that looks at feature space: angles to the class centres, and how far classes lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.diagnostics.angles import angle_summary, angles_to_centres
+from lt_pipeline.diagnostics.separability import (
+    affordable,
+    class_separability,
+    separability_by_group,
+)
+from lt_pipeline.engine.device import choose_device
+from lt_pipeline.engine.predict import predict
+from lt_pipeline.figures.geometry import angle_distribution, separability_by_class
+from lt_pipeline.pipelines.method.nodes import load_finished
+
+Values = dict[str, Any]
+
+
+def geometry(
+    config: Values, card: Values, model: dict[str, Tensor], test: ImageSet
+) -> tuple[Values, dict[str, Figure]]:
+    """Return numbers by group and pictures of the test images' features (DBM, figure 4, table 6).
+
+    Where there are too many classes and features for the separability of all pairs, it is left
+    out and ``left_out`` says why.
+    """
+    found, method = load_finished(config, card, model)
+    longtail = method.card.longtail
+    method.to(choose_device(found.device))
+    centres = method.class_centres().detach().cpu()
+    features = predict(method, method.features, test.images, device=choose_device(found.device))
+    angles = angles_to_centres(features, centres, test.labels)
+    title = _title(found, card)
+    numbers: Values = angle_summary(angles, test.labels, longtail)
+    drawn = {"angles.png": angle_distribution(angles, test.labels, longtail, title)}
+    classes, width = centres.shape
+    if affordable(classes, width):
+        separability = class_separability(features, test.labels, classes)
+        numbers["separability"] = separability_by_group(separability, longtail)
+        if not separability.isnan().all():
+            picture = separability_by_class(separability, longtail, title)
+            drawn["separability.png"] = picture
+    else:
+        numbers["left_out"] = (
+            f"separability: {classes * (classes - 1) // 2} pairs of classes with {width} features"
+        )
+    return numbers, drawn
+
+
+def _title(config: ExperimentConfig, card: Values) -> str:
+    return f"{config.method} on {DataCard.from_json(card).config.title}"

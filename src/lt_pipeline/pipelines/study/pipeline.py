@@ -1,0 +1,35 @@
+"""The DAG of a study: train its arms -> summarise -> draw."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from lt_pipeline.pipelines.study.nodes import draw, summarise, train_arms
+
+# Their parameters are in conf/base/parameters_studies.yml, by the same names.
+STUDIES = ("dbm_components", "dbm_K", "dbm_tau")
+SETS = ("train_set", "validation_set", "test_set")
+
+
+def create_pipeline(study: str) -> Pipeline:
+    """Return the pipeline of ``study``, in a namespace of its name."""
+    return Pipeline(
+        [
+            Node(
+                train_arms(study),
+                inputs=["parameters", "data_card", *SETS, "progress"],
+                outputs="runs",
+                name="train_arms",
+            ),
+            Node(summarise, inputs="runs", outputs=["summary", "arms"], name="summarise"),
+            Node(
+                draw(study),
+                inputs=["parameters", "data_card", "summary"],
+                outputs="figures",
+                name="draw",
+            ),
+        ],
+        namespace=study,
+        inputs={*SETS, "data_card"},
+        parameters={"parameters"},
+    )

@@ -1,0 +1,148 @@
+"""Studies, end to end: through Kedro, and what their nodes keep when they are killed."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import pandas as pd
+import pytest
+from kedro.config import OmegaConfigLoader
+from pipeline_projects import PROJECT
+
+from lt_pipeline.pipelines.study import nodes
+from lt_pipeline.pipelines.study.nodes import run_once, summarise, train_arms
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import toy_card, toy_images
+
+pytestmark = pytest.mark.slow
+
+
+def parameters():
+    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
+    found = loader["parameters"]
+    found["studies"] = {
+        "s": {
+            "title": "two arms",
+            "seeds": 2,
+            "arms": {"CE": {"method": "ce"}, "DBM": {"method": "dbm"}},
+        }
+    }
+    found["training"]["epochs"] = 1
+    return found
+
+
+def sets():
+    return toy_images(), toy_images((4, 4, 4, 4), seed=1), toy_images((6, 6, 6, 6), seed=2)
+
+
+def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
+    card, arguments = toy_card().to_json(), parameters()
+    trained = []
+    once = nodes.finish
+
+    def finish(config, *rest):
+        trained.append((config["method"], config["seed"]))
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return once(config, *rest)
+
+    monkeypatch.setattr(nodes, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        train_arms("s")(arguments, card, *sets(), tmp_path)
+    table = train_arms("s")(arguments, card, *sets(), tmp_path)
+    assert trained == [("ce", 0), ("dbm", 0), ("ce", 1), ("ce", 1), ("dbm", 1)]
+    assert table[["arm", "seed"]].to_numpy().tolist() == [
+        ["CE", 0], ["DBM", 0], ["CE", 1], ["DBM", 1],
+    ]  # fmt: skip
+    again = train_arms("s")(arguments, card, *sets(), tmp_path)
+    assert len(trained) == 5
+    pd.testing.assert_frame_equal(again, table)
+    assert {"accuracy", "few", "geometry/angle_mean/few", "validation_accuracy"} <= set(table)
+    # other parameters are other runs
+    arguments["training"]["learning_rate"] = 0.05
+    other = train_arms("s")(arguments, card, *sets(), tmp_path)
+    assert len(trained) == 9
+    assert not other["expected_calibration_error"].equals(table["expected_calibration_error"])
+
+
+def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
+    card, arguments = toy_card().to_json(), parameters()
+    table = train_arms("s")(arguments, card, *sets(), tmp_path / "one")
+    config = nodes.StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)["DBM"]
+    alone = run_once(
+        config.model_copy(update={"seed": 1}).model_dump(mode="json"), card, sets(), tmp_path / "b"
+    )
+    row = table[(table["arm"] == "DBM") & (table["seed"] == 1)].iloc[0]
+    assert row["accuracy"] == alone["accuracy"]
+    assert row["expected_calibration_error"] == alone["expected_calibration_error"]
+
+
+def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
+    runs = pd.DataFrame(
+        {"arm": ["z", "a", "z", "a"], "seed": [0, 0, 1, 1], "accuracy": [0.1, 0.5, 0.3, 0.5]}
+    )
+    table, arms = summarise(runs)
+    assert table["arm"].tolist() == ["z", "a"]
+    assert table["runs"].tolist() == [2, 2]
+    assert table["accuracy"].tolist() == pytest.approx([0.2, 0.5])
+    assert table["accuracy sd"].tolist() == pytest.approx([0.02**0.5, 0.0])
+    assert arms["a"]["accuracy"] == {"mean": 0.5, "sd": 0.0}
+
+
+def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
+    output = project.kedro(
+        "--pipelines=dbm_K", "--env=smoke", "--params=training.epochs=1,studies.dbm_K.seeds=2"
+    )
+    assert "dbm_K: balanced test set, last epoch, %" in output
+    assert "WARNING" not in output
+    folder = project.file("08_reporting", "smoke", "dbm_K")
+    summary = pd.read_csv(folder / "summary.csv")
+    assert summary["arm"].tolist() == ["BS", *(f"K = {k}" for k in (0.05, 0.1, 0.2, 0.3, 0.5))]
+    assert summary["runs"].tolist() == [2] * 6
+    for name in ("accuracy", "angle", "separability"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = {r.info.run_name: r for r in runs if r is not parent}
+    assert len(children) == 12
+    assert all(r.info.status == "FINISHED" for r in runs)
+    assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in children.values())
+    child = children["K = 0.3 · seed 1"]
+    assert child.data.params["options.criterion.margin.K"] == "0.3"
+    assert child.data.params["seed"] == "1"
+    row = pd.read_csv(folder / "runs.csv").query("arm == 'K = 0.3' and seed == 1").iloc[0]
+    assert child.data.metrics["accuracy"] == pytest.approx(row["accuracy"])
+    assert "train/balanced_softmax" in child.data.metrics
+    assert parent.data.metrics["arms/K-0.3/accuracy/mean"] == pytest.approx(
+        summary.set_index("arm").loc["K = 0.3", "accuracy"]
+    )
+    names = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert {"runs.csv", "summary.csv", "figures"} <= names
+    assert not project.file("06_models", "smoke", "dbm_K", "progress").exists()
+
+
+def test_a_wrong_arm_stops_the_run_at_once(project):
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=dbm_tau", "--env=smoke"),
+        "--params=studies.dbm_tau.sweep.path=options.criterion.margin.taus",
+    )
+    assert code == 1
+    assert "unknown parameter 'taus': did you mean 'tau'" in output
+    assert "Traceback" not in output
+    assert not project.file("03_primary", "smoke", "train.safetensors").exists()
+
+
+def test_geometry_of_a_method_is_in_its_run(finished):
+    project, _ = finished
+    folder = project.file("08_reporting", "smoke", "more")
+    found = json.loads((folder / "geometry.json").read_text())
+    assert 0 < found["angle_mean"]["all"] < 180
+    assert found["separability"]["few"] > 0
+    for name in ("angles", "separability"):
+        assert (folder / "geometry" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.data.metrics["geometry/angle_mean/few"] == found["angle_mean"]["few"]
+    assert "geometry" in {a.path for a in client.list_artifacts(run.info.run_id)}

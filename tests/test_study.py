@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.study import StudyConfig
+from toys import PROJECT
+
+ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce"}}}
+SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 0.3]}
+
+
+def parameters():
+    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    return loader["parameters"]
+
+
+def test_every_study_has_a_pipeline_and_its_arms_can_be_trained():
+    found = parameters()
+    assert set(found["studies"]) == set(STUDIES)
+    for name, block in found["studies"].items():
+        study = StudyConfig.read(name, block)
+        assert len(study.experiments(found)) == len(study.all_arms()) > 1
+
+
+def test_table_5_takes_the_components_one_by_one():
+    found = parameters()
+    study = StudyConfig.read("dbm_components", found["studies"]["dbm_components"])
+    arms = study.experiments(found)
+    seen = []
+    for experiment in arms.values():
+        margin = experiment.options.criterion.margin
+        seen.append(
+            (
+                experiment.options.criterion.name,
+                experiment.model.head,
+                margin.positives if margin else None,
+            )
+        )
+    components = [("linear", None), ("cosine", None)]
+    components += [("cosine", positives) for positives in ("none", "all", "hard")]
+    losses = ("cross_entropy", "balanced_softmax")
+    assert seen == [(loss, *component) for loss in losses for component in components]
+
+
+def test_a_sweep_makes_an_arm_of_each_value_beside_the_baselines():
+    study = StudyConfig.read("s", {"title": "t", "arms": {"BS": ARMS["a"]}, "sweep": SWEEP})
+    arms = study.experiments(parameters())
+    assert list(arms) == ["BS", "K = 0.1", "K = 0.3"]
+    assert [arms[f"K = {k}"].options.criterion.margin.K for k in (0.1, 0.3)] == [0.1, 0.3]
+    # what the sweep does not name is as in conf/
+    assert arms["K = 0.3"].model.head == "cosine"
+    assert arms["K = 0.3"].options.criterion.margin.positives == "hard"
+
+
+def test_an_arm_goes_over_its_methods_own_block():
+    found = parameters()
+    found["dbm"]["options"]["criterion"]["margin"]["K"] = 0.25
+    study = StudyConfig.read("s", {"title": "t", "arms": ARMS})
+    assert study.experiments(found)["b"].options.criterion.margin.K == 0.25
+    assert study.experiments(found)["b"].options.criterion.name == "cross_entropy"
+    assert found["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"title": "t"}, "studies.s: needs arms or a sweep"),
+        (
+            {"title": "t", "arms": {"a": {"method": "cee"}}},
+            "unknown method 'cee': did you mean 'ce'",
+        ),
+        ({"title": "t", "arms": ARMS, "seeds": 0}, "studies.s.seeds: .*greater than 0"),
+        ({"title": "t", "sweep": {**SWEEP, "values": []}}, "studies.s.sweep.values"),
+        ({"title": "t", "arm": ARMS}, "did you mean 'arms'"),
+    ],
+)
+def test_wrong_studies_are_refused_in_one_line(block, message):
+    with pytest.raises(ValueError, match=message) as found:
+        StudyConfig.read("s", block)
+    assert "\n" not in str(found.value)
+
+
+def test_an_arm_with_a_wrong_parameter_is_refused():
+    study = StudyConfig.read("s", {"title": "t", "sweep": {**SWEEP, "path": "options.K"}})
+    with pytest.raises(ValueError, match="unknown parameter 'K'"):
+        study.experiments(parameters())
