@@ -124,3 +124,53 @@ def test_wrong_parameters_of_an_experiment_are_named_in_one_line(given, message)
     with pytest.raises(ValueError, match=message) as found:
         ExperimentConfig.resolve("dbm" if "dbm" in given else "more", given)
     assert "\n" not in str(found.value)
+
+
+def test_difficulty_on_a_hold_out_needs_one():
+    found = merged(
+        parameters("base"), {"cdb_ce": {"options": {"criterion": {"difficulty": "validation"}}}}
+    )
+    experiment = ExperimentConfig.resolve("cdb_ce", found)
+    with pytest.raises(ValueError, match="data.validation is 0"):
+        experiment.check_data(data_config(found))
+    experiment.check_data(data_config(merged(found, {"data": {"validation": 0.2}})))
+    ExperimentConfig.resolve("cdb_ce", parameters("base")).check_data(data_config(found))
+
+
+def test_the_dbm_recipe_is_the_papers():
+    found = parameters("cifar100_lt_dbm")
+    training = ExperimentConfig.resolve("dbm", found).training
+    assert (training.epochs, training.batch_size, training.learning_rate) == (200, 64, 0.1)
+    assert (training.momentum, training.weight_decay, training.nesterov) == (0.9, 2e-4, False)
+    assert (training.schedule, training.warmup_epochs) == ("cosine", 5)
+    assert (training.augment.autoaugment, training.augment.cutout) == (True, 16)
+    contrastive = ExperimentConfig.resolve("bcl", found).training
+    assert (contrastive.batch_size, contrastive.learning_rate) == (256, 0.15)
+    options = ExperimentConfig.resolve("dbm", found).options
+    assert (options.variant, options.criterion.name) == ("bs", "balanced_softmax")
+    assert (options.criterion.margin.K, options.criterion.margin.tau) == (0.1, 1.0)
+    assert ExperimentConfig.resolve("dbm", found).model.scale == 32
+    assert data_config(found).groups.rule == "counts"
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "start"),
+    [
+        ("ce", "cross_entropy", None),
+        ("cb", "class_balanced", 0.0),
+        ("drw", "class_balanced", 0.8),
+        ("bs", "balanced_softmax", None),
+        ("bcl", "balanced_contrastive", None),
+    ],
+)
+def test_a_variant_of_dbm_chooses_the_loss_behind_the_margin(variant, name, start):
+    given = {"dbm": {"options": {"variant": variant, "criterion": {"margin": {"K": 0.3}}}}}
+    found = ExperimentConfig.resolve("dbm", merged(parameters("base"), given))
+    criterion = found.options.criterion
+    assert criterion.name == name
+    assert getattr(criterion, "start", None) == start
+    assert criterion.margin.name == "dbm"
+    assert criterion.margin.K == 0.3
+    # what was resolved is understood again
+    again = ExperimentConfig.model_validate(found.model_dump(mode="json"))
+    assert again == found

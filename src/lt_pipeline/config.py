@@ -104,6 +104,18 @@ class ExperimentConfig(Config):
         self.options.criterion.check_head(self.model.head == "cosine")
         return self
 
+    def check_data(self, data: DataConfig) -> None:
+        """Refuse data that lack what the method needs.
+
+        Raises:
+            ValueError: in one line, naming the parameters.
+        """
+        if self.options.criterion.wants_validation and not data.validation:
+            raise ValueError(
+                f"{self.method}.options.criterion.difficulty is measured on the hold-out, but "
+                f"data.validation is 0: set it above 0, or difficulty to training"
+            )
+
     @classmethod
     def resolve(cls, method: str, parameters: Mapping[str, Any]) -> ExperimentConfig:
         """Return the experiment of ``method``: its own block over the shared parameters.

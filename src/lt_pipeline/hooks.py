@@ -72,12 +72,13 @@ class ProjectHooks:
                     f"a run is of one method or study, or MLflow would mix their metrics: run "
                     f"{' and '.join(names)} one after the other"
                 )
-            for name in set(names) & set(STUDIES):
-                _check_study(name, parameters)
+            studies = [name for name in names if name in STUDIES]
             names = [name for name in names if name in methods.available()]
             self.experiments = [ExperimentConfig.resolve(name, parameters) for name in names]
-            for experiment in self.experiments:
+            arms = [arm for name in studies for arm in _arms(name, parameters)]
+            for experiment in [*self.experiments, *arms]:
                 choose_device(experiment.device)
+                experiment.check_data(data_config(parameters))
 
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def describe_run(
@@ -173,9 +174,8 @@ def _subjects(pipeline: Pipeline) -> list[str]:
     return [name for name in (*methods.available(), *STUDIES) if name in spaces]
 
 
-def _check_study(name: str, parameters: dict[str, Any]) -> None:
-    if name not in (parameters.get("studies") or {}):
-        raise ValueError(f"studies.{name} is missing in conf/: its arms are not known")
-    found = StudyConfig.read(name, parameters["studies"][name])
-    for experiment in found.experiments(parameters).values():
-        choose_device(experiment.device)
+def _arms(study: str, parameters: dict[str, Any]) -> list[ExperimentConfig]:
+    if study not in (parameters.get("studies") or {}):
+        raise ValueError(f"studies.{study} is missing in conf/: its arms are not known")
+    found = StudyConfig.read(study, parameters["studies"][study])
+    return list(found.experiments(parameters).values())

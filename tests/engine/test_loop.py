@@ -191,3 +191,112 @@ def test_the_gpu_sees_the_same_images_in_the_same_order():
             device=torch.device(device),
         )
     assert all(torch.equal(a, b) for a, b in zip(*orders, strict=True))
+
+
+class Watching(Method):
+    """Keeps what the loop tells it and gives it."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.told, self.seen = [], []
+
+    @property
+    def views(self):
+        return 2
+
+    def loss(self, batch, progress):
+        self.seen.append(batch)
+        return super().loss(batch._replace(views=()), progress)
+
+    def end_epoch(self, phase, validation, device):
+        self.told.append(validation)
+
+
+def test_after_every_epoch_the_method_is_told_of_the_hold_out():
+    watching, held_out = method(kind=Watching), toy_images(seed=5)
+    run(watching, config(), monitors={"validation": held_out, "test": toy_images(seed=6)})
+    assert all(told is held_out for told in watching.told)
+    assert len(watching.told) == 3
+    alone = method(kind=Watching)
+    run(alone, config())
+    assert alone.told == [None] * 3
+
+
+def test_batches_bring_the_views_that_are_asked_for():
+    watching = method(kind=Watching)
+    data = toy_images()
+    run(watching, config(epochs=1))
+    for batch in watching.seen:
+        assert len(batch.views) == 2
+        assert all(view.shape == batch.images.shape for view in batch.views)
+        assert all(view.dtype == torch.uint8 for view in batch.views)
+        assert not torch.equal(batch.views[0], batch.views[1])
+        assert torch.equal(batch.images, data.images[batch.positions])
+    still = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
+    same_views = method(kind=Watching)
+    run(same_views, config(epochs=1, contrast=still))
+    for batch in same_views.seen:
+        assert all(torch.equal(view, batch.images) for view in batch.views)
+
+
+def test_the_sampler_is_the_phases_own_or_the_configured_one():
+    asked = []
+
+    def first_ones(labels, generator, done):
+        asked.append(done)
+        return torch.zeros(50, dtype=torch.int64)
+
+    own = method(kind=Watching)
+    training = config(sampler={"name": "reverse"})
+    run(own, training, phase=Phase("train", 4, sampler=first_ones))
+    assert asked == [0.0, 0.25, 0.5, 0.75]
+    assert all(not batch.positions.any() for batch in own.seen)
+    configured = method(kind=Watching)
+    run(configured, training)
+    labels = torch.cat([batch.labels for batch in configured.seen])
+    # class 3 has the fewest images and is drawn most
+    counts = torch.bincount(labels, minlength=4)
+    assert counts.argmax() == 3
+    assert counts.argmin() == 0
+
+
+def test_deferred_resampling_changes_the_sampler_within_the_run():
+    watching = method(kind=Watching)
+    run(watching, config(epochs=4, sampler={"name": "class_balanced", "defer": 0.5}))
+    half = len(watching.seen) // 2
+    early = torch.cat([batch.positions for batch in watching.seen[:half]]).view(2, -1)
+    late = torch.cat([batch.positions for batch in watching.seen[half:]]).view(2, -1)
+    assert all(len(epoch.unique()) == len(epoch) for epoch in early)
+    assert all(len(epoch.unique()) < len(epoch) for epoch in late)
+
+
+def difficulty_method(difficulty):
+    torch.manual_seed(0)
+    criterion = {"name": "difficulty_balanced", "difficulty": difficulty}
+    options = MethodOptions.model_validate({"criterion": criterion})
+    return Method(options, ModelConfig(backbone="resnet8"), toy_card())
+
+
+@pytest.mark.parametrize("difficulty", ["training", "validation"])
+def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, difficulty):
+    held_out = {"validation": toy_images((5, 5, 5, 5), seed=5, noise=300.0)}
+    whole, broken = difficulty_method(difficulty), difficulty_method(difficulty)
+    phase, training = Phase("train", 4), config(epochs=4)
+    run(whole, training, phase=phase, monitors=held_out)
+    assert not torch.equal(whole.criterion.class_weight, torch.ones(4))
+    file = ResumeFile(tmp_path / "state.pt", "mark")
+
+    def stop(name, epoch, values):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, training, phase=phase, monitors=held_out, resume=file, report=stop)
+    resumed = difficulty_method(difficulty)
+    run(resumed, training, phase=phase, monitors=held_out, resume=file)
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_difficulty_of_a_hold_out_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="set data.validation > 0"):
+        run(difficulty_method("validation"), config())

@@ -157,7 +157,8 @@ def test_difficulty_is_that_of_the_epoch_before():
 
 def test_difficulty_of_the_holdout_ignores_the_training_batches():
     built = criterion(name="difficulty_balanced", tau=1.0, difficulty="validation")
-    assert built.wants_validation
+    assert built.config.wants_validation
+    assert not criterion(name="difficulty_balanced").config.wants_validation
     built(LOGITS, LABELS)
     assert not built.seen.any()
     built.observe(torch.eye(3)[[0, 1, 0]] * 9, torch.tensor([0, 1, 2]))

@@ -15,6 +15,11 @@ def test_cosine_logits_do_not_see_lengths():
     torch.testing.assert_close(head(100 * features), wanted)
 
 
+def test_the_weights_start_at_unit_length():
+    lengths = CosineHead(64, 100, scale=7.0).weight.detach().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(100))
+
+
 def test_cosines_are_single_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert CosineHead(5, 3, 1.0)(torch.rand(2, 5).bfloat16()).dtype == torch.float32

@@ -32,6 +32,11 @@ class CriterionBase(Config):
     name: str
     margin: MarginConfig | None = None
 
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether the criterion must be told of a hold-out after every epoch."""
+        return False
+
     def build(self, longtail: LongTail, head: Head) -> Criterion:
         """Return the criterion for the classes of ``longtail`` and a classifier ``head``.
 
@@ -127,6 +132,11 @@ class DifficultyBalancedConfig(CriterionBase):
     tau: NonNegativeFloat | None = None
     difficulty: Literal["training", "validation"] = "training"
     weighted_mean: bool = True
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether difficulty is that of the hold-out."""
+        return self.difficulty == "validation"
 
 
 class BalancedContrastiveConfig(CriterionBase):

@@ -83,11 +83,6 @@ class Criterion(nn.Module):
     def start_epoch(self, done: float) -> None:
         """Change what changes between epochs; ``done`` is the share of them that is over."""
 
-    @property
-    def wants_validation(self) -> bool:
-        """Return whether ``observe`` must be told of the hold-out after every epoch."""
-        return False
-
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Learn from the hold-out's ``logits`` ``[N, C]`` and ``labels`` ``[N]`` after an epoch."""
 
@@ -163,15 +158,10 @@ class DifficultyBalanced(Criterion):
         self.accuracy: Tensor
         self.class_weight: Tensor
 
-    @property
-    def wants_validation(self) -> bool:
-        """Return whether difficulty is that of the hold-out."""
-        return bool(self.config.difficulty == "validation")
-
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every image, ``[B]``, and count what was right."""
         loss = super().forward(logits, labels)
-        if self.training and not self.wants_validation:
+        if self.training and not self.config.wants_validation:
             self._count(logits, labels)
         return loss
 

@@ -98,7 +98,7 @@ class Method(nn.Module):
         Raises:
             ValueError: if the criterion needs a hold-out and there is none.
         """
-        if not self.criterion.wants_validation:
+        if not self.options.criterion.wants_validation:
             return
         if validation is None:
             raise ValueError(
