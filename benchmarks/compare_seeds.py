@@ -20,16 +20,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
 
 from lt_pipeline.config import SHARED, check_parameters, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.method.nodes import configure
 from lt_pipeline.pipelines.study.nodes import run_once
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from variants import PROJECT, Variant, parameters
 
-PROJECT = Path(__file__).parents[1]
 LEFT_OUT = (
     "cost/",
     "ood/",
@@ -43,17 +40,14 @@ SHOWN = ["accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall"]
 def main() -> None:
     arguments = parse()
     logging.disable(logging.WARNING)
-    loader = OmegaConfigLoader(
-        conf_source=str(PROJECT / "conf"), env=arguments.env, **CONFIG_LOADER_ARGS
-    )
-    base = merged(loader["parameters"], dotted(arguments.params))
+    base = parameters(arguments.env, arguments.params)
     rows, progress = read(arguments.out), arguments.out.with_suffix(".progress")
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
-            label, method, params = variant.split(":") if ":" in variant else (variant, variant, "")
+            label, method, changes = Variant.parse(variant)
             if any(row["label"] == label and row["seed"] == seed for row in rows):
                 continue
-            own = merged(base, dotted(params.split(",")))
+            own = merged(base, changes)
             own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
             rows.append(
                 {"label": label, "seed": seed, **run(method, own, progress / f"{label}-{seed}")}
@@ -61,11 +55,6 @@ def main() -> None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
             print(summary(rows).to_string(), flush=True)
-
-
-def dotted(pairs: list[str]) -> dict[str, Any]:
-    """Return ``["a.b=1"]`` as ``{"a": {"b": 1}}``."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([pair for pair in pairs if pair]))
 
 
 def parse() -> argparse.Namespace:
@@ -85,11 +74,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return pd.read_csv(path, dtype=text).to_dict("records") if path.exists() else []
 
 
-def run(method: str, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(method: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
-    check_parameters(parameters)
-    config = configure(method)(*(parameters[name] for name in SHARED), parameters.get(method) or {})
-    *sets, card, _ = make_sets(PROJECT / "data/01_raw", parameters["data"])
+    check_parameters(values)
+    config = configure(method)(*(values[name] for name in SHARED), values.get(method) or {})
+    *sets, card, _ = make_sets(PROJECT / "data/01_raw", values["data"])
     found = run_once(config, card, tuple(sets), folder)
     shutil.rmtree(folder)
     commit = subprocess.run(

@@ -1,9 +1,11 @@
-"""Cost of a training step with and without MORE, and the input pipeline's share of an epoch.
+"""Cost of a training step of methods against the first one's, and of the input pipeline.
 
-    python benchmarks/step_cost.py --out benchmarks/results/step_cost.csv
+    python benchmarks/step_cost.py --methods logit_adjustment more --out FILE.csv
+    python benchmarks/step_cost.py --methods balanced_softmax dbm --out FILE.csv
 
-Both methods alternate in one run, so that a busy machine slows both; the ratio is of medians.
-Images are random: the time does not depend on what they show.
+An argument ``label:method:key=value,...`` to --methods is a variant with parameters of its own.
+The methods take turns in one run, so that a busy machine slows all of them; a ratio is the median
+over the turns. Images are random: the time does not depend on what they show.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.config import ExperimentConfig, merged
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.data.batches import Batch, batches
 from lt_pipeline.data.images import ImageSet
@@ -26,6 +29,7 @@ from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard, DataConfig
 from lt_pipeline.data.profiles import Exponential, profile_counts
 from lt_pipeline.engine.device import autocast, choose_device, memory_format
+from variants import Variant, parameters
 
 CLASSES = 100
 RECIPE = AugmentConfig(crop_padding=4, flip=0.5, autoaugment=True, cutout=16)
@@ -34,11 +38,10 @@ RECIPE = AugmentConfig(crop_padding=4, flip=0.5, autoaugment=True, cutout=16)
 def main() -> None:
     arguments = parse()
     device = choose_device(arguments.device)
-    rows = [
-        measure(arguments.backbone, size, arguments.steps, device, arguments.compile)
-        for size in arguments.batch_sizes
-    ]
-    table = pd.DataFrame(rows)
+    variants = [Variant.parse(argument) for argument in arguments.methods]
+    table = pd.DataFrame(
+        row for size in arguments.batch_sizes for row in measure(variants, size, arguments, device)
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False)
     print(table.T.to_string())
@@ -46,6 +49,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", required=True, help="the first is the base")
     parser.add_argument("--backbone", default="resnet32")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each method")
@@ -68,44 +72,54 @@ def cifar_like(device: torch.device) -> tuple[ImageSet, DataCard]:
 
 
 def measure(
-    backbone: str, size: int, steps: int, device: torch.device, compiled: bool
-) -> dict[str, object]:
+    variants: list[Variant], size: int, arguments: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
     data, card = cifar_like(device)
     run = {
-        name: trainer(name, backbone, card, device, compiled)
-        for name in ("logit_adjustment", "more")
+        variant.label: trainer(variant, arguments.backbone, card, device, arguments.compile)
+        for variant in variants
     }
-    batch = Batch(data.images[:size], data.labels[:size], torch.arange(size))
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for step in range(-2, steps):
-        for name, one_step in run.items():
+    images = data.images[:size]
+    batch = Batch(images, data.labels[:size], torch.arange(size), (images, images.flip(3)))
+    seconds: dict[str, list[float]] = {label: [] for label in run}
+    for step in range(-2, arguments.steps):
+        for label, one_step in run.items():
             took = clock(lambda one_step=one_step: one_step(batch), device)
             if step >= 0:
-                seconds[name].append(took)
-    base, more = (statistics.median(values) for values in seconds.values())
+                seconds[label].append(took)
+    base = next(iter(seconds.values()))
     input_seconds = statistics.median(
         clock(lambda: consume(data, size, device), device) for _ in range(3)
     )
-    epoch = base * (len(data) // size)
-    return {
-        "backbone": backbone,
-        "batch_size": size,
-        "images_per_second": round(size / base),
-        "images_per_second_more": round(size / more),
-        "more_over_base": round(more / base, 2),
-        "input_share_of_epoch": round(input_seconds / (epoch + input_seconds), 4),
-        "input_images_per_second": round(len(data) / input_seconds),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "compiled": compiled,
-        "torch": torch.__version__,
-    }
+    epoch = statistics.median(base) * (len(data) // size)
+    return [
+        {
+            "label": label,
+            "backbone": arguments.backbone,
+            "batch_size": size,
+            "images_per_second": round(size / statistics.median(taken)),
+            "over_base": round(
+                statistics.median(t / b for t, b in zip(taken, base, strict=True)), 3
+            ),
+            "steps": arguments.steps,
+            "input_share_of_base_epoch": round(input_seconds / (epoch + input_seconds), 4),
+            "input_images_per_second": round(len(data) / input_seconds),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "compiled": arguments.compile,
+            "torch": torch.__version__,
+        }
+        for label, taken in seconds.items()
+    ]
 
 
-def trainer(name: str, backbone: str, card: DataCard, device: torch.device, compiled: bool):
+def trainer(
+    variant: Variant, backbone: str, card: DataCard, device: torch.device, compiled: bool
+) -> Callable[[Batch], None]:
     """Return a function that does one training step of the method on a batch."""
-    config = ExperimentConfig.resolve(name, {"model": {"backbone": backbone}})
-    method = methods.get(name)(config.options, config.model, card).to(device).train()
+    values = merged(parameters("base", [f"model.backbone={backbone}"]), variant.parameters)
+    config = ExperimentConfig.resolve(variant.method, values)
+    method = methods.get(variant.method)(config.options, config.model, card).to(device).train()
     form = memory_format(config.training, device)
     method.net.to(memory_format=form)
     if compiled:
@@ -113,9 +127,8 @@ def trainer(name: str, backbone: str, card: DataCard, device: torch.device, comp
     optimizer = torch.optim.SGD(method.parameters(), 0.1, 0.9, fused=device.type == "cuda")
 
     def one_step(batch: Batch) -> None:
-        images = batch.images.contiguous(memory_format=form)
         with autocast(config.training, device):
-            terms = method.loss(batch._replace(images=images), 0.5)
+            terms = method.loss(batch._replace(views=batch.views[: method.views]).to(form), 0.5)
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         optimizer.step()

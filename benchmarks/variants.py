@@ -1,0 +1,41 @@
+"""What benchmarks share: methods with parameters of their own, from one argument each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kedro.config import OmegaConfigLoader
+from omegaconf import OmegaConf
+
+from lt_pipeline.config import merged
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
+PROJECT = Path(__file__).parents[1]
+
+
+class Variant(NamedTuple):
+    """A method under a label, and the parameters that it changes."""
+
+    label: str
+    method: str
+    parameters: dict[str, Any]
+
+    @classmethod
+    def parse(cls, argument: str) -> Variant:
+        """Read ``method`` or ``label:method:key=value,...``."""
+        label, method, params = argument.split(":") if ":" in argument else (argument, argument, "")
+        return cls(label, method, dotted(params.split(",")))
+
+
+def parameters(environment: str, changes: list[str]) -> dict[str, Any]:
+    """Return the parameters of ``conf/<environment>`` with ``changes`` such as ``a.b=1``."""
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS
+    )
+    return merged(loader["parameters"], dotted(changes))
+
+
+def dotted(pairs: list[str]) -> dict[str, Any]:
+    """Return ``["a.b=1"]`` as ``{"a": {"b": 1}}``."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([pair for pair in pairs if pair]))
