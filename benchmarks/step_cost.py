@@ -128,7 +128,9 @@ def trainer(
 
     def one_step(batch: Batch) -> None:
         with autocast(config.training, device):
-            terms = method.loss(batch._replace(views=batch.views[: method.views]).to(form), 0.5)
+            terms = method.loss(
+                batch._replace(views=batch.views[: method.views]).in_format(form), 0.5
+            )
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         optimizer.step()

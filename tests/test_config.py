@@ -111,7 +111,11 @@ def test_wrong_shared_parameters_are_named_in_one_line(given, message):
         ({"more": {"options": {"criterion": {"name": "poly"}}}}, "more.options.criterion: "),
         (
             {"dbm": {"model": {"head": "linear"}}},
-            "margin 'dbm' .*needs model.head = cosine, but it is linear",
+            "dbm.options.criterion: the margin 'dbm' .*needs model.head = cosine, but it is lin",
+        ),
+        (
+            {"more": {"options": {"criterion": {"name": "focal", "margin": {"name": "ldam"}}}}},
+            "more.options.criterion: the margin 'ldam' .*needs model.head = cosine",
         ),
         (
             {"dbm": {"options": {"variant": "bs", "criterion": {"name": "focal"}}}},

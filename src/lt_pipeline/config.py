@@ -101,7 +101,10 @@ class ExperimentConfig(Config):
                 f"training.warmup_epochs must be <= training.epochs, but is "
                 f"{training.warmup_epochs} of {training.epochs}"
             )
-        self.options.criterion.check_head(self.model.head == "cosine")
+        try:
+            self.options.criterion.check_head(self.model.head == "cosine")
+        except ValueError as error:
+            raise ValueError(f"{self.method}.options.criterion: {error}") from None
         return self
 
     def check_data(self, data: DataConfig) -> None:

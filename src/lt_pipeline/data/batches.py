@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     positions: Tensor
     views: tuple[Tensor, ...] = ()
 
-    def to(self, memory_format: torch.memory_format) -> Batch:
+    def in_format(self, memory_format: torch.memory_format) -> Batch:
         """Return the batch with its images, and those of its views, laid out in this format."""
         views = tuple(view.contiguous(memory_format=memory_format) for view in self.views)
         images = self.images.contiguous(memory_format=memory_format)

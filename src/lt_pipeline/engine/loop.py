@@ -132,7 +132,7 @@ class _Training:
         ):
             step += 1
             with autocast(config, self.device):
-                terms = method.loss(batch.to(self.format), step / self.steps)
+                terms = method.loss(batch.in_format(self.format), step / self.steps)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             if config.gradient_clip:

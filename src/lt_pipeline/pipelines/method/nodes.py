@@ -64,6 +64,8 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
         if checkpoints:
             method.load_state_dict(checkpoints[earlier.index(phase.start or earlier[-1])])
         found.training.augment.check(train.shape)
+        if method.views:
+            found.training.contrast.check(train.shape)
         sets = {"validation": validation, **({"test": test} if found.training.monitor_test else {})}
         history = fit(
             method,
@@ -93,14 +95,14 @@ def finish(
     device = choose_device(found.device)
     method.load_state_dict(checkpoints[-1])
     method.finish(dict(zip(method.phase_names, checkpoints, strict=True)), train)
-    trained = parameter_count(method.net)
+    trained = parameter_count(method)
     diagnosed = method.diagnose(train, test, device)
     before = predict(method.to(device), method.score, test.images, device=device)
     method.fold()
     after = predict(method, method.score, test.images, device=device)
     return dict(method.state_dict()), {
         "parameters_trained": trained,
-        "parameters_deployed": parameter_count(method.net),
+        "parameters_deployed": parameter_count(method),
         "largest_score_change": float((after - before).abs().max()),
         "diagnostics": diagnosed,
     }

@@ -1,0 +1,86 @@
+"""Every method, from its own conf to metrics and geometry, on the embedded digits."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from kedro.config import OmegaConfigLoader
+from pipeline_projects import PROJECT
+
+from lt_pipeline import methods
+from lt_pipeline.config import ExperimentConfig, merged
+from lt_pipeline.pipelines.data_prep.nodes import make_sets
+from lt_pipeline.pipelines.study.nodes import run_once
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
+pytestmark = pytest.mark.slow
+
+VARIANTS = [
+    *({"method": name} for name in methods.available()),
+    *({"method": "dbm", "options": {"variant": v}} for v in ("ce", "cb", "drw", "bcl")),
+    {"method": "more", "options": {"criterion": {"name": "balanced_contrastive"}}},
+    {
+        "method": "more",
+        "model": {"head": "cosine"},
+        "options": {"criterion": {"name": "balanced_softmax", "margin": {"name": "dbm"}}},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def conf():
+    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
+    return loader["parameters"]
+
+
+@pytest.fixture(scope="module")
+def data(conf, tmp_path_factory):
+    *sets, card, _ = make_sets(tmp_path_factory.mktemp("raw"), conf["data"])
+    return sets, card
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
+def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant):
+    name = variant["method"]
+    block = {key: value for key, value in variant.items() if key != "method"}
+    config = ExperimentConfig.resolve(name, merged(conf, {name: block})).model_dump(mode="json")
+    sets, card = data
+    found = run_once(config, card, sets, tmp_path)
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["accuracy"] >= 0.1
+    assert 0 < found["geometry/angle_mean/all"] < 180
+    assert found["geometry/separability/all"] > 0
+    trained, deployed = found["cost/parameters_trained"], found["cost/parameters_deployed"]
+    contrastive = "bcl" in str(variant) or "contrastive" in str(variant)
+    assert (trained > deployed) == (contrastive or name == "more")
+    again = run_once(config, card, sets, tmp_path)
+    assert again == found
+
+
+@pytest.mark.parametrize("variant", ["bs", "bcl"])
+def test_dbm_through_kedro(project, variant):
+    output = project.kedro(
+        "--pipeline=dbm", "--env=smoke", f"--params=dbm.options.variant={variant}"
+    )
+    assert "balanced test set, last epoch, %" in output
+    assert "WARNING" not in output.replace("KedroDeprecationWarning", "")
+    folder = project.file("08_reporting", "smoke", "dbm")
+    history = pd.read_json(folder / "train_history.json", typ="series")
+    terms = {name for name in history.index if name.startswith("train/")}
+    wanted = {"bs": {"train/balanced_softmax"}, "bcl": {"train/classification", "train/contrast"}}
+    assert wanted[variant] <= terms
+    for name in ("angles", "separability"):
+        assert (folder / "geometry" / f"{name}.png").exists()
+
+
+def test_a_margin_on_a_linear_head_stops_the_run_at_once(project):
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=more", "--env=smoke"),
+        "--params=more.options.criterion.margin.name=dbm",
+    )
+    assert code == 1
+    assert "the margin 'dbm' is of angles and needs model.head = cosine" in output
+    assert "Traceback" not in output
+    assert not project.file("03_primary", "smoke", "train.safetensors").exists()
