@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
             label, method, changes = Variant.parse(variant)
-            if any(row["label"] == label and row["seed"] == seed for row in rows):
-                continue
             own = merged(base, changes)
             own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
-            rows.append(
-                {"label": label, "seed": seed, **run(method, own, progress / f"{label}-{seed}")}
-            )
+            config, mark = resolve(method, own)
+            if is_there(rows, label, seed, mark):
+                continue
+            found = run(config, own["data"], progress / f"{label}-{seed}")
+            rows.append({"label": label, "seed": seed, **found, "parameters": mark})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
             print(summary(rows).to_string(), flush=True)
@@ -70,15 +71,33 @@ def parse() -> argparse.Namespace:
 
 def read(path: Path) -> list[dict[str, Any]]:
     # a commit such as 7e53212 is no number
-    text = {"commit": str}
+    text = {"commit": str, "parameters": str}
     return pd.read_csv(path, dtype=text).to_dict("records") if path.exists() else []
 
 
-def run(method: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the metrics of one run through the nodes of the pipeline, without tracking."""
+def resolve(method: str, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the configuration and a mark of it and the data's parameters."""
     check_parameters(values)
     config = configure(method)(*(values[name] for name in SHARED), values.get(method) or {})
-    *sets, card, _ = make_sets(PROJECT / "data/01_raw", values["data"])
+    return config, sha256(repr((config, values["data"])).encode()).hexdigest()[:12]
+
+
+def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bool:
+    """Return whether the run is in the table; one of other parameters must not be mixed in."""
+    for row in rows:
+        if row["label"] == label and row["seed"] == seed:
+            if row["parameters"] != mark:
+                raise SystemExit(
+                    f"the file has {label} with seed {seed} and other parameters: "
+                    f"choose another label or another --out"
+                )
+            return True
+    return False
+
+
+def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the metrics of one run through the nodes of the pipeline, without tracking."""
+    *sets, card, _ = make_sets(PROJECT / "data/01_raw", data)
     found = run_once(config, card, tuple(sets), folder)
     shutil.rmtree(folder)
     commit = subprocess.run(

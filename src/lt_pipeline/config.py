@@ -113,9 +113,9 @@ class ExperimentConfig(Config):
         Raises:
             ValueError: in one line, naming the parameters.
         """
-        if self.options.criterion.wants_validation and not data.validation:
+        if self.options.wants_validation and not data.validation:
             raise ValueError(
-                f"{self.method}.options.criterion.difficulty is measured on the hold-out, but "
+                f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"
             )
 

@@ -24,7 +24,8 @@ COLUMNS = {
     "expected_calibration_error": "ECE",
 }
 STUDY_COLUMNS = {
-    "validation_accuracy": "hold-out",
+    "validation_mean_recall": "hold-out mean recall",
+    "best_epoch/test/accuracy": "best test epoch",
     **{key: COLUMNS[key] for key in ("accuracy", "many", "medium", "few", "harmonic_mean")},
 }
 
@@ -67,6 +68,15 @@ def print_results(
         + ", ".join(f"{n} {m['test']['zero_recall_classes']:.0f}" for n, m in finished.items())
         + "."
     )
+    for name, values in finished.items():
+        best = values.get("best_epoch", {}).get("test")
+        if best:
+            console.print(
+                f"{name}: the best test epoch had {100 * best['accuracy']:.1f} % (epoch "
+                f"{best['epoch']:.0f}); for comparison with papers only, nothing is chosen by it."
+            )
+        for note in values.get("notes", []):
+            console.print(f"{name}: {note}.")
     local = tracking_uri.startswith("sqlite:")
     how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
     console.print(f"Everything about this run is in the MLflow UI: {how}")

@@ -142,7 +142,7 @@ def test_grey_is_torchvisions(shape: tuple[int, int, int]) -> None:
 def test_blurs_are_torchvisions_on_each_image_alone(shape: tuple[int, int, int], taps: int) -> None:
     images, sigma = scenes(20, *shape), uniform(0.1, 2, 20)
     assert_near(
-        blur(images.float(), sigma),
+        blur(images.float(), sigma, taps // 2),
         images,
         lambda image, i: tv.gaussian_blur(image, [taps, taps], [float(sigma[i])] * 2),
         rounded=1,
@@ -150,9 +150,19 @@ def test_blurs_are_torchvisions_on_each_image_alone(shape: tuple[int, int, int],
     )
 
 
+def test_a_view_is_blurred_as_widely_as_its_sigma_says() -> None:
+    # the variance of a blurred point is that of the Gaussian
+    point = torch.zeros(1, 1, 65, 65)
+    point[0, 0, 32, 32] = 1
+    for sigma in (1.0, 2.0):
+        spread = blur(point, torch.tensor([sigma]), 6)[0, 0].sum(0)
+        offsets = torch.arange(65) - 32.0
+        assert (spread * offsets**2).sum().sqrt().item() == pytest.approx(sigma, rel=0.03)
+
+
 def test_blur_of_sigma_zero_is_none_image_by_image() -> None:
     images = scenes(4, 3, 32, 32).float()
-    blurred = blur(images, torch.tensor([0, 1.5, 0, 1.5]))
+    blurred = blur(images, torch.tensor([0, 1.5, 0, 1.5]), 4)
     assert (blurred == images).flatten(1).all(1).tolist() == [True, False, True, False]
 
 

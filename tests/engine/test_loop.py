@@ -297,6 +297,35 @@ def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, d
     assert same(whole.state_dict(), resumed.state_dict())
 
 
+def test_small_batches_of_solved_classes_do_not_end_a_difficulty_balanced_training():
+    trained = difficulty_method("training")
+    training = config(epochs=12, batch_size=8, learning_rate=0.05)
+    run(trained, training, phase=Phase("train", 12))
+    assert trained.criterion.accuracy.max() == 1
+    assert all(p.isfinite().all() for p in trained.parameters())
+
+
+def test_a_phase_may_train_several_submodules():
+    trained = difficulty_method("training")
+    before = {name: p.clone() for name, p in trained.named_parameters()}
+    run(trained, config(epochs=2), phase=Phase("train", 2, trains=("net.head", "criterion")))
+    changed = {name for name, p in trained.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"net.head.weight", "net.head.bias"}
+    assert trained.criterion.seen.any(), "the criterion was in training, too"
+
+
+def test_the_hold_out_is_followed_by_accuracy_and_by_class():
+    held_out = toy_images((12, 2, 2, 2), seed=5, noise=300.0)
+    trained = method()
+    history = run(trained, config(epochs=2), monitors={"validation": held_out})
+    with torch.no_grad():
+        right = (trained.eval().score(held_out.images).argmax(1) == held_out.labels).double()
+    recalls = [right[held_out.labels == c].mean() for c in range(4)]
+    last = {name: series[-1]["value"] for name, series in history.items()}
+    assert last["validation/accuracy"] == pytest.approx(right.mean().item())
+    assert last["validation/mean_recall"] == pytest.approx(torch.stack(recalls).mean().item())
+
+
 def test_difficulty_of_a_hold_out_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="set data.validation > 0"):
         run(difficulty_method("validation"), config())

@@ -53,6 +53,19 @@ def test_each_name_binds_its_loss_to_the_class_distribution():
         torch.testing.assert_close(criterion(**values)(LOGITS, LABELS), wanted)
 
 
+def test_a_batch_of_classes_without_weight_has_no_loss_and_no_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    for weighted_mean in (True, False):
+        built = criterion(name="difficulty_balanced", weighted_mean=weighted_mean)
+        built.class_weight.copy_(torch.tensor([0.0, 0.0, 3.0]))
+        built(logits, torch.tensor([0, 1, 0])).mean().backward()
+        assert not logits.grad.any()
+        # and one of them beside another counts nothing
+        mixed = built(LOGITS, torch.tensor([0, 2, 2]))
+        assert mixed[0] == 0
+        assert (mixed[1:] > 0).all()
+
+
 def test_the_weighted_mean_is_torchs():
     built = criterion(name="class_balanced", beta=0.999)
     wanted = F.cross_entropy(LOGITS, LABELS, weight=built.class_weight)
@@ -133,22 +146,24 @@ def test_a_margin_needs_a_cosine_head(margin):
 def test_deferred_reweighting_starts_at_its_share_of_the_run():
     built = criterion(name="class_balanced", start=0.8)
     plain = losses.cross_entropy(LOGITS, LABELS)
-    for epoch in range(200):
-        built.start_epoch(epoch / 200)
-        assert torch.equal(built(LOGITS, LABELS), plain) == (epoch < 160)
+    for epochs, first in ((200, 160), (10, 8), (5, 4), (2, 1), (1, 0)):
+        for epoch in range(epochs):
+            built.start_epoch(epoch, epochs)
+            assert torch.equal(built(LOGITS, LABELS), plain) == (epoch < first)
 
 
 def test_difficulty_is_that_of_the_epoch_before():
-    built = criterion(name="difficulty_balanced", tau=1.0)
-    built.start_epoch(0.0)
+    built = criterion(name="difficulty_balanced", tau=1.0, weighted_mean=True)
+    built.start_epoch(0, 3)
     # class 0: 1 of 2 right; class 1: 0 of 1; class 2: nothing seen
     logits = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
     labels = torch.tensor([0, 0, 1])
     plain = losses.cross_entropy(logits, labels)
     torch.testing.assert_close(built(logits, labels), plain)
-    built.start_epoch(0.5)
-    assert built.class_weight.tolist() == pytest.approx([0.6, 1.2, 1.2])
-    weight = torch.tensor([0.6, 0.6, 1.2])
+    built.start_epoch(1, 3)
+    # difficulties 0.5 and 1; class 2 counts as their mean
+    assert built.class_weight.tolist() == pytest.approx([0.5 / 0.75, 1 / 0.75, 1.0])
+    weight = torch.tensor([0.5, 0.5, 1.0])
     torch.testing.assert_close(built(logits, labels), plain * weight / weight.mean())
     built.eval()
     built(logits.flip(1), labels)
@@ -162,13 +177,21 @@ def test_difficulty_of_the_holdout_ignores_the_training_batches():
     built(LOGITS, LABELS)
     assert not built.seen.any()
     built.observe(torch.eye(3)[[0, 1, 0]] * 9, torch.tensor([0, 1, 2]))
-    built.start_epoch(0.5)
+    built.start_epoch(1, 2)
     assert built.class_weight.tolist() == [0, 0, 3]
+
+
+def test_right_answers_are_counted_without_the_margin():
+    built = criterion(name="difficulty_balanced", margin={"name": "cosface", "size": 0.3})
+    logits = 32 * torch.tensor([[0.5, 0.4, 0.0]])
+    assert built.margin(logits, torch.tensor([0])).argmax() == 1
+    built(logits, torch.tensor([0]))
+    assert built.correct.tolist() == [1, 0, 0]
 
 
 def outputs():
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 3, 8, generator=generator, requires_grad=True)
+    features = torch.randn(3, 3, 8, generator=generator, requires_grad=True)
     return Outputs(LOGITS, features, torch.randn(3, 8, generator=generator, requires_grad=True))
 
 
@@ -179,9 +202,10 @@ def test_balanced_contrastive_terms():
     terms = built.terms(seen, LABELS)
     torch.testing.assert_close(terms["classification"], 3 * built(LOGITS, LABELS).mean())
     built.eval(), built.train()
-    projected = built.project(seen.features.reshape(6, 8))
+    # the images' own projections are normalised with the views', and left out of the contrast
+    projected = built.project(seen.features.reshape(9, 8))
     wanted = losses.balanced_contrastive(
-        F.normalize(projected, dim=1).view(2, 3, -1),
+        F.normalize(projected, dim=1).view(3, 3, -1)[1:],
         LABELS,
         F.normalize(built.project_centres(seen.centres), dim=1),
         0.1,
@@ -191,6 +215,24 @@ def test_balanced_contrastive_terms():
     assert seen.features.grad.abs().sum() > 0
     assert seen.centres.grad.abs().sum() > 0
     assert all(p.grad is not None for p in built.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_contrast_is_single_precision_under_autocast(dtype):
+    torch.manual_seed(0)
+    built, seen = criterion(name="balanced_contrastive"), outputs()
+    with torch.autocast("cpu", dtype=dtype):
+        projected = built.project(seen.features.reshape(9, 8))
+        found = built.terms(seen, LABELS)["contrast"]
+    assert projected.dtype == dtype
+    wanted = losses.balanced_contrastive(
+        F.normalize(projected.float(), dim=1).view(3, 3, -1)[1:],
+        LABELS,
+        F.normalize(built.project_centres(seen.centres), dim=1),
+        0.1,
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, 0.6 * wanted.mean())
 
 
 def test_balanced_contrastive_without_views_is_refused():

@@ -107,16 +107,25 @@ def test_difficulty_weights_by_hand():
     accuracy = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
     raw = [0.1**1.5, 0.5**1.5, 0.9**1.5]
     wanted = [3 * value / sum(raw) for value in raw]
-    assert losses.difficulty_weight(accuracy, 1.5).tolist() == pytest.approx(wanted)
+    known = torch.ones(3, dtype=torch.bool)
+    assert losses.difficulty_weight(accuracy, known, 1.5).tolist() == pytest.approx(wanted)
     tau = 2 / (1 + math.exp(-(0.9 / 0.11 - 1)))
     torch.testing.assert_close(
-        losses.difficulty_weight(accuracy), losses.difficulty_weight(accuracy, tau)
+        losses.difficulty_weight(accuracy, known), losses.difficulty_weight(accuracy, known, tau)
     )
+
+
+def test_a_class_of_unknown_difficulty_is_as_hard_as_the_others_on_average():
+    accuracy = torch.tensor([0.8, 0.0, 0.4])
+    known = torch.tensor([True, False, True])
+    found = losses.difficulty_weight(accuracy, known)
+    full = losses.difficulty_weight(torch.tensor([0.8, 0.6, 0.4]), torch.ones(3).bool())
+    torch.testing.assert_close(found, full)
 
 
 def test_difficulty_weights_of_equal_classes_are_one():
     for accuracy in (0.0, 0.3, 1.0):
-        weight = losses.difficulty_weight(torch.full((4,), accuracy))
+        weight = losses.difficulty_weight(torch.full((4,), accuracy), torch.ones(4).bool())
         torch.testing.assert_close(weight, torch.ones(4))
 
 
@@ -183,6 +192,17 @@ def test_balanced_contrast_does_not_grow_with_the_copies_of_another_class():
     assert once != same
 
 
+def test_balanced_contrast_is_finite_for_cold_temperatures_in_single_precision():
+    views, prototypes = unit(2, 6, 5, seed=2).float(), unit(3, 5, seed=3).float()
+    views[0, 0] = prototypes[1] = -views[1, 0]
+    views.requires_grad_()
+    loss = losses.balanced_contrastive(views, torch.tensor([0, 1, 1, 2, 0, 0]), prototypes, 0.005)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert views.grad.isfinite().all()
+    assert loss[0] > 100
+
+
 def test_balanced_contrast_gradients():
     views, prototypes = unit(2, 4, 3, seed=6), unit(3, 3, seed=7)
     labels = torch.tensor([0, 2, 0, 1])
@@ -196,7 +216,7 @@ def test_counts_with_a_zero_and_labels_out_of_range_are_refused():
     counts = torch.tensor([10.0, 0.0, 3.0], dtype=torch.float64)
     with pytest.raises(ValueError, match="class 1 has 0"):
         losses.class_balanced_weight(counts, 0.99)
-    for wrong in ([0, 3], [-1, 0]):
+    for wrong in ([0, 3], [-1, 0], [-100, 0]):
         labels = torch.tensor(wrong)
         for loss in (
             lambda y: losses.cross_entropy(LOGITS, y),

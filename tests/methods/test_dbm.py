@@ -10,6 +10,8 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.losses import functional as losses
+from lt_pipeline.losses.config import BalancedSoftmaxConfig
+from lt_pipeline.losses.margins import DbmConfig
 from lt_pipeline.methods.bcl import BalancedContrastiveLearning
 from lt_pipeline.methods.dbm import DbmOptions, DifficultyAwareBalancingMargin
 from lt_pipeline.methods.more import More, MoreOptions
@@ -96,9 +98,22 @@ def test_images_and_views_are_normalised_as_one_batch():
     features = other.net.features(torch.cat([given.images, *given.views]))
     size = len(given.images)
     torch.testing.assert_close(outputs.logits, other.net.head(features[:size]))
-    torch.testing.assert_close(outputs.features[0], features[size : 2 * size])
-    torch.testing.assert_close(outputs.features[1], features[2 * size :])
+    torch.testing.assert_close(outputs.features, features.view(3, size, -1))
     assert outputs.centres is method.net.head.weight
+    with pytest.raises(ValueError, match="needs 2 views of every image, but the batch has 1"):
+        method.outputs(batch(views=1))
+
+
+def test_views_that_nobody_asked_for_change_nothing():
+    one, two = create().loss(batch(), 0.5), create().loss(batch(views=2), 0.5)
+    assert torch.equal(one["balanced_softmax"], two["balanced_softmax"])
+
+
+def test_more_counts_an_epochs_right_answers_once():
+    method = create(More, criterion={"name": "difficulty_balanced"})
+    given = batch()
+    method.loss(given, 0.5)
+    assert method.criterion.seen.sum() == len(given.labels)
 
 
 def test_projection_heads_are_for_training_only():
@@ -150,5 +165,12 @@ def test_options_are_completed_by_the_variant():
     )
     assert (found.criterion.name, found.criterion.temperature) == ("balanced_contrastive", 0.07)
     assert found.criterion.margin.K == 0.3
+    short = DbmOptions.model_validate({"criterion": {"margin": {"K": 0.2}}})
+    assert short.criterion.margin.name == "dbm"
+    for wrong in (None, {"name": "ldam"}):
+        with pytest.raises(ValueError, match="criterion.margin must be dbm"):
+            DbmOptions.model_validate({"criterion": {"margin": wrong}})
+    with pytest.raises(ValueError, match="variant 'ce' has another criterion"):
+        DbmOptions(variant="ce", criterion=BalancedSoftmaxConfig(margin=DbmConfig()))
     with pytest.raises(ValueError, match="variant"):
         DbmOptions.model_validate({"variant": "ncl"})

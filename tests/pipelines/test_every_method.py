@@ -45,18 +45,18 @@ def data(conf, tmp_path_factory):
 def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant):
     name = variant["method"]
     block = {key: value for key, value in variant.items() if key != "method"}
-    config = ExperimentConfig.resolve(name, merged(conf, {name: block})).model_dump(mode="json")
+    # five epochs: deferred re-weighting has its turn
+    own = merged(conf, {name: block, "training": {"epochs": 5}})
+    config = ExperimentConfig.resolve(name, own).model_dump(mode="json")
     sets, card = data
     found = run_once(config, card, sets, tmp_path)
     assert all(math.isfinite(value) for value in found.values())
-    assert found["accuracy"] >= 0.1
+    assert found["accuracy"] > 0.2, "twice what guessing gets"
     assert 0 < found["geometry/angle_mean/all"] < 180
     assert found["geometry/separability/all"] > 0
     trained, deployed = found["cost/parameters_trained"], found["cost/parameters_deployed"]
     contrastive = "bcl" in str(variant) or "contrastive" in str(variant)
     assert (trained > deployed) == (contrastive or name == "more")
-    again = run_once(config, card, sets, tmp_path)
-    assert again == found
 
 
 @pytest.mark.parametrize("variant", ["bs", "bcl"])

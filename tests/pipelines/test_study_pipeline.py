@@ -58,7 +58,7 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
     again = train_arms("s")(arguments, card, *sets(), tmp_path)
     assert len(trained) == 5
     pd.testing.assert_frame_equal(again, table)
-    assert {"accuracy", "few", "geometry/angle_mean/few", "validation_accuracy"} <= set(table)
+    assert {"accuracy", "few", "geometry/angle_mean/few", "validation_mean_recall"} <= set(table)
     # other parameters are other runs
     arguments["training"]["learning_rate"] = 0.05
     other = train_arms("s")(arguments, card, *sets(), tmp_path)
@@ -88,6 +88,8 @@ def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     assert table["accuracy"].tolist() == pytest.approx([0.2, 0.5])
     assert table["accuracy sd"].tolist() == pytest.approx([0.02**0.5, 0.0])
     assert arms["a"]["accuracy"] == {"mean": 0.5, "sd": 0.0}
+    _, alone = summarise(runs[runs["seed"] == 0])
+    assert alone["z"] == {"accuracy": {"mean": 0.1}}, "one seed has no deviation"
 
 
 def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
@@ -115,6 +117,8 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     row = pd.read_csv(folder / "runs.csv").query("arm == 'K = 0.3' and seed == 1").iloc[0]
     assert child.data.metrics["accuracy"] == pytest.approx(row["accuracy"])
     assert "train/balanced_softmax" in child.data.metrics
+    assert "arms/K-0.3/geometry/angle_mean/few/sd" in parent.data.metrics
+    assert "arms/BS/geometry/separability/all/mean" in parent.data.metrics
     assert parent.data.metrics["arms/K-0.3/accuracy/mean"] == pytest.approx(
         summary.set_index("arm").loc["K = 0.3", "accuracy"]
     )

@@ -6,7 +6,7 @@ draws. The operations are torchvision's, on batches of floats, rounded to grey l
 
 from __future__ import annotations
 
-from math import log
+import math
 from typing import Annotated, NamedTuple
 
 import torch
@@ -93,7 +93,8 @@ def _view(images: Tensor, config: ContrastConfig, generator: torch.Generator) ->
         view = torch.where(turns, luma(view), view)
     if config.blur:
         sigma = _uniform(*config.blur_sigma, (len(view),), generator)
-        view = blur(view, sigma.where(_coins(len(view), config.blur, generator), 0.0))
+        sigma = sigma.where(_coins(len(view), config.blur, generator), 0.0)
+        view = blur(view, sigma, math.ceil(3 * config.blur_sigma[1]))
     return view.round_().to(torch.uint8)
 
 
@@ -106,7 +107,7 @@ def draw_crops(images: Tensor, scale: tuple[float, float], generator: torch.Gene
     """
     count, _, height, width = images.shape
     area = _uniform(*scale, (ATTEMPTS, count), generator) * (height * width)
-    aspect = _uniform(-log(ASPECT), log(ASPECT), (ATTEMPTS, count), generator).exp()
+    aspect = _uniform(-math.log(ASPECT), math.log(ASPECT), (ATTEMPTS, count), generator).exp()
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()]).round()  # [2, 10, N]
     limit = torch.stack([torch.full_like(area[0], side) for side in (height, width)])  # [2, N]
     fits = ((sides >= 1) & (sides <= limit[:, None])).all(0)  # [10, N]
@@ -228,14 +229,15 @@ def luma(images: Tensor) -> Tensor:
     return grey
 
 
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """Return ``images`` float ``[N, C, H, W]`` blurred by ``sigma`` ``[N]`` pixels; 0 is none.
 
-    The kernel spans a tenth of the shorter side, as in SimCLR's code, but at least 3 pixels; the
-    border is reflected.
+    The kernel spans ``reach`` pixels to each side, less where the image is smaller; the border is
+    reflected. Three times the largest sigma loses nothing, as in PIL; SimCLR's kernel of a tenth
+    of the image would at 32 pixels make every sigma above 1 the same.
     """
     count, channels, height, width = images.shape
-    reach = min(max(1, min(height, width) // 20), min(height, width) - 1)
+    reach = min(reach, min(height, width) - 1)
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     # A sigma this small is exactly no blur: every tap but the centre underflows to 0.
     spread = sigma.clamp(min=1e-3)[:, None]

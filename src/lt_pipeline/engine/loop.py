@@ -18,7 +18,7 @@ from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.device import autocast, memory_format
 from lt_pipeline.engine.phase import Phase
-from lt_pipeline.engine.predict import accuracy
+from lt_pipeline.engine.predict import accuracies
 from lt_pipeline.engine.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def fit(
 
     With ``resume``, the state is kept there after every ``config.checkpoint_every`` epochs; a
     phase that was killed goes on from it and ends with the same weights; ``report`` is called for
-    the epochs before, too. ``monitors`` are sets whose accuracy is recorded as
-    ``<name>/accuracy`` every ``config.monitor_every`` epochs.
+    the epochs before, too. ``monitors`` are sets whose accuracy and mean recall are recorded as
+    ``<name>/accuracy`` and ``<name>/mean_recall`` every ``config.monitor_every`` epochs.
 
     Raises:
         ValueError: if the set does not fill one batch, or a loss is no longer finite.
@@ -62,10 +62,11 @@ def fit(
     for epoch in track(epochs, f"{phase.name}", total=len(epochs), disable=not len(epochs)):
         values = training.run_epoch(epoch)
         method.end_epoch(phase, (monitors or {}).get("validation"), device)
+        values |= method.follow()
         if config.monitor_every and (epoch + 1) % config.monitor_every == 0:
             for name, data in (monitors or {}).items():
-                found = accuracy(method, method.score, data, device=device)
-                values[f"{name}/accuracy"] = found
+                found = accuracies(method, method.score, data, device=device)
+                values |= {f"{name}/{key}": value for key, value in found.items()}
         training.record(epoch, values)
         done = epoch + 1
         if resume and (done % config.checkpoint_every == 0 or done == phase.epochs):
@@ -197,10 +198,10 @@ class _Training:
             report(self.phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
     def _choose_what_learns(self) -> None:
-        """Train the phase's submodule; the rest is frozen, its BatchNorm statistics too."""
-        scope = self.method.get_submodule(self.phase.trains)
+        """Train the phase's submodules; the rest is frozen, its BatchNorm statistics too."""
         self.method.requires_grad_(False).eval()
-        scope.requires_grad_(True).train()
+        for name in self.phase.trained:
+            self.method.get_submodule(name).requires_grad_(True).train()
 
     def _check_finite(self, means: Mapping[str, float], epoch: int) -> None:
         for name, value in means.items():
@@ -216,12 +217,13 @@ def _sgd(
     method: Method, phase: Phase, config: TrainingConfig, device: torch.device
 ) -> torch.optim.SGD:
     """Return SGD over what the phase trains, without decay where the method says so."""
-    prefix = f"{phase.trains}." if phase.trains else ""
     undecayed = set(method.no_weight_decay())
     decay: list[Tensor] = []
     rest: list[Tensor] = []
-    for name, parameter in method.get_submodule(phase.trains).named_parameters():
-        (rest if prefix + name in undecayed else decay).append(parameter)
+    for scope in phase.trained:
+        prefix = f"{scope}." if scope else ""
+        for name, parameter in method.get_submodule(scope).named_parameters():
+            (rest if prefix + name in undecayed else decay).append(parameter)
     groups = [
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},

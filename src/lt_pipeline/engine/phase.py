@@ -15,12 +15,18 @@ class Phase:
         name: names the checkpoint, the history and the node of the pipeline.
         epochs: passes over what the sampler gives.
         sampler: which images an epoch sees, in which order; None is what training.sampler says.
-        trains: the submodule that learns; "" is all of it. The rest is frozen, in eval mode.
+        trains: the submodules that learn, or the one; "" is all. The rest is frozen, in eval mode:
+            a criterion that learns (projection heads, difficulty) has to be named, too.
         start: the earlier phase to start from; None continues from the one before.
     """
 
     name: str
     epochs: int
     sampler: Sampler | None = None
-    trains: str = ""
+    trains: str | tuple[str, ...] = ""
     start: str | None = None
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Return the names of the submodules that learn."""
+        return (self.trains,) if isinstance(self.trains, str) else self.trains

@@ -27,9 +27,15 @@ def predict(
     return torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
 
 
-def accuracy(
+def accuracies(
     module: nn.Module, score: Callable[[Tensor], Tensor], data: ImageSet, *, device: torch.device
-) -> float:
-    """Return the share of ``data`` whose label has the highest score."""
-    scores = predict(module, score, data.images, device=device)
-    return float((scores.argmax(1) == data.labels.cpu()).double().mean())
+) -> dict[str, float]:
+    """Return the ``accuracy`` on ``data`` and the ``mean_recall`` of the classes it has.
+
+    On a long-tailed hold-out the first is that of the frequent classes; choose by the second.
+    """
+    labels = data.labels.cpu()
+    right = (predict(module, score, data.images, device=device).argmax(1) == labels).double()
+    images = torch.bincount(labels)
+    recall = torch.bincount(labels, right)[images > 0] / images[images > 0]
+    return {"accuracy": float(right.mean()), "mean_recall": float(recall.mean())}

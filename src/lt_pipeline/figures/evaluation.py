@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.figures.distribution import NAMED_CLASSES, group_bars
-from lt_pipeline.figures.style import GREY, GROUP_COLOURS, new_figure
+from lt_pipeline.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
 
 
 def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
@@ -23,6 +25,37 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     group_bars(axes, recall, longtail, lambda mean: f"{mean:.1f} %")
     axes.set_ylim(0, 100)
     axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
+    return figure
+
+
+def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
+    """Draw the recall of every class over its training images (DQRoute, figure 1).
+
+    ``table`` has the rows of ``metrics.classification.class_table``. The rank correlation says how
+    far the counts explain the recalls.
+    """
+    figure, axes = new_figure(f"Recall and training images: {title}", pad=26)
+    rows = [row for row in table if row["test_images"]]
+    for name, classes in longtail.groups.items():
+        own = [row for row in rows if row["class"] in classes]
+        axes.scatter(
+            [row["training_images"] for row in own],
+            [100 * row["recall"] for row in own],
+            s=24,
+            color=GROUP_COLOURS[name],
+            label=name,
+            clip_on=False,
+            zorder=3,
+        )
+    counts, recalls = ([row[key] for row in rows] for key in ("training_images", "recall"))
+    rank = pd.Series(counts).corr(pd.Series(recalls), method="spearman")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 100)
+    known = "" if math.isnan(rank) else f"; Spearman's rank correlation {rank:.2f}"
+    axes.set_xlabel(f"training images of the class (log scale){known}")
+    axes.set_ylabel("recall on the test set, %")
+    legend_above(axes)
     return figure
 
 

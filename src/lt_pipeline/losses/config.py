@@ -108,7 +108,13 @@ class BalancedSoftmaxConfig(CriterionBase):
 
 
 class FocalConfig(CriterionBase):
-    """Focal loss: ``gamma`` = 0 is cross-entropy, ``beta`` > 0 weights the classes as CB does."""
+    """Focal loss.
+
+    Attributes:
+        gamma: 0 is cross-entropy.
+        beta: above 0 weights the classes as ``class_balanced`` does.
+        weighted_mean: divide a batch's loss by its weights; else by its images, as LDAM's code.
+    """
 
     kind = Focal
     name: Literal["focal"] = "focal"
@@ -124,14 +130,15 @@ class DifficultyBalancedConfig(CriterionBase):
         tau: exponent of the difficulty; null is the authors' dynamic one.
         difficulty: where it is measured after every epoch: on the ``training`` batches as they
             went by, or on the ``validation`` hold-out, as the authors do (needs data.validation).
-        weighted_mean: divide a batch's loss by its weights; else by its images.
+        weighted_mean: divide a batch's loss by its weights; else by its images, as the authors'
+            code for CIFAR does. Classes that are always right weigh nothing.
     """
 
     kind = DifficultyBalanced
     name: Literal["difficulty_balanced"] = "difficulty_balanced"
     tau: NonNegativeFloat | None = None
     difficulty: Literal["training", "validation"] = "training"
-    weighted_mean: bool = True
+    weighted_mean: bool = False
 
     @property
     def wants_validation(self) -> bool:

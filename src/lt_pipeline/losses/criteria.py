@@ -35,8 +35,9 @@ class Head:
 class Outputs(NamedTuple):
     """What a criterion sees of a forward pass; what it did not ask for is None.
 
-    ``logits`` ``[B, C]`` are of the images; ``features`` ``[V, B, F]`` of the V extra views that
-    ``Criterion.views`` asks for; ``centres`` ``[C, F]`` are the classifier's weights.
+    ``logits`` ``[B, C]`` are of the images; ``features`` ``[1 + V, B, F]`` of the images and of
+    the V views that ``Criterion.views`` asks for; ``centres`` ``[C, F]`` are the classifier's
+    weights.
     """
 
     logits: Tensor
@@ -48,10 +49,12 @@ class Criterion(nn.Module):
     """Plain cross-entropy, and the base of all others.
 
     What it knows or learns of the classes are buffers, so that a checkpoint is complete.
-    ``views`` is how many contrastive views of every image it asks for.
+    ``views`` is how many contrastive views of every image it asks for, ``needs_features`` whether
+    it looks at features and class centres.
     """
 
     views: ClassVar[int] = 0
+    needs_features: ClassVar[bool] = False
 
     def __init__(self, config: Any, longtail: LongTail, head: Head) -> None:
         super().__init__()
@@ -80,8 +83,8 @@ class Criterion(nn.Module):
         """Return the named terms whose sum is minimised, scalars."""
         return {self.config.name: self(outputs.logits, labels).mean()}
 
-    def start_epoch(self, done: float) -> None:
-        """Change what changes between epochs; ``done`` is the share of them that is over."""
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Change what changes between epochs; ``epoch`` counts from 0 to ``epochs`` - 1."""
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Learn from the hold-out's ``logits`` ``[N, C]`` and ``labels`` ``[N]`` after an epoch."""
@@ -97,9 +100,12 @@ class ClassBalanced(Criterion):
         self.class_weight: Tensor
         self.weighting = config.start == 0
 
-    def start_epoch(self, done: float) -> None:
-        """Weight the classes from ``config.start`` on: deferred re-weighting (Cao et al. 2019)."""
-        self.weighting = done >= self.config.start
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Weight the classes from ``config.start`` on: deferred re-weighting (Cao et al. 2019).
+
+        The last epoch is always weighted, however few there are.
+        """
+        self.weighting = epoch / epochs >= self.config.start or epoch == epochs - 1
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every image, ``[B]``."""
@@ -152,10 +158,12 @@ class DifficultyBalanced(Criterion):
         super().__init__(config, longtail, head)
         for name in ("correct", "seen", "accuracy"):
             self.register_buffer(name, torch.zeros(longtail.classes))
+        self.register_buffer("known", torch.zeros(longtail.classes, dtype=torch.bool))
         self.register_buffer("class_weight", torch.ones(longtail.classes))
         self.correct: Tensor
         self.seen: Tensor
         self.accuracy: Tensor
+        self.known: Tensor
         self.class_weight: Tensor
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -174,16 +182,20 @@ class DifficultyBalanced(Criterion):
         """Count what of the hold-out is right; ``logits`` ``[N, C]``, ``labels`` ``[N]``."""
         self._count(logits.to(self.seen.device), labels.to(self.seen.device))
 
-    def start_epoch(self, done: float) -> None:
+    def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set the weights by the epoch before; the first has none and weights all alike.
 
-        A class of which nothing was seen keeps the accuracy it had.
+        A class of which nothing was seen keeps the accuracy it had; one that was never seen, as
+        in a hold-out without images of it, is taken for as hard as the others on average.
         """
         if not self.seen.any():
             return
         found = self.correct / self.seen.clamp(min=1)
         self.accuracy.copy_(torch.where(self.seen > 0, found, self.accuracy))
-        self.class_weight.copy_(losses.difficulty_weight(self.accuracy, self.config.tau))
+        self.known |= self.seen > 0
+        self.class_weight.copy_(
+            losses.difficulty_weight(self.accuracy, self.known, self.config.tau)
+        )
         self.correct.zero_()
         self.seen.zero_()
 
@@ -202,6 +214,7 @@ class BalancedContrastive(LogitAdjusted):
     """
 
     views: ClassVar[int] = 2
+    needs_features: ClassVar[bool] = True
 
     def __init__(self, config: BalancedContrastiveConfig, longtail: LongTail, head: Head) -> None:
         super().__init__(config, longtail, head)
@@ -209,14 +222,21 @@ class BalancedContrastive(LogitAdjusted):
         self.project_centres = projection(head.features, config.hidden, config.width)
 
     def terms(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
-        """Return the classification and the contrastive term, weighted, scalars."""
+        """Return the classification and the contrastive term, weighted, scalars.
+
+        The images' own projections are in the projection's batch, as in the released code, but
+        not in the contrast.
+
+        Raises:
+            ValueError: without features and centres.
+        """
         if outputs.features is None or outputs.centres is None:
             raise ValueError("balanced_contrastive needs the features of two views and the centres")
         views, images, width = outputs.features.shape
         projections = self.project(outputs.features.reshape(views * images, width))
         with torch.autocast(projections.device.type, enabled=False):
             contrast = losses.balanced_contrastive(
-                F.normalize(projections.float(), dim=1).view(views, images, -1),
+                F.normalize(projections.float(), dim=1).view(views, images, -1)[1:],
                 labels,
                 F.normalize(self.project_centres(outputs.centres.float()), dim=1),
                 self.config.temperature,
@@ -238,5 +258,10 @@ def projection(features: int, hidden: int, width: int) -> nn.Module:
 
 
 def weighted(loss: Tensor, weight: Tensor, *, mean: bool) -> Tensor:
-    """Return ``loss`` times ``weight``, both ``[B]``; with ``mean`` the weights average to 1."""
-    return loss * (weight / weight.mean() if mean else weight)
+    """Return ``loss`` times ``weight``, both ``[B]``; with ``mean`` the weights average to 1.
+
+    A batch of classes without weight has no loss.
+    """
+    if not mean:
+        return loss * weight
+    return loss * (weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny))

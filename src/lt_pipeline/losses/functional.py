@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+NO_LABEL = torch.iinfo(torch.int64).min
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)_y, ``[B]`` (DBM, equation 1).
@@ -17,7 +19,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: if a label names no class.
     """
     check_labels(labels, logits.shape[1])
-    return F.cross_entropy(logits, labels, reduction="none")
+    # torch would pass over labels of -100 and call their loss 0
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LABEL)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, class_weight: Tensor) -> Tensor:
@@ -70,16 +73,20 @@ def class_balanced_weight(class_counts: Tensor, beta: float) -> Tensor:
     return weight * (len(class_counts) / weight.sum())
 
 
-def difficulty_weight(class_accuracy: Tensor, tau: float | None = None) -> Tensor:
+def difficulty_weight(class_accuracy: Tensor, known: Tensor, tau: float | None = None) -> Tensor:
     """Return weights (1 - accuracy_c)^tau, scaled to sum to C, ``[C]``; all 1 if all are right.
+
+    ``class_accuracy`` is ``[C]``; a class that is not ``known``, bool ``[C]``, counts as the mean
+    of those that are. At least one must be.
 
     Sinha et al., Class-wise difficulty-balanced loss for solving class-imbalance (ACCV 2020).
     Without ``tau`` it is their dynamic one, 2 / (1 + exp(-b)) with the bias
     b = max accuracy / (min accuracy + 0.01) - 1: near 1 for equal accuracies, towards 2 for others.
     """
-    difficulty = 1 - class_accuracy
+    accuracy = torch.where(known, class_accuracy, class_accuracy[known].mean())
+    difficulty = 1 - accuracy
     if tau is None:
-        bias = class_accuracy.max() / (class_accuracy.min() + 0.01) - 1
+        bias = accuracy.max() / (accuracy.min() + 0.01) - 1
         difficulty = difficulty ** (2 * torch.sigmoid(bias))
     else:
         difficulty = difficulty**tau

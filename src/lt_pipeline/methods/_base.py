@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
@@ -25,6 +27,11 @@ class MethodOptions(Config):
     """What a method can be told; every method trains on some criterion."""
 
     criterion: CriterionConfig = CrossEntropyConfig()
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether training needs a hold-out."""
+        return self.criterion.wants_validation
 
 
 class Method(nn.Module):
@@ -70,20 +77,28 @@ class Method(nn.Module):
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Change what changes between epochs; ``epoch`` counts from 0."""
-        self.criterion.start_epoch(epoch / phase.epochs)
+        self.criterion.start_epoch(epoch, phase.epochs)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Return the forward pass as the criterion asked for it.
 
         Images and views go through the network as one batch, so that BatchNorm normalises them
         alike.
+
+        Raises:
+            ValueError: if the batch has fewer views than the criterion needs.
         """
-        if not batch.views:
+        if not self.criterion.needs_features:
             return Outputs(self.net(batch.images))
+        if len(batch.views) < self.views:
+            raise ValueError(
+                f"the criterion {self.options.criterion.name!r} needs {self.views} views of every "
+                f"image, but the batch has {len(batch.views)}"
+            )
         images = len(batch.images)
-        features = self.net.features(torch.cat([batch.images, *batch.views]))
-        extra = features[images:].view(len(batch.views), images, -1)
-        return Outputs(self.net.head(features[:images]), extra, self.net.centres)
+        features = self.net.features(torch.cat([batch.images, *batch.views[: self.views]]))
+        by_view = features.view(1 + self.views, images, -1)
+        return Outputs(self.net.head(by_view[0]), by_view, self.net.centres)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return named terms; their sum is minimised and each is logged.
@@ -108,6 +123,10 @@ class Method(nn.Module):
         scores = predict(self, self.score, validation.images, device=device)
         self.criterion.observe(scores, validation.labels.cpu())
 
+    def follow(self) -> dict[str, float]:
+        """Return what else is worth a curve over the epochs, by name."""
+        return {}
+
     def finish(self, checkpoints: Mapping[str, StateDict], train: ImageSet) -> None:
         """Do what follows the gradients, on top of the last phase's weights, which are loaded."""
 
@@ -115,6 +134,23 @@ class Method(nn.Module):
         self, train: ImageSet, test: ImageSet, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return what the paper looks at before folding, as {what: {group: value}}."""
+        return {}
+
+    def series(self) -> dict[str, list[list[float]]]:
+        """Return what a picture needs of the training before folding, as plain lists."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the results must know of this run, a sentence each."""
+        return []
+
+    @classmethod
+    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
+        """Return the pictures that only this method has, by name.
+
+        ``report`` holds what ``diagnose`` and ``series`` returned, under ``diagnostics`` and
+        ``series``.
+        """
         return {}
 
     def fold(self) -> None:
@@ -133,6 +169,10 @@ class Method(nn.Module):
         """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""
         logits: Tensor = self.net(images)
         return logits
+
+    def extras(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the deployed model gives beside probabilities, each ``[B, ...]``."""
+        return {}
 
     def ood_score(self, images: Tensor) -> Tensor:
         """Return how much every image looks like the training classes, ``[B]``; higher is more."""

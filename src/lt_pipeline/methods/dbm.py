@@ -45,13 +45,26 @@ class DbmOptions(MethodOptions):
         variant, given = values.get("variant", "bs"), values.get("criterion") or {}
         if variant not in VARIANTS or not isinstance(given, dict):
             return values
-        chosen = {**VARIANTS[variant], "margin": {"name": "dbm"}, **given}
+        chosen = {**VARIANTS[variant], **given}
+        if isinstance(given.get("margin", {}), dict):
+            chosen["margin"] = {"name": "dbm", **given.get("margin", {})}
         if chosen["name"] != VARIANTS[variant]["name"]:
             raise ValueError(
                 f"variant {variant!r} is the criterion {VARIANTS[variant]['name']!r}, but "
                 f"criterion.name is {chosen['name']!r}: set only one of them"
             )
         return {**values, "criterion": chosen}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DbmOptions:
+        if self.criterion.name != VARIANTS[self.variant]["name"]:
+            raise ValueError(f"variant {self.variant!r} has another criterion than the one given")
+        if self.criterion.margin is None or self.criterion.margin.name != "dbm":
+            raise ValueError(
+                "criterion.margin must be dbm here; for none, run the variant's baseline with "
+                "model.head = cosine"
+            )
+        return self
 
 
 class DifficultyAwareBalancingMargin(Method):

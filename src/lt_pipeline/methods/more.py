@@ -8,21 +8,24 @@ the tail. After training B A is added into W: the deployed network is the plain 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.diagnostics.logit_shift import discrepancy_by_group, logit_shift
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
+from lt_pipeline.figures.evaluation import logit_shift_by_group
 from lt_pipeline.losses.config import CriterionConfig, LogitAdjustmentConfig
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
@@ -152,6 +155,11 @@ class More(Method):
             "logit_shift": logit_shift(full, general, test.labels, longtail),
             "discrepancy": discrepancy_by_group(full, general, test.labels, longtail),
         }
+
+    @classmethod
+    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
+        """Return the picture of table 4."""
+        return {"logit_shift": logit_shift_by_group(report["diagnostics"]["logit_shift"], title)}
 
     def fold(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""

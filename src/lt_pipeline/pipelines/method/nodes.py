@@ -96,7 +96,7 @@ def finish(
     method.load_state_dict(checkpoints[-1])
     method.finish(dict(zip(method.phase_names, checkpoints, strict=True)), train)
     trained = parameter_count(method)
-    diagnosed = method.diagnose(train, test, device)
+    diagnosed, series, notes = method.diagnose(train, test, device), method.series(), method.notes()
     before = predict(method.to(device), method.score, test.images, device=device)
     method.fold()
     after = predict(method, method.score, test.images, device=device)
@@ -105,6 +105,8 @@ def finish(
         "parameters_deployed": parameter_count(method),
         "largest_score_change": float((after - before).abs().max()),
         "diagnostics": diagnosed,
+        "series": series,
+        "notes": notes,
     }
 
 
@@ -134,6 +136,7 @@ def evaluate(
         "cost": _cost(history, finish_report, len(test) / seconds, device),
         "best_epoch": best_epoch(history),
         "diagnostics": finish_report["diagnostics"],
+        "notes": finish_report["notes"],
         "left_out_groups": longtail.empty_groups,
         "group_rule": longtail.group_rule,
     }
@@ -158,13 +161,12 @@ def draw(
     matrix = torch.from_numpy(confusion.to_numpy())
     drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), found.longtail, title),
+        "recall_by_count": figures.recall_by_count(table.to_dict("records"), found.longtail, title),
         "confusion": figures.confusion(matrix, found.longtail.class_names, title),
         "reliability": figures.reliability_diagram(reliability_bins, title),
         "training_curves": training_curves(join_histories(histories), title),
     }
-    shift = finish_report["diagnostics"].get("logit_shift")
-    if shift:
-        drawn["logit_shift"] = figures.logit_shift_by_group(shift, title)
+    drawn |= methods.get(config["method"]).draw(finish_report, found.longtail, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 

@@ -78,8 +78,8 @@ def run_once(config: Values, card: Values, sets: Sets, folder: Path) -> dict[str
     metrics, *_ = evaluate(config, card, model, test, finished, *histories)
     shape, _ = geometry(config, card, model, test)
     result = tracking.numbers({**metrics.pop("test"), **metrics, "geometry": shape})
-    if "validation/accuracy" in histories[-1]:
-        result["validation_accuracy"] = histories[-1]["validation/accuracy"][-1]["value"]
+    if "validation/mean_recall" in histories[-1]:
+        result["validation_mean_recall"] = histories[-1]["validation/mean_recall"][-1]["value"]
     with atomic_path(kept) as path:
         path.write_text(json.dumps({"fingerprint": mark, "metrics": result}))
     for state in folder.glob("*.pt"):
@@ -93,14 +93,15 @@ def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
     mean, spread = grouped.mean(), grouped.std()
     table = mean.join(spread.add_suffix(" sd"))
     table.insert(0, "runs", grouped.size())
-    arms = {
-        _slug(str(label)): {
-            name: {"mean": float(row[name]), "sd": float(row[f"{name} sd"])}
-            for name in ("accuracy", "many", "medium", "few")
-            if name in row and row["runs"] > 1
-        }
-        for label, row in table.iterrows()
-    }
+    drawn = [column for columns, *_ in _SHOWN.values() for column in columns.values()]
+    arms: Values = {}
+    for label, row in table.iterrows():
+        arm = arms.setdefault(_slug(str(label)), {})
+        for name in ("validation_mean_recall", *drawn):
+            if name in row:
+                arm[name] = {"mean": float(row[name])}
+            if name in row and row["runs"] > 1:
+                arm[name]["sd"] = float(row[f"{name} sd"])
     return table.reset_index(), arms
 
 
