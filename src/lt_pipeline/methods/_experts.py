@@ -1,0 +1,67 @@
+"""What methods with several experts share: one network whose outputs have a dimension of experts.
+
+The network maps images to logits ``[B, K, C]`` and features ``[B, K, F]`` of K experts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_pipeline.losses.config import CriterionConfig, CrossEntropyConfig
+from lt_pipeline.methods._base import Method, MethodOptions
+from lt_pipeline.models.experts import build_expert_network
+from lt_pipeline.models.network import Network
+
+
+class ExpertOptions(MethodOptions):
+    """What methods with several experts can be told.
+
+    Attributes:
+        criterion: the loss of one expert's logits.
+        experts: how many, K.
+        shared: what they share: ``stage1`` is the stem and first stage of a CIFAR ResNet (the
+            first two stages of a large one), as in RIDE and SADE; ``all`` is the whole backbone.
+    """
+
+    criterion: CriterionConfig = CrossEntropyConfig()
+    experts: int = Field(default=3, ge=2, le=16)
+    shared: Literal["stage1", "all"] = "stage1"
+
+
+class ExpertMethod(Method):
+    """A network with K experts, scored by the mean of their logits."""
+
+    Options = ExpertOptions
+    options: ExpertOptions
+
+    def build(self) -> Network:
+        """Return the network of K experts."""
+        return build_expert_network(
+            self.model,
+            experts=self.options.experts,
+            shared=self.options.shared,
+            classes=self.card.longtail.classes,
+            channels=self.card.channels,
+            mean=self.card.mean,
+            std=self.card.std,
+        )
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return the mean of the experts' logits, ``[B, C]``."""
+        logits: Tensor = self.net(images)
+        return logits.mean(1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the experts' features side by side, each of unit length, ``[B, K F]``."""
+        return F.normalize(self.net.features(images).float(), dim=2).flatten(1)
+
+    def class_centres(self) -> Tensor:
+        """Return the experts' classifier weights side by side, each of unit length, ``[C, K F]``.
+
+        The cosine to them is the mean of the experts' cosines.
+        """
+        return F.normalize(self.net.centres.float(), dim=2).transpose(0, 1).flatten(1)
