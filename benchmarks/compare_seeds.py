@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lt_pipeline.config import SHARED, check_parameters, merged
+from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.method.nodes import configure
 from lt_pipeline.pipelines.study.nodes import run_once
@@ -55,6 +55,7 @@ def main() -> None:
             rows.append({"label": label, "seed": seed, **found, "parameters": mark})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
+            shutil.rmtree(progress / f"{label}-{seed}")
             print(summary(rows).to_string(), flush=True)
 
 
@@ -79,6 +80,7 @@ def resolve(method: str, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the configuration and a mark of it and the data's parameters."""
     check_parameters(values)
     config = configure(method)(*(values[name] for name in SHARED), values.get(method) or {})
+    ExperimentConfig.model_validate(config).check_data(data_config(values))
     return config, sha256(repr((config, values["data"])).encode()).hexdigest()[:12]
 
 
@@ -99,12 +101,15 @@ def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str,
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
     *sets, card, _ = make_sets(PROJECT / "data/01_raw", data)
     found = run_once(config, card, tuple(sets), folder)
-    shutil.rmtree(folder)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
     )
     return {
-        **{name.replace("/", "_"): v for name, v in found.items() if not name.startswith(LEFT_OUT)},
+        **{
+            name.removeprefix("test/").replace("/", "_"): value
+            for name, value in found.items()
+            if not name.startswith(LEFT_OUT)
+        },
         "training_seconds": found["cost/training_seconds"],
         "parameters_trained": found["cost/parameters_trained"],
         "epochs": config["training"]["epochs"],

@@ -68,6 +68,11 @@ def test_an_arm_goes_over_its_methods_own_block():
     ("block", "message"),
     [
         ({"title": "t"}, "studies.s: needs arms or a sweep"),
+        (3, "studies.s: .*but got 3"),
+        ({"title": "t", "sweep": {**SWEEP, "values": [0.1, 0.1]}}, "that differ, but .*K = 0.1"),
+        ({"title": "t", "arms": {"a b": ARMS["a"], "a+b": ARMS["a"]}}, "that differ"),
+        ({"title": "t", "sweep": {**SWEEP, "path": "K"}}, "studies.s.sweep.path: must lie in"),
+        ({"title": "t", "sweep": {**SWEEP, "method": "dmb"}}, "sweep.method: .*did you mean 'dbm'"),
         (
             {"title": "t", "arms": {"a": {"method": "cee"}}},
             "unknown method 'cee': did you mean 'ce'",
@@ -85,5 +90,10 @@ def test_wrong_studies_are_refused_in_one_line(block, message):
 
 def test_an_arm_with_a_wrong_parameter_is_refused():
     study = StudyConfig.read("s", {"title": "t", "sweep": {**SWEEP, "path": "options.K"}})
-    with pytest.raises(ValueError, match="unknown parameter 'K'"):
+    with pytest.raises(ValueError, match="arm 'K = 0.1': dbm.options: unknown parameter 'K'"):
         study.experiments(parameters())
+
+
+def test_a_null_arm_is_taken_out():
+    study = StudyConfig.read("s", {"title": "t", "arms": {**ARMS, "c": None}})
+    assert list(study.all_arms()) == ["a", "b"]

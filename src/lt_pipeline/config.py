@@ -58,7 +58,7 @@ class MethodBlock(Config):
 def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over`` in place of its own, at every depth."""
     result = dict(base or {})
-    for name, value in over.items():
+    for name, value in dict(over).items():
         old = result.get(name)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         result[name] = merged(old, value) if both else value
@@ -79,6 +79,11 @@ class ExperimentConfig(Config):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     options: SerializeAsAny[MethodOptions] = MethodOptions()
+
+    @property
+    def title(self) -> str:
+        """Return the method's name, with its variant where it has some."""
+        return " ".join([self.method, *self.options.variant_name])
 
     @field_validator("method")
     @classmethod
@@ -126,16 +131,38 @@ class ExperimentConfig(Config):
         Raises:
             ValueError: in one line, naming every parameter that is wrong and what would be right.
         """
-        kind = methods.get(method)
-        with one_line_errors(method):
-            block = MethodBlock.model_validate(parameters.get(method) or {})
-        with one_line_errors(f"{method}.options"):
-            options = kind.Options.model_validate(block.options)
+        block, options = method_options(method, parameters)
         with one_line_errors():
             shared = {name: parameters[name] for name in SHARED if name in parameters}
             for part in ("model", "training"):
-                shared[part] = merged(parameters.get(part), getattr(block, part))
+                shared[part] = merged(_block(parameters, part), getattr(block, part))
             return cls(method=method, options=options, **shared)
+
+
+def method_options(method: str, parameters: Mapping[str, Any]) -> tuple[MethodBlock, MethodOptions]:
+    """Return the checked block of ``method`` and its options.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    with one_line_errors(method):
+        block = MethodBlock.model_validate(_block(parameters, method))
+    with one_line_errors(f"{method}.options"):
+        return block, methods.get(method).Options.model_validate(block.options)
+
+
+def _block(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the block ``name``, empty where there is none.
+
+    Raises:
+        ValueError: if it is a single value.
+    """
+    found = parameters.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{name}: is a block of parameters, but got {found!r}")
+    return found
 
 
 def data_config(parameters: Mapping[str, Any]) -> DataConfig:
@@ -145,7 +172,7 @@ def data_config(parameters: Mapping[str, Any]) -> DataConfig:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
     with one_line_errors("data"):
-        return DataConfig.model_validate(parameters.get("data") or {})
+        return DataConfig.model_validate(_block(parameters, "data"))
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
@@ -159,3 +186,5 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         if name not in valid:
             raise ValueError(unknown("parameter or method", name, valid))
     data_config(parameters)
+    for name in methods.available():
+        method_options(name, parameters)

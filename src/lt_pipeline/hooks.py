@@ -19,7 +19,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods, tracking
-from lt_pipeline.config import ExperimentConfig, check_parameters, data_config
+from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config
 from lt_pipeline.engine.device import choose_device
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.reporting import print_results, print_study
@@ -72,11 +72,18 @@ class ProjectHooks:
                     f"a run is of one method or study, or MLflow would mix their metrics: run "
                     f"{' and '.join(names)} one after the other"
                 )
-            studies = [name for name in names if name in STUDIES]
-            names = [name for name in names if name in methods.available()]
-            self.experiments = [ExperimentConfig.resolve(name, parameters) for name in names]
-            arms = [arm for name in studies for arm in _arms(name, parameters)]
-            for experiment in [*self.experiments, *arms]:
+            studies = _studies(parameters)
+            self.experiments, used = [], list[ExperimentConfig]()
+            for name in names:
+                if name in STUDIES:
+                    used = _arms(name, studies, parameters)
+                    _keep_to_the_study(catalog, name, used)
+                else:
+                    self.experiments = used = [ExperimentConfig.resolve(name, parameters)]
+                    partial = run_params.get("only_missing_outputs")
+                    _check_saved(catalog, used[0], pipeline, bool(partial))
+                    _put_into_effect(catalog, used[0])
+            for experiment in used:
                 choose_device(experiment.device)
                 experiment.check_data(data_config(parameters))
 
@@ -92,7 +99,7 @@ class ProjectHooks:
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, parameters.get("seed", 0), device),
-                "mlflow.runName": f"{'+'.join(names) or 'data_prep'} · {data.slug}",
+                "mlflow.runName": f"{_title(names, self.experiments)} · {data.slug}",
                 "data": data.slug,
             }
         )
@@ -130,19 +137,17 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Print the results and clear the states that only a killed run resumes from."""
-        finished = {
-            name: catalog.load(f"{name}.metrics")
-            for name in _subjects(pipeline)
-            if f"{name}.metrics" in pipeline.all_outputs()
-        }
+        made, uri = pipeline.all_outputs(), mlflow.get_tracking_uri()
         for name in _subjects(pipeline):
-            if {f"{name}.metrics", f"{name}.summary"} & pipeline.all_outputs():
+            # what a killed run left is of no use only where its training ran to its end
+            if f"{name}.runs" in made or f"{name}.model" in made:
                 shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
-            if f"{name}.summary" in pipeline.all_outputs():
-                print_study(name, catalog.load(f"{name}.summary"))
-        if finished:
-            card = catalog.load("data_card")
-            print_results(finished, card, mlflow.get_tracking_uri())
+            if f"{name}.summary" in made:
+                print_study(name, catalog.load(f"{name}.summary"), catalog.load("data_card"), uri)
+            if f"{name}.metrics" in made:
+                title = _title([name], self.experiments)
+                finished = {title: catalog.load(f"{name}.metrics")}
+                print_results(finished, catalog.load("data_card"), uri)
 
 
 def _tracking_uri(written: str | None) -> str:
@@ -174,8 +179,61 @@ def _subjects(pipeline: Pipeline) -> list[str]:
     return [name for name in (*methods.available(), *STUDIES) if name in spaces]
 
 
-def _arms(study: str, parameters: dict[str, Any]) -> list[ExperimentConfig]:
-    if study not in (parameters.get("studies") or {}):
-        raise ValueError(f"studies.{study} is missing in conf/: its arms are not known")
-    found = StudyConfig.read(study, parameters["studies"][study])
-    return list(found.experiments(parameters).values())
+def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:
+    return "+".join([e.title for e in experiments] or names) or "data_prep"
+
+
+def _studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
+    """Return every study in conf/, checked: one that is not run may be the one that was meant."""
+    blocks = parameters.get("studies") or {}
+    if not isinstance(blocks, dict):
+        raise ValueError(f"studies: is a block of studies by name, but got {blocks!r}")
+    for name in blocks:
+        if name not in STUDIES:
+            raise ValueError(f"studies: {unknown('study', name, STUDIES)}")
+    return {name: StudyConfig.read(name, block) for name, block in blocks.items()}
+
+
+def _arms(
+    name: str, studies: dict[str, StudyConfig], parameters: dict[str, Any]
+) -> list[ExperimentConfig]:
+    if name not in studies:
+        raise ValueError(f"studies.{name} is missing in conf/: its arms are not known")
+    try:
+        return list(studies[name].experiments(parameters).values())
+    except ValueError as error:
+        raise ValueError(f"studies.{name}: {error}") from None
+
+
+def _put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
+    """Let the shared blocks be what the method makes of them: MLflow logs what nodes are given."""
+    resolved = experiment.model_dump(mode="json")
+    for name in ("model", "training", "evaluation"):
+        catalog[f"params:{name}"].save(resolved[name])
+
+
+def _keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentConfig]) -> None:
+    """Leave the parameters that no arm reads out of what the study's nodes, and MLflow, get."""
+    parameters = catalog.load("parameters")
+    kept = {name: parameters[name] for name in SHARED if name in parameters}
+    kept |= {name: parameters[name] for name in {a.method for a in arms} if name in parameters}
+    catalog["parameters"].save({**kept, "studies": {study: parameters["studies"][study]}})
+
+
+def _check_saved(
+    catalog: DataCatalog, experiment: ExperimentConfig, pipeline: Pipeline, only_missing: bool
+) -> None:
+    """Refuse to go on with files that were made with other parameters."""
+    name = f"{experiment.method}.config"
+    if name in pipeline.all_outputs() and not only_missing:
+        return
+    if not catalog.exists(name):
+        return
+    saved = dict(tracking.flatten(catalog.load(name), "."))
+    wanted = dict(tracking.flatten(experiment.model_dump(mode="json"), "."))
+    for key in [*wanted, *saved]:
+        if saved.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{experiment.method} was run with {key} = {saved.get(key)!r} and this partial "
+                f"run says {wanted.get(key)!r}: run the whole pipeline, or say what was run"
+            )

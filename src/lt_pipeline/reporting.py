@@ -23,10 +23,11 @@ COLUMNS = {
     "lowest_recall": "lowest recall",
     "expected_calibration_error": "ECE",
 }
+GROUPED = ("accuracy", "many", "medium", "few", "harmonic_mean")
 STUDY_COLUMNS = {
-    "validation_mean_recall": "hold-out mean recall",
+    "validation/mean_recall": "hold-out mean recall",
+    **{f"test/{key}": COLUMNS[key] for key in COLUMNS if key in GROUPED},
     "best_epoch/test/accuracy": "best test epoch",
-    **{key: COLUMNS[key] for key in ("accuracy", "many", "medium", "few", "harmonic_mean")},
 }
 
 
@@ -59,9 +60,7 @@ def print_results(
     console.print()
     console.print(results_table(finished, found))
     metrics = next(iter(finished.values()))
-    console.print(f"Groups: {found.longtail.group_rule}.")
-    if found.longtail.empty_groups:
-        console.print(f"No class in: {', '.join(found.longtail.empty_groups)}; left out.")
+    _print_groups(console, found)
     console.print(
         f"Means take a recall of zero as {metrics['test']['recall_floor']:g}; "
         f"classes with zero recall: "
@@ -75,17 +74,24 @@ def print_results(
                 f"{name}: the best test epoch had {100 * best['accuracy']:.1f} % (epoch "
                 f"{best['epoch']:.0f}); for comparison with papers only, nothing is chosen by it."
             )
+        if "validation" in values:
+            console.print(
+                f"{name}: mean recall on the hold-out, to choose by: "
+                f"{100 * values['validation']['mean_recall']:.1f} %."
+            )
         for note in values.get("notes", []):
             console.print(f"{name}: {note}.")
-    local = tracking_uri.startswith("sqlite:")
-    how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
-    console.print(f"Everything about this run is in the MLflow UI: {how}")
+    _print_where(console, tracking_uri)
 
 
-def print_study(name: str, summary: pd.DataFrame) -> None:
+def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking_uri: str) -> None:
     """Print mean and standard deviation over seeds of every arm, in per cent."""
+    found = DataCard.from_json(card)
     shown = {key: heading for key, heading in STUDY_COLUMNS.items() if key in summary}
-    title = f"{name}: balanced test set, last epoch, %, mean ± standard deviation over seeds"
+    title = (
+        f"{name} on {found.config.title}: balanced test set, last epoch, %, "
+        f"mean ± standard deviation over seeds"
+    )
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm")
     table.add_column("seeds", justify="right")
@@ -97,6 +103,22 @@ def print_study(name: str, summary: pd.DataFrame) -> None:
     console = Console()
     console.print()
     console.print(table)
+    _print_groups(console, found)
+    floor = summary["test/recall_floor"].iloc[0]
+    console.print(f"The harmonic mean takes a recall of zero as {floor:g}.")
+    _print_where(console, tracking_uri)
+
+
+def _print_groups(console: Console, card: DataCard) -> None:
+    console.print(f"Groups: {card.longtail.group_rule}.")
+    if card.longtail.empty_groups:
+        console.print(f"No class in: {', '.join(card.longtail.empty_groups)}; left out.")
+
+
+def _print_where(console: Console, tracking_uri: str) -> None:
+    local = tracking_uri.startswith("sqlite:")
+    how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
+    console.print(f"Everything about this run is in the MLflow UI: {how}")
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+# Fields that hold one of several kinds, chosen by a name, and all the names of kinds there are.
+CHOICES = ("criterion", "margin", "profile", "groups")
+KINDS: set[str] = set()
 
 
 class Config(BaseModel):
     """Parameters of one part: frozen, validated, and closed to names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember the names that choose this kind."""
+        for field in ("name", "rule"):
+            if field in cls.model_fields:
+                KINDS.update(get_args(cls.model_fields[field].annotation))
 
     @model_validator(mode="before")
     @classmethod
@@ -45,11 +56,23 @@ def one_line_errors(prefix: str = "") -> Iterator[None]:
         raise ValueError("; ".join(_problems(error, prefix))) from None
 
 
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """Return where a problem is, without the kinds that pydantic names behind a choice."""
+    pairs = zip((None, *loc), loc, strict=False)
+    return [str(part) for before, part in pairs if not (before in CHOICES and part in KINDS)]
+
+
 def _problems(error: ValidationError, prefix: str) -> Iterator[str]:
-    for problem in error.errors(include_url=False, include_context=False):
-        where = ".".join([prefix] * bool(prefix) + [str(part) for part in problem["loc"]])
+    for problem in error.errors(include_url=False):
+        where = ".".join([prefix] * bool(prefix) + _path(problem["loc"]))
         what = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
+        if problem["type"] == "union_tag_invalid":
+            context = problem["ctx"]
+            valid = [name.strip(" '") for name in context["expected_tags"].split(",")]
+            kind = where.split(".")[-1]
+            yield f"{where}: {unknown(kind, context['tag'], valid)}"
+            continue
         plain = problem["type"] != "value_error" and not isinstance(given, dict)
         got = f", but got {given!r}" if plain else ""
         yield f"{where}: {what}{got}" if where else f"{what}{got}"

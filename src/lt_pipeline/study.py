@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, MethodBlock, merged
 from lt_pipeline.schema import Config, one_line_errors
+
+
+def slug(label: str) -> str:
+    """Return ``label`` as a name of folders and metrics."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")
 
 
 class Arm(MethodBlock):
@@ -31,15 +37,34 @@ class Sweep(Config):
     path: str
     values: tuple[float, ...] = Field(min_length=1)
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        methods.get(name)
+        return name
+
+    @field_validator("path")
+    @classmethod
+    def _in_a_block(cls, path: str) -> str:
+        if path.split(".")[0] not in MethodBlock.model_fields or "." not in path:
+            raise ValueError(
+                f"must lie in options, model or training, as in options.rank, but is {path!r}"
+            )
+        return path
+
+    def labels(self) -> list[str]:
+        """Return the arms' labels, as in ``rank = 0.1``."""
+        return [f"{self.path.split('.')[-1]} = {value:g}" for value in self.values]
+
     def arms(self) -> dict[str, Arm]:
-        """Return the arms by label, as in ``rank = 0.1``."""
+        """Return the arms by label."""
         *parents, name = self.path.split(".")
         found = {}
-        for value in self.values:
+        for label, value in zip(self.labels(), self.values, strict=True):
             block: dict[str, Any] = {name: value}
             for parent in reversed(parents):
                 block = {parent: block}
-            found[f"{name} = {value:g}"] = Arm.model_validate({"method": self.method, **block})
+            found[label] = Arm.model_validate({"method": self.method, **block})
         return found
 
 
@@ -58,18 +83,34 @@ class StudyConfig(Config):
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
 
+    @field_validator("arms", mode="before")
     @classmethod
-    def read(cls, name: str, block: Mapping[str, Any]) -> StudyConfig:
+    def _without_dropped(cls, arms: Any) -> Any:
+        """Leave out arms that are null, which is how a run takes one out."""
+        if not isinstance(arms, dict):
+            return arms
+        return {label: arm for label, arm in arms.items() if arm is not None}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> StudyConfig:
+        labels = [*self.arms, *(self.sweep.labels() if self.sweep else [])]
+        if not labels:
+            raise ValueError("needs arms or a sweep, but has neither")
+        slugs = [slug(label) for label in labels]
+        twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
+        if twice:
+            raise ValueError(f"arms need names and values that differ, but {twice} do not")
+        return self
+
+    @classmethod
+    def read(cls, name: str, block: Any) -> StudyConfig:
         """Return the checked block ``studies.<name>``.
 
         Raises:
             ValueError: in one line, naming every parameter that is wrong and what would be right.
         """
         with one_line_errors(f"studies.{name}"):
-            found = cls.model_validate(dict(block))
-            if not found.all_arms():
-                raise ValueError(f"studies.{name}: needs arms or a sweep, but has neither")
-            return found
+            return cls.model_validate(block)
 
     def all_arms(self) -> dict[str, Arm]:
         """Return every arm by label."""
@@ -79,11 +120,16 @@ class StudyConfig(Config):
         """Return the experiment of every arm by label, its own block over ``parameters``.
 
         Raises:
-            ValueError: in one line, naming the parameter that is wrong.
+            ValueError: in one line, naming the arm and the parameter that is wrong.
         """
         found = {}
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
             block = merged(parameters.get(arm.method), own)
-            found[label] = ExperimentConfig.resolve(arm.method, {**parameters, arm.method: block})
+            try:
+                found[label] = ExperimentConfig.resolve(
+                    arm.method, {**parameters, arm.method: block}
+                )
+            except ValueError as error:
+                raise ValueError(f"arm {label!r}: {error}") from None
         return found

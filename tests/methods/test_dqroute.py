@@ -166,7 +166,7 @@ def test_the_warm_up_routes_alike_and_keeps_the_weights():
         assert torch.equal(method.log_weight, before) == warming
     method.eval()
     with torch.no_grad():
-        assert not torch.allclose(method.extras(given.images)["routing"], torch.tensor(1 / 3))
+        assert not torch.allclose(method.answer(given.images)["routing"], torch.tensor(1 / 3))
 
 
 def test_gradients_reach_the_heads_through_the_ood_loss_only_unless_told():
@@ -182,7 +182,7 @@ def test_without_routing_the_experts_are_alike():
     method.eval()
     with torch.no_grad():
         logits, _ = parts(method, given)
-        share = method.extras(given.images)["routing"]
+        share = method.answer(given.images)["routing"]
         torch.testing.assert_close(share, torch.full_like(share, 1 / 3))
         torch.testing.assert_close(method.score(given.images).exp(), logits.softmax(2).mean(1))
 
@@ -194,7 +194,7 @@ def test_scores_fuse_what_is_routed(fuse):
         logits, gates = parts(method, given)
         share = gates.sigmoid() / gates.sigmoid().sum(1, keepdim=True)
         found = method.score(given.images).softmax(1)
-        torch.testing.assert_close(method.extras(given.images)["routing"], share)
+        torch.testing.assert_close(method.answer(given.images)["routing"], share)
     values = logits.softmax(2) if fuse == "probabilities" else logits
     fused = (share[:, :, None] * values).sum(1)
     wanted = fused if fuse == "probabilities" else fused.softmax(1)

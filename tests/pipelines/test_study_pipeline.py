@@ -58,12 +58,19 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
     again = train_arms("s")(arguments, card, *sets(), tmp_path)
     assert len(trained) == 5
     pd.testing.assert_frame_equal(again, table)
-    assert {"accuracy", "few", "geometry/angle_mean/few", "validation_mean_recall"} <= set(table)
+    assert {
+        "test/accuracy",
+        "test/few",
+        "geometry/angle_mean/few",
+        "validation/mean_recall",
+    } <= set(table)
     # other parameters are other runs
     arguments["training"]["learning_rate"] = 0.05
     other = train_arms("s")(arguments, card, *sets(), tmp_path)
     assert len(trained) == 9
-    assert not other["expected_calibration_error"].equals(table["expected_calibration_error"])
+    assert not other["test/expected_calibration_error"].equals(
+        table["test/expected_calibration_error"]
+    )
 
 
 def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
@@ -74,53 +81,64 @@ def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
         config.model_copy(update={"seed": 1}).model_dump(mode="json"), card, sets(), tmp_path / "b"
     )
     row = table[(table["arm"] == "DBM") & (table["seed"] == 1)].iloc[0]
-    assert row["accuracy"] == alone["accuracy"]
-    assert row["expected_calibration_error"] == alone["expected_calibration_error"]
+    assert row["test/accuracy"] == alone["test/accuracy"]
+    assert row["test/expected_calibration_error"] == alone["test/expected_calibration_error"]
 
 
 def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     runs = pd.DataFrame(
-        {"arm": ["z", "a", "z", "a"], "seed": [0, 0, 1, 1], "accuracy": [0.1, 0.5, 0.3, 0.5]}
+        {"arm": ["z", "a", "z", "a"], "seed": [0, 0, 1, 1], "test/accuracy": [0.1, 0.5, 0.3, 0.5]}
     )
     table, arms = summarise(runs)
     assert table["arm"].tolist() == ["z", "a"]
     assert table["runs"].tolist() == [2, 2]
-    assert table["accuracy"].tolist() == pytest.approx([0.2, 0.5])
-    assert table["accuracy sd"].tolist() == pytest.approx([0.02**0.5, 0.0])
-    assert arms["a"]["accuracy"] == {"mean": 0.5, "sd": 0.0}
+    assert table["test/accuracy"].tolist() == pytest.approx([0.2, 0.5])
+    assert table["test/accuracy sd"].tolist() == pytest.approx([0.02**0.5, 0.0])
+    assert arms["a"]["test/accuracy"] == {"mean": 0.5, "sd": 0.0}
     _, alone = summarise(runs[runs["seed"] == 0])
-    assert alone["z"] == {"accuracy": {"mean": 0.1}}, "one seed has no deviation"
+    assert alone["z"] == {"test/accuracy": {"mean": 0.1}}, "one seed has no deviation"
 
 
 def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     output = project.kedro(
         "--pipelines=dbm_K", "--env=smoke", "--params=training.epochs=1,studies.dbm_K.seeds=2"
     )
-    assert "dbm_K: balanced test set, last epoch, %" in output
+    assert "dbm_K on digits, exponential, IR 10: balanced test set, last epoch, %" in output
+    assert "1/14  BS · seed 0" in output
+    assert "14/14  K = 0.5 · seed 1" in output
+    assert "make ui" in output
     assert "WARNING" not in output
     folder = project.file("08_reporting", "smoke", "dbm_K")
     summary = pd.read_csv(folder / "summary.csv")
-    assert summary["arm"].tolist() == ["BS", *(f"K = {k}" for k in (0.05, 0.1, 0.2, 0.3, 0.5))]
-    assert summary["runs"].tolist() == [2] * 6
+    assert summary["arm"].tolist() == [
+        "BS",
+        "BS cosine",
+        *(f"K = {k}" for k in (0.05, 0.1, 0.2, 0.3, 0.5)),
+    ]
+    assert summary["runs"].tolist() == [2] * 7
     for name in ("accuracy", "angle", "separability"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = {r.info.run_name: r for r in runs if r is not parent}
-    assert len(children) == 12
+    assert len(children) == 14
     assert all(r.info.status == "FINISHED" for r in runs)
     assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in children.values())
     child = children["K = 0.3 · seed 1"]
-    assert child.data.params["options.criterion.margin.K"] == "0.3"
+    assert child.data.params["dbm.options.criterion.margin.K"] == "0.3"
+    assert child.data.params["model.head"] == "cosine"
+    assert child.data.tags["data_hash"] == parent.data.tags["data_hash"]
+    assert child.data.tags["seed"] == "1"
+    assert not [name for name in parent.data.params if "bcl" in name or "dbm_tau" in name]
     assert child.data.params["seed"] == "1"
     row = pd.read_csv(folder / "runs.csv").query("arm == 'K = 0.3' and seed == 1").iloc[0]
-    assert child.data.metrics["accuracy"] == pytest.approx(row["accuracy"])
+    assert child.data.metrics["test/accuracy"] == pytest.approx(row["test/accuracy"])
     assert "train/balanced_softmax" in child.data.metrics
     assert "arms/K-0.3/geometry/angle_mean/few/sd" in parent.data.metrics
     assert "arms/BS/geometry/separability/all/mean" in parent.data.metrics
-    assert parent.data.metrics["arms/K-0.3/accuracy/mean"] == pytest.approx(
-        summary.set_index("arm").loc["K = 0.3", "accuracy"]
+    assert parent.data.metrics["arms/K-0.3/test/accuracy/mean"] == pytest.approx(
+        summary.set_index("arm").loc["K = 0.3", "test/accuracy"]
     )
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"runs.csv", "summary.csv", "figures"} <= names
@@ -133,9 +151,37 @@ def test_a_wrong_arm_stops_the_run_at_once(project):
         "--params=studies.dbm_tau.sweep.path=options.criterion.margin.taus",
     )
     assert code == 1
+    assert "studies.dbm_tau: arm 'taus = 0': dbm.options.criterion.margin: " in output
     assert "unknown parameter 'taus': did you mean 'tau'" in output
     assert "Traceback" not in output
     assert not project.file("03_primary", "smoke", "train.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("studies.dbm_k.seeds=1", "studies: unknown study 'dbm_k': did you mean 'dbm_K'"),
+        ("studies.dbm_tau.sed=1", "studies.dbm_tau: unknown parameter 'sed': did you mean 'seeds'"),
+        ("studies=3", "studies: is a block of studies by name, but got 3"),
+        ("studies.dbm_K=3", "studies.dbm_K"),
+        ("dbm.options.variant=xx", "dbm.options: unknown variant 'xx'"),
+        ("training=3", "training: is a block of parameters, but got 3"),
+    ],
+)
+def test_wrong_names_anywhere_stop_the_run_at_once(project, params, message):
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=dbm_K", "--env=smoke"), f"--params={params}"
+    )
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_seeds_go_on_from_the_runs_own(tmp_path):
+    arguments = parameters()
+    arguments["seed"] = 5
+    table = train_arms("s")(arguments, toy_card().to_json(), *sets(), tmp_path)
+    assert table["seed"].tolist() == [5, 5, 6, 6]
 
 
 def test_geometry_of_a_method_is_in_its_run(finished):

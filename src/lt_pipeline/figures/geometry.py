@@ -24,7 +24,7 @@ def angle_distribution(angles: Tensor, labels: Tensor, longtail: LongTail, title
 
     ``angles`` ``[N]`` are degrees between an image's feature and its class's centre, ``labels``
     ``[N]`` the true classes. A group of fewer than 5 images, or of equal angles, has no density
-    and is drawn as points. The axis always spans 0 to 90 degrees, so that methods compare.
+    and is drawn as points. The axis spans at least 0 to 90 degrees.
 
     Raises:
         ValueError: when there is no image.
@@ -60,7 +60,8 @@ def _violin(axes: Axes, place: int, values: NDArray[np.float64], colour: str) ->
         for quartile in np.quantile(values, [0.25, 0.5, 0.75]):
             inside = float(np.interp(quartile, grid, half))
             axes.hlines(quartile, place - inside, place + inside, "black", "dashed", linewidth=1)
-        reach = float(np.interp(mean, grid, half))
+        # the widest place beside the number, which is some degrees high
+        reach = float(half[np.abs(grid - mean) < 6].max(initial=np.interp(mean, grid, half)))
     else:
         axes.scatter([place] * len(values), values, s=60, color=colour, alpha=0.6, linewidth=0)
     axes.scatter([place], [mean], s=22, color="white", edgecolor="black", zorder=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from lt_pipeline.figures.style import GROUP_COLOURS, legend_above, new_figure
 
 COLOURS = {"all": "black", **GROUP_COLOURS}
+# of a sweep's baselines, which are lines across
+BASELINES: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
 MARKERS = {"all": "D", "many": "o", "medium": "s", "few": "^"}
 
 
@@ -40,7 +42,7 @@ def by_arm(
     axes.set_yticks(places, [str(row["arm"]) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_xlabel(f"{label}\n(bars: one standard deviation over {_seeds(rows)})")
+    axes.set_xlabel(f"{label}\n({_seeds(rows)})")
     legend_above(axes)
     return figure
 
@@ -69,10 +71,10 @@ def over_values(
             yerr=[factor * _spread(row, column) for row in swept],
             **{**_points(name), "linestyle": "-"},
         )
-        for row in baselines:
-            axes.axhline(factor * row[column], color=COLOURS[name], linestyle="--", linewidth=1)
+        for row, style in zip(baselines, BASELINES, strict=False):
+            axes.axhline(factor * row[column], color=COLOURS[name], linestyle=style, linewidth=1)
     axes.set_xticks([values[row["arm"]] for row in swept])
-    axes.set_xlabel(f"{axis} (bars: one standard deviation over {_seeds(rows)})")
+    axes.set_xlabel(f"{axis} ({_seeds(rows)})")
     axes.set_ylabel(label)
     _legend(axes, [str(row["arm"]) for row in baselines])
     return figure
@@ -81,14 +83,17 @@ def over_values(
 def _legend(axes: Axes, baselines: Sequence[str]) -> None:
     legend_above(axes)
     if baselines:
-        line = Line2D([], [], color="black", linestyle="--", linewidth=1)
+        lines = [
+            Line2D([], [], color="black", linestyle=style, linewidth=1)
+            for _, style in zip(baselines, BASELINES, strict=False)
+        ]
         handles, names = axes.get_legend_handles_labels()
         axes.legend(
-            [*handles, line],
-            [*names, ", ".join(baselines)],
+            [*handles, *lines],
+            [*names, *baselines],
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=5,
+            ncols=6,
             frameon=False,
             borderaxespad=0.3,
         )
@@ -118,6 +123,7 @@ def _spread(row: Mapping[Any, Any], column: str) -> float:
 
 def _seeds(rows: Sequence[Mapping[Any, Any]]) -> str:
     fewest, most = min(int(row["runs"]) for row in rows), max(int(row["runs"]) for row in rows)
-    if fewest == most:
-        return f"{most} seed{'s' if most != 1 else ''}"
-    return f"{fewest} to {most} seeds"
+    if most == 1:
+        return "one seed"
+    over = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"bars: one standard deviation over {over} seeds"

@@ -203,12 +203,16 @@ class CosFaceConfig(MarginBase):
 
 
 class ArcFaceConfig(MarginBase):
-    """Deng et al., CVPR 2019: the angle plus ``size`` radians."""
+    """Deng et al., CVPR 2019: the angle plus ``size`` radians.
+
+    A margin this large needs ``monotone`` (their code has a guard there, too): with the formula,
+    images beyond pi - m are pushed on, away from their centre, and training collapses.
+    """
 
     kind = ArcFace
     name: Literal["arcface"] = "arcface"
     size: float = Field(default=0.5, ge=0, lt=math.pi)
-    past_pi: PastPi = "formula"
+    past_pi: PastPi = "monotone"
 
 
 class LdamConfig(MarginBase):

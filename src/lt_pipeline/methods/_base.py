@@ -33,6 +33,11 @@ class MethodOptions(Config):
         """Return whether training needs a hold-out."""
         return self.criterion.wants_validation
 
+    @property
+    def variant_name(self) -> tuple[str, ...]:
+        """Return the name of the variant these options choose, for titles; mostly there is none."""
+        return ()
+
 
 class Method(nn.Module):
     """A way to learn from long-tailed images: a network, its phases, its loss and its scores.
@@ -170,9 +175,9 @@ class Method(nn.Module):
         logits: Tensor = self.net(images)
         return logits
 
-    def extras(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what the deployed model gives beside probabilities, each ``[B, ...]``."""
-        return {}
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""
+        return {"probabilities": self.score(images).softmax(1)}
 
     def ood_score(self, images: Tensor) -> Tensor:
         """Return how much every image looks like the training classes, ``[B]``; higher is more."""

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from lt_pipeline.losses.config import BalancedSoftmaxConfig, CriterionConfig
 from lt_pipeline.losses.margins import DbmConfig
 from lt_pipeline.methods._base import Method, MethodOptions
+from lt_pipeline.schema import unknown
 
 # Table 2: what the margin stands in front of. DRW weights the classes from epoch 160 of 200 on.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,13 +38,20 @@ class DbmOptions(MethodOptions):
     variant: Literal["ce", "cb", "drw", "bs", "bcl"] = "bs"
     criterion: CriterionConfig = BalancedSoftmaxConfig(margin=DbmConfig())
 
+    @property
+    def variant_name(self) -> tuple[str, ...]:
+        """Return the loss behind the margin."""
+        return (self.variant,)
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         variant, given = values.get("variant", "bs"), values.get("criterion") or {}
-        if variant not in VARIANTS or not isinstance(given, dict):
+        if variant not in VARIANTS:
+            raise ValueError(unknown("variant", str(variant), VARIANTS))
+        if not isinstance(given, dict):
             return values
         chosen = {**VARIANTS[variant], **given}
         if isinstance(given.get("margin", {}), dict):

@@ -268,13 +268,17 @@ class DQRoute(ExpertMethod):
 
     def score(self, images: Tensor) -> Tensor:
         """Return the logarithm of equation 6, ``[B, C]``."""
-        features = self.net.features(images)
-        gates = self.gates(features).squeeze(2).float()
-        return self._fused(self.net.head(features).float(), self._routing(gates))
+        return self._scored(images)[0]
 
-    def extras(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the routing weights alpha_k, ``[B, 3]``."""
-        return {"routing": self._routing(self.gates(self.net.features(images)).squeeze(2).float())}
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the fused ``probabilities`` ``[B, C]`` and alpha_k, ``routing`` ``[B, 3]``."""
+        scores, share = self._scored(images)
+        return {"probabilities": scores.softmax(1), "routing": share}
+
+    def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.net.features(images)
+        share = self._routing(self.gates(features).squeeze(2).float())
+        return self._fused(self.net.head(features).float(), share), share
 
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device

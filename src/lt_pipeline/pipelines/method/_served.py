@@ -13,7 +13,11 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class ImageClassifier(PythonModel):
-    """uint8 images ``[N, channels, H, W]`` -> class probabilities float32 ``[N, C]``."""
+    """uint8 images ``[N, channels, H, W]`` -> class probabilities float32 ``[N, C]``.
+
+    A model that has more to say, as which expert decided, gives a dictionary: ``probabilities``
+    and the rest, each with N rows.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the exported network and the class names."""
@@ -25,7 +29,8 @@ class ImageClassifier(PythonModel):
         """Return the probabilities of every image's classes, in the order of ``class_names``."""
         images = torch.from_numpy(np.ascontiguousarray(model_input, dtype=np.uint8))
         with torch.no_grad():
-            return self.network(images).numpy()
+            answer = {name: value.numpy() for name, value in self.network(images).items()}
+        return answer if len(answer) > 1 else answer["probabilities"]
 
 
 set_model(ImageClassifier())

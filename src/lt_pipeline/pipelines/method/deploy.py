@@ -23,23 +23,23 @@ SERVED_CODE = Path(__file__).with_name("_served.py")
 EXAMPLES = 2
 
 
-class Probabilities(nn.Module):
-    """uint8 images ``[B, channels, H, W]`` -> class probabilities ``[B, C]``."""
+class Answer(nn.Module):
+    """uint8 images ``[B, channels, H, W]`` -> what the method answers, by name."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return softmax of the method's scores."""
-        return self.method.score(images).softmax(1)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return ``probabilities`` ``[B, C]``, and more where the method has more to say."""
+        return self.method.answer(images)
 
 
 def export(method: Method, example: Tensor) -> torch.export.ExportedProgram:
     """Return the finished ``method`` as a program for any number of images like ``example``."""
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(
-        Probabilities(method.cpu().eval()), (example,), dynamic_shapes=({0: batch},)
+        Answer(method.cpu().eval()), (example,), dynamic_shapes=({0: batch},)
     )
 
 
@@ -63,7 +63,7 @@ def deploy(
     example = test.images[:EXAMPLES]
     program = export(method, example)
     with torch.no_grad():
-        probabilities = program.module()(example)
+        answer = {name: value.numpy() for name, value in program.module()(example).items()}
     data = DataCard.from_json(card)
     registered = f"{found.method}-{data.config.slug}"
     with TemporaryDirectory() as folder:
@@ -74,7 +74,9 @@ def deploy(
             name="model",
             python_model=str(SERVED_CODE),
             artifacts={"network": str(network), "class_names": str(classes)},
-            signature=infer_signature(example.numpy(), probabilities.numpy()),
+            signature=infer_signature(
+                example.numpy(), answer if len(answer) > 1 else answer["probabilities"]
+            ),
             input_example=example.numpy(),
             registered_model_name=registered,
             # named, because inferring them takes ten seconds

@@ -21,7 +21,7 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.device import choose_device, peak_memory_mib
 from lt_pipeline.engine.loop import History, fit
-from lt_pipeline.engine.predict import predict
+from lt_pipeline.engine.predict import accuracies, predict
 from lt_pipeline.figures import evaluation as figures
 from lt_pipeline.figures.training import training_curves
 from lt_pipeline.methods._base import Method
@@ -114,11 +114,16 @@ def evaluate(
     config: Values,
     card: Values,
     model: dict[str, Tensor],
+    validation: ImageSet,
     test: ImageSet,
     finish_report: Values,
     *histories: History,
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
-    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
+    """Return metrics, the table of classes, the confusion matrix and the reliability bins.
+
+    The hold-out's, where there is one, are for choosing between methods and parameters; its mean
+    recall is over the classes that it has.
+    """
     found, method = load_finished(config, card, model)
     longtail, device = method.card.longtail, choose_device(found.device)
     method.to(device)
@@ -140,6 +145,8 @@ def evaluate(
         "left_out_groups": longtail.empty_groups,
         "group_rule": longtail.group_rule,
     }
+    if len(validation):
+        metrics["validation"] = accuracies(method, method.score, validation, device=device)
     table = pd.DataFrame(class_table(matrix, longtail))
     names = longtail.class_names
     confusion = pd.DataFrame(matrix.numpy(), index=names, columns=names)

@@ -47,7 +47,7 @@ def create_pipeline(method: str) -> Pipeline:
         ),
         Node(
             evaluate,
-            inputs=[*known, "model", "test_set", "finish_report", *histories],
+            inputs=[*known, "model", "validation_set", "test_set", "finish_report", *histories],
             outputs=["metrics", "class_table", "confusion", "reliability"],
             name="evaluate",
         ),

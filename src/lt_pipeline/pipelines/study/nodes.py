@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,15 @@ from lt_pipeline.engine.loop import History
 from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import evaluate, fingerprint, finish, train_phase
-from lt_pipeline.study import StudyConfig
+from lt_pipeline.study import StudyConfig, slug
+
+LOGGER = logging.getLogger(__name__)
+KEPT = "metrics.json"
+# what an arm's run has in common with the study's
+INHERITED = (
+    "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit", "python",
+    "versions",
+)  # fmt: skip
 
 Values = dict[str, Any]
 # (training set, hold-out, test set)
@@ -42,12 +50,16 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
     ) -> pd.DataFrame:
         found = StudyConfig.read(study, parameters["studies"][study])
         experiments = found.experiments(parameters)
-        rows = []
-        for seed in range(found.seeds):
+        first: int = parameters["seed"]
+        rows: list[Values] = []
+        for seed in range(first, first + found.seeds):
             for label, experiment in experiments.items():
                 config = experiment.model_copy(update={"seed": seed}).model_dump(mode="json")
-                folder = progress / f"{_slug(label)}-{seed}"
-                with _nested_run(f"{label} · seed {seed}", config):
+                folder, name = progress / f"{slug(label)}-{seed}", f"{label} · seed {seed}"
+                done, total = len(rows) + 1, found.seeds * len(experiments)
+                kept = kept_metrics(config, card, folder) is not None
+                LOGGER.info("%d/%d  %s%s", done, total, name, ", kept from before" * kept)
+                with _nested_run(name, config, kept):
                     row = run_once(config, card, (train, validation, test), folder)
                     tracking.log_metrics(row)
                 rows.append({"arm": label, "seed": seed, **row})
@@ -57,16 +69,14 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
 
 
 def run_once(config: Values, card: Values, sets: Sets, folder: Path) -> dict[str, float]:
-    """Train, finish and evaluate ``config``; return its metrics, flat.
+    """Train, finish and evaluate ``config``; return its metrics, named as in ``test/accuracy``.
 
     They are kept in ``folder`` and not computed a second time; a training that was killed
     resumes from there.
     """
-    kept, mark = folder / "metrics.json", fingerprint(config, card)
-    if kept.exists():
-        saved = json.loads(kept.read_text())
-        if saved["fingerprint"] == mark:
-            return dict(saved["metrics"])
+    kept = kept_metrics(config, card, folder)
+    if kept is not None:
+        return kept
     train, validation, test = sets
     checkpoints: list[dict[str, Tensor]] = []
     histories: list[History] = []
@@ -75,16 +85,22 @@ def run_once(config: Values, card: Values, sets: Sets, folder: Path) -> dict[str
         checkpoints.append(trained[0])
         histories.append(trained[1])
     model, finished = finish(config, card, train, test, *checkpoints)
-    metrics, *_ = evaluate(config, card, model, test, finished, *histories)
+    metrics, *_ = evaluate(config, card, model, validation, test, finished, *histories)
     shape, _ = geometry(config, card, model, test)
-    result = tracking.numbers({**metrics.pop("test"), **metrics, "geometry": shape})
-    if "validation/mean_recall" in histories[-1]:
-        result["validation_mean_recall"] = histories[-1]["validation/mean_recall"][-1]["value"]
-    with atomic_path(kept) as path:
-        path.write_text(json.dumps({"fingerprint": mark, "metrics": result}))
+    result = tracking.numbers({**metrics, "geometry": shape})
+    with atomic_path(folder / KEPT) as path:
+        path.write_text(json.dumps({"fingerprint": fingerprint(config, card), "metrics": result}))
     for state in folder.glob("*.pt"):
         state.unlink()
     return result
+
+
+def kept_metrics(config: Values, card: Values, folder: Path) -> dict[str, float] | None:
+    """Return what ``run_once`` kept in ``folder`` of this run, or None."""
+    if not (folder / KEPT).exists():
+        return None
+    saved = json.loads((folder / KEPT).read_text())
+    return saved["metrics"] if saved["fingerprint"] == fingerprint(config, card) else None
 
 
 def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
@@ -96,8 +112,8 @@ def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
     drawn = [column for columns, *_ in _SHOWN.values() for column in columns.values()]
     arms: Values = {}
     for label, row in table.iterrows():
-        arm = arms.setdefault(_slug(str(label)), {})
-        for name in ("validation_mean_recall", *drawn):
+        arm = arms.setdefault(slug(str(label)), {})
+        for name in ("validation/mean_recall", *drawn):
             if name in row:
                 arm[name] = {"mean": float(row[name])}
             if name in row and row["runs"] > 1:
@@ -117,7 +133,7 @@ def draw(study: str) -> Callable[..., dict[str, Figure]]:
             if not any(column in summary for column in columns.values()):
                 continue
             if found.sweep:
-                values = dict(zip(found.sweep.arms(), found.sweep.values, strict=True))
+                values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
                 axis = found.sweep.path.split(".")[-1]
                 drawn[name] = over_values(rows, values, columns, axis, label, title, factor)
             else:
@@ -131,7 +147,7 @@ _GROUPS = ("many", "medium", "few")
 # file: (columns by what they show, label of the axis, factor)
 _SHOWN: dict[str, tuple[dict[str, str], str, float]] = {
     "accuracy": (
-        {"all": "accuracy", **{g: g for g in _GROUPS}},
+        {"all": "test/accuracy", **{g: f"test/{g}" for g in _GROUPS}},
         "accuracy on the balanced test set, %",
         100,
     ),
@@ -148,16 +164,22 @@ _SHOWN: dict[str, tuple[dict[str, str], str, float]] = {
 }
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")
-
-
 @contextmanager
-def _nested_run(name: str, config: Values) -> Iterator[None]:
-    """Log what happens inside to a run of its own below the active one; without one, nowhere."""
-    if mlflow.active_run() is None:
+def _nested_run(name: str, config: Values, kept: bool) -> Iterator[None]:
+    """Log what happens inside to a run of its own below the active one; without one, nowhere.
+
+    It has the names of a method's own run, and its tags: they can be compared.
+    """
+    parent = mlflow.active_run()
+    if parent is None:
         yield
         return
+    tags = mlflow.MlflowClient().get_run(parent.info.run_id).data.tags
+    method = config["method"]
+    shown = {**config, method: {"options": config["options"]}}
+    del shown["options"]
     with mlflow.start_run(run_name=name, nested=True):
-        tracking.log_params(dict(tracking.flatten(config, ".")))
+        tracking.set_tags({key: tags[key] for key in INHERITED if key in tags})
+        tracking.set_tags({"seed": config["seed"], "kept_from_before": kept})
+        tracking.log_params(dict(tracking.flatten(shown, ".")))
         yield

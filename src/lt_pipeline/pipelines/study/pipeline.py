@@ -7,7 +7,15 @@ from kedro.pipeline import Node, Pipeline
 from lt_pipeline.pipelines.study.nodes import draw, summarise, train_arms
 
 # Their parameters are in conf/base/parameters_studies.yml, by the same names.
-STUDIES = ("dbm_components", "dbm_K", "dbm_tau")
+STUDIES = (
+    "dbm_combinations",
+    "dbm_components",
+    "dbm_K",
+    "dbm_tau",
+    "dqroute_modules",
+    "dqroute_alpha",
+    "dqroute_ood",
+)
 SETS = ("train_set", "validation_set", "test_set")
 
 
