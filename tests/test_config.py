@@ -178,3 +178,31 @@ def test_a_variant_of_dbm_chooses_the_loss_behind_the_margin(variant, name, star
     # what was resolved is understood again
     again = ExperimentConfig.model_validate(found.model_dump(mode="json"))
     assert again == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dbm": {"options": {"variant": "xx"}}}, "dbm.options: unknown variant 'xx'"),
+        ({"dbm": 3}, "dbm: is a block of parameters, but got 3"),
+        ({"training": 3}, "training: is a block of parameters, but got 3"),
+        ({"data": 3}, "data: is a block of parameters, but got 3"),
+        (
+            {"dbm": {"options": {"criterion": {"margin": {"K": -1}}}}},
+            r"dbm.options.criterion.margin.K: .*greater than or equal to 0, but got -1",
+        ),
+        (
+            {"more": {"options": {"criterion": {"margin": {"name": "dbm"}}}}},
+            "more.options.criterion: needs its name",
+        ),
+        (
+            {"more": {"options": {"criterion": {"name": "focal", "margin": {"name": "dmb"}}}}},
+            "more.options.criterion.margin: unknown margin 'dmb': did you mean 'dbm'",
+        ),
+    ],
+)
+def test_blocks_of_methods_that_are_not_run_are_checked_too(change, message):
+    found = {**parameters("base"), **change}
+    with pytest.raises(ValueError, match=message):
+        check_parameters(found)
+        ExperimentConfig.resolve("ce", found)

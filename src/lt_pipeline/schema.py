@@ -73,6 +73,8 @@ def _problems(error: ValidationError, prefix: str) -> Iterator[str]:
             kind = where.split(".")[-1]
             yield f"{where}: {unknown(kind, context['tag'], valid)}"
             continue
+        if problem["type"] == "union_tag_not_found":
+            what = f"needs its {problem['ctx']['discriminator'].strip(chr(39))}"
         plain = problem["type"] != "value_error" and not isinstance(given, dict)
         got = f", but got {given!r}" if plain else ""
         yield f"{where}: {what}{got}" if where else f"{what}{got}"

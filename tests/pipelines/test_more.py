@@ -100,7 +100,8 @@ def test_the_merged_network_is_the_plain_one_and_scores_alike(finished):
 def test_pictures_are_there(finished):
     project, _ = finished
     folder = project.file("08_reporting", "smoke", "more", "figures")
-    names = {"recall_by_class", "confusion", "reliability", "training_curves", "logit_shift"}
+    names = {"recall_by_class", "recall_by_count", "confusion", "reliability"}
+    names |= {"training_curves", "logit_shift"}
     assert {path.stem for path in folder.iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
 
