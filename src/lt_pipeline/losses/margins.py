@@ -203,11 +203,7 @@ class CosFaceConfig(MarginBase):
 
 
 class ArcFaceConfig(MarginBase):
-    """Deng et al., CVPR 2019: the angle plus ``size`` radians.
-
-    A margin this large needs ``monotone`` (their code has a guard there, too): with the formula,
-    images beyond pi - m are pushed on, away from their centre, and training collapses.
-    """
+    """Deng et al., CVPR 2019: the angle plus ``size`` radians; their code falls on past pi, too."""
 
     kind = ArcFace
     name: Literal["arcface"] = "arcface"
