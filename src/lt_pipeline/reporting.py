@@ -122,4 +122,4 @@ def _print_where(console: Console, tracking_uri: str) -> None:
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:
-    return f"{100 * mean:.1f}" + ("" if isnan(spread) else f" ± {100 * spread:.1f}")
+    return f"{100 * mean:.1f}" + ("" if isnan(spread) else f"±{100 * spread:.1f}")
