@@ -88,11 +88,7 @@ def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking
     """Print mean and standard deviation over seeds of every arm, in per cent."""
     found = DataCard.from_json(card)
     shown = {key: heading for key, heading in STUDY_COLUMNS.items() if key in summary}
-    title = (
-        f"{name} on {found.config.title}: balanced test set, last epoch, %, "
-        f"mean ± standard deviation over seeds"
-    )
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm")
     table.add_column("seeds", justify="right")
     for heading in shown.values():
@@ -102,6 +98,9 @@ def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking
         table.add_row(str(row["arm"]), str(row["runs"]), *cells)
     console = Console()
     console.print()
+    # not the table's title, which would be broken to the table's width
+    console.print(f"{name} on {found.config.title}: balanced test set, last epoch, %")
+    console.print("(mean ± standard deviation over seeds)")
     console.print(table)
     _print_groups(console, found)
     floor = summary["test/recall_floor"].iloc[0]
