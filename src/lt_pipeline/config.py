@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -47,6 +48,14 @@ class EvaluationConfig(Config):
         return names
 
 
+def _known_method(name: str) -> str:
+    methods.get(name)
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+
+
 class MethodBlock(Config):
     """A method's own block: its options, and what it changes of the shared model and training."""
 
@@ -58,7 +67,7 @@ class MethodBlock(Config):
 def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over`` in place of its own, at every depth."""
     result = dict(base or {})
-    for name, value in dict(over).items():
+    for name, value in over.items():
         old = result.get(name)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         result[name] = merged(old, value) if both else value
@@ -72,7 +81,7 @@ SHARED = ("seed", "device", "model", "training", "evaluation")
 class ExperimentConfig(Config):
     """Everything that decides what a method's run gives, apart from the data."""
 
-    method: str
+    method: MethodName
     seed: NonNegativeInt = 0
     device: str = "auto"
     model: ModelConfig = ModelConfig()
@@ -84,12 +93,6 @@ class ExperimentConfig(Config):
     def title(self) -> str:
         """Return the method's name, with its variant where it has some."""
         return " ".join([self.method, *self.options.variant_name])
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        methods.get(name)
-        return name
 
     @field_validator("options", mode="before")
     @classmethod

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, MethodBlock, merged
+from lt_pipeline.config import ExperimentConfig, MethodBlock, MethodName, merged
 from lt_pipeline.schema import Config, one_line_errors
 
 
@@ -21,27 +20,15 @@ def slug(label: str) -> str:
 class Arm(MethodBlock):
     """A method and what it changes of its own block in conf/."""
 
-    method: str
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        methods.get(name)
-        return name
+    method: MethodName
 
 
 class Sweep(Config):
     """An arm for each of ``values`` at ``path`` of the method's block, as in ``options.rank``."""
 
-    method: str
+    method: MethodName
     path: str
     values: tuple[float, ...] = Field(min_length=1)
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        methods.get(name)
-        return name
 
     @field_validator("path")
     @classmethod

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_pipeline.models.backbones import build_backbone
-from lt_pipeline.models.heads import HEADS
+from lt_pipeline.models.heads import HEADS, unit
 from lt_pipeline.models.network import ModelConfig, Network, build_network
-from lt_pipeline.models.resnet_cifar import CifarResNet
+from lt_pipeline.models.resnet_cifar import BasicBlock, CifarResNet
 from lt_pipeline.schema import unknown
 
 # RIDE's reduced stages 2 and 3: three experts of a resnet32 take 1.75 times the plain network's
@@ -27,30 +27,20 @@ WIDTHS = (24, 48)
 Shared = Literal["stage1", "all"]
 
 
-class ExpertBlock(nn.Module):
-    """``resnet_cifar.BasicBlock`` of K experts in one computation.
+class ExpertBlock(BasicBlock):
+    """The block of K experts in one computation, from ``[B, sources channels_in, H, W]``.
 
-    The channels are those of one expert after the other; grouped convolutions and BatchNorm keep
-    them apart. ``sources`` is K, or 1 for a block that reads what the experts share.
+    It gives ``[B, K channels, H / stride, W / stride]``: the channels of one expert after the
+    other, kept apart by grouped convolutions and BatchNorm. ``sources`` is K, or 1 for a block
+    that reads what the experts share.
     """
 
     def __init__(
         self, channels_in: int, channels: int, stride: int, experts: int, sources: int
     ) -> None:
-        super().__init__()
-        read, made = sources * channels_in, experts * channels
-        self.conv1 = nn.Conv2d(read, made, 3, stride, padding=1, groups=sources, bias=False)
-        self.bn1 = nn.BatchNorm2d(made)
-        self.conv2 = nn.Conv2d(made, made, 3, padding=1, groups=experts, bias=False)
-        self.bn2 = nn.BatchNorm2d(made)
-        self.experts, self.sources = experts, sources
-        self.stride, self.added = stride, channels - channels_in
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, sources channels_in, H, W]`` to ``[B, K channels, H / stride, W / stride]``."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self._shortcut(x))
+        groups = (sources, experts)
+        super().__init__(sources * channels_in, experts * channels, stride, groups)
+        self.experts, self.sources, self.added = experts, sources, channels - channels_in
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if not self.added:
@@ -165,7 +155,7 @@ class ExpertHeads(nn.Module):
     def cosines(self, features: Tensor) -> Tensor:
         """Return cos(features, w_kc), ``[B, K, C]``, in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return _products(_unit(features), _unit(self.weight))
+            return _products(unit(features), unit(self.weight))
 
 
 def build_expert_network(
@@ -226,9 +216,3 @@ def _stage(
 
 def _products(features: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bkf,kcf->bkc", features, weight)
-
-
-def _unit(x: Tensor) -> Tensor:
-    # As in heads.py: the gradient at the origin is 1 / eps, and a smaller eps would overflow.
-    x = x if x.dtype == torch.float64 else x.float()
-    return F.normalize(x, dim=2, eps=torch.finfo(x.dtype).eps)

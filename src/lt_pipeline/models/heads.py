@@ -27,7 +27,7 @@ class CosineHead(nn.Module):
     def cosines(self, features: Tensor) -> Tensor:
         """Return cos(features, w_c), ``[B, C]``, in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(_unit(features), _unit(self.weight))
+            return F.linear(unit(features), unit(self.weight))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of ``features`` ``[B, F]``."""
@@ -47,7 +47,8 @@ def build_head(name: str, features: int, classes: int, scale: float) -> nn.Modul
     raise ValueError(unknown("head", name, HEADS))
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Return the vectors ``x`` ``[..., F]`` at unit length, in at least float32."""
     x = x if x.dtype == torch.float64 else x.float()
     # The gradient at the origin is 1 / eps: a smaller one would overflow.
-    return F.normalize(x, dim=1, eps=torch.finfo(x.dtype).eps)
+    return F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).eps)

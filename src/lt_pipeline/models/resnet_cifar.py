@@ -10,13 +10,21 @@ WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions; the shortcut has no parameters (the paper's option A)."""
+    """Two 3 x 3 convolutions; the shortcut has no parameters (the paper's option A).
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    ``groups`` are those of the first and the second.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, groups: tuple[int, int] = (1, 1)
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        first, second = groups
+        self.conv1 = nn.Conv2d(
+            channels_in, channels, 3, stride, padding=1, groups=first, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=second, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride, self.added = stride, channels - channels_in
 

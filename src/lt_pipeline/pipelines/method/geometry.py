@@ -7,9 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.diagnostics.angles import angle_summary, angles_to_centres
 from lt_pipeline.diagnostics.separability import (
     affordable,
@@ -19,7 +17,7 @@ from lt_pipeline.diagnostics.separability import (
 from lt_pipeline.engine.device import choose_device
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.figures.geometry import angle_distribution, separability_by_class
-from lt_pipeline.pipelines.method.nodes import load_finished
+from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
 
 Values = dict[str, Any]
 
@@ -38,7 +36,7 @@ def geometry(
     centres = method.class_centres().detach().cpu()
     features = predict(method, method.features, test.images, device=choose_device(found.device))
     angles = angles_to_centres(features, centres, test.labels)
-    title = _title(found, card)
+    title = figure_title(config, card)
     numbers: Values = angle_summary(angles, test.labels, longtail)
     drawn = {"angles.png": angle_distribution(angles, test.labels, longtail, title)}
     classes, width = centres.shape
@@ -53,7 +51,3 @@ def geometry(
             f"separability: {classes * (classes - 1) // 2} pairs of classes with {width} features"
         )
     return numbers, drawn
-
-
-def _title(config: ExperimentConfig, card: Values) -> str:
-    return f"{config.method} on {DataCard.from_json(card).config.title}"

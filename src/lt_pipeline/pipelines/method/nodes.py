@@ -164,7 +164,7 @@ def draw(
 ) -> dict[str, Figure]:
     """Return the pictures, by file name."""
     found = DataCard.from_json(card)
-    title = f"{config['method']} on {found.config.title}"
+    title = figure_title(config, card)
     matrix = torch.from_numpy(confusion.to_numpy())
     drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), found.longtail, title),
@@ -195,6 +195,11 @@ def load_finished(
             f"({str(error).splitlines()[1].strip()}); train again with this configuration"
         ) from error
     return found, method.eval()
+
+
+def figure_title(config: Values, card: Values) -> str:
+    """Return what a picture of this run is of."""
+    return f"{config['method']} on {DataCard.from_json(card).config.title}"
 
 
 def join_histories(histories: tuple[History, ...]) -> History:
