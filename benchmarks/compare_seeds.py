@@ -99,8 +99,9 @@ def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bo
 
 def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the metrics of one run through the nodes of the pipeline, without tracking."""
-    *sets, card, _ = make_sets(PROJECT / "data/01_raw", data)
-    found = run_once(config, card, tuple(sets), folder)
+    raw = PROJECT / "data/01_raw"
+    *sets, card, _ = make_sets(raw, data)
+    found = run_once(config, card, tuple(sets), raw, folder)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
     )
@@ -108,7 +109,7 @@ def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str,
         **{
             name.removeprefix("test/").replace("/", "_"): value
             for name, value in found.items()
-            if not name.startswith(LEFT_OUT)
+            if not name.startswith(LEFT_OUT) or "/mean/" in name
         },
         "training_seconds": found["cost/training_seconds"],
         "parameters_trained": found["cost/parameters_trained"],

@@ -1,11 +1,12 @@
-"""Cost of a training step of methods against the first one's, and of the input pipeline.
+"""Cost of a training step of methods against the first one's, of scoring, and of the input.
 
     python benchmarks/step_cost.py --methods logit_adjustment more --out FILE.csv
-    python benchmarks/step_cost.py --methods balanced_softmax dbm --out FILE.csv
+    python benchmarks/step_cost.py --methods ce sade ride dqroute --inference --out FILE.csv
 
 An argument ``label:method:key=value,...`` to --methods is a variant with parameters of its own.
 The methods take turns in one run, so that a busy machine slows all of them; a ratio is the median
-over the turns. Images are random: the time does not depend on what they show.
+over the turns. Images are random: the time does not depend on what they show. With --inference,
+what is deployed of the same methods then takes turns in scoring the same batch.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, merged
@@ -29,6 +32,8 @@ from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard, DataConfig
 from lt_pipeline.data.profiles import Exponential, profile_counts
 from lt_pipeline.engine.device import autocast, choose_device, memory_format
+from lt_pipeline.engine.predict import predict
+from lt_pipeline.methods._base import Method
 from variants import Variant, parameters
 
 CLASSES = 100
@@ -53,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet32")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each method")
+    parser.add_argument("--inference", action="store_true", help="measure scoring, too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -75,19 +81,30 @@ def measure(
     variants: list[Variant], size: int, arguments: argparse.Namespace, device: torch.device
 ) -> list[dict[str, object]]:
     data, card = cifar_like(device)
-    run = {
-        variant.label: trainer(variant, arguments.backbone, card, device, arguments.compile)
-        for variant in variants
-    }
+    found = {v.label: build(v, arguments.backbone, card) for v in variants}
     images = data.images[:size]
     batch = Batch(images, data.labels[:size], torch.arange(size), (images, images.flip(3)))
-    seconds: dict[str, list[float]] = {label: [] for label in run}
-    for step in range(-2, arguments.steps):
-        for label, one_step in run.items():
-            took = clock(lambda one_step=one_step: one_step(batch), device)
-            if step >= 0:
-                seconds[label].append(took)
+    work = {
+        label: trainer(method, config, device, arguments.compile)
+        for label, (method, config) in found.items()
+    }
+    seconds = take_turns(
+        {label: partial(one_step, batch) for label, one_step in work.items()},
+        arguments.steps,
+        device,
+    )
     base = next(iter(seconds.values()))
+    inference: dict[str, dict[str, object]] = {label: {} for label in seconds}
+    if arguments.inference:
+        scoring = take_turns(
+            {label: scorer(method, images, device) for label, (method, _) in found.items()},
+            arguments.steps,
+            device,
+        )
+        inference = {
+            label: {f"inference_{name}": value for name, value in costs.items()}
+            for label, costs in against_first(scoring, size).items()
+        }
     input_seconds = statistics.median(
         clock(lambda: consume(data, size, device), device) for _ in range(3)
     )
@@ -97,10 +114,8 @@ def measure(
             "label": label,
             "backbone": arguments.backbone,
             "batch_size": size,
-            "images_per_second": round(size / statistics.median(taken)),
-            "over_base": round(
-                statistics.median(t / b for t, b in zip(taken, base, strict=True)), 3
-            ),
+            **costs,
+            **inference[label],
             "steps": arguments.steps,
             "input_share_of_base_epoch": round(input_seconds / (epoch + input_seconds), 4),
             "input_images_per_second": round(len(data) / input_seconds),
@@ -109,17 +124,49 @@ def measure(
             "compiled": arguments.compile,
             "torch": torch.__version__,
         }
-        for label, taken in seconds.items()
+        for label, costs in against_first(seconds, size).items()
     ]
 
 
-def trainer(
-    variant: Variant, backbone: str, card: DataCard, device: torch.device, compiled: bool
-) -> Callable[[Batch], None]:
-    """Return a function that does one training step of the method on a batch."""
+def take_turns(
+    work: Mapping[str, Callable[[], object]], steps: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of every piece of work, step by step, after two that do not count."""
+    seconds: dict[str, list[float]] = {label: [] for label in work}
+    for step in range(-2, steps):
+        for label, piece in work.items():
+            took = clock(piece, device)
+            if step >= 0:
+                seconds[label].append(took)
+    return seconds
+
+
+def against_first(seconds: Mapping[str, list[float]], size: int) -> dict[str, dict[str, float]]:
+    """Return images a second and the median ratio to the first one's time, turn by turn."""
+    base = next(iter(seconds.values()))
+    return {
+        label: {
+            "images_per_second": round(size / statistics.median(taken)),
+            "over_base": round(
+                statistics.median(t / b for t, b in zip(taken, base, strict=True)), 3
+            ),
+        }
+        for label, taken in seconds.items()
+    }
+
+
+def build(variant: Variant, backbone: str, card: DataCard) -> tuple[Method, ExperimentConfig]:
+    """Return a new method of 100 classes, and what it is told."""
     values = merged(parameters("base", [f"model.backbone={backbone}"]), variant.parameters)
     config = ExperimentConfig.resolve(variant.method, values)
-    method = methods.get(variant.method)(config.options, config.model, card).to(device).train()
+    return methods.get(variant.method)(config.options, config.model, card), config
+
+
+def trainer(
+    method: Method, config: ExperimentConfig, device: torch.device, compiled: bool
+) -> Callable[[Batch], None]:
+    """Return a function that does one training step of the method on a batch."""
+    method.to(device).train()
     form = memory_format(config.training, device)
     method.net.to(memory_format=form)
     if compiled:
@@ -136,6 +183,13 @@ def trainer(
         optimizer.step()
 
     return one_step
+
+
+def scorer(method: Method, images: Tensor, device: torch.device) -> Callable[[], object]:
+    """Fold the trained method and return a function that scores ``images``, as evaluation does."""
+    method.net.to(memory_format=torch.contiguous_format)
+    method.fold()
+    return partial(predict, method, method.score, images, device=device, batch_size=len(images))
 
 
 def consume(data: ImageSet, size: int, device: torch.device) -> None:

@@ -4,7 +4,13 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, check_parameters, data_config, merged
+from lt_pipeline.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    check_parameters,
+    data_config,
+    merged,
+)
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods.more import MoreOptions
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -121,7 +127,17 @@ def test_wrong_shared_parameters_are_named_in_one_line(given, message):
             {"dbm": {"options": {"variant": "bs", "criterion": {"name": "focal"}}}},
             "variant 'bs' is the criterion 'balanced_softmax', but criterion.name is 'focal'",
         ),
-        ({"evaluation": {"ood": ["svhn"]}}, "evaluation.ood: unknown .*'svhn'"),
+        (
+            {"evaluation": {"ood": ["svnh"]}},
+            "evaluation.ood: unknown set 'svnh': did you mean 'svhn'",
+        ),
+        ({"evaluation": {"ood": ["folder:../x"]}}, "evaluation.ood: .*right under ood/"),
+        ({"evaluation": {"detectors": ["odim"]}}, "evaluation.detectors: .*did you mean 'odin'"),
+        ({"evaluation": {"ood": 5}}, "^evaluation.ood: .*must be names, or true or false.*is 5$"),
+        ({"evaluation": {"ood": ["folder:a/b!"]}}, "evaluation.ood: .*letters, digits"),
+        ({"evaluation": {"detectors": True}}, "evaluation.detectors: .*must be names.*is True"),
+        ({"evaluation": {"detectors": []}}, "evaluation.detectors: at least one detector"),
+        ({"evaluation": {"detector": {"knn": 0}}}, "evaluation.detector.knn: "),
     ],
 )
 def test_wrong_parameters_of_an_experiment_are_named_in_one_line(given, message):
@@ -206,3 +222,21 @@ def test_blocks_of_methods_that_are_not_run_are_checked_too(change, message):
     with pytest.raises(ValueError, match=message):
         check_parameters(found)
         ExperimentConfig.resolve("ce", found)
+
+
+def test_ood_sets_are_one_name_several_all_or_none():
+    def names(given):
+        return EvaluationConfig.model_validate({"ood": given}).ood_names
+
+    assert names("svhn") == ("svhn",)
+    assert names(["svhn", "folder:mine"]) == ("svhn", "folder:mine")
+    assert names(False) == ()
+    assert {"svhn", "gaussian_noise", "cifar10"} < set(names(True))
+    assert EvaluationConfig(detectors="knn").detectors == ("knn",)
+
+
+def test_auxiliary_images_are_not_those_of_the_source():
+    with pytest.raises(ValueError, match=r"data: auxiliary.name is 'cifar10', the source itself"):
+        data_config({"data": {"source": "cifar10", "auxiliary": {"name": "cifar10"}}})
+    with pytest.raises(ValueError, match=r"data.auxiliary.name: unknown set 'blurred'"):
+        data_config({"data": {"auxiliary": {"name": "blurred"}}})

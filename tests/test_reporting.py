@@ -24,7 +24,15 @@ def test_the_table_and_what_must_be_known_to_read_it(capsys, monkeypatch, uri, w
     longtail = LongTail((40, 20, 10, 5), card.longtail.class_names, groups, "by hand")
     values = {**card.to_json(), "longtail": vars(longtail)}
     other = {**TEST, "accuracy": 0.75, "zero_recall_classes": 0.0}
-    print_results({"ce": {"test": TEST}, "more": {"test": other}}, values, uri)
+    means = {"mean": {"auroc": 0.75, "fpr95": 0.5}}
+    strange = {
+        "more": {
+            "detectors": {"odin": means},
+            "averaged_over": ["a", "b"],
+            "left_out": {"svhn": "put it"},
+        }
+    }
+    print_results({"ce": {"test": TEST}, "more": {"test": other}}, strange, values, uri)
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
     assert rows["ce"] == ["50.0", "87.5", "12.5", "1.0", "20.0", "0.0", "3.3"]
@@ -33,4 +41,7 @@ def test_the_table_and_what_must_be_known_to_read_it(capsys, monkeypatch, uri, w
     assert "Groups: by hand." in printed
     assert "No class in: medium; left out." in printed
     assert "zero as 0.001; classes with zero recall: ce 2, more 0." in printed
+    assert "more: out of distribution, %: odin AUROC 75.0 FPR95 50.0." in printed
+    assert "Mean over 2 sets: a, b; not there: svhn." in printed
+    assert "ce: out of distribution" not in printed
     assert words in printed

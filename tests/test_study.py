@@ -5,7 +5,7 @@ from kedro.config import OmegaConfigLoader
 
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from lt_pipeline.study import StudyConfig
+from lt_pipeline.study import StudyConfig, first_detector
 from toys import PROJECT
 
 ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce"}}}
@@ -97,3 +97,9 @@ def test_an_arm_with_a_wrong_parameter_is_refused():
 def test_a_null_arm_is_taken_out():
     study = StudyConfig.read("s", {"title": "t", "arms": {**ARMS, "c": None}})
     assert list(study.all_arms()) == ["a", "b"]
+
+
+def test_the_first_detector_is_that_of_the_first_mean():
+    columns = ["test/accuracy", "ood/msp/svhn/auroc", "ood/knn/mean/auroc", "ood/odin/mean/auroc"]
+    assert first_detector(columns) == "knn"
+    assert first_detector(["test/accuracy", "ood/msp/svhn/auroc"]) is None

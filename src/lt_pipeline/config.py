@@ -17,8 +17,10 @@ from pydantic import (
 from pydantic_core.core_schema import ValidationInfo
 
 from lt_pipeline import methods
+from lt_pipeline.data import ood
 from lt_pipeline.data.ood import OOD_SETS
 from lt_pipeline.data.prepare import DataConfig
+from lt_pipeline.detectors import DetectorConfig, check_name
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.models.network import ModelConfig
@@ -31,20 +33,58 @@ class EvaluationConfig(Config):
     Attributes:
         calibration_bins: bins of the expected calibration error.
         recall_floor: what a recall of zero counts as in the harmonic and geometric mean.
-        ood: out-of-distribution sets to tell from the test set: ``gaussian_noise``,
-            ``uniform_noise``, ``permuted_pixels`` (test images with their pixels shuffled).
+        ood: out-of-distribution sets to tell from the test set, one or several by name; ``true`` is
+            all that are known (docs/ood.md), of which those that are not there are left out with a
+            line.
+        ood_limit: the most images taken of a set.
+        detectors: what tells them apart, by name: ``msp``, ``odin``, ``energy``, ``max_logit``,
+            ``entropy``, ``gen``, ``knn``, ``nnguide``, ``vim``, ``react``, ``mahalanobis``,
+            ``relative_mahalanobis``, or the method's ``own``. The first is what tables show.
+        detector: what they can be told.
+        embedding: test images a group, and as many of every OOD set, in a t-SNE picture; 0 is no
+            picture.
     """
 
     calibration_bins: PositiveInt = 15
     recall_floor: float = Field(default=1e-3, gt=0, lt=1)
-    ood: tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
+    ood: bool | tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
+    ood_limit: PositiveInt = 10_000
+    detectors: tuple[str, ...] = ("odin", "msp", "energy")
+    detector: DetectorConfig = DetectorConfig()
+    embedding: NonNegativeInt = 0
+
+    @property
+    def ood_names(self) -> tuple[str, ...]:
+        """Return the sets to look at."""
+        if isinstance(self.ood, bool):
+            return tuple(OOD_SETS) if self.ood else ()
+        return self.ood
+
+    @field_validator("ood", "detectors", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+        # the command line has no lists
+        names = (value,) if isinstance(value, str) else value
+        if isinstance(names, bool) and info.field_name == "ood":
+            return names
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"must be names, or true or false for ood, but is {value!r}")
+        return tuple(names)
 
     @field_validator("ood")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, names: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
+        for name in names if isinstance(names, tuple) else ():
+            ood.check_name(name)
+        return names
+
+    @field_validator("detectors")
+    @classmethod
+    def _known_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("at least one detector is needed; ood=false leaves all out")
         for name in names:
-            if name not in OOD_SETS:
-                raise ValueError(unknown("set", name, OOD_SETS))
+            check_name(name)
         return names
 
 
@@ -110,9 +150,9 @@ class ExperimentConfig(Config):
                 f"{training.warmup_epochs} of {training.epochs}"
             )
         try:
-            self.options.criterion.check_head(self.model.head == "cosine")
+            self.options.check_head(self.model.head == "cosine")
         except ValueError as error:
-            raise ValueError(f"{self.method}.options.criterion: {error}") from None
+            raise ValueError(f"{self.method}.options.{error}") from None
         return self
 
     def check_data(self, data: DataConfig) -> None:
@@ -121,6 +161,11 @@ class ExperimentConfig(Config):
         Raises:
             ValueError: in one line, naming the parameters.
         """
+        if self.options.wants_auxiliary and data.auxiliary is None:
+            raise ValueError(
+                f"{self.method} trains on images of no class, but data.auxiliary is null: set it, "
+                f"as in data.auxiliary.name=gaussian_noise"
+            )
         if self.options.wants_validation and not data.validation:
             raise ValueError(
                 f"{self.method}.options: difficulty is measured on the hold-out, but "

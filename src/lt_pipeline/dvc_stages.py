@@ -35,7 +35,15 @@ class Stage(NamedTuple):
 
 
 DATA_CODE = ("config.py", "data", "figures", "schema.py")
-METHOD_CODE = ("diagnostics", "engine", "losses", "metrics", "models", "methods/_base.py")
+METHOD_CODE = (
+    "detectors.py",
+    "diagnostics",
+    "engine",
+    "losses",
+    "metrics",
+    "models",
+    "methods/_base.py",
+)
 STAGES = {
     "data_prep": Stage("data_prep", None, DATA_CODE),
     "more": Stage("more", "more", (*DATA_CODE, *METHOD_CODE, "methods/more.py")),

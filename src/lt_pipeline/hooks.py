@@ -21,6 +21,7 @@ from kedro.pipeline import Pipeline
 from lt_pipeline import methods, tracking
 from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config
 from lt_pipeline.engine.device import choose_device
+from lt_pipeline.pipelines.method.ood import headline
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.reporting import print_results, print_study
 from lt_pipeline.schema import unknown
@@ -112,9 +113,11 @@ class ProjectHooks:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log a method's metrics and what its feature space looks like."""
+        """Log a method's metrics, how it meets OOD images and what its feature space looks like."""
         if dataset_name.endswith(".metrics"):
             tracking.log_metrics(tracking.numbers(data))
+        if dataset_name.endswith(".ood"):
+            tracking.log_metrics(tracking.numbers({"ood": headline(data)}))
         if dataset_name.endswith((".geometry", ".arms")):
             kind = dataset_name.split(".")[-1]
             tracking.log_metrics(tracking.numbers({kind: data}))
@@ -147,7 +150,8 @@ class ProjectHooks:
             if f"{name}.metrics" in made:
                 title = _title([name], self.experiments)
                 finished = {title: catalog.load(f"{name}.metrics")}
-                print_results(finished, catalog.load("data_card"), uri)
+                strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
+                print_results(finished, strange, catalog.load("data_card"), uri)
 
 
 def _tracking_uri(written: str | None) -> str:

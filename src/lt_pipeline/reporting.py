@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.study import first_detector
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -51,10 +52,14 @@ def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> 
 
 def print_results(
     finished: Mapping[str, Mapping[str, Any]],
+    strange: Mapping[str, Mapping[str, Any]],
     card: dict[str, Any],
     tracking_uri: str,
 ) -> None:
-    """Print the table, what must be known to read it, and where to look further."""
+    """Print the table, what must be known to read it, and where to look further.
+
+    ``strange`` is what the node ``ood`` found, by method.
+    """
     console = Console()
     found = DataCard.from_json(card)
     console.print()
@@ -81,6 +86,8 @@ def print_results(
             )
         for note in values.get("notes", []):
             console.print(f"{name}: {note}.")
+        if strange.get(name, {}).get("averaged_over"):
+            _print_ood(console, name, strange[name])
     _print_where(console, tracking_uri)
 
 
@@ -88,6 +95,10 @@ def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking
     """Print mean and standard deviation over seeds of every arm, in per cent."""
     found = DataCard.from_json(card)
     shown = {key: heading for key, heading in STUDY_COLUMNS.items() if key in summary}
+    detector = first_detector(summary)
+    if detector:
+        shown[f"ood/{detector}/mean/auroc"] = f"AUROC {detector}"
+        shown[f"ood/{detector}/mean/fpr95"] = f"FPR95 {detector}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm")
     table.add_column("seeds", justify="right")
@@ -106,6 +117,19 @@ def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking
     floor = summary["test/recall_floor"].iloc[0]
     console.print(f"The harmonic mean takes a recall of zero as {floor:g}.")
     _print_where(console, tracking_uri)
+
+
+def _print_ood(console: Console, name: str, report: Mapping[str, Any]) -> None:
+    """Print the mean over the OOD sets of every detector, and which sets these are."""
+    means = {detector: found["mean"] for detector, found in report["detectors"].items()}
+    values = ", ".join(
+        f"{detector} AUROC {100 * mean['auroc']:.1f} FPR95 {100 * mean['fpr95']:.1f}"
+        for detector, mean in means.items()
+    )
+    console.print(f"{name}: out of distribution, %: {values}.")
+    sets = report["averaged_over"]
+    missing = f"; not there: {', '.join(report['left_out'])}" if report["left_out"] else ""
+    console.print(f"  Mean over {len(sets)} sets: {', '.join(sets)}{missing}.")
 
 
 def _print_groups(console: Console, card: DataCard) -> None:

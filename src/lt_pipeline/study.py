@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -15,6 +15,12 @@ from lt_pipeline.schema import Config, one_line_errors
 def slug(label: str) -> str:
     """Return ``label`` as a name of folders and metrics."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")
+
+
+def first_detector(columns: Iterable[Any]) -> str | None:
+    """Return the OOD detector that comes first among a study's metrics, None if there is none."""
+    named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
+    return next((found[1] for found in named if found), None)
 
 
 class Arm(MethodBlock):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.data.samplers import class_balanced
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.loop import fit
@@ -329,3 +330,54 @@ def test_the_hold_out_is_followed_by_accuracy_and_by_class():
 def test_difficulty_of_a_hold_out_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="set data.validation > 0"):
         run(difficulty_method("validation"), config())
+
+
+class Witness(Method):
+    """Keeps every batch it was trained on."""
+
+    def loss(self, batch, progress):
+        self.seen = [*getattr(self, "seen", []), batch]
+        return super().loss(batch, progress)
+
+
+def test_a_phase_with_a_pair_brings_a_second_draw_of_the_same_size():
+    torch.manual_seed(0)
+    witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+    phase = Phase("train", 2, pair=class_balanced)
+    run(witness, config(epochs=2), phase=phase)
+    data = toy_images()
+    assert len(witness.seen) == 6
+    for batch in witness.seen:
+        for part in (batch, batch.pair):
+            assert torch.equal(part.labels, data.labels[part.positions])
+            assert torch.equal(part.images, data.images[part.positions])
+        assert len(batch.pair.labels) == 25
+        assert batch.outliers is None
+    own = torch.cat([batch.positions for batch in witness.seen[:3]])
+    assert own.unique().numel() == 75, "the pair takes nothing from the epoch"
+    drawn = torch.bincount(torch.cat([batch.pair.labels for batch in witness.seen]))
+    assert drawn.max() < 2.2 * drawn.min(), "40 to 5 as they come"
+
+
+def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
+    torch.manual_seed(0)
+    witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+    auxiliary = toy_images((9,), seed=5)
+    phase = Phase("train", 1, outliers=0.4)
+    # Cutout would black out what outliers are
+    cutout = AugmentConfig(crop_padding=0, flip=0.0, cutout=8)
+    run(witness, config(epochs=1, augment=cutout), phase=phase, auxiliary=auxiliary)
+    assert (witness.seen[0].images == 0).double().mean() > 0.2
+    known = {tuple(image.flatten().tolist()) for image in auxiliary.images}
+    shown = set()
+    for batch in witness.seen:
+        assert batch.outliers.shape == (10, 1, 8, 8)
+        shown |= {tuple(image.flatten().tolist()) for image in batch.outliers}
+    assert shown <= known
+    assert len(shown) > 5
+
+
+@pytest.mark.parametrize("auxiliary", [None, toy_images()[torch.arange(0)]])
+def test_a_phase_that_asks_for_outliers_is_refused_without_any(auxiliary):
+    with pytest.raises(ValueError, match=r"phase 'train' trains on images of no class.*data.auxil"):
+        run(method(), config(), phase=Phase("train", 3, outliers=1.0), auxiliary=auxiliary)

@@ -102,11 +102,22 @@ def test_the_mix_of_the_worked_example_and_its_ends():
     wanted = [0.085, 0.158, 0.768, 0.336, 1.538, 3.114]
     assert found.tolist() == pytest.approx(wanted, abs=1.5e-3)
     assert torch.equal(routing.mixed_weight(log_weight, quantity, 0.0), quantity)
-    assert torch.equal(routing.mixed_weight(log_weight, quantity, 1.0), 6 * log_weight.exp())
+    difficulty = routing.difficulty_weight(log_weight)
+    assert torch.equal(routing.mixed_weight(log_weight, quantity, 1.0), difficulty)
+    torch.testing.assert_close(difficulty, 6 * log_weight.exp())
     for alpha in (0.0, 0.3, 1.0):
         mixed = routing.mixed_weight(log_weight, quantity, alpha)
         assert mixed.mean().item() == pytest.approx(1)
         assert (mixed > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_weight_is_below_eps_of_the_largest(dtype):
+    log_weight = torch.tensor([-900.0, -10.0, 0.0, -1.0], dtype=dtype).log_softmax(0)
+    found = routing.difficulty_weight(log_weight)
+    assert (found[0] / found[2]).item() == pytest.approx(torch.finfo(dtype).eps)
+    assert found.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(found[1:], 4 * log_weight[1:].exp())
 
 
 def test_effective_classes():
@@ -135,6 +146,16 @@ def test_where_a_group_would_be_empty_or_all_ranks_decide_and_it_is_said(counts)
     assert "two thirds and a third by rank" in rule
 
 
+@pytest.mark.parametrize(
+    ("counts", "tail"), [([30, 50], [True, False]), ([300, 500], [True, False]), ([9, 9], None)]
+)
+def test_of_two_classes_the_rarer_one_is_the_tail(counts, tail):
+    member, _ = routing.expert_classes(counts, 100, 20)
+    assert member.sum(1).tolist() == [2, 1, 1]
+    assert tail is None or member[2].tolist() == tail
+    assert torch.equal(member[1], member[2])
+
+
 def test_cifar_100_lt_groups():
     from lt_pipeline.data.profiles import Exponential, profile_counts
 
@@ -153,12 +174,21 @@ def test_expert_counts_in_the_wrong_order_are_refused():
 
 
 def test_routing_is_the_share_of_confidence():
-    confidence = torch.tensor([[0.9, 0.6, 0.0], [0.0, 0.0, 0.0], [1e-9, 0, 0]])
+    confidence = torch.tensor([[0.9, 0.6, 0.0], [0.0, 0.0, 0.0], [1e-9, 0, 0], [1e-30, 3e-30, 0]])
     found = routing.routing_weight(confidence)
     assert found[0].tolist() == pytest.approx([0.6, 0.4, 0.0])
     assert found[0, 2] == 0
     assert found[1].tolist() == pytest.approx([1 / 3] * 3)
-    torch.testing.assert_close(found.sum(1), torch.ones(3))
+    assert found[2].tolist() == [1, 0, 0], "an expert with s_k = 0 has no say, however small others"
+    assert found[3].tolist() == pytest.approx([0.25, 0.75, 0])
+    torch.testing.assert_close(found.sum(1), torch.ones(4))
+
+
+def test_gradients_of_routing_are_finite_where_all_confidence_is_gone():
+    confidence = torch.tensor([[0.9, 0.6, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    (routing.routing_weight(confidence) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert confidence.grad.isfinite().all()
+    assert confidence.grad[0].any()
 
 
 def test_fusion_is_the_mean_of_probabilities():
@@ -173,6 +203,28 @@ def test_fusion_is_the_mean_of_probabilities():
     before = routing.fused_log_probability(logits, silent)
     logits[:, 2] = 100 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
     assert torch.equal(routing.fused_log_probability(logits, silent), before)
+
+
+def test_classes_that_an_expert_does_not_know_are_left_to_the_others():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
+    share = torch.rand(4, 3, generator=generator, dtype=torch.float64).softmax(1)
+    known = logits.clone()
+    known[:, 1, :2] = -torch.inf
+    p = logits.softmax(2)
+    p[:, 1, :2] = 0
+    p[:, 1] /= p[:, 1].sum(1, keepdim=True)
+    found = routing.fused_log_probability(known, share)
+    torch.testing.assert_close(found.exp(), (share[:, :, None] * p).sum(1))
+    mixed = routing.fused_logits(known, share)
+    torch.testing.assert_close(mixed[:, 2:], (share[:, :, None] * logits).sum(1)[:, 2:])
+    both = share[:, [0, 2]] / share[:, [0, 2]].sum(1, keepdim=True)
+    wanted = (both[:, :, None] * logits[:, [0, 2]]).sum(1)[:, :2]
+    torch.testing.assert_close(mixed[:, :2], wanted)
+    alone = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand(4, 3)
+    found = routing.fused_log_probability(known, alone)
+    assert found.isfinite().all()
+    assert not found.softmax(1)[:, :2].any()
 
 
 GATES = torch.tensor([[0.3, -1.2, 2.0]], dtype=torch.float64)

@@ -13,6 +13,7 @@ from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.data.batches import Batch
+from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.loop import fit
 from toys import toy_card, toy_images
@@ -48,7 +49,15 @@ def train(method, epochs=2, data=None, rate=0.05):
     for phase in method.phases(epochs):
         if phase.start:
             method.load_state_dict(checkpoints[phase.start])
-        fit(method, phase, data or toy_images(), config, seed=len(checkpoints), device=CPU)
+        fit(
+            method,
+            phase,
+            data or toy_images(),
+            config,
+            seed=len(checkpoints),
+            device=CPU,
+            auxiliary=noise(),
+        )
         checkpoints[phase.name] = {k: v.clone() for k, v in method.state_dict().items()}
     return checkpoints
 
@@ -58,7 +67,17 @@ def batch(views):
     index = torch.arange(0, len(data), 3)
     images = data.images[index]
     more = tuple(images.flip(3).roll(shift, 2) for shift in range(views))
-    return Batch(images, data.labels[index], index, more)
+    other = index.flip(0)
+    pair = Batch(data.images[other], data.labels[other], other)
+    return Batch(images, data.labels[index], index, more, pair, noise().images)
+
+
+def noise(count=20):
+    shape = (count, *toy_images().shape)
+    images = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
+    return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("of no class",))
 
 
 def test_phases_are_those_of_the_pipeline(create):

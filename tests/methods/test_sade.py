@@ -140,6 +140,48 @@ def test_no_epoch_leaves_the_experts_alike():
     torch.testing.assert_close(learn_aggregation(passes(), 3, config), torch.ones(3) / 3)
 
 
+def test_the_steps_are_nesterov_s_with_weight_decay():
+    rate, momentum, decay = 0.3, 0.8, 0.5
+    given = list(passes(steps=4)())
+    config = AggregationConfig(
+        epochs=2, learning_rate=rate, momentum=momentum, weight_decay=decay, stop_below=0
+    )
+    found = learn_aggregation(lambda: given, 3, config)
+    raw, velocity = torch.zeros(3).double(), torch.zeros(3).double()
+    for one, other in given * 2:
+        point = raw.clone().requires_grad_()
+        weight = point.softmax(0)[:, None]
+        p, q = ((weight * seen.double()).sum(1).softmax(1) for seen in (one, other))
+        cosine = (p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1))
+        (gradient,) = torch.autograd.grad(-cosine.mean(), point)
+        gradient = gradient + decay * raw
+        velocity = momentum * velocity + gradient
+        raw = raw - rate * (gradient + momentum * velocity)
+    torch.testing.assert_close(found.double(), raw.softmax(0), rtol=1e-5, atol=1e-6)
+
+
+def recorded(seed, augment):
+    """Return the images that the aggregation looked at, in order."""
+    method = create(aggregation={"augment": augment, "batch_size": 16, "epochs": 2, "seed": seed})
+    seen = []
+
+    class Net(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return torch.zeros(len(images), 3, 4)
+
+    method.net = Net()
+    method.aggregation_weight(toy_images().images, CPU)
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("augment", [{"crop_padding": 0, "flip": 0.0}, STILL])
+def test_the_seed_is_that_of_the_order_and_of_the_views(augment):
+    first, again, other = (recorded(seed, augment) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_the_network_s_own_noise_is_found():
     """An expert whose logits follow the position of the crop gets less than those that do not."""
     method = create(aggregation={"augment": STILL, "batch_size": 16, "learning_rate": 0.5})

@@ -53,7 +53,7 @@ def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant
     own = merged(conf, {name: block, "training": {"epochs": 5}})
     config = ExperimentConfig.resolve(name, own).model_dump(mode="json")
     sets, card = data
-    found = run_once(config, card, sets, tmp_path)
+    found = run_once(config, card, sets, tmp_path / "raw", tmp_path)
     assert all(math.isfinite(value) for value in found.values())
     assert found["test/accuracy"] > 0.2, "twice what guessing gets"
     assert 0 < found["geometry/angle_mean/all"] < 180
@@ -135,3 +135,36 @@ def test_a_margin_on_a_linear_head_stops_the_run_at_once(project):
     assert "the margin 'dbm' is of angles and needs model.head = cosine" in output
     assert "Traceback" not in output
     assert not project.file("03_primary", "smoke", "train.safetensors").exists()
+
+
+def test_darl_through_kedro_is_shown_images_of_no_class(project):
+    output = project.kedro("--pipelines=darl", "--env=smoke", "--params=evaluation.ood=true")
+    assert "OOD set svhn is left out: " in output
+    assert "OOD set digits is left out: is the in-distribution source" in output
+    assert "out of distribution, %: odin AUROC " in output
+    assert "Mean over 3 sets: uniform_noise, permuted_pixels, blurred; not there: gauss" in output
+    assert "the labels of a training step have an imbalance of 3.0, the adjustment is for" in output
+    folder = project.file("08_reporting", "smoke", "darl")
+    for name in ("ood/detection", "ood/groups", "ood/conflict", "figures/calibration_factor"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((folder / "ood.json").read_text())
+    assert list(report["detectors"]) == ["odin", "msp", "energy"]
+    assert report["averaged_over"] == list(report["detectors"]["msp"])[:-1]
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    for key in ("auroc", "fpr95"):
+        found = report["detectors"]["odin"]["mean"][key]
+        assert run.data.metrics[f"ood/odin/mean/{key}"] == pytest.approx(found)
+
+
+def test_images_of_no_class_can_be_left_out(project):
+    output = project.kedro("--pipelines=oe", "--env=smoke", "--params=evaluation.ood=false")
+    assert "out of distribution" not in output
+    folder = project.file("08_reporting", "smoke", "oe")
+    assert json.loads((folder / "ood.json").read_text())["averaged_over"] == []
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=oe", "--env=smoke"), "--params=data.auxiliary=null"
+    )
+    assert code == 1
+    assert "oe trains on images of no class, but data.auxiliary is null" in output
+    assert "Traceback" not in output

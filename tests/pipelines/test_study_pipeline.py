@@ -7,6 +7,7 @@ import json
 import mlflow
 import pandas as pd
 import pytest
+import torch
 from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT
 
@@ -34,7 +35,8 @@ def parameters():
 
 
 def sets():
-    return toy_images(), toy_images((4, 4, 4, 4), seed=1), toy_images((6, 6, 6, 6), seed=2)
+    none = toy_images()[torch.arange(0)]
+    return toy_images(), toy_images((4, 4, 4, 4), seed=1), toy_images((6, 6, 6, 6), seed=2), none
 
 
 def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
@@ -50,13 +52,13 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nodes, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
-        train_arms("s")(arguments, card, *sets(), tmp_path)
-    table = train_arms("s")(arguments, card, *sets(), tmp_path)
+        train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
     assert trained == [("ce", 0), ("dbm", 0), ("ce", 1), ("ce", 1), ("dbm", 1)]
     assert table[["arm", "seed"]].to_numpy().tolist() == [
         ["CE", 0], ["DBM", 0], ["CE", 1], ["DBM", 1],
     ]  # fmt: skip
-    again = train_arms("s")(arguments, card, *sets(), tmp_path)
+    again = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
     assert len(trained) == 5
     pd.testing.assert_frame_equal(again, table)
     assert {
@@ -67,7 +69,7 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
     } <= set(table)
     # other parameters are other runs
     arguments["training"]["learning_rate"] = 0.05
-    other = train_arms("s")(arguments, card, *sets(), tmp_path)
+    other = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
     assert len(trained) == 9
     assert not other["test/expected_calibration_error"].equals(
         table["test/expected_calibration_error"]
@@ -76,10 +78,14 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
 
 def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
     card, arguments = toy_card().to_json(), parameters()
-    table = train_arms("s")(arguments, card, *sets(), tmp_path / "one")
+    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path / "one")
     config = nodes.StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)["DBM"]
     alone = run_once(
-        config.model_copy(update={"seed": 1}).model_dump(mode="json"), card, sets(), tmp_path / "b"
+        config.model_copy(update={"seed": 1}).model_dump(mode="json"),
+        card,
+        sets(),
+        tmp_path,
+        tmp_path / "b",
     )
     row = table[(table["arm"] == "DBM") & (table["seed"] == 1)].iloc[0]
     assert row["test/accuracy"] == alone["test/accuracy"]
@@ -175,7 +181,7 @@ def test_wrong_names_are_found_in_studies_that_are_not_run(change, message):
 def test_seeds_go_on_from_the_runs_own(tmp_path):
     arguments = parameters()
     arguments["seed"] = 5
-    table = train_arms("s")(arguments, toy_card().to_json(), *sets(), tmp_path)
+    table = train_arms("s")(arguments, toy_card().to_json(), *sets(), tmp_path, tmp_path)
     assert table["seed"].tolist() == [5, 5, 6, 6]
 
 

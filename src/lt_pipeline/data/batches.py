@@ -21,19 +21,28 @@ CHUNK = 8192
 class Batch(NamedTuple):
     """A training step's images ``uint8 [B, C, H, W]``, labels ``[B]``, and positions ``[B]``.
 
-    ``views`` are more versions of the images, each ``uint8 [B, C, H, W]``, where asked for.
+    Where asked for, ``views`` are more versions of the images, each ``uint8 [B, C, H, W]``,
+    ``pair`` is a second batch of training images, drawn by itself, and ``outliers``
+    ``uint8 [M, C, H, W]`` are images of no class.
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
     views: tuple[Tensor, ...] = ()
+    pair: Batch | None = None
+    outliers: Tensor | None = None
 
     def in_format(self, memory_format: torch.memory_format) -> Batch:
-        """Return the batch with its images, and those of its views, laid out in this format."""
-        views = tuple(view.contiguous(memory_format=memory_format) for view in self.views)
-        images = self.images.contiguous(memory_format=memory_format)
-        return self._replace(images=images, views=views)
+        """Return the batch with all of its images laid out in this format."""
+        return self._replace(
+            images=self.images.contiguous(memory_format=memory_format),
+            views=tuple(view.contiguous(memory_format=memory_format) for view in self.views),
+            pair=self.pair and self.pair.in_format(memory_format),
+            outliers=None
+            if self.outliers is None
+            else self.outliers.contiguous(memory_format=memory_format),
+        )
 
 
 def batches(

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import CountGroups, Groups, LongTail, class_counts
+from lt_pipeline.data.ood import AUXILIARY_SETS, check_name
 from lt_pipeline.data.profiles import Exponential, Profile, profile_counts
 from lt_pipeline.data.sources import SOURCES, Source
 from lt_pipeline.schema import Config, unknown
+
+
+class AuxiliaryConfig(Config):
+    """Images of no class to train on, for outlier exposure.
+
+    ``name`` is ``gaussian_noise`` (normal, deviation a quarter of the pixel range), an OOD set
+    with files, or ``folder:NAME`` for the images in data/01_raw/ood/NAME; at most ``images`` are
+    taken.
+    """
+
+    name: str = "gaussian_noise"
+    images: PositiveInt = 10_000
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_name(name, AUXILIARY_SETS)
+        return name
 
 
 class DataConfig(Config):
@@ -22,7 +42,8 @@ class DataConfig(Config):
 
     ``max_per_class`` defaults to the source's smallest class. ``validation`` is the share of each
     class of the long-tailed training set that is held out for model selection; the papers train
-    on all of it, so none is by default.
+    on all of it, so none is by default. ``auxiliary`` are images of no class, for the methods that
+    train on some.
     """
 
     source: str = "digits"
@@ -32,6 +53,7 @@ class DataConfig(Config):
     validation: float = Field(default=0.0, ge=0, lt=1)
     seed: NonNegativeInt = 0
     groups: Groups = CountGroups()
+    auxiliary: AuxiliaryConfig | None = None
 
     @field_validator("source")
     @classmethod
@@ -39,6 +61,14 @@ class DataConfig(Config):
         if name not in SOURCES:
             raise ValueError(unknown("source", name, SOURCES))
         return name
+
+    @model_validator(mode="after")
+    def _auxiliary_of_no_class(self) -> DataConfig:
+        if self.auxiliary and self.auxiliary.name == self.source:
+            raise ValueError(
+                f"auxiliary.name is {self.source!r}, the source itself: its images have classes"
+            )
+        return self
 
     @property
     def slug(self) -> str:
@@ -58,7 +88,7 @@ class DataCard:
 
     ``longtail`` is the class distribution of the training set; ``channels``, ``mean`` and ``std``
     describe its pixels (fractions of 1, by channel); ``settings`` are the DataConfig's values, and
-    ``data_hash`` is the SHA-256 of training, validation and test images and labels.
+    ``data_hash`` is the SHA-256 of all images and labels.
     """
 
     longtail: LongTail
@@ -92,11 +122,15 @@ class DataCard:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The sets made from a source; ``*_index`` are positions in the source's training set."""
+    """The sets made from a source; ``*_index`` are positions in the source's training set.
+
+    ``auxiliary`` are images of no class, none where they were not asked for.
+    """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    auxiliary: ImageSet
     train_index: Tensor
     validation_index: Tensor
     card: DataCard
@@ -114,8 +148,10 @@ class PreparedData:
         ]
 
 
-def prepare(source: Source, config: DataConfig) -> PreparedData:
+def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None) -> PreparedData:
     """Cut the long tail of ``config`` from ``source``; equal seeds choose equal images.
+
+    ``auxiliary`` uint8 ``[M, channels, H, W]`` are images of no class.
 
     Raises:
         ValueError: if a class would be left without a training image, or the source has fewer
@@ -143,8 +179,16 @@ def prepare(source: Source, config: DataConfig) -> PreparedData:
         class_groups=tuple(config.groups.assign(counts)),
         group_rule=config.groups.describe(),
     )
-    card = _card(longtail, train, validation, source.test, config)
-    return PreparedData(train, validation, source.test, train_index, validation_index, card)
+    outside = _auxiliary(auxiliary, train)
+    sets = (train, validation, source.test, outside)
+    card = _card(longtail, sets, config)
+    return PreparedData(*sets, train_index, validation_index, card)
+
+
+def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:
+    """Return images of no class as a set with one."""
+    found = train.images[:0] if images is None else images
+    return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
 
 
 def _shuffled_by_class(labels: Tensor, classes: int, seed: int) -> list[Tensor]:
@@ -162,11 +206,11 @@ def _check_enough(counts: list[int], by_class: list[Tensor], names: tuple[str, .
             )
 
 
-def _card(
-    longtail: LongTail, train: ImageSet, validation: ImageSet, test: ImageSet, config: DataConfig
-) -> DataCard:
+def _card(longtail: LongTail, sets: Sequence[ImageSet], config: DataConfig) -> DataCard:
+    """Return the card of the training set, which is the first of ``sets``."""
+    train = sets[0]
     pixels = train.images.double() / 255
-    hashes = "".join(part.content_hash() for part in (train, validation, test))
+    hashes = "".join(part.content_hash() for part in sets)
     return DataCard(
         longtail=longtail,
         channels=train.shape[0],

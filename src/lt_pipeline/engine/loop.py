@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from lt_pipeline.data.batches import batches
+from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.data.batches import Batch, batches
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
@@ -41,6 +42,7 @@ def fit(
     seed: int,
     device: torch.device,
     monitors: Mapping[str, ImageSet] | None = None,
+    auxiliary: ImageSet | None = None,
     resume: ResumeFile | None = None,
     report: Report | None = None,
 ) -> History:
@@ -50,11 +52,13 @@ def fit(
     phase that was killed goes on from it and ends with the same weights; ``report`` is called for
     the epochs before, too. ``monitors`` are sets whose accuracy and mean recall are recorded as
     ``<name>/accuracy`` and ``<name>/mean_recall`` every ``config.monitor_every`` epochs.
+    ``auxiliary`` are images of no class, for phases that ask for outliers.
 
     Raises:
-        ValueError: if the set does not fill one batch, or a loss is no longer finite.
+        ValueError: if the set does not fill one batch, the phase asks for outliers and there are
+            none, or a loss is no longer finite.
     """
-    training = _Training(method, phase, train, config, seed, device)
+    training = _Training(method, phase, train, config, seed, device, auxiliary)
     training.restore(resume.load() if resume else None)
     if report:
         training.replay(report)
@@ -87,6 +91,7 @@ class _Training:
         config: TrainingConfig,
         seed: int,
         device: torch.device,
+        auxiliary: ImageSet | None,
     ) -> None:
         self.steps_per_epoch = len(train) // config.batch_size
         if not self.steps_per_epoch:
@@ -102,6 +107,7 @@ class _Training:
         if config.compile:
             method.net.compile()
         self.train = train.to(device)
+        self.auxiliary = _auxiliary(auxiliary, phase, device)
         self.steps = self.steps_per_epoch * phase.epochs
         self.optimizer = _sgd(method, phase, config, device)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -119,18 +125,8 @@ class _Training:
         method, config = self.method, self.config
         self._choose_what_learns()
         method.start_epoch(self.phase, epoch)
-        done = epoch / self.phase.epochs
-        order = self.sampler(self.train.labels.cpu(), self.order_generator, done)
         step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
-        for batch in batches(
-            self.train,
-            order.to(self.device),
-            config.batch_size,
-            config.augment,
-            self.augment_generator,
-            views=method.views,
-            contrast=config.contrast,
-        ):
+        for batch in self._batches(epoch / self.phase.epochs):
             step += 1
             with autocast(config, self.device):
                 terms = method.loss(batch.in_format(self.format), step / self.steps)
@@ -154,6 +150,46 @@ class _Training:
             "train/seconds": seconds,
             "train/images_per_second": images_seen / seconds,
         }
+
+    def _batches(self, done: float) -> Iterator[Batch]:
+        """Yield the epoch's batches, each with the pair and the outliers that the phase asks for.
+
+        ``done`` is the share of the phase's epochs that are over.
+        """
+        size, labels = self.config.batch_size, self.train.labels.cpu()
+        order = self.sampler(labels, self.order_generator, done)
+        found = self._augmented(self.train, order, size, self.method.views)
+        if self.phase.pair:
+            order = self.phase.pair(labels, self.order_generator, done)
+            pairs = self._augmented(self.train, order, size)
+            found = (b._replace(pair=p) for b, p in zip(found, pairs, strict=True))
+        if self.auxiliary is not None:
+            beside = max(round(size * self.phase.outliers), 1)
+            needed = self.steps_per_epoch * beside
+            order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
+            # what AutoAugment and Cutout make of noise is no noise
+            plain = self.config.augment.model_copy(update={"autoaugment": False, "cutout": 0})
+            others = self._augmented(self.auxiliary, order, beside, augment=plain)
+            found = (b._replace(outliers=o.images) for b, o in zip(found, others, strict=True))
+        return found
+
+    def _augmented(
+        self,
+        data: ImageSet,
+        order: Tensor,
+        size: int,
+        views: int = 0,
+        augment: AugmentConfig | None = None,
+    ) -> Iterator[Batch]:
+        return batches(
+            data,
+            order.to(self.device),
+            size,
+            augment or self.config.augment,
+            self.augment_generator,
+            views=views,
+            contrast=self.config.contrast,
+        )
 
     def record(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add an epoch's values to the history."""
@@ -211,6 +247,17 @@ class _Training:
                     f"{self.phase.name!r}: lower training.learning_rate, or set "
                     f"training.gradient_clip"
                 )
+
+
+def _auxiliary(auxiliary: ImageSet | None, phase: Phase, device: torch.device) -> ImageSet | None:
+    if not phase.outliers:
+        return None
+    if auxiliary is None or not len(auxiliary):
+        raise ValueError(
+            f"phase {phase.name!r} trains on images of no class, but there are none: set "
+            f"data.auxiliary"
+        )
+    return auxiliary.to(device)
 
 
 def _sgd(

@@ -18,6 +18,8 @@ class Phase:
         trains: the submodules that learn, or the one; "" is all. The rest is frozen, in eval mode:
             a criterion that learns (projection heads, difficulty) has to be named, too.
         start: the earlier phase to start from; None continues from the one before.
+        pair: draws the images that every batch brings as its ``pair``; None brings none.
+        outliers: how many auxiliary images a batch brings for each of its own; 0 brings none.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Phase:
     sampler: Sampler | None = None
     trains: str | tuple[str, ...] = ""
     start: str | None = None
+    pair: Sampler | None = None
+    outliers: float = 0.0
 
     @property
     def trained(self) -> tuple[str, ...]:

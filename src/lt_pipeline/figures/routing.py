@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.figures.distribution import by_count
-from lt_pipeline.figures.style import LINE_COLOURS, legend_above, new_figure
+from lt_pipeline.figures.style import GREY, LINE_COLOURS, legend_above, new_figure
 
 
 def class_weights(history: Sequence[Sequence[float]], longtail: LongTail, title: str) -> Figure:
@@ -36,6 +36,27 @@ def class_weights(history: Sequence[Sequence[float]], longtail: LongTail, title:
     axes.grid(False)
     axes.set_xlabel("training done, %")
     axes.set_ylabel("rank of the class by\ntraining images (0 has most)")
+    return figure
+
+
+def effective_classes(history: Sequence[float], classes: int, title: str) -> Figure:
+    """Draw how many of the ``classes`` share the difficulty weight over the run (equation 2).
+
+    ``history`` ``[S]`` holds their effective number, exp of the weights' entropy, at S >= 2 equally
+    spaced points of the run.
+    """
+    figure, axes = new_figure(f"Effective classes: {title}", width=6.4, height=4.0)
+    done = [100 * place / (len(history) - 1) for place in range(len(history))]
+    axes.plot(done, history, color=LINE_COLOURS[0])
+    axes.axhline(classes, color=GREY, linewidth=1, linestyle="--")
+    axes.annotate(
+        "all alike", (100, classes), (0, 3), textcoords="offset points", ha="right", va="bottom",
+        color=GREY,
+    )  # fmt: skip
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 1.12 * classes)
+    axes.set_xlabel("training done, %")
+    axes.set_ylabel("classes that share the difficulty weight")
     return figure
 
 

@@ -18,9 +18,6 @@ from lt_pipeline.losses.functional import check_counts, class_balanced_weight
 OodLoss = Literal["entropy", "bce", "focal", "margin"]
 Quantity = Literal["inverse", "square_root", "effective_number"]
 
-# keeps the sum of equation 5 above zero when every expert disowns an image
-SMALLEST_SUM = 1e-6
-
 
 def class_difficulty(entropy: Tensor, accuracy: Tensor, balance: float) -> Tensor:
     """Return d_c ``[C]`` in [0, 1]: equation 1, divided by 1 + lambda so that it stays there.
@@ -55,9 +52,19 @@ def quantity_weight(class_counts: Tensor, kind: Quantity) -> Tensor:
     return weight * (len(weight) / weight.sum())
 
 
+def difficulty_weight(log_weight: Tensor) -> Tensor:
+    """Return w ``[C]`` with mean 1, none below the dtype's eps times the largest.
+
+    ``log_weight`` itself has no such floor: a class may fall as far as equation 2 takes it, and
+    comes back as it says, but its images never lose their last say in the loss.
+    """
+    least = log_weight.max() + math.log(torch.finfo(log_weight.dtype).eps)
+    return log_weight.clamp(min=least).softmax(0) * len(log_weight)
+
+
 def mixed_weight(log_weight: Tensor, quantity: Tensor, alpha: float) -> Tensor:
     """Return alpha w + (1 - alpha) q, ``[C]``: equation 3, with both of mean 1 over the classes."""
-    return alpha * log_weight.exp() * len(log_weight) + (1 - alpha) * quantity
+    return alpha * difficulty_weight(log_weight) + (1 - alpha) * quantity
 
 
 def effective_classes(log_weight: Tensor) -> Tensor:
@@ -72,7 +79,7 @@ def expert_classes(
 
     E_G has all classes, E_M those with fewer than ``medium_below`` (tau_m) training images, E_T
     those with fewer than ``tail_below`` (tau_t). Where E_M or E_T would have none, or E_M all,
-    they get the two thirds and the third of the classes with the fewest images.
+    they get the two thirds and the third of the classes with the fewest images, at least one each.
 
     Raises:
         ValueError: unless tail_below < medium_below.
@@ -87,7 +94,7 @@ def expert_classes(
     rule = f"below {medium_below} and {tail_below} training images"
     if not tail.any() or medium.all():
         rank = counts.argsort(descending=True, stable=True).argsort()
-        medium, tail = rank >= classes - 2 * classes // 3, rank >= classes - classes // 3
+        medium, tail = (rank >= classes - max(1, n * classes // 3) for n in (2, 1))
         rule = f"two thirds and a third by rank, for want of classes {rule}"
     members = torch.stack([torch.ones_like(tail), medium, tail])
     sizes = " / ".join(str(int(n)) for n in members.sum(1))
@@ -97,22 +104,37 @@ def expert_classes(
 def routing_weight(confidence: Tensor) -> Tensor:
     """Return alpha_k = s_k / sum s, ``[B, K]``, of ``confidence`` ``[B, K]`` in [0, 1]: (5).
 
-    Where all are 0, the experts are alike.
+    Where all are exactly 0, the experts are alike; an expert with s_k = 0 beside any other has no
+    say.
     """
-    share = SMALLEST_SUM / confidence.shape[1]
     total = confidence.sum(1, keepdim=True)
-    nothing = total < SMALLEST_SUM
-    return torch.where(nothing, confidence + share, confidence) / torch.where(
-        nothing, total + SMALLEST_SUM, total
-    )
+    nothing = total == 0
+    # the inner where keeps 0 / 0 out of the gradient
+    share = confidence / torch.where(nothing, 1.0, total)
+    return torch.where(nothing, 1 / confidence.shape[1], share)
 
 
 def fused_log_probability(logits: Tensor, routing: Tensor) -> Tensor:
     """Return log sum_k alpha_k softmax(f_k), ``[B, C]``: equation 6 on probabilities.
 
-    ``logits`` are ``[B, K, C]``, ``routing`` ``[B, K]``; an expert with alpha_k = 0 has no say.
+    ``logits`` are ``[B, K, C]``, ``routing`` ``[B, K]``; an expert with alpha_k = 0 has no say. A
+    logit of -inf is a class that an expert does not know; one that no expert with a say knows gets
+    the smallest finite number.
     """
-    return torch.logsumexp(logits.log_softmax(2) + routing.log()[:, :, None], 1)
+    found = torch.logsumexp(logits.log_softmax(2) + routing.log()[:, :, None], 1)
+    return found.clamp(min=torch.finfo(found.dtype).min)
+
+
+def fused_logits(logits: Tensor, routing: Tensor) -> Tensor:
+    """Return sum_k alpha_k f_k, ``[B, C]``: equation 6 on ``logits`` ``[B, K, C]``.
+
+    A class that an expert does not know, with a logit of -inf, is left to the others: alpha_k of
+    ``routing`` ``[B, K]`` is then normalised over them.
+    """
+    known = logits != -torch.inf
+    share = routing[:, :, None] * known
+    share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    return (share * logits.masked_fill(~known, 0.0)).sum(1)
 
 
 def ood_loss(
@@ -127,7 +149,7 @@ def ood_loss(
     - ``entropy``: that plus ``uniform`` times the cross-entropy between the uniform distribution
       and an expert's prediction for images outside its classes: outliers get high entropy.
     - ``focal``: -b (1 - s)^2 log s - (1 - b) s^2 log(1 - s).
-    - ``margin``: b max(0, 1 - u) + (1 - b) max(0, 1 + u).
+    - ``margin``: b max(0, 1 - u) + (1 - b) max(0, 1 + u): satisfied at s = 0.73 and 0.27.
     """
     inside = member.to(gates.dtype)
     if kind == "margin":

@@ -33,6 +33,22 @@ class MethodOptions(Config):
         """Return whether training needs a hold-out."""
         return self.criterion.wants_validation
 
+    def check_head(self, cosine: bool) -> None:
+        """Refuse a head that does not suit.
+
+        Raises:
+            ValueError: saying what would.
+        """
+        try:
+            self.criterion.check_head(cosine)
+        except ValueError as error:
+            raise ValueError(f"criterion: {error}") from None
+
+    @property
+    def wants_auxiliary(self) -> bool:
+        """Return whether training needs images of no class."""
+        return False
+
     @property
     def variant_name(self) -> tuple[str, ...]:
         """Return the name of the variant these options choose, for titles; mostly there is none."""
@@ -170,10 +186,17 @@ class Method(nn.Module):
         """Return the classifier's weights, ``[C, F]``, that features are near to or far from."""
         return self.net.centres
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of what ``net.features`` gives, ``[B, ...]``.
+
+        They are what energies are of, and what a change of the features is followed through.
+        """
+        logits: Tensor = self.net.head(features)
+        return logits
+
     def score(self, images: Tensor) -> Tensor:
         """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""
-        logits: Tensor = self.net(images)
-        return logits
+        return self.classify(self.net.features(images))
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""

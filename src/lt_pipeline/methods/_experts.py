@@ -5,9 +5,9 @@ The network maps images to logits ``[B, K, C]`` and features ``[B, K, F]`` of K 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,11 +25,23 @@ class ExpertOptions(MethodOptions):
         experts: how many, K.
         shared: what they share: ``stage1`` is the stem and first stage of a CIFAR ResNet (the
             first two stages of a large one), as in RIDE and SADE; ``all`` is the whole backbone.
+        reduced: the experts' own stages of a CIFAR ResNet have 24 and 48 channels, in place of 32
+            and 64, as in RIDE and SADE.
     """
 
     criterion: CriterionConfig = CrossEntropyConfig()
     experts: int = Field(default=3, ge=2, le=16)
     shared: Literal["stage1", "all"] = "stage1"
+    reduced: bool = True
+
+    @model_validator(mode="after")
+    def _no_views(self) -> Self:
+        if self.criterion.kind.views:
+            raise ValueError(
+                f"criterion {self.criterion.name!r} contrasts the features of one network, and "
+                f"experts have features of their own: choose one that reads logits only"
+            )
+        return self
 
 
 class ExpertMethod(Method):
@@ -44,15 +56,16 @@ class ExpertMethod(Method):
             self.model,
             experts=self.options.experts,
             shared=self.options.shared,
+            reduced=self.options.reduced,
             classes=self.card.longtail.classes,
             channels=self.card.channels,
             mean=self.card.mean,
             std=self.card.std,
         )
 
-    def score(self, images: Tensor) -> Tensor:
-        """Return the mean of the experts' logits, ``[B, C]``."""
-        logits: Tensor = self.net(images)
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the mean of the experts' logits, ``[B, C]``, of features ``[B, K, F]``."""
+        logits: Tensor = self.net.head(features)
         return logits.mean(1)
 
     def features(self, images: Tensor) -> Tensor:

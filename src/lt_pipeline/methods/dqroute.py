@@ -7,13 +7,12 @@ how few images they have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lt_pipeline.data.batches import Batch
@@ -23,16 +22,19 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.diagnostics.logit_shift import by_group
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
-from lt_pipeline.figures.routing import class_weights, routing_by_group
+from lt_pipeline.figures.routing import class_weights, effective_classes, routing_by_group
 from lt_pipeline.losses import routing
 from lt_pipeline.losses.criteria import weighted
+from lt_pipeline.methods._difficulty import ClassDifficulty
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.models.experts import ExpertHeads
 from lt_pipeline.models.network import ModelConfig
 
 EXPERTS = ("E_G", "E_M", "E_T")
-# the class weights are kept at this many points of the run, for the picture
+# class weights and their effective number are kept at this many points of the run, for pictures
 SNAPSHOTS = 51
+# gamma accumulates over the epochs; by this much in all, weights come to differ by exp(4) at most
+REACH = 4.0
 
 
 class DqrouteOptions(ExpertOptions):
@@ -44,7 +46,8 @@ class DqrouteOptions(ExpertOptions):
         tail_below: tau_t, below which it is E_T's, too.
         alpha: share of the difficulty weight against the quantity weight (equation 3); null is no
             class weight at all, the ablation "OOD only" of figure 4.
-        gamma: how much an epoch's difficulty adds to a weight's logarithm (equation 2).
+        gamma: how much an epoch's difficulty adds to a weight's logarithm (equation 2); null is 4
+            over the number of epochs, as it accumulates.
         keep: how much of that logarithm an epoch leaves; 1 is equation 2, less has a fixed point.
         balance: lambda of equation 1, the say of accuracy against entropy.
         smoothing: of entropy and accuracy over the epochs; 0 takes each epoch's alone.
@@ -55,7 +58,7 @@ class DqrouteOptions(ExpertOptions):
         warmup: share of the epochs with equal routing and no update of the difficulty weight.
         route: false takes the experts alike and has no OOD heads' loss: "difficulty only".
         group_mode: ``soft`` is equation 10; ``hard`` gives an expert the images of its classes
-            only (equation 4); ``masked`` has it choose among them only, too.
+            only (equation 4); ``masked`` has it choose among them only, too, in training and after.
         detach_routing: the classification loss does not train the OOD heads.
         ood_loss: of table 6.
         ood_weight: lambda_OOD of equation 9.
@@ -68,7 +71,7 @@ class DqrouteOptions(ExpertOptions):
     medium_below: PositiveInt = 100
     tail_below: PositiveInt = 20
     alpha: float | None = Field(default=0.5, ge=0, le=1)
-    gamma: NonNegativeFloat = 0.02
+    gamma: NonNegativeFloat | None = None
     keep: float = Field(default=1.0, ge=0, le=1)
     balance: NonNegativeFloat = 1.0
     smoothing: float = Field(default=0.9, ge=0, lt=1)
@@ -84,6 +87,20 @@ class DqrouteOptions(ExpertOptions):
     uniform_weight: NonNegativeFloat = 0.1
     weighted_ood: bool = True
     fuse: Literal["probabilities", "logits"] = "probabilities"
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.route and self.detach_routing and not self.ood_weight:
+            raise ValueError(
+                "ood_weight must be > 0 where route is true and detach_routing, too: nothing else "
+                "trains the OOD heads; set it, or route: false"
+            )
+        if self.group_mode == "masked" and self.fuse == "logits":
+            raise ValueError(
+                "fuse must be probabilities with group_mode: masked, whose experts have no logits "
+                "for the classes of others"
+            )
+        return self
 
     @property
     def wants_validation(self) -> bool:
@@ -104,37 +121,37 @@ class DQRoute(ExpertMethod):
         member, self.rule = routing.expert_classes(
             longtail.class_counts, options.medium_below, options.tail_below
         )
-        classes = longtail.classes
         self.register_buffer("member", member)  # [K, C]
-        self.register_buffer("log_weight", torch.full((classes,), -math.log(classes)))
-        self.register_buffer("entropy", torch.full((classes,), math.log(classes)))
-        self.register_buffer("accuracy", torch.zeros(classes))
-        # of the epoch that runs: images, their entropies and right answers by class, [3, C]
-        self.register_buffer("sums", torch.zeros(3, classes))
+        self.difficulty = ClassDifficulty(
+            longtail.classes,
+            keep=options.keep,
+            balance=options.balance,
+            smoothing=options.smoothing,
+        )
         quantity = routing.quantity_weight(longtail.counts, options.quantity)
         self.register_buffer("quantity", quantity.float())
-        self.register_buffer("weight_history", torch.ones(SNAPSHOTS, classes))
+        self.register_buffer("weight_history", torch.ones(SNAPSHOTS, longtail.classes))
+        self.register_buffer("effective_history", torch.full((SNAPSHOTS,), 1.0 * longtail.classes))
         self.member: Tensor
-        self.log_weight: Tensor
-        self.entropy: Tensor
-        self.accuracy: Tensor
-        self.sums: Tensor
         self.quantity: Tensor
         self.weight_history: Tensor
+        self.effective_history: Tensor
         self.warming = options.warmup > 0
 
     def class_weight(self) -> Tensor:
         """Return the final weight of every class, ``[C]``, of mean 1 (equation 3)."""
         if self.options.alpha is None:
             return torch.ones_like(self.quantity)
-        return routing.mixed_weight(self.log_weight, self.quantity, self.options.alpha)
+        return routing.mixed_weight(self.difficulty.log_weight, self.quantity, self.options.alpha)
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Note the class weights, and end the warm-up where it ends."""
         super().start_epoch(phase, epoch)
         done = epoch / phase.epochs
         self.warming = done < self.options.warmup
-        self.weight_history[round(done * (SNAPSHOTS - 1)) :] = self.class_weight()
+        moment = round(done * (SNAPSHOTS - 1))
+        self.weight_history[moment:] = self.class_weight()
+        self.effective_history[moment:] = self.difficulty.effective_classes
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_cls (equation 10) and lambda_OOD L_OOD (equations 7 to 9)."""
@@ -142,7 +159,8 @@ class DQRoute(ExpertMethod):
         logits: Tensor = self.net.head(features).float()
         gates = self.gates(features).squeeze(2).float()
         share = self._routing(gates)
-        self._count(logits, share, batch.labels)
+        if self.options.difficulty == "training":
+            self.difficulty.watch(self._fused(self._known(logits), share), batch.labels)
         weight = self.class_weight()[batch.labels]
         member = self.member[:, batch.labels].T
         terms = {
@@ -176,11 +194,11 @@ class DQRoute(ExpertMethod):
             if self.options.detach_routing:
                 share = share.detach()
             return weighted((share * each).sum(1), weight, mean=mean).mean()
-        inside = member * (weight[:, None] if mean else 1.0)
-        total = inside.sum(0) if mean else member.sum(0)
-        scaled = each * member * weight[:, None]
+        inside = member * weight[:, None]
+        total = (inside if mean else member).sum(0)
         # an expert may have no image in a batch
-        return (scaled.sum(0) / total.clamp(min=1e-12)).mean()
+        least = torch.finfo(each.dtype).tiny
+        return ((each * inside).sum(0) / total.clamp(min=least)).mean()
 
     def _routing(self, gates: Tensor) -> Tensor:
         """Return alpha_k ``[B, K]``: equal without routing and while it warms up."""
@@ -188,20 +206,17 @@ class DQRoute(ExpertMethod):
             return torch.full_like(gates, 1 / gates.shape[1])
         return routing.routing_weight(gates.sigmoid())
 
-    def _fused(self, logits: Tensor, share: Tensor) -> Tensor:
+    def _known(self, logits: Tensor) -> Tensor:
+        """Return ``logits`` ``[B, K, C]`` with -inf for what a masked expert never chose among."""
+        if self.options.group_mode == "masked":
+            return logits.masked_fill(~self.member, -torch.inf)
+        return logits
+
+    def _fused(self, known: Tensor, share: Tensor) -> Tensor:
         """Return scores ``[B, C]``; their softmax is the fused probability."""
         if self.options.fuse == "logits":
-            return (share[:, :, None] * logits).sum(1)
-        return routing.fused_log_probability(logits, share)
-
-    @torch.no_grad()
-    def _count(self, logits: Tensor, share: Tensor, labels: Tensor) -> None:
-        """Add a batch's images, entropies of the fused prediction and right answers, by class."""
-        scores = self._fused(logits, share)
-        log_p = scores.log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1)
-        right = (scores.argmax(1) == labels).to(entropy.dtype)
-        self.sums.index_add_(1, labels, torch.stack([torch.ones_like(entropy), entropy, right]))
+            return routing.fused_logits(known, share)
+        return routing.fused_log_probability(known, share)
 
     def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
         """Update difficulty and weights from the epoch that is over (equations 1 and 2)."""
@@ -212,73 +227,78 @@ class DQRoute(ExpertMethod):
                     "dqroute measures difficulty on a hold-out: set data.validation > 0, or "
                     "dqroute.options.difficulty to training"
                 )
-            self.sums.zero_()
-            found = predict(self, self._parts, validation.images, device=device).to(device)
-            logits, gates = found[..., :-1], found[..., -1]
-            self._count(logits, self._routing(gates), validation.labels.to(device))
-        self._update()
-
-    def _parts(self, images: Tensor) -> Tensor:
-        """Return the experts' logits and, last, their OOD heads', ``[B, K, C + 1]``."""
-        features = self.net.features(images)
-        return torch.cat([self.net.head(features), self.gates(features)], 2)
-
-    @torch.no_grad()
-    def _update(self) -> None:
-        options = self.options
-        images, entropy, right = self.sums
-        for smooth, total in ((self.entropy, entropy), (self.accuracy, right)):
-            # a class that the epoch did not show keeps what it had
-            found = torch.where(images > 0, total / images.clamp(min=1), smooth)
-            smooth.lerp_(found, 1 - options.smoothing)
-        self.sums.zero_()
-        if not self.warming:
-            difficulty = routing.class_difficulty(self.entropy, self.accuracy, options.balance)
-            self.log_weight.copy_(
-                routing.updated_log_weight(self.log_weight, difficulty, options.gamma, options.keep)
-            )
+            found = predict(self, self.score, validation.images, device=device)
+            self.difficulty.watch(found.to(device), validation.labels.to(device))
+        gamma = REACH / phase.epochs if self.options.gamma is None else self.options.gamma
+        self.difficulty.update(None if self.warming else gamma)
 
     def follow(self) -> dict[str, float]:
         """Return how many classes share the weight, and entropy and weight by group."""
         longtail, weight = self.card.longtail, self.class_weight()
         labels = torch.arange(longtail.classes, device=weight.device)
-        found = {"effective_classes": float(routing.effective_classes(self.log_weight))}
-        for name, values in (("weight", weight), ("entropy", self.entropy)):
+        found = {"effective_classes": self.difficulty.effective_classes}
+        for name, values in (("weight", weight), ("entropy", self.difficulty.entropy)):
             by = by_group(values, labels, longtail)
             found |= {f"{name}_{group}": value for group, value in by.items()}
         return {f"difficulty/{name}": value for name, value in found.items()}
 
     def series(self) -> dict[str, list[list[float]]]:
-        """Return the class weights over the run, ``[S][C]``."""
-        return {"class_weight": self.weight_history.tolist()}
+        """Return over the run the class weights, ``[S][C]``, and the effective classes, ``[1][S]``.
+
+        The latter are how many classes share the difficulty weight.
+        """
+        return {
+            "class_weight": self.weight_history.tolist(),
+            "effective_classes": [self.effective_history.tolist()],
+        }
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the pictures of class weights over training and of routing by group."""
-        found = report["diagnostics"]
+        """Return the pictures of weights over training and of routing by group."""
+        found, series = report["diagnostics"], report["series"]
         shares = {name: found[f"routing_{name}"] for name in EXPERTS}
         return {
-            "class_weights": class_weights(report["series"]["class_weight"], longtail, title),
+            "class_weights": class_weights(series["class_weight"], longtail, title),
+            "effective_classes": effective_classes(
+                series["effective_classes"][0], longtail.classes, title
+            ),
             "routing": routing_by_group(shares, title),
         }
 
     def notes(self) -> list[str]:
-        """Say which classes the experts have."""
-        return [self.rule]
+        """Say which classes the experts have, and how much difficulty had to say in the end."""
+        alpha, weight = self.options.alpha, self.class_weight()
+        if alpha is None:
+            return [self.rule, "classes have no weights (alpha is null)"]
+        return [
+            self.rule,
+            f"difficulty weights leave {self.difficulty.effective_classes:.2f} of {len(weight)} "
+            f"effective classes, and have a share alpha of {alpha:g} in class weights that end at "
+            f"{float(weight.min()):.2g} to {float(weight.max()):.2g}",
+        ]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the experts' logits added by alpha_k, ``[B, C]``, of features ``[B, K, F]``."""
+        return routing.fused_logits(*self._routed(features))
 
     def score(self, images: Tensor) -> Tensor:
         """Return the logarithm of equation 6, ``[B, C]``."""
-        return self._scored(images)[0]
+        return self._fused(*self._routed(self.net.features(images)))
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         """Return the fused ``probabilities`` ``[B, C]`` and alpha_k, ``routing`` ``[B, 3]``."""
-        scores, share = self._scored(images)
-        return {"probabilities": scores.softmax(1), "routing": share}
+        known, share = self._routed(self.net.features(images))
+        return {"probabilities": self._fused(known, share).softmax(1), "routing": share}
 
-    def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.net.features(images)
+    def _routed(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``[B, K, C]`` and alpha_k ``[B, K]`` of features ``[B, K, F]``."""
         share = self._routing(self.gates(features).squeeze(2).float())
-        return self._fused(self.net.head(features).float(), share), share
+        return self._known(self.net.head(features).float()), share
+
+    def _parts(self, images: Tensor) -> Tensor:
+        """Return the experts' logits and, last, alpha_k, ``[B, K, C + 1]``."""
+        known, share = self._routed(self.net.features(images))
+        return torch.cat([known, share[:, :, None]], 2)
 
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device
@@ -286,12 +306,11 @@ class DQRoute(ExpertMethod):
         """Return by group of ``test``: mean routing weights, and what other fusions would get."""
         self.to(device)
         found = predict(self, self._parts, test.images, device=device)
-        logits, gates = found[..., :-1], found[..., -1]
-        share, longtail = self._routing(gates), self.card.longtail
+        logits, share, longtail = found[..., :-1], found[..., -1], self.card.longtail
         alike = torch.full_like(share, 1 / share.shape[1])
         rivals = {
             "accuracy_routed_probabilities": routing.fused_log_probability(logits, share),
-            "accuracy_routed_logits": (share[:, :, None] * logits).sum(1),
+            "accuracy_routed_logits": routing.fused_logits(logits, share),
             "accuracy_equal_probabilities": routing.fused_log_probability(logits, alike),
             **{f"accuracy_{name}": logits[:, k] for k, name in enumerate(EXPERTS)},
         }
@@ -310,5 +329,5 @@ class DQRoute(ExpertMethod):
     def fold(self) -> None:
         """Drop the criterion and the statistics of the training."""
         super().fold()
-        for name in ("log_weight", "entropy", "accuracy", "sums", "quantity", "weight_history"):
+        for name in ("difficulty", "quantity", "weight_history", "effective_history"):
             delattr(self, name)

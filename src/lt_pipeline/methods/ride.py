@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,15 +62,6 @@ class RideOptions(ExpertOptions):
     router_weight: PositiveFloat = 100.0
     router_hidden: PositiveInt = 16
     router_logits: PositiveInt = 30
-
-    @model_validator(mode="after")
-    def _no_views(self) -> RideOptions:
-        if self.criterion.kind.views:
-            raise ValueError(
-                f"criterion {self.criterion.name!r} contrasts the features of one network, and "
-                f"RIDE's experts have features of their own: choose one that reads logits only"
-            )
-        return self
 
 
 class Router(nn.Module):
@@ -162,11 +153,11 @@ class RoutingDiverseExperts(ExpertMethod):
             terms["routing"] = loss.mean()
         return terms
 
-    def score(self, images: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """Return the mean logits, ``[B, C]``, of all experts or, with ``route``, of those asked."""
         if not self.options.route:
-            return super().score(images)
-        features, logits = self._features_and_logits(images)
+            return super().classify(features)
+        logits = self.net.head(features).float()
         return losses.routed(logits, self.router(features, logits))
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:

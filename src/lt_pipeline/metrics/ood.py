@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ KEPT = 0.95
 def ood_report(
     inside: Tensor, outside: Tensor, labels: Tensor, longtail: LongTail
 ) -> dict[str, float]:
-    """Return AUROC, FPR95 and average precisions, and the first two by group.
+    """Return AUROC, FPR95 both ways and average precisions; AUROC and FPR95 by group, too.
+
+    ``fpr95`` is that of OpenOOD and DARL, where images of no class are what is looked for: the
+    share of ``inside`` that is turned away when 95 % of ``outside`` is. ``fpr95_in`` is the other
+    way round, as in COCL: the share of ``outside`` that passes when 95 % of ``inside`` does.
 
     ``inside`` ``[N]`` are scores of test images with true classes ``labels`` ``[N]``, ``outside``
     ``[M]`` those of images of no class. A group's are its own images against all of ``outside``;
@@ -33,14 +38,21 @@ def ood_report(
     truth, scores = _curve(inside, outside)
     found = {
         "auroc": auroc(inside, outside),
-        "fpr95": fpr95(inside, outside),
+        "fpr95": fpr95(-outside, -inside),
+        "fpr95_in": fpr95(inside, outside),
         "aupr_in": float(average_precision_score(truth, scores)),
         "aupr_out": float(average_precision_score(1 - truth, -scores)),
     }
     for name, mask in longtail.group_members(labels).items():
         found[f"auroc_{name}"] = auroc(inside[mask], outside)
-        found[f"fpr95_{name}"] = fpr95(inside[mask], outside)
+        found[f"fpr95_{name}"] = fpr95(-outside, -inside[mask])
     return found
+
+
+def mean_report(reports: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of every value over ``reports`` of the same images inside, one or more."""
+    names = next(iter(reports))
+    return {name: sum(report[name] for report in reports) / len(reports) for name in names}
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -48,15 +60,15 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     return float(roc_auc_score(*_curve(inside, outside)))
 
 
-def fpr95(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of ``outside`` at or above the highest threshold that keeps 95 %.
+def fpr95(wanted: Tensor, others: Tensor) -> float:
+    """Return the share of ``others`` at or above the highest threshold that keeps 95 %.
 
-    The threshold is the largest score t with at least 95 % of ``inside`` >= t; images of
-    ``outside`` that tie with it are accepted, too.
+    The threshold is the largest score t with at least 95 % of ``wanted`` >= t; ``others`` that
+    tie with it are accepted, too.
     """
-    ranked = inside.double().sort(descending=True).values
+    ranked = wanted.double().sort(descending=True).values
     needed = -int(-KEPT * len(ranked) // 1)
-    return float((outside.double() >= ranked[needed - 1]).double().mean())
+    return float((others.double() >= ranked[needed - 1]).double().mean())
 
 
 def _curve(inside: Tensor, outside: Tensor) -> tuple[Any, Any]:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from lt_pipeline.models.backbones import build_backbone
 from lt_pipeline.models.heads import HEADS, unit
 from lt_pipeline.models.network import ModelConfig, Network, build_network
-from lt_pipeline.models.resnet_cifar import BasicBlock, CifarResNet
+from lt_pipeline.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
 from lt_pipeline.schema import unknown
 
-# RIDE's reduced stages 2 and 3: three experts of a resnet32 take 1.75 times the plain network's
-# time (one CPU thread, training and inference alike).
-WIDTHS = (24, 48)
+# RIDE's reduced stages 2 and 3: a training step of three experts of a resnet32 takes 1.75 times the
+# plain network's (one CPU thread, benchmarks/results/step_cost_experts_cpu.csv).
+REDUCED = (24, 48)
 
 Shared = Literal["stage1", "all"]
 
@@ -55,29 +55,28 @@ class ExpertBlock(BasicBlock):
 class ExpertCifarResNet(nn.Module):
     """Stem and stage 1 of a CIFAR ResNet, then stages 2 and 3 of K experts.
 
-    The experts' stages have 24 and 48 channels, in place of 32 and 64. ``low_rank`` sees one
-    convolution where K experts have theirs: its factor A is then common to all of them.
+    ``reduced`` stages of an expert have 24 and 48 channels in place of 32 and 64. ``low_rank`` sees
+    one convolution where K experts have theirs: its factor A is then common to all of them.
     """
 
-    features = WIDTHS[-1]
-
-    def __init__(self, plain: CifarResNet, experts: int) -> None:
+    def __init__(self, plain: CifarResNet, experts: int, reduced: bool = True) -> None:
         """Share the stem and stage 1 of ``plain``; its number of blocks is the experts' too."""
         super().__init__()
-        self.experts = experts
+        second, third = REDUCED if reduced else WIDTHS[1:]
+        self.experts, self.features = experts, third
         self.stem, self.bn, self.stage1 = plain.stem, plain.bn, plain.stage1
         blocks, channels = len(plain.stage1), plain.stem.out_channels
-        self.stage2 = _stage(channels, WIDTHS[0], blocks, experts, sources=1)
-        self.stage3 = _stage(WIDTHS[0], WIDTHS[1], blocks, experts, sources=experts)
+        self.stage2 = _stage(channels, second, blocks, experts, sources=1)
+        self.stage3 = _stage(second, third, blocks, experts, sources=experts)
         for module in (*self.stage2.modules(), *self.stage3.modules()):
             if isinstance(module, nn.Conv2d):
                 # Fan-in is that of one group: every expert starts as a network of its own would.
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``[B, channels, H, W]`` to features ``[B, K, 48]``."""
+        """Map images ``[B, channels, H, W]`` to features ``[B, K, F]``, F = 48 or 64."""
         x = F.relu(self.bn(self.stem(x)))
-        x = self.stage3(self.stage2(self.stage1(x)))  # [B, K 48, H / 4, W / 4]
+        x = self.stage3(self.stage2(self.stage1(x)))  # [B, K F, H / 4, W / 4]
         found: Tensor = torch.mean(x, dim=(2, 3)).unflatten(1, (self.experts, self.features))
         return found
 
@@ -163,6 +162,7 @@ def build_expert_network(
     *,
     experts: int,
     shared: Shared,
+    reduced: bool = True,
     classes: int,
     channels: int,
     mean: Sequence[float],
@@ -178,6 +178,7 @@ def build_expert_network(
         experts: how many, K.
         shared: ``stage1`` is RIDE's and SADE's split: a CIFAR ResNet up to stage 1, a larger one
             up to stage 2. ``all`` is the whole backbone, at its full width.
+        reduced: the experts' own stages of a CIFAR ResNet are narrower, as RIDE's and SADE's.
         classes: how many each expert tells apart, C.
         channels: of the images.
         mean: of the training pixels.
@@ -196,7 +197,7 @@ def build_expert_network(
     if shared == "all":
         backbone = SharedBackbone(plain.backbone, experts)
     elif isinstance(plain.backbone, CifarResNet):
-        backbone = ExpertCifarResNet(plain.backbone, experts)
+        backbone = ExpertCifarResNet(plain.backbone, experts, reduced)
     else:
         others = [
             build_backbone(config.backbone, channels, config.pretrained) for _ in range(experts - 1)

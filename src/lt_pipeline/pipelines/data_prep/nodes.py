@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.config import data_config
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.ood import auxiliary_images
 from lt_pipeline.data.prepare import DataCard, prepare
 from lt_pipeline.data.sources import load_source
 from lt_pipeline.figures.distribution import class_distribution
@@ -17,14 +18,21 @@ from lt_pipeline.figures.distribution import class_distribution
 
 def make_sets(
     raw_folder: Path, data: dict[str, Any]
-) -> tuple[ImageSet, ImageSet, ImageSet, dict[str, Any], pd.DataFrame]:
-    """Return the training set, hold-out, test set, data card and manifest of chosen images."""
+) -> tuple[ImageSet, ImageSet, ImageSet, ImageSet, dict[str, Any], pd.DataFrame]:
+    """Return training set, hold-out, test set, auxiliary set, data card and manifest."""
     config = data_config({"data": data})
-    prepared = prepare(load_source(config.source, raw_folder), config)
+    source = load_source(config.source, raw_folder)
+    auxiliary = None
+    if config.auxiliary:
+        chosen = config.auxiliary
+        shape = source.train.shape
+        auxiliary = auxiliary_images(chosen.name, raw_folder, shape, chosen.images, config.seed)
+    prepared = prepare(source, config, auxiliary)
     return (
         prepared.train,
         prepared.validation,
         prepared.test,
+        prepared.auxiliary,
         prepared.card.to_json(),
         pd.DataFrame(prepared.manifest()),
     )

@@ -14,7 +14,14 @@ def create_pipeline() -> Pipeline:
             Node(
                 make_sets,
                 inputs=["raw_folder", "params:data"],
-                outputs=["train_set", "validation_set", "test_set", "data_card", "manifest"],
+                outputs=[
+                    "train_set",
+                    "validation_set",
+                    "test_set",
+                    "auxiliary_set",
+                    "data_card",
+                    "manifest",
+                ],
                 name="make_sets",
             ),
             Node(

@@ -16,7 +16,6 @@ from torch import Tensor
 from lt_pipeline import methods, tracking
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.ood import ood_images
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.device import choose_device, peak_memory_mib
@@ -27,7 +26,6 @@ from lt_pipeline.figures.training import training_curves
 from lt_pipeline.methods._base import Method
 from lt_pipeline.metrics.calibration import expected_calibration_error, reliability
 from lt_pipeline.metrics.classification import class_table, confusion_matrix, report
-from lt_pipeline.metrics.ood import ood_report
 from lt_pipeline.models.network import parameter_count
 
 Values = dict[str, Any]
@@ -55,6 +53,7 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
         train: ImageSet,
         validation: ImageSet,
         test: ImageSet,
+        auxiliary: ImageSet,
         progress: Path,
         *checkpoints: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], History]:
@@ -75,6 +74,7 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
             seed=found.seed + len(earlier),
             device=choose_device(found.device),
             monitors={name: data for name, data in sets.items() if len(data)},
+            auxiliary=auxiliary,
             resume=ResumeFile(progress / f"{name}.pt", fingerprint(config, card)),
             report=tracking.log_epoch,
         )
@@ -137,7 +137,6 @@ def evaluate(
             **report(matrix, longtail, floor=found.evaluation.recall_floor),
             "expected_calibration_error": expected_calibration_error(scores, test.labels, bins),
         },
-        "ood": _ood(found, method, test, device),
         "cost": _cost(history, finish_report, len(test) / seconds, device),
         "best_epoch": best_epoch(history),
         "diagnostics": finish_report["diagnostics"],
@@ -237,24 +236,6 @@ def fingerprint(config: Values, card: Values) -> str:
     """Return what stands for everything that decides a run's result, apart from the code."""
     decisive = {name: value for name, value in config.items() if name != "device"}
     return sha256(repr((decisive, card["data_hash"])).encode()).hexdigest()
-
-
-def _ood(
-    config: ExperimentConfig, method: Method, test: ImageSet, device: torch.device
-) -> dict[str, dict[str, float]]:
-    if not config.evaluation.ood:
-        return {}
-    longtail = method.card.longtail
-    inside = predict(method, method.ood_score, test.images, device=device)
-    return {
-        name: ood_report(
-            inside,
-            predict(method, method.ood_score, ood_images(name, test.images), device=device),
-            test.labels,
-            longtail,
-        )
-        for name in config.evaluation.ood
-    }
 
 
 def _cost(

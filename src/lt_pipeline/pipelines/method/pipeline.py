@@ -1,6 +1,7 @@
 """The DAG of a method: configure -> a node a phase -> finish -> evaluate -> draw, deploy.
 
-Beside the evaluation, ``geometry`` looks at the finished model's feature space.
+Beside the evaluation, ``geometry`` looks at the finished model's feature space, and ``ood`` at how
+it tells images of no class from the test set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from lt_pipeline.config import SHARED
 from lt_pipeline.pipelines.method.deploy import deploy
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import configure, draw, evaluate, finish, train_phase
+from lt_pipeline.pipelines.method.ood import judge
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)
@@ -33,7 +35,7 @@ def create_pipeline(method: str) -> Pipeline:
         *(
             Node(
                 train_phase(phase),
-                inputs=[*known, *SETS, "progress", *checkpoints[:position]],
+                inputs=[*known, *SETS, "auxiliary_set", "progress", *checkpoints[:position]],
                 outputs=[checkpoints[position], histories[position]],
                 name=phase,
             )
@@ -58,6 +60,12 @@ def create_pipeline(method: str) -> Pipeline:
             name="geometry",
         ),
         Node(
+            judge,
+            inputs=[*known, "model", "train_set", "test_set", "raw_folder"],
+            outputs=["ood", "ood_figures"],
+            name="ood",
+        ),
+        Node(
             draw,
             inputs=[*known, "class_table", "confusion", "reliability", "finish_report", *histories],
             outputs="figures",
@@ -73,6 +81,6 @@ def create_pipeline(method: str) -> Pipeline:
     return Pipeline(
         nodes,
         namespace=method,
-        inputs={*SETS, "data_card"},
+        inputs={*SETS, "auxiliary_set", "data_card", "raw_folder"},
         parameters={**{name: name for name in PARAMETERS}, "params:method": f"params:{method}"},
     )

@@ -22,7 +22,8 @@ from lt_pipeline.engine.loop import History
 from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import evaluate, fingerprint, finish, train_phase
-from lt_pipeline.study import StudyConfig, slug
+from lt_pipeline.pipelines.method.ood import examine, headline
+from lt_pipeline.study import StudyConfig, first_detector, slug
 
 LOGGER = logging.getLogger(__name__)
 KEPT = "metrics.json"
@@ -33,8 +34,8 @@ INHERITED = (
 )  # fmt: skip
 
 Values = dict[str, Any]
-# (training set, hold-out, test set)
-Sets = tuple[ImageSet, ImageSet, ImageSet]
+# (training set, hold-out, test set, auxiliary set)
+Sets = tuple[ImageSet, ImageSet, ImageSet, ImageSet]
 
 
 def train_arms(study: str) -> Callable[..., pd.DataFrame]:
@@ -46,11 +47,14 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
         train: ImageSet,
         validation: ImageSet,
         test: ImageSet,
+        auxiliary: ImageSet,
+        raw_folder: Path,
         progress: Path,
     ) -> pd.DataFrame:
         found = StudyConfig.read(study, parameters["studies"][study])
         experiments = found.experiments(parameters)
         first: int = parameters["seed"]
+        sets = (train, validation, test, auxiliary)
         rows: list[Values] = []
         for seed in range(first, first + found.seeds):
             for label, experiment in experiments.items():
@@ -60,7 +64,7 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
                 kept = kept_metrics(config, card, folder) is not None
                 LOGGER.info("%d/%d  %s%s", done, total, name, ", kept from before" * kept)
                 with _nested_run(name, config, kept):
-                    row = run_once(config, card, (train, validation, test), folder)
+                    row = run_once(config, card, sets, raw_folder, folder)
                     tracking.log_metrics(row)
                 rows.append({"arm": label, "seed": seed, **row})
         return pd.DataFrame(rows)
@@ -68,26 +72,29 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
     return train
 
 
-def run_once(config: Values, card: Values, sets: Sets, folder: Path) -> dict[str, float]:
+def run_once(
+    config: Values, card: Values, sets: Sets, raw_folder: Path, folder: Path
+) -> dict[str, float]:
     """Train, finish and evaluate ``config``; return its metrics, named as in ``test/accuracy``.
 
-    They are kept in ``folder`` and not computed a second time; a training that was killed
-    resumes from there.
+    ``raw_folder`` is where OOD sets with files are. The metrics are kept in ``folder`` and not
+    computed a second time; a training that was killed resumes from there.
     """
     kept = kept_metrics(config, card, folder)
     if kept is not None:
         return kept
-    train, validation, test = sets
+    train, validation, test, _ = sets
     checkpoints: list[dict[str, Tensor]] = []
     histories: list[History] = []
     for name in methods.get(config["method"]).phase_names:
-        trained = train_phase(name)(config, card, train, validation, test, folder, *checkpoints)
+        trained = train_phase(name)(config, card, *sets, folder, *checkpoints)
         checkpoints.append(trained[0])
         histories.append(trained[1])
     model, finished = finish(config, card, train, test, *checkpoints)
     metrics, *_ = evaluate(config, card, model, validation, test, finished, *histories)
     shape, _ = geometry(config, card, model, test)
-    result = tracking.numbers({**metrics, "geometry": shape})
+    strange = examine(config, card, model, train, test, raw_folder)
+    result = tracking.numbers({**metrics, "geometry": shape, "ood": headline(strange)})
     with atomic_path(folder / KEPT) as path:
         path.write_text(json.dumps({"fingerprint": fingerprint(config, card), "metrics": result}))
     for state in folder.glob("*.pt"):
@@ -109,7 +116,7 @@ def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
     mean, spread = grouped.mean(), grouped.std()
     table = mean.join(spread.add_suffix(" sd"))
     table.insert(0, "runs", grouped.size())
-    drawn = [column for columns, *_ in _SHOWN.values() for column in columns.values()]
+    drawn = [column for columns, *_ in _shown(table).values() for column in columns.values()]
     arms: Values = {}
     for label, row in table.iterrows():
         arm = arms.setdefault(slug(str(label)), {})
@@ -129,7 +136,7 @@ def draw(study: str) -> Callable[..., dict[str, Figure]]:
         title = f"{found.title}: {DataCard.from_json(card).config.title}"
         rows = summary.to_dict("records")
         drawn = {}
-        for name, (columns, label, factor) in _SHOWN.items():
+        for name, (columns, label, factor) in _shown(summary).items():
             if not any(column in summary for column in columns.values()):
                 continue
             if found.sweep:
@@ -162,6 +169,16 @@ _SHOWN: dict[str, tuple[dict[str, str], str, float]] = {
         1,
     ),
 }
+
+
+def _shown(summary: pd.DataFrame) -> dict[str, tuple[dict[str, str], str, float]]:
+    """Return what there are pictures of: also the first detector's AUROC, if there is one."""
+    detector = first_detector(summary)
+    if not detector:
+        return _SHOWN
+    mean = f"ood/{detector}/mean/auroc"
+    columns = {"all": mean, **{group: f"{mean}_{group}" for group in _GROUPS}}
+    return {**_SHOWN, "auroc": (columns, f"AUROC of {detector}, mean over the OOD sets, %", 100)}
 
 
 @contextmanager

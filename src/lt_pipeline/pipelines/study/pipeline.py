@@ -15,8 +15,12 @@ STUDIES = (
     "dqroute_modules",
     "dqroute_alpha",
     "dqroute_ood",
+    "darl_parts",
+    "darl_ambiguity",
+    "darl_alpha",
+    "darl_tau",
 )
-SETS = ("train_set", "validation_set", "test_set")
+SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 
 def create_pipeline(study: str) -> Pipeline:
@@ -25,7 +29,7 @@ def create_pipeline(study: str) -> Pipeline:
         [
             Node(
                 train_arms(study),
-                inputs=["parameters", "data_card", *SETS, "progress"],
+                inputs=["parameters", "data_card", *SETS, "raw_folder", "progress"],
                 outputs="runs",
                 name="train_arms",
             ),
@@ -38,6 +42,6 @@ def create_pipeline(study: str) -> Pipeline:
             ),
         ],
         namespace=study,
-        inputs={*SETS, "data_card"},
+        inputs={*SETS, "data_card", "raw_folder"},
         parameters={"parameters"},
     )

@@ -1,0 +1,291 @@
+"""The node that shows a method images of no class: which detector tells them apart, and why."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.mix import MixConfig, Mixed, mix
+from lt_pipeline.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.detectors import Seen, build_detectors, linear_readout, look
+from lt_pipeline.diagnostics import gradient_conflict
+from lt_pipeline.diagnostics.embedding import sample_by_group, tsne
+from lt_pipeline.diagnostics.logit_shift import by_group
+from lt_pipeline.engine.device import choose_device
+from lt_pipeline.figures import ood as figures
+from lt_pipeline.losses.ambiguity import energy
+from lt_pipeline.methods._base import Method
+from lt_pipeline.metrics.ood import mean_report, ood_report
+from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
+
+LOGGER = logging.getLogger(__name__)
+Values = dict[str, Any]
+# Gradients are compared of this many images a group, with as many of every OOD set.
+COMPARED = 200
+# Test images that are mixed with one share and one box; half of them each way.
+MIXED_AT_ONCE = 16
+
+
+def judge(
+    config: Values,
+    card: Values,
+    model: dict[str, Tensor],
+    train: ImageSet,
+    test: ImageSet,
+    raw_folder: Path,
+) -> tuple[Values, dict[str, Figure]]:
+    """Return what every detector makes of every OOD set, and pictures.
+
+    A set whose files are not there is left out with a line that says what to put where, and
+    ``averaged_over`` names those that the means are of.
+    """
+    report = examine(config, card, model, train, test, raw_folder)
+    return report, _pictures(config, card, report)
+
+
+def examine(
+    config: Values,
+    card: Values,
+    model: dict[str, Tensor],
+    train: ImageSet,
+    test: ImageSet,
+    raw_folder: Path,
+) -> Values:
+    """Return the report of ``judge``, all that its pictures are drawn from."""
+    found, method = load_finished(config, card, model)
+    sets, left_out = _sets(found, method, test, raw_folder)
+    for name, reason in left_out.items():
+        LOGGER.info("OOD set %s is left out: %s", name, reason)
+    if not sets:
+        return {"left_out": left_out, "averaged_over": []}
+    device = choose_device(found.device)
+    method.to(device)
+    inside = look(method, test.images, device)
+    outside = {name: look(method, images, device) for name, images in sets.items()}
+    mixed = _mixtures(test, found.seed)
+    blended = look(method, mixed.images, device)
+    report = _detect(found, method, train, inside, outside, test)
+    return {
+        "detectors": report,
+        "paper_means": {name: _paper_means(of) for name, of in report.items()},
+        "energy": _energies(inside, outside, blended, test, method),
+        "conflict": _conflict(method, inside, outside, (mixed, blended), test, found.seed),
+        "embedding": _embedding(found, method, inside, outside, blended, test),
+        "averaged_over": list(sets),
+        "left_out": left_out,
+    }
+
+
+def _pictures(config: Values, card: Values, report: Values) -> dict[str, Figure]:
+    title = figure_title(config, card)
+    if not report["averaged_over"]:
+        # an empty set of pictures cannot be saved
+        return {"detection.png": figures.no_set(report["left_out"], title)}
+    detectors = report["detectors"]
+    drawn = {
+        "detection": figures.ood_by_set(detectors, title),
+        "groups": figures.ood_by_group(next(iter(detectors.values())), title),
+        "conflict": figures.conflict(report["conflict"], title),
+    }
+    plane = report["embedding"]
+    if plane:
+        outside, mixed = (
+            {name: torch.tensor(points) for name, points in plane[key].items()}
+            for key in ("outside", "mixed")
+        )
+        inside, labels = torch.tensor(plane["inside"]), torch.tensor(plane["labels"])
+        longtail = DataCard.from_json(card).longtail
+        drawn["embedding"] = figures.embedding(inside, labels, longtail, outside, mixed, title)
+    return {f"{name}.png": figure for name, figure in drawn.items()}
+
+
+def headline(report: Values) -> Values:
+    """Return what tables and MLflow show of ``judge``'s report: no more than a reader can take in.
+
+    AUROC and FPR95 of every detector and set, the means whole, and mean gradient cosines.
+    """
+    if not report["averaged_over"]:
+        return {}
+    shown: Values = {
+        name: {
+            where: found if where == "mean" else {key: found[key] for key in ("auroc", "fpr95")}
+            for where, found in sets.items()
+        }
+        for name, sets in report["detectors"].items()
+    }
+    cosines = {name: found["cosine"]["all"] for name, found in report["conflict"].items()}
+    return {**shown, "gradient_cosine": cosines, "sets": len(report["averaged_over"])}
+
+
+def _sets(
+    config: ExperimentConfig, method: Method, test: ImageSet, raw_folder: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the sets to look at, and why others are not.
+
+    What methods may train on is no test for any of them, so that their means are of the same sets.
+    """
+    data, evaluation = method.card.config, config.evaluation
+    auxiliary = data.auxiliary.name if data.auxiliary else ""
+    to_train_on = {
+        name: f"its images are there to be trained on (data.auxiliary.name = {auxiliary})"
+        for name in evaluation.ood_names
+        if same_images(name, auxiliary)
+    }
+    names = [name for name in evaluation.ood_names if name not in to_train_on]
+    context = InDistribution(raw_folder, test, data.source, data.seed, evaluation.ood_limit)
+    found, missing = load_ood(names, context)
+    return found, {**to_train_on, **missing}
+
+
+def _detect(
+    config: ExperimentConfig,
+    method: Method,
+    train: ImageSet,
+    inside: Seen,
+    outside: dict[str, Seen],
+    test: ImageSet,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {detector: {set: report}}, each with the mean over the sets."""
+    evaluation, device = config.evaluation, choose_device(config.device)
+    detectors = build_detectors(evaluation.detectors, method, train, evaluation.detector, device)
+    result = {}
+    for name, detector in detectors.items():
+        likeness = detector(inside)
+        result[name] = {
+            where: ood_report(likeness, detector(seen), test.labels, method.card.longtail)
+            for where, seen in outside.items()
+        }
+        result[name]["mean"] = mean_report(list(result[name].values()))
+    return result
+
+
+def _paper_means(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the means over the DARL paper's seven sets, and over six with LSUN's two as one.
+
+    The paper says six and lists seven. Nothing is returned unless all of them are there.
+    """
+    if not set(PAPER_SETS) <= sets.keys():
+        return {}
+    lsun = mean_report([sets["lsun_crop"], sets["lsun_resize"]])
+    others = [sets[name] for name in PAPER_SETS if not name.startswith("lsun")]
+    return {
+        "of_7": mean_report([sets[name] for name in PAPER_SETS]),
+        "of_6": mean_report([*others, lsun]),
+    }
+
+
+def _mixtures(test: ImageSet, seed: int) -> Mixed:
+    """Return every test image mixed with another one, by MixUp or CutMix (DARL, section 4.2).
+
+    Shuffled before they are mixed: in the test set's order, one way could be for some classes only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(test), generator=generator)
+    pairs = torch.stack([order, order.roll(1)], 1)
+    halves, parts = MixConfig(both="halves"), []
+    for index in pairs.split(MIXED_AT_ONCE):
+        one, other = test[index[:, 0]], test[index[:, 1]]
+        parts.append(mix(one.images, one.labels, other.images, other.labels, halves, generator))
+    back = order.argsort()
+    return Mixed(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
+
+
+def _some(features: Tensor, count: int) -> Tensor:
+    """Return at most ``count`` rows, from all over: sets with files are sorted by their classes."""
+    return features[torch.linspace(0, len(features) - 1, min(count, len(features))).long()]
+
+
+def _energies(
+    inside: Seen, outside: dict[str, Seen], blended: Seen, test: ImageSet, method: Method
+) -> dict[str, float]:
+    """Return mean energies at temperature 1, of the test images by group."""
+    own = energy(inside.logits, 1.0)
+    return {
+        **by_group(own, test.labels.cpu(), method.card.longtail),
+        "mixed": float(energy(blended.logits, 1.0).mean()),
+        **{name: float(energy(seen.logits, 1.0).mean()) for name, seen in outside.items()},
+    }
+
+
+def _conflict(
+    method: Method,
+    inside: Seen,
+    outside: dict[str, Seen],
+    mixtures: tuple[Mixed, Seen],
+    test: ImageSet,
+    seed: int,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return how gradients by the readout agree with those of the test images (equations 1 to 5).
+
+    All losses are cross-entropies of the method's logits as they are at test. The other images are,
+    in all pairs, those of each set under outlier exposure and the mixtures under the loss of their
+    two labels (``mixed``); and paired with the first image in it, each mixture under the latter
+    (``own_mixture``) and under outlier exposure (``own_mixture_as_outlier``): that pair differs in
+    the loss alone. The readout is linear: in features of unit length under a cosine head, and in
+    those of all experts.
+    """
+    longtail, labels = method.card.longtail, test.labels.cpu()
+    chosen = sample_by_group(labels, longtail, COMPARED, seed)
+    readout = method.net.head
+    features, weight, bias = linear_readout(readout, inside.features[chosen])
+    head = gradient_conflict.Head(weight, bias if hasattr(readout, "bias") else None)
+    classes = longtail.classes
+    one_hot = torch.eye(classes, dtype=torch.float64)
+    own = gradient_conflict.residual(head.logits(features), one_hot[labels[chosen]])
+    result = {}
+    for name, seen in outside.items():
+        others = linear_readout(readout, _some(seen.features, COMPARED))[0]
+        level = torch.full((len(others), classes), 1 / classes)
+        pushed = gradient_conflict.residual(head.logits(others), level)
+        result[name] = gradient_conflict.conflict_by_group(
+            own, features, labels[chosen], pushed, others, head, longtail
+        )
+    mixed, blended = mixtures
+    share = mixed.share[chosen, None].double()
+    target = share * one_hot[mixed.first[chosen]] + (1 - share) * one_hot[mixed.second[chosen]]
+    others = linear_readout(readout, blended.features[chosen])[0]
+    pulled = gradient_conflict.residual(head.logits(others), target)
+    pushed = gradient_conflict.residual(head.logits(others), torch.full_like(target, 1 / classes))
+    given = (own, features, labels[chosen])
+    rest = (others, head, longtail)
+    paired = gradient_conflict.paired_conflict_by_group
+    return {
+        **result,
+        "mixed": gradient_conflict.conflict_by_group(*given, pulled, *rest),
+        "own_mixture": paired(*given, pulled, *rest),
+        "own_mixture_as_outlier": paired(*given, pushed, *rest),
+    }
+
+
+def _embedding(
+    config: ExperimentConfig,
+    method: Method,
+    inside: Seen,
+    outside: dict[str, Seen],
+    blended: Seen,
+    test: ImageSet,
+) -> Values:
+    """Return t-SNE positions of test images, mixtures and OOD images (figures 2, 6), if asked."""
+    size, longtail, labels = config.evaluation.embedding, method.card.longtail, test.labels.cpu()
+    if not size:
+        return {}
+    chosen = sample_by_group(labels, longtail, size, config.seed)
+    parts = [inside.features[chosen], _some(blended.features[chosen], size)]
+    parts += [_some(seen.features, size) for seen in outside.values()]
+    flat = [linear_readout(method.net.head, part)[0] for part in parts]
+    found = tsne(torch.cat(flat), config.seed).split([len(part) for part in flat])
+    points = [part.tolist() for part in found]
+    return {
+        "inside": points[0],
+        "labels": labels[chosen].tolist(),
+        "mixed": {"mixed": points[1]},
+        "outside": dict(zip(outside, points[2:], strict=True)),
+    }
