@@ -232,3 +232,33 @@ def test_bfloat16_gives_float32_terms_and_energies():
         terms = method.loss(batch(), 0.5)
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert method.class_energy.dtype == torch.float32
+
+
+def test_the_adjustment_can_be_for_the_labels_that_a_step_shows():
+    method = create(prior="step", mix=MIXUP, tau_global=2.0)
+    prior = torch.tensor(COUNTS).double() / 75
+    seen = (prior + 0.25 + (prior + 0.25) / 2) / 3
+    torch.testing.assert_close(method.step_prior(), seen)
+    torch.testing.assert_close(method.shift[-1], (2 * seen.log()).float())
+    # class 1 alone is the first local expert's, the most frequent class for either prior
+    torch.testing.assert_close(method.shift[0], seen[1].log().float().expand(4))
+    assert "imbalance of 2.5, the adjustment is for 2.5" in method.notes()[-1]
+    plain = create(prior="step", balanced=0.0, mixed=0.0)
+    torch.testing.assert_close(plain.shift, create().shift)
+
+
+def test_many_steps_show_the_labels_that_are_expected_of_them():
+    method = create(mix={"alpha": 0.7})
+    data = toy_images(COUNTS)
+    generator, total = torch.Generator().manual_seed(0), torch.zeros(4).double()
+    for _ in range(400):
+        one = torch.randperm(75, generator=generator)[:24]
+        other = class_balanced(data.labels, generator)[:24]
+        pair = Batch(data.images[other], data.labels[other], other)
+        given = Batch(data.images[one], data.labels[one], one, pair=pair)
+        _, labels, mixed = method._parts(given)
+        total += torch.bincount(labels, minlength=4)
+        for names, share in ((mixed.first, mixed.share), (mixed.second, 1 - mixed.share)):
+            total.index_add_(0, names, share.double())
+    # 8 x 8 images: a CutMix box is of whole pixels
+    torch.testing.assert_close(total / total.sum(), method.step_prior(), atol=0.01, rtol=0)

@@ -23,6 +23,7 @@ from lt_pipeline.engine.phase import Phase
 from lt_pipeline.figures.ambiguity import calibration_by_class
 from lt_pipeline.losses import ambiguity as losses
 from lt_pipeline.losses.ambiguity import Ambiguity
+from lt_pipeline.losses.local_global import expert_shifts
 from lt_pipeline.methods.lgla import LGLA, LglaOptions
 from lt_pipeline.models.network import ModelConfig
 
@@ -35,6 +36,8 @@ class DarlOptions(LglaOptions):
         balanced: images of the class-balanced draw, likewise.
         mixed: mixtures, likewise.
         mix: how two images are mixed; with ``mixup`` and ``cutmix`` both false nothing is.
+        prior: whose labels the adjustment is for, ``training``, the long-tailed set's as in the
+            paper, or ``step``, those that a step shows: a third long-tailed, the rest levelled.
         pairs: an image of the long-tailed draw is mixed with one of the ``balanced`` draw (section
             4.1), or of the ``original`` one (section 4.2).
         ambiguity: E_hat of equation 9: ``softmax`` as it is written, 1 + softmax(E) over the
@@ -51,6 +54,7 @@ class DarlOptions(LglaOptions):
     balanced: float = Field(default=1.0, ge=0, le=1)
     mixed: float = Field(default=1.0, ge=0, le=1)
     mix: MixConfig = MixConfig()
+    prior: Literal["training", "step"] = "training"
     pairs: Literal["balanced", "original"] = "balanced"
     ambiguity: Ambiguity = "softmax"
     constant: NonNegativeFloat = 2.0
@@ -77,6 +81,9 @@ class DARL(LGLA):
 
     def __init__(self, options: DarlOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
+        if options.prior == "step":
+            shift = expert_shifts(self.step_prior(), self.member, options.tau_global)
+            self.shift = shift.float()
         start = losses.energy(torch.zeros(card.longtail.classes), options.tau)
         self.register_buffer(
             "class_energy", start.expand(options.experts, card.longtail.classes).clone()
@@ -162,20 +169,25 @@ class DARL(LGLA):
 
     def notes(self) -> list[str]:
         """Say how far the labels of a step are from those that the adjustment stands for."""
+        prior, seen = self.card.longtail.prior, self.step_prior()
+        adjusted = seen if self.options.prior == "step" else prior
+        ratios = [float(p.max() / p.min()) for p in (seen, adjusted)]
+        return [
+            *super().notes(),
+            f"the labels of a training step have an imbalance of {ratios[0]:.1f}, the adjustment "
+            f"is for {ratios[1]:.1f}",
+        ]
+
+    def step_prior(self) -> Tensor:
+        """Return the expected share of every class among a step's labels, float64 ``[C]``."""
         options, prior = self.options, self.card.longtail.prior
         level = torch.full_like(prior, 1 / len(prior))
         seen = options.original * prior + options.balanced * level
         if options.mixed_share:
-            share, partner = expected_share(options.mix), prior
-            if options.pairs == "balanced":
-                partner = level
+            share = expected_share(options.mix)
+            partner = level if options.pairs == "balanced" else prior
             seen = seen + options.mixed_share * (share * prior + (1 - share) * partner)
-        ratio, adjusted = (float(p.max() / p.min()) for p in (seen, prior))
-        return [
-            *super().notes(),
-            f"the labels of a training step have an imbalance of {ratio:.1f}, the adjustment is "
-            f"for {adjusted:.1f}",
-        ]
+        return seen / seen.sum()
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
