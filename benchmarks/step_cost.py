@@ -4,6 +4,8 @@
     python benchmarks/step_cost.py --methods ce sade ride dqroute --inference --out FILE.csv
 
 An argument ``label:method:key=value,...`` to --methods is a variant with parameters of its own.
+A batch brings what methods may ask for: two views, a pair, as many outliers as images.
+
 The methods take turns in one run, so that a busy machine slows all of them; a ratio is the median
 over the turns. Images are random: the time does not depend on what they show. With --inference,
 what is deployed of the same methods then takes turns in scoring the same batch.
@@ -83,7 +85,9 @@ def measure(
     data, card = cifar_like(device)
     found = {v.label: build(v, arguments.backbone, card) for v in variants}
     images = data.images[:size]
-    batch = Batch(images, data.labels[:size], torch.arange(size), (images, images.flip(3)))
+    pair = Batch(images.flip(0), data.labels[:size].flip(0), torch.arange(size).flip(0))
+    views = (images, images.flip(3))
+    batch = Batch(images, data.labels[:size], torch.arange(size), views, pair, images.flip(2))
     work = {
         label: trainer(method, config, device, arguments.compile)
         for label, (method, config) in found.items()

@@ -47,6 +47,7 @@ class OutlierMethod(Method):
 
     Options = OutlierOptions
     options: OutlierOptions
+    exposed = True  # whether outliers count in the epoch that runs
 
     def phases(self, epochs: int) -> list[Phase]:
         """Return one phase with outliers."""
