@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.diagnostics.logit_shift import by_group
+from lt_pipeline.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.models.heads import unit
 
 CHUNK_NUMBERS = 2**22  # 32 MiB of float64 for the [n, M] cosines of one chunk of images
@@ -260,6 +260,6 @@ def _summary(
 ) -> dict[str, dict[str, float]]:
     labels = labels.to(cosines.device)
     return {
-        name: {**by_group(values, labels, longtail), "all": float(values.mean())}
+        name: by_group_and_all(values, labels, longtail)
         for name, values in (("cosine", cosines), ("negative_share", negative))
     }

@@ -30,3 +30,8 @@ def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, fl
     """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
     members = longtail.group_members(labels)
     return {name: float(values[mask].double().mean()) for name, mask in members.items()}
+
+
+def by_group_and_all(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
+    """Return ``by_group`` and, as ``all``, the mean of ``values`` ``[N]``."""
+    return {**by_group(values, labels, longtail), "all": float(values.double().mean())}

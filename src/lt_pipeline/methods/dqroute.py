@@ -19,7 +19,7 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.diagnostics.logit_shift import by_group
+from lt_pipeline.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.figures.routing import class_weights, effective_classes, routing_by_group
@@ -320,10 +320,7 @@ class DQRoute(ExpertMethod):
         }
         for name, scores in rivals.items():
             right = (scores.argmax(1) == test.labels).double()
-            result[name] = {
-                **by_group(right, test.labels, longtail),
-                "all": float(right.mean()),
-            }
+            result[name] = by_group_and_all(right, test.labels, longtail)
         return result
 
     def fold(self) -> None:

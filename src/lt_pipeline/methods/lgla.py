@@ -19,7 +19,7 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.diagnostics.logit_shift import by_group
+from lt_pipeline.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.figures.ambiguity import energy_by_group
@@ -181,10 +181,7 @@ class LGLA(ExpertMethod):
         logits = predict(self, self.net, test.images, device=device)  # [N, K, C]
         right = (logits.argmax(2) == test.labels.cpu()[:, None]).double()
         return {
-            f"accuracy_{name}": {
-                **by_group(right[:, k], test.labels.cpu(), self.card.longtail),
-                "all": float(right[:, k].mean()),
-            }
+            f"accuracy_{name}": by_group_and_all(right[:, k], test.labels.cpu(), self.card.longtail)
             for k, name in enumerate(self.expert_names)
         }
 

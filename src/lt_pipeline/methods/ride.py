@@ -17,7 +17,7 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.data.samplers import SamplerConfig
-from lt_pipeline.diagnostics.logit_shift import by_group
+from lt_pipeline.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses import experts as losses
@@ -223,5 +223,4 @@ class RoutingDiverseExperts(ExpertMethod):
         return torch.cat([logits, gates[:, :, None]], 2)
 
     def _by_group(self, values: Tensor, test: ImageSet) -> dict[str, float]:
-        by = by_group(values, test.labels.cpu(), self.card.longtail)
-        return {**by, "all": float(values.double().mean())}
+        return by_group_and_all(values, test.labels.cpu(), self.card.longtail)
