@@ -109,7 +109,7 @@ def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str,
         **{
             name.removeprefix("test/").replace("/", "_"): value
             for name, value in found.items()
-            if not name.startswith(LEFT_OUT) or "/mean/" in name
+            if not name.startswith(LEFT_OUT) or "/mean/" in name or name.endswith("/auroc")
         },
         "training_seconds": found["cost/training_seconds"],
         "parameters_trained": found["cost/parameters_trained"],

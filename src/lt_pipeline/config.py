@@ -187,16 +187,46 @@ class ExperimentConfig(Config):
             return cls(method=method, options=options, **shared)
 
 
-def method_options(method: str, parameters: Mapping[str, Any]) -> tuple[MethodBlock, MethodOptions]:
+def method_options(
+    method: str, parameters: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> tuple[MethodBlock, MethodOptions]:
     """Return the checked block of ``method`` and its options.
+
+    A method on top of another one takes over that one's block, its own going before. ``above`` are
+    the methods that stand on this one.
 
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
     with one_line_errors(method):
         block = MethodBlock.model_validate(_block(parameters, method))
+    kind = methods.get(method).Options
     with one_line_errors(f"{method}.options"):
-        return block, methods.get(method).Options.model_validate(block.options)
+        if "pretrain" in kind.model_fields:
+            block = _on_top(block, method, parameters, above)
+        return block, kind.model_validate(block.options)
+
+
+def _on_top(
+    block: MethodBlock, method: str, parameters: Mapping[str, Any], above: tuple[str, ...]
+) -> MethodBlock:
+    """Return ``block`` with what it leaves to the method that is trained first."""
+    usual = methods.get(method).Options.model_fields["pretrain"].default
+    first, chain = block.options.get("pretrain", usual), (*above, method)
+    if first in chain:
+        raise ValueError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
+    try:
+        methods.get(str(first))
+    except ValueError as error:
+        raise ValueError(f"{method}.options.pretrain: {error}") from None
+    below, _ = method_options(first, parameters, chain)
+    given = block.options.get("pretrain_options") or {}
+    own = {**block.options, "pretrain": first, "pretrain_options": merged(below.options, given)}
+    return MethodBlock(
+        options=own,
+        model=merged(below.model, block.model),
+        training=merged(below.training, block.training),
+    )
 
 
 def _block(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:

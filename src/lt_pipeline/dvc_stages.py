@@ -43,6 +43,7 @@ METHOD_CODE = (
     "metrics",
     "models",
     "methods/_base.py",
+    "weights.py",
 )
 STAGES = {
     "data_prep": Stage("data_prep", None, DATA_CODE),

@@ -19,9 +19,17 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods, tracking
-from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config
+from lt_pipeline.config import (
+    SHARED,
+    ExperimentConfig,
+    check_parameters,
+    data_config,
+    method_options,
+)
 from lt_pipeline.engine.device import choose_device
+from lt_pipeline.pipeline_registry import method_pipeline
 from lt_pipeline.pipelines.method.ood import headline
+from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.reporting import print_results, print_study
 from lt_pipeline.schema import unknown
@@ -45,8 +53,9 @@ class ProjectHooks:
         """Check names, parameters and the tracking server before kedro-mlflow opens anything."""
         self.project = Path(context.project_path)
         with _one_line():
-            _check_pipeline_names()
+            names = _pipeline_names()
             check_parameters(context.params)
+            _shape_pipelines(names, context.params)
             conf = context.config_loader["mlflow"]
             server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
             uri = _tracking_uri(server.get("mlflow_tracking_uri"))
@@ -118,6 +127,8 @@ class ProjectHooks:
             tracking.log_metrics(tracking.numbers(data))
         if dataset_name.endswith(".ood"):
             tracking.log_metrics(tracking.numbers({"ood": headline(data)}))
+        if dataset_name.endswith(".stages"):
+            tracking.log_metrics(stage_numbers(data))
         if dataset_name.endswith((".geometry", ".arms")):
             kind = dataset_name.split(".")[-1]
             tracking.log_metrics(tracking.numbers({kind: data}))
@@ -162,13 +173,26 @@ def _tracking_uri(written: str | None) -> str:
     return uri
 
 
-def _check_pipeline_names() -> None:
-    """Refuse an unknown ``--pipeline`` with the nearest name, before anything is opened."""
+def _pipeline_names() -> list[str]:
+    """Return the pipelines asked for.
+
+    Raises:
+        ValueError: with the nearest name for one there is not, before anything is opened.
+    """
     command = click.get_current_context(silent=True)
     given = command.params if command else {}
-    for name in [*(given.get("pipelines") or []), given.get("pipeline")]:
-        if name and name not in pipelines:
+    names = [n for n in [*(given.get("pipelines") or []), given.get("pipeline")] if n]
+    for name in names:
+        if name not in pipelines:
             raise ValueError(unknown("pipeline", name, set(pipelines.keys())))
+    return names
+
+
+def _shape_pipelines(names: list[str], parameters: dict[str, Any]) -> None:
+    """Give the methods among ``names`` the stages that the run's parameters ask for."""
+    for name in set(names) & set(methods.available()):
+        _, options = method_options(name, parameters)
+        pipelines[name] = method_pipeline(name, options)
 
 
 def _is_raised_by_us(error: Exception) -> bool:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods
+from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.pipelines import data_prep, method, study
+
+
+def method_pipeline(name: str, options: MethodOptions | None = None) -> Pipeline:
+    """Return the pipeline of a method with its default ``options`` or others, from raw images."""
+    return data_prep.create_pipeline() + method.create_pipeline(name, options)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Return every pipeline by name; each runs alone from raw images."""
     data = data_prep.create_pipeline()
-    pipelines = {name: data + method.create_pipeline(name) for name in methods.available()}
+    pipelines = {name: method_pipeline(name) for name in methods.available()}
     studies = {name: data + study.create_pipeline(name) for name in study.STUDIES}
     return {"__default__": pipelines["more"], "data_prep": data, **pipelines, **studies}

@@ -31,15 +31,21 @@ LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
+FIRST_STAGES = ("train", "pretrain")
 
 
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
     """Log an epoch's values to the active run in one call; without a run, nothing happens.
 
+    The first stage's have plain names, as in ``train/cross_entropy``; those of later stages stand
+    behind the stage's name, as their epochs count from 1 again.
+
     A server that fails meanwhile does not end a training that may have taken hours: it warns.
     """
     try:
-        log_metrics(values, step=epoch)
+        first = phase in FIRST_STAGES
+        named = values if first else {f"{phase}/{name}": v for name, v in values.items()}
+        log_metrics(named, step=epoch)
     except MlflowException as error:
         LOGGER.warning("Epoch %d of %s is not in MLflow: %s", epoch, phase, error)
 

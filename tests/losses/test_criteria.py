@@ -23,6 +23,8 @@ NAMES = (
     "focal",
     "difficulty_balanced",
     "balanced_contrastive",
+    "label_aware_smoothing",
+    "geometric_mean",
 )
 MARGINS = (None, "sphereface", "cosface", "arcface", "ldam", "dbm")
 

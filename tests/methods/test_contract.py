@@ -12,10 +12,12 @@ import lt_pipeline
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.data.augment import AugmentConfig
-from lt_pipeline.data.batches import Batch
+from lt_pipeline.data.batches import Batch, mixed_with_itself
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.loop import fit
+from lt_pipeline.engine.phase import Stage
 from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
@@ -36,30 +38,39 @@ def create(request):
     return make
 
 
-def train(method, epochs=2, data=None, rate=0.05):
+def train(create, epochs=2, data=None, rate=0.05, seed=0):
+    """Train every stage as the pipeline does; return the finished method and the checkpoints."""
+    data = data or toy_images()
     config = TrainingConfig(
         epochs=epochs,
-        batch_size=min(32, len(data or toy_images())),
+        batch_size=min(32, len(data)),
         learning_rate=rate,
         warmup_epochs=1,
         schedule="cosine",
         augment=AugmentConfig(crop_padding=0, flip=0.0),
     )
     checkpoints = {}
-    for phase in method.phases(epochs):
-        if phase.start:
-            method.load_state_dict(checkpoints[phase.start])
-        fit(
-            method,
-            phase,
-            data or toy_images(),
-            config,
-            seed=len(checkpoints),
-            device=CPU,
-            auxiliary=noise(),
-        )
-        checkpoints[phase.name] = {k: v.clone() for k, v in method.state_dict().items()}
-    return checkpoints
+    for stage in create(seed).stages(create(seed).options):
+        method = create(seed)
+        subsets = method.subsets(data.labels, seed)
+        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        if stage.trains:
+            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+            seen = data[subsets[stage.name]] if stage.subset else data
+            number = len(checkpoints)
+            fit(method, phase, seen, config, seed=number, device=CPU, auxiliary=noise())
+        else:
+            method.step(stage, {name: checkpoints[name] for name in stage.start}, data, CPU)
+        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
+    method = resumed(create(seed), stage.name, checkpoints[stage.name])
+    method.finish(data, data, CPU)
+    return method, checkpoints
+
+
+def resumed(method, stage, state):
+    """Return ``method`` as it is behind ``stage``, with the weights ``state``."""
+    method.start(Stage("finish", (stage,)), {stage: state})
+    return method
 
 
 def batch(views):
@@ -69,7 +80,8 @@ def batch(views):
     more = tuple(images.flip(3).roll(shift, 2) for shift in range(views))
     other = index.flip(0)
     pair = Batch(data.images[other], data.labels[other], other)
-    return Batch(images, data.labels[index], index, more, pair, noise().images)
+    made = Batch(images, data.labels[index], index, more, pair, noise().images)
+    return mixed_with_itself(made, MixConfig(), torch.Generator().manual_seed(0))
 
 
 def noise(count=20):
@@ -80,14 +92,24 @@ def noise(count=20):
     return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("of no class",))
 
 
-def test_phases_are_those_of_the_pipeline(create):
+def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create):
     method = create()
-    assert tuple(phase.name for phase in method.phases(10)) == method.phase_names
+    stages = method.stages(method.options)
+    known = set()
+    for stage in stages:
+        assert set(stage.start) <= known
+        known.add(stage.name)
+    assert len(known) == len(stages)
+    trained = [stage.name for stage in stages if stage.trains]
+    assert [phase.name for phase in method.phases(10)] == trained
+    subsets = method.subsets(toy_images().labels, 0)
+    assert set(subsets) == {stage.name for stage in stages if stage.subset and stage.trains}
 
 
 def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create):
-    method = create()
-    train(method, epochs=1)
+    method, checkpoints = create(), train(create, epochs=1)[1]
+    last = [stage for stage in method.stages(method.options) if stage.trains][-1]
+    method.start(last, {name: checkpoints[name] for name in last.start})
     method.requires_grad_(True).train()
     terms = method.loss(batch(method.views), 0.5)
     assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
@@ -99,8 +121,7 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
 
 
 def test_scores_do_not_depend_on_the_batch(create):
-    method = create()
-    train(method, epochs=1)
+    method, _ = train(create, epochs=1)
     method.eval()
     images = toy_images().images[:6]
     with torch.no_grad():
@@ -114,25 +135,22 @@ def test_scores_do_not_depend_on_the_batch(create):
     assert torch.isfinite(likeness).all()
 
 
-def test_the_same_seed_gives_the_same_checkpoint(create):
-    one, two = (train(create())[create().phase_names[-1]] for _ in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_the_same_seed_gives_the_same_checkpoints(create):
+    (_, one), (_, two) = (train(create) for _ in range(2))
+    assert all(torch.equal(one[s][name], two[s][name]) for s in one for name in one[s])
 
 
 def test_a_checkpoint_is_the_whole_state(create):
-    method, other = create(), create(seed=5)
-    train(method)
-    other.load_state_dict(method.state_dict())
+    _, checkpoints = train(create)
     images = toy_images().images[:8]
-    method.eval(), other.eval()
-    with torch.no_grad():
-        assert torch.equal(method.score(images), other.score(images))
+    for stage, state in checkpoints.items():
+        method, other = (resumed(create(seed), stage, state).eval() for seed in (0, 5))
+        with torch.no_grad():
+            assert torch.equal(method.score(images), other.score(images))
 
 
 def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
-    method = create()
-    checkpoints = train(method)
-    method.finish(checkpoints, toy_images())
+    method, _ = train(create)
     method.eval()
     images = toy_images().images[:8]
     with torch.no_grad():
@@ -140,6 +158,7 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
         method.fold()
         torch.testing.assert_close(method.score(images), before, rtol=1e-4, atol=1e-4)
         other = create(seed=5)
+        other.start(Stage("finish"), {})
         other.fold()
         other.load_state_dict(method.state_dict())
         assert torch.equal(other.eval().score(images), method.score(images))
@@ -147,16 +166,14 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
 
 def test_it_learns_32_images_by_heart(create):
     data = toy_images((8, 8, 8, 8))
-    method = create()
-    train(method, epochs=40, data=data, rate=0.1)
+    method, _ = train(create, epochs=40, data=data, rate=0.1)
     method.eval()
     with torch.no_grad():
         assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
 
 
 def test_diagnosing_leaves_the_method_as_it_was(create):
-    method = create()
-    train(method)
+    method, _ = train(create)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
         assert all(torch.isfinite(torch.tensor(value)) for value in values.values())

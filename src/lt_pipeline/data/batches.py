@@ -12,6 +12,7 @@ from torch import Tensor
 from lt_pipeline.data.augment import AugmentConfig, augment
 from lt_pipeline.data.contrast import ContrastConfig, contrast_view
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.mix import MixConfig, Mixed, mix
 
 # Augmented together: large enough to make every operation a big batch, small enough for memory
 # (8,192 images of 32 x 32 are 25 MB).
@@ -22,8 +23,9 @@ class Batch(NamedTuple):
     """A training step's images ``uint8 [B, C, H, W]``, labels ``[B]``, and positions ``[B]``.
 
     Where asked for, ``views`` are more versions of the images, each ``uint8 [B, C, H, W]``,
-    ``pair`` is a second batch of training images, drawn by itself, and ``outliers``
-    ``uint8 [M, C, H, W]`` are images of no class.
+    ``pair`` is a second batch of training images, drawn by itself, ``outliers``
+    ``uint8 [M, C, H, W]`` are images of no class, and ``mixed`` are mixtures of the images with
+    one another.
     """
 
     images: Tensor
@@ -32,6 +34,7 @@ class Batch(NamedTuple):
     views: tuple[Tensor, ...] = ()
     pair: Batch | None = None
     outliers: Tensor | None = None
+    mixed: Mixed | None = None
 
     def in_format(self, memory_format: torch.memory_format) -> Batch:
         """Return the batch with all of its images laid out in this format."""
@@ -39,6 +42,10 @@ class Batch(NamedTuple):
             images=self.images.contiguous(memory_format=memory_format),
             views=tuple(view.contiguous(memory_format=memory_format) for view in self.views),
             pair=self.pair and self.pair.in_format(memory_format),
+            mixed=self.mixed
+            and self.mixed._replace(
+                images=self.mixed.images.contiguous(memory_format=memory_format)
+            ),
             outliers=None
             if self.outliers is None
             else self.outliers.contiguous(memory_format=memory_format),
@@ -54,13 +61,15 @@ def batches(
     *,
     views: int = 0,
     contrast: ContrastConfig | None = None,
+    remainder: bool = False,
 ) -> Iterator[Batch]:
-    """Yield full batches of ``data`` in ``order`` ``[M]``; what does not fill one is left out.
+    """Yield full batches of ``data`` in ``order`` ``[M]``.
 
-    ``generator`` draws the augmentations and lives, like ``order``, on the images' device. Each
-    batch brings ``views`` more versions of its images, augmented as ``contrast`` says.
+    What does not fill one is left out, or with ``remainder`` a last, smaller batch. ``generator``
+    draws the augmentations and lives, like ``order``, on the images' device. Each batch brings
+    ``views`` more versions of its images, augmented as ``contrast`` says.
     """
-    used = order[: len(order) // batch_size * batch_size]
+    used = order if remainder else order[: len(order) // batch_size * batch_size]
     for chunk in used.split(max(CHUNK // batch_size // (1 + views), 1) * batch_size):
         images = augment(data.images[chunk], config, generator)
         labels = data.labels[chunk]
@@ -76,3 +85,14 @@ def batches(
             chunk.split(batch_size),
             seen,
         )
+
+
+def mixed_with_itself(batch: Batch, config: MixConfig, generator: torch.Generator) -> Batch:
+    """Return ``batch`` with, as ``mixed``, its images mixed with themselves in random order.
+
+    ``generator`` lives on the CPU.
+    """
+    other = torch.randperm(len(batch.labels), generator=generator).to(batch.labels.device)
+    images, labels = batch.images, batch.labels
+    found = mix(images, labels, images[other], labels[other], config, generator)
+    return batch._replace(mixed=found)

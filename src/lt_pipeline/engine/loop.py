@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from lt_pipeline.data.augment import AugmentConfig
-from lt_pipeline.data.batches import Batch, batches
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
@@ -21,6 +20,7 @@ from lt_pipeline.engine.device import autocast, memory_format
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import accuracies
 from lt_pipeline.engine.schedule import rate_factor
+from lt_pipeline.engine.stream import Stream
 
 if TYPE_CHECKING:
     from lt_pipeline.methods._base import Method
@@ -58,7 +58,7 @@ def fit(
         ValueError: if the set does not fill one batch, the phase asks for outliers and there are
             none, or a loss is no longer finite.
     """
-    training = _Training(method, phase, train, config, seed, device, auxiliary)
+    training = Training(method, phase, train, config, seed, device, auxiliary)
     training.restore(resume.load() if resume else None)
     if report:
         training.replay(report)
@@ -80,8 +80,8 @@ def fit(
     return training.history
 
 
-class _Training:
-    """The moving parts of a phase: optimizer, schedule, generators, epoch and history."""
+class Training:
+    """The moving parts of a phase: optimizer, schedule, stream of batches, epoch and history."""
 
     def __init__(
         self,
@@ -93,40 +93,41 @@ class _Training:
         device: torch.device,
         auxiliary: ImageSet | None,
     ) -> None:
-        self.steps_per_epoch = len(train) // config.batch_size
-        if not self.steps_per_epoch:
-            raise ValueError(
-                f"training.batch_size must be <= the number of training images, "
-                f"but is {config.batch_size} with {len(train)} images"
-            )
-        torch.manual_seed(seed)
+        config = phase_config(config, phase)
         self.method, self.phase, self.config, self.device = method, phase, config, device
+        self.stream = Stream(
+            phase,
+            train,
+            config,
+            views=method.views,
+            seed=seed,
+            device=device,
+            auxiliary=auxiliary,
+        )
+        torch.manual_seed(seed)
         self.format = memory_format(config, device)
         method.to(device)
         method.net.to(memory_format=self.format)
         if config.compile:
             method.net.compile()
-        self.train = train.to(device)
-        self.auxiliary = _auxiliary(auxiliary, phase, device)
+        self.steps_per_epoch = self.stream.steps
         self.steps = self.steps_per_epoch * phase.epochs
-        self.optimizer = _sgd(method, phase, config, device)
+        learning = dict(trained_parameters(method, phase))
+        self.optimizer = sgd(learning, method, phase, config, device)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda step: rate_factor(config, step, self.steps, self.steps_per_epoch),
         )
-        self.sampler = phase.sampler or config.sampler.build()
-        self.order_generator = torch.Generator().manual_seed(seed)
-        self.augment_generator = torch.Generator(device).manual_seed(seed)
         self.epoch = 0
         self.history: History = {}
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch; return its mean loss terms, learning rate, seconds and images/s."""
         method, config = self.method, self.config
-        self._choose_what_learns()
+        choose_what_learns(method, self.phase)
         method.start_epoch(self.phase, epoch)
         step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
-        for batch in self._batches(epoch / self.phase.epochs):
+        for batch in self.stream.epoch(epoch / self.phase.epochs):
             step += 1
             with autocast(config, self.device):
                 terms = method.loss(batch.in_format(self.format), step / self.steps)
@@ -142,54 +143,13 @@ class _Training:
         sums = torch.stack(list(totals.values())).tolist()
         means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
         seconds = time.monotonic() - started
-        self._check_finite(means, epoch)
-        images_seen = self.steps_per_epoch * config.batch_size
+        check_finite(means, self.phase, epoch)
         return {
             **{f"train/{name}": value for name, value in means.items()},
             "train/learning_rate": float(self.schedule.get_last_lr()[0]),
             "train/seconds": seconds,
-            "train/images_per_second": images_seen / seconds,
+            "train/images_per_second": self.stream.images / seconds,
         }
-
-    def _batches(self, done: float) -> Iterator[Batch]:
-        """Yield the epoch's batches, each with the pair and the outliers that the phase asks for.
-
-        ``done`` is the share of the phase's epochs that are over.
-        """
-        size, labels = self.config.batch_size, self.train.labels.cpu()
-        order = self.sampler(labels, self.order_generator, done)
-        found = self._augmented(self.train, order, size, self.method.views)
-        if self.phase.pair:
-            order = self.phase.pair(labels, self.order_generator, done)
-            pairs = self._augmented(self.train, order, size)
-            found = (b._replace(pair=p) for b, p in zip(found, pairs, strict=True))
-        if self.auxiliary is not None:
-            beside = max(round(size * self.phase.outliers), 1)
-            needed = self.steps_per_epoch * beside
-            order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
-            # what AutoAugment and Cutout make of noise is no noise
-            plain = self.config.augment.model_copy(update={"autoaugment": False, "cutout": 0})
-            others = self._augmented(self.auxiliary, order, beside, augment=plain)
-            found = (b._replace(outliers=o.images) for b, o in zip(found, others, strict=True))
-        return found
-
-    def _augmented(
-        self,
-        data: ImageSet,
-        order: Tensor,
-        size: int,
-        views: int = 0,
-        augment: AugmentConfig | None = None,
-    ) -> Iterator[Batch]:
-        return batches(
-            data,
-            order.to(self.device),
-            size,
-            augment or self.config.augment,
-            self.augment_generator,
-            views=views,
-            contrast=self.config.contrast,
-        )
 
     def record(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add an epoch's values to the history."""
@@ -206,8 +166,7 @@ class _Training:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "order_generator": self.order_generator.get_state(),
-            "augment_generator": self.augment_generator.get_state(),
+            **self.stream.state(),
             "torch_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -221,8 +180,7 @@ class _Training:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.order_generator.set_state(state["order_generator"])
-        self.augment_generator.set_state(state["augment_generator"])
+        self.stream.restore(state)
         torch.set_rng_state(state["torch_generator"])
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
@@ -233,52 +191,78 @@ class _Training:
         for epoch in range(1, self.epoch + 1):
             report(self.phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
-    def _choose_what_learns(self) -> None:
-        """Train the phase's submodules; the rest is frozen, its BatchNorm statistics too."""
-        self.method.requires_grad_(False).eval()
-        for name in self.phase.trained:
-            self.method.get_submodule(name).requires_grad_(True).train()
 
-    def _check_finite(self, means: Mapping[str, float], epoch: int) -> None:
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the loss term {name!r} is {value} in epoch {epoch + 1} of phase "
-                    f"{self.phase.name!r}: lower training.learning_rate, or set "
-                    f"training.gradient_clip"
-                )
+def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
+    """Return the parameters of the training with what is different in ``phase``."""
+    return TrainingConfig.model_validate({**config.model_dump(), **phase.training})
 
 
-def _auxiliary(auxiliary: ImageSet | None, phase: Phase, device: torch.device) -> ImageSet | None:
-    if not phase.outliers:
-        return None
-    if auxiliary is None or not len(auxiliary):
-        raise ValueError(
-            f"phase {phase.name!r} trains on images of no class, but there are none: set "
-            f"data.auxiliary"
-        )
-    return auxiliary.to(device)
+def trained_parameters(method: nn.Module, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what learns in ``phase``, by its name in ``method``."""
+    for name, parameter in method.named_parameters():
+        if any(is_within(name, scope) for scope in phase.trained):
+            yield name, parameter
 
 
-def _sgd(
-    method: Method, phase: Phase, config: TrainingConfig, device: torch.device
-) -> torch.optim.SGD:
-    """Return SGD over what the phase trains, without decay where the method says so."""
-    undecayed = set(method.no_weight_decay())
-    decay: list[Tensor] = []
-    rest: list[Tensor] = []
+def is_within(name: str, scope: str) -> bool:
+    """Return whether ``scope`` is the parameter ``name`` or a submodule that has it; "" is all."""
+    return not scope or name == scope or name.startswith(f"{scope}.")
+
+
+def choose_what_learns(method: nn.Module, phase: Phase) -> None:
+    """Train what the phase trains; the rest is frozen, and its BatchNorm unless it adapts."""
+    method.requires_grad_(False).eval()
+    for _, parameter in trained_parameters(method, phase):
+        parameter.requires_grad_(True)
+    parameters = dict(method.named_parameters())
     for scope in phase.trained:
-        prefix = f"{scope}." if scope else ""
-        for name, parameter in method.get_submodule(scope).named_parameters():
-            (rest if prefix + name in undecayed else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+        if scope not in parameters:
+            method.get_submodule(scope).train()
+    for scope in phase.adapts:
+        for module in method.get_submodule(scope).modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+
+
+def sgd(
+    learning: Mapping[str, Tensor],
+    method: Method,
+    phase: Phase,
+    config: TrainingConfig,
+    device: torch.device,
+) -> torch.optim.SGD:
+    """Return SGD over ``learning``, by name, with the decay and rates that the method wants."""
+    undecayed = set(method.no_weight_decay())
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in learning.items():
+        rates = [rate for scope, rate in phase.rates.items() if is_within(name, scope)]
+        decay = 0.0 if name in undecayed else config.weight_decay
+        groups.setdefault((math.prod(rates), decay), []).append(parameter)
     return torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": groups[rate, decay],
+                "lr": config.learning_rate * rate,
+                "weight_decay": decay,
+            }
+            for rate, decay in sorted(groups, reverse=True)
+        ],
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
         fused=device.type == "cuda",
     )
+
+
+def check_finite(means: Mapping[str, float], phase: Phase, epoch: int) -> None:
+    """Refuse to go on with a loss that is no number.
+
+    Raises:
+        ValueError: naming the term, and what to do.
+    """
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss term {name!r} is {value} in epoch {epoch + 1} of phase "
+                f"{phase.name!r}: lower training.learning_rate, or set training.gradient_clip"
+            )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from lt_pipeline.data.longtail import LongTail
@@ -18,6 +18,7 @@ from lt_pipeline.losses.criteria import (
     Head,
     LogitAdjusted,
 )
+from lt_pipeline.losses.decoupled import GeometricMean, LabelAwareSmoothing, Shape
 from lt_pipeline.losses.margins import MarginConfig
 from lt_pipeline.schema import Config
 
@@ -169,6 +170,46 @@ class BalancedContrastiveConfig(CriterionBase):
     width: PositiveInt = 128
 
 
+class LabelAwareSmoothingConfig(CriterionBase):
+    """Label-aware smoothing; head = tail = 0 is plain cross-entropy.
+
+    Attributes:
+        head: smoothing of the class with most images; 0.4 and a tail of 0.1 are MiSLAS's for
+            CIFAR-100-LT at an imbalance ratio of 100.
+        tail: smoothing of the class with fewest, at most ``head``.
+        shape: how it rises between them, over the number of images.
+        power: of the exponential shape; 1 is linear.
+    """
+
+    kind = LabelAwareSmoothing
+    name: Literal["label_aware_smoothing"] = "label_aware_smoothing"
+    head: float = Field(default=0.4, ge=0, lt=1)
+    tail: float = Field(default=0.1, ge=0, lt=1)
+    shape: Shape = "concave"
+    power: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _head_most(self) -> Self:
+        if self.tail > self.head:
+            raise ValueError(
+                f"head must be >= tail, as frequent classes are smoothed most, but got head "
+                f"{self.head} and tail {self.tail}"
+            )
+        return self
+
+
+class GeometricMeanConfig(CriterionBase):
+    """Geometric mean loss, of a whole batch; it wants batches with several images of a class.
+
+    Attributes:
+        tau: of the log prior in the softmax; 1 is the balanced softmax, 0 the plain one.
+    """
+
+    kind = GeometricMean
+    name: Literal["geometric_mean"] = "geometric_mean"
+    tau: NonNegativeFloat = 1.0
+
+
 CriterionConfig = Annotated[
     CrossEntropyConfig
     | ClassBalancedConfig
@@ -176,6 +217,8 @@ CriterionConfig = Annotated[
     | BalancedSoftmaxConfig
     | FocalConfig
     | DifficultyBalancedConfig
-    | BalancedContrastiveConfig,
+    | BalancedContrastiveConfig
+    | LabelAwareSmoothingConfig
+    | GeometricMeanConfig,
     Field(discriminator="name"),
 ]

@@ -50,11 +50,13 @@ class Criterion(nn.Module):
 
     What it knows or learns of the classes are buffers, so that a checkpoint is complete.
     ``views`` is how many contrastive views of every image it asks for, ``needs_features`` whether
-    it looks at features and class centres.
+    it looks at features and class centres. ``per_image`` says whether images have losses of their
+    own, which may be weighted; else only the mean over the batch has a meaning.
     """
 
     views: ClassVar[int] = 0
     needs_features: ClassVar[bool] = False
+    per_image: ClassVar[bool] = True
 
     def __init__(self, config: Any, longtail: LongTail, head: Head) -> None:
         super().__init__()

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.engine.phase import Phase
+from lt_pipeline.engine.phase import Phase, Stage
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses.config import CriterionConfig, CrossEntropyConfig
 from lt_pipeline.losses.criteria import Head, Outputs
 from lt_pipeline.models.network import ModelConfig, Network, build_network
 from lt_pipeline.schema import Config
+from lt_pipeline.weights import StateDict
 
-StateDict = Mapping[str, Tensor]
+# margins that are the same for every class
+EVEN_MARGINS = ("sphereface", "cosface", "arcface")
 
 
 class MethodOptions(Config):
@@ -50,6 +53,23 @@ class MethodOptions(Config):
         return False
 
     @property
+    def handles_imbalance(self) -> bool:
+        """Return whether a method of these options levels the classes by itself."""
+        margin = self.criterion.margin
+        plain = self.criterion.name == "cross_entropy"
+        return not plain or (margin is not None and margin.name not in EVEN_MARGINS)
+
+    @property
+    def mixes(self) -> MixConfig | None:
+        """Return how training mixes images, None where it does not."""
+        return None
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """Return the methods that this one trains first, from the outer to the inner one."""
+        return ()
+
+    @property
     def variant_name(self) -> tuple[str, ...]:
         """Return the name of the variant these options choose, for titles; mostly there is none."""
         return ()
@@ -64,7 +84,6 @@ class Method(nn.Module):
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
-    phase_names: ClassVar[tuple[str, ...]] = ("train",)
 
     def __init__(self, options: MethodOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__()
@@ -83,9 +102,55 @@ class Method(nn.Module):
             std=self.card.std,
         )
 
+    @classmethod
+    def stages(cls, options: MethodOptions) -> tuple[Stage, ...]:
+        """Return the stages in an order in which they can run; the last gives the model."""
+        return (Stage("train"),)
+
+    @classmethod
+    def paths(cls, options: MethodOptions) -> tuple[tuple[str, str, int], ...]:
+        """Return the pairs of stages to interpolate between, and at how many points."""
+        return ()
+
+    @classmethod
+    def recipe(cls, stage: Stage, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what of a run's ``config`` decides what ``stage`` gives: all of it."""
+        return config
+
     def phases(self, epochs: int) -> Sequence[Phase]:
-        """Return the stages of training, named as in ``phase_names``; ``epochs`` is the budget."""
+        """Return what gradients do, a phase for every stage that trains, named and ordered alike.
+
+        ``epochs`` is the budget.
+        """
         return [Phase("train", epochs)]
+
+    def subsets(self, labels: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the positions of training images that stages with a subset see, by stage.
+
+        ``labels`` ``[N]`` are the training set's.
+        """
+        return {}
+
+    def start(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
+        """Take up the weights that ``stage`` starts from, by stage: the last of them.
+
+        Called once, before all else; without ``checkpoints`` the network is as it was built.
+        """
+        for state in list(checkpoints.values())[-1:]:
+            self.load_state_dict(state)
+
+    def step(
+        self,
+        stage: Stage,
+        checkpoints: Mapping[str, StateDict],
+        train: ImageSet,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """Do what a stage without gradients does, and return what it found, as plain values.
+
+        ``train`` are the images that the stage sees.
+        """
+        raise NotImplementedError
 
     def no_weight_decay(self) -> Collection[str]:
         """Return the names of the parameters that weight decay leaves alone."""
@@ -148,8 +213,12 @@ class Method(nn.Module):
         """Return what else is worth a curve over the epochs, by name."""
         return {}
 
-    def finish(self, checkpoints: Mapping[str, StateDict], train: ImageSet) -> None:
-        """Do what follows the gradients, on top of the last phase's weights, which are loaded."""
+    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+        """Do what follows the last stage, on top of its weights; return what it found.
+
+        ``validation`` is the hold-out, which may be empty.
+        """
+        return {}
 
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device

@@ -34,12 +34,22 @@ class ExpertOptions(MethodOptions):
     shared: Literal["stage1", "all"] = "stage1"
     reduced: bool = True
 
+    @property
+    def handles_imbalance(self) -> bool:
+        """Return true, whatever the criterion."""
+        return True
+
     @model_validator(mode="after")
-    def _no_views(self) -> Self:
+    def _logits_of_single_images(self) -> Self:
         if self.criterion.kind.views:
             raise ValueError(
                 f"criterion {self.criterion.name!r} contrasts the features of one network, and "
                 f"experts have features of their own: choose one that reads logits only"
+            )
+        if not self.criterion.kind.per_image:
+            raise ValueError(
+                f"criterion {self.criterion.name!r} is a loss of a whole batch, and experts weigh "
+                f"the losses of single images: choose one that has them"
             )
         return self
 

@@ -66,6 +66,11 @@ class MoreOptions(MethodOptions):
     decay_low_rank: bool = True
     freeze_general_after: float | None = Field(default=None, ge=0, lt=1)
 
+    @property
+    def handles_imbalance(self) -> bool:
+        """Return true, whatever the criterion."""
+        return True
+
 
 def schedule_weight(schedule: str, progress: float) -> float:
     """Return alpha / A for ``progress`` = t / T: equation 5 and the two ablations of table 5."""

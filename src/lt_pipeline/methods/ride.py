@@ -18,12 +18,13 @@ from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.data.samplers import SamplerConfig
 from lt_pipeline.diagnostics.logit_shift import by_group_and_all
-from lt_pipeline.engine.phase import Phase
+from lt_pipeline.engine.phase import Phase, Stage
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses import experts as losses
 from lt_pipeline.losses.config import ClassBalancedConfig, CriterionConfig
 from lt_pipeline.losses.criteria import Outputs
 from lt_pipeline.losses.margins import LdamConfig
+from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.models.network import ModelConfig
 
@@ -98,7 +99,6 @@ class RoutingDiverseExperts(ExpertMethod):
 
     Options = RideOptions
     options: RideOptions
-    phase_names = ("train", "router")
 
     def __init__(self, options: RideOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
@@ -119,6 +119,11 @@ class RoutingDiverseExperts(ExpertMethod):
             min(options.router_logits, longtail.classes),
             model.scale if model.head == "cosine" else None,
         )
+
+    @classmethod
+    def stages(cls, options: MethodOptions) -> tuple[Stage, ...]:
+        """Return the experts' training, then the router's."""
+        return (Stage("train"), Stage("router", start=("train",)))
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return the experts' training, of the whole budget, and the router's behind it."""

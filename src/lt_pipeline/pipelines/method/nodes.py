@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pandas as pd
 import torch
@@ -20,7 +22,9 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.device import choose_device, peak_memory_mib
 from lt_pipeline.engine.loop import History, fit
+from lt_pipeline.engine.phase import Stage
 from lt_pipeline.engine.predict import accuracies, predict
+from lt_pipeline.engine.together import fit_together
 from lt_pipeline.figures import evaluation as figures
 from lt_pipeline.figures.training import training_curves
 from lt_pipeline.methods._base import Method
@@ -29,23 +33,43 @@ from lt_pipeline.metrics.classification import class_table, confusion_matrix, re
 from lt_pipeline.models.network import parameter_count
 
 Values = dict[str, Any]
+# what follows the last stage
+FINISHED = Stage("finish")
 
 
-def configure(method: str) -> Callable[..., Values]:
-    """Return the node that checks and completes the configuration of ``method``."""
+def configure(method: str, built_on: Sequence[str] = ()) -> Callable[..., Values]:
+    """Return the node that checks and completes the configuration of ``method``.
+
+    Its last inputs are the blocks of ``method`` and of the methods that it is built on.
+    """
 
     def resolve(
-        seed: int, device: str, model: Values, training: Values, evaluation: Values, own: Values
+        seed: int, device: str, model: Values, training: Values, evaluation: Values, *own: Values
     ) -> Values:
         shared = {"seed": seed, "device": device, "model": model, "training": training}
-        config = ExperimentConfig.resolve(method, {**shared, "evaluation": evaluation, method: own})
-        return config.model_dump(mode="json")
+        blocks = dict(zip((method, *built_on), own, strict=True))
+        found = ExperimentConfig.resolve(method, {**shared, "evaluation": evaluation, **blocks})
+        return found.model_dump(mode="json")
 
     return resolve
 
 
-def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
-    """Return the node that trains the phase ``name`` to its checkpoint and history."""
+def draw_subsets(config: Values, card: Values, train: ImageSet) -> pd.DataFrame:
+    """Return which training images each stage with a subset sees: a row an image and subset."""
+    found, method = _create(config, card)
+    drawn = method.subsets(train.labels, found.seed)
+    parts = [
+        pd.DataFrame({"subset": name, "position": p.numpy(), "label": train.labels[p].numpy()})
+        for name, p in drawn.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def train_group(stages: Sequence[Stage]) -> Callable[..., list[Any]]:
+    """Return the node that trains ``stages``, one or a group, to checkpoints and histories.
+
+    It is given the subsets where a stage has one, and then the checkpoints of what they start from.
+    """
 
     def train(
         config: Values,
@@ -55,46 +79,71 @@ def train_phase(name: str) -> Callable[..., tuple[dict[str, Tensor], History]]:
         test: ImageSet,
         auxiliary: ImageSet,
         progress: Path,
-        *checkpoints: dict[str, Tensor],
-    ) -> tuple[dict[str, Tensor], History]:
+        *rest: Any,
+    ) -> list[Any]:
         found, method = _create(config, card)
-        phase = {p.name: p for p in method.phases(found.training.epochs)}[name]
-        earlier = method.phase_names[: len(checkpoints)]
-        if checkpoints:
-            method.load_state_dict(checkpoints[earlier.index(phase.start or earlier[-1])])
+        subsets, checkpoints = _split(stages[0], rest)
+        method.start(stages[0], checkpoints)
+        phases = {phase.name: phase for phase in method.phases(found.training.epochs)}
         found.training.augment.check(train.shape)
         if method.views:
             found.training.contrast.check(train.shape)
         sets = {"validation": validation, **({"test": test} if found.training.monitor_test else {})}
-        history = fit(
-            method,
-            phase,
-            train,
-            found.training,
-            seed=found.seed + len(earlier),
-            device=choose_device(found.device),
-            monitors={name: data for name, data in sets.items() if len(data)},
-            auxiliary=auxiliary,
-            resume=ResumeFile(progress / f"{name}.pt", fingerprint(config, card)),
-            report=tracking.log_epoch,
-        )
-        return dict(method.state_dict()), history
+        name = stages[0].group or stages[0].name
+        common: Values = {
+            "device": choose_device(found.device),
+            "monitors": {name: data for name, data in sets.items() if len(data)},
+            "resume": ResumeFile(progress / f"{name}.pt", fingerprint(config, card)),
+            "report": tracking.log_epoch,
+        }
+        seen = [_seen(stage, train, subsets) for stage in stages]
+        seeds = [_stage_seed(found, stage) for stage in stages]
+        if stages[0].group:
+            each = [phases[stage.name] for stage in stages]
+            trained = fit_together(method, each, seen, found.training, seeds=seeds, **common)
+        else:
+            history = fit(
+                method,
+                phases[name],
+                seen[0],
+                found.training,
+                seed=seeds[0],
+                auxiliary=auxiliary,
+                **common,
+            )
+            trained = [(dict(method.state_dict()), history)]
+        return [part for one in trained for part in one]
 
     return train
+
+
+def take_step(stage: Stage) -> Callable[..., tuple[dict[str, Tensor], Values]]:
+    """Return the node that does ``stage``, which has no gradients."""
+
+    def step(
+        config: Values, card: Values, train: ImageSet, *rest: Any
+    ) -> tuple[dict[str, Tensor], Values]:
+        found, method = _create(config, card)
+        subsets, checkpoints = _split(stage, rest)
+        device = choose_device(found.device)
+        report = method.step(stage, checkpoints, _seen(stage, train, subsets), device)
+        return dict(method.state_dict()), report
+
+    return step
 
 
 def finish(
     config: Values,
     card: Values,
     train: ImageSet,
+    validation: ImageSet,
     test: ImageSet,
-    *checkpoints: dict[str, Tensor],
+    checkpoint: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], Values]:
-    """Do what follows the gradients, merge, and return the deployable weights and what it did."""
-    found, method = _create(config, card)
+    """Do what follows the last stage, merge, and return the deployable weights and what it did."""
+    found, method = load_stage(config, card, None, checkpoint)
     device = choose_device(found.device)
-    method.load_state_dict(checkpoints[-1])
-    method.finish(dict(zip(method.phase_names, checkpoints, strict=True)), train)
+    finished = method.finish(train, validation, device)
     trained = parameter_count(method)
     diagnosed, series, notes = method.diagnose(train, test, device), method.series(), method.notes()
     before = predict(method.to(device), method.score, test.images, device=device)
@@ -104,6 +153,7 @@ def finish(
         "parameters_trained": trained,
         "parameters_deployed": parameter_count(method),
         "largest_score_change": float((after - before).abs().max()),
+        "finished": finished,
         "diagnostics": diagnosed,
         "series": series,
         "notes": notes,
@@ -126,18 +176,19 @@ def evaluate(
     """
     found, method = load_finished(config, card, model)
     longtail, device = method.card.longtail, choose_device(found.device)
+    stages = [stage for stage in method.stages(found.options) if stage.trains]
     method.to(device)
     started = time.monotonic()
     scores = predict(method, method.score, test.images, device=device)
     seconds = time.monotonic() - started
     matrix = confusion_matrix(scores, test.labels)
-    bins, history = found.evaluation.calibration_bins, join_histories(histories)
+    bins, history = found.evaluation.calibration_bins, line_of(stages, histories)
     metrics = {
         "test": {
             **report(matrix, longtail, floor=found.evaluation.recall_floor),
             "expected_calibration_error": expected_calibration_error(scores, test.labels, bins),
         },
-        "cost": _cost(history, finish_report, len(test) / seconds, device),
+        "cost": _cost(stages, histories, finish_report, len(test) / seconds, device),
         "best_epoch": best_epoch(history),
         "diagnostics": finish_report["diagnostics"],
         "notes": finish_report["notes"],
@@ -164,13 +215,14 @@ def draw(
     """Return the pictures, by file name."""
     found = DataCard.from_json(card)
     title = figure_title(config, card)
+    trained = [stage for stage in stages_of(config) if stage.trains]
     matrix = torch.from_numpy(confusion.to_numpy())
     drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), found.longtail, title),
         "recall_by_count": figures.recall_by_count(table.to_dict("records"), found.longtail, title),
         "confusion": figures.confusion(matrix, found.longtail.class_names, title),
         "reliability": figures.reliability_diagram(reliability_bins, title),
-        "training_curves": training_curves(join_histories(histories), title),
+        "training_curves": training_curves(line_of(trained, histories), title),
     }
     drawn |= methods.get(config["method"]).draw(finish_report, found.longtail, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}
@@ -185,6 +237,7 @@ def load_finished(
         ValueError: if the weights are of another architecture.
     """
     found, method = _create(config, card)
+    method.start(FINISHED, {})
     method.fold()
     try:
         method.load_state_dict(model)
@@ -196,12 +249,24 @@ def load_finished(
     return found, method.eval()
 
 
+def stages_of(config: Values) -> tuple[Stage, ...]:
+    """Return the stages of the run that ``config`` describes."""
+    found = ExperimentConfig.model_validate(config)
+    return methods.get(found.method).stages(found.options)
+
+
 def figure_title(config: Values, card: Values) -> str:
     """Return what a picture of this run is of."""
     return f"{config['method']} on {DataCard.from_json(card).config.title}"
 
 
-def join_histories(histories: tuple[History, ...]) -> History:
+def line_of(stages: Sequence[Stage], histories: Sequence[History]) -> History:
+    """Return the histories of the stages that lead to the model, joined; branches are left out."""
+    both = zip(stages, histories, strict=True)
+    return join_histories([history for stage, history in both if stage.role == "line"])
+
+
+def join_histories(histories: Sequence[History]) -> History:
     """Return the histories of phases one after the other as one, steps counted through."""
     joined: History = {}
     offset = 0.0
@@ -225,6 +290,16 @@ def best_epoch(history: History) -> dict[str, dict[str, float]]:
     }
 
 
+def load_stage(
+    config: Values, card: Values, name: str | None, checkpoint: dict[str, Tensor]
+) -> tuple[ExperimentConfig, Method]:
+    """Return the method as it is behind the stage ``name``, the last one unless told."""
+    found, method = _create(config, card)
+    name = name or method.stages(found.options)[-1].name
+    method.start(replace(FINISHED, start=(name,)), {name: checkpoint})
+    return found, method
+
+
 def _create(config: Values, card: Values) -> tuple[ExperimentConfig, Method]:
     found = ExperimentConfig.model_validate(config)
     torch.manual_seed(found.seed)
@@ -238,12 +313,41 @@ def fingerprint(config: Values, card: Values) -> str:
     return sha256(repr((decisive, card["data_hash"])).encode()).hexdigest()
 
 
+def _split(
+    stage: Stage, rest: tuple[Any, ...]
+) -> tuple[pd.DataFrame | None, dict[str, dict[str, Tensor]]]:
+    """Return the subsets, if the stage sees any, and the checkpoints by stage."""
+    subsets, checkpoints = (rest[0], rest[1:]) if stage.subset else (None, rest)
+    return subsets, dict(zip(stage.start, checkpoints, strict=True))
+
+
+def _seen(stage: Stage, train: ImageSet, subsets: pd.DataFrame | None) -> ImageSet:
+    """Return the training images that ``stage`` sees."""
+    if subsets is None:
+        return train
+    names = [stage.name] if stage.trains else stage.start
+    positions = subsets["position"][subsets["subset"].isin(names)]
+    found = torch.from_numpy(positions.to_numpy(copy=True))
+    return train[found if stage.trains else found.unique()]
+
+
+def _stage_seed(found: ExperimentConfig, stage: Stage) -> int:
+    """Return a seed that does not depend on which other stages there are."""
+    return found.seed + (crc32(stage.name.encode()) if stage.start else 0)
+
+
 def _cost(
-    history: History, finish_report: Values, scored: float, device: torch.device
+    stages: Sequence[Stage],
+    histories: Sequence[History],
+    finish_report: Values,
+    scored: float,
+    device: torch.device,
 ) -> dict[str, float]:
-    speeds = sorted(p["value"] for p in history["train/images_per_second"])
+    """Return what the model cost; what is there only to compare with is not its cost."""
+    needed = [h for s, h in zip(stages, histories, strict=True) if s.role != "reference"]
+    speeds = sorted(p["value"] for p in histories[0]["train/images_per_second"])
     return {
-        "training_seconds": sum(p["value"] for p in history["train/seconds"]),
+        "training_seconds": sum(p["value"] for h in needed for p in h["train/seconds"]),
         "training_images_per_second": speeds[len(speeds) // 2],
         "scoring_images_per_second": scored,
         "peak_memory_mib": peak_memory_mib(device),

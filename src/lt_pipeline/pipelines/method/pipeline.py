@@ -1,49 +1,60 @@
-"""The DAG of a method: configure -> a node a phase -> finish -> evaluate -> draw, deploy.
+"""The DAG of a method: configure -> a node a stage -> finish -> evaluate -> draw, deploy.
 
-Beside the evaluation, ``geometry`` looks at the finished model's feature space, and ``ood`` at how
-it tells images of no class from the test set.
+Beside the evaluation, ``stages`` compares what several stages led to, ``geometry`` looks at the
+finished model's feature space, and ``ood`` at how it tells images of no class from the test set.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
 
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline import methods
 from lt_pipeline.config import SHARED
+from lt_pipeline.engine.phase import Stage
+from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.pipelines.method.deploy import deploy
 from lt_pipeline.pipelines.method.geometry import geometry
-from lt_pipeline.pipelines.method.nodes import configure, draw, evaluate, finish, train_phase
+from lt_pipeline.pipelines.method.nodes import (
+    configure,
+    draw,
+    draw_subsets,
+    evaluate,
+    finish,
+    take_step,
+    train_group,
+)
 from lt_pipeline.pipelines.method.ood import judge
+from lt_pipeline.pipelines.method.stages import judge_stages
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)
 
 
-def create_pipeline(method: str) -> Pipeline:
-    """Return the pipeline of ``method``, in a namespace of its name."""
-    phases = methods.get(method).phase_names
-    checkpoints = [f"{phase}_checkpoint" for phase in phases]
-    histories = [f"{phase}_history" for phase in phases]
+def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeline:
+    """Return the pipeline of ``method``, in a namespace of its name.
+
+    Its stages follow from ``options``; the default ones unless told.
+    """
+    kind = methods.get(method)
+    options = options or kind.Options()
+    stages = kind.stages(options)
+    histories = [f"{stage.name}_history" for stage in stages if stage.trains]
+    own = [f"params:{name}" for name in (method, *options.built_on)]
     known = ["config", "data_card"]
     nodes = [
         Node(
-            configure(method),
-            inputs=[*PARAMETERS, "params:method"],
+            configure(method, options.built_on),
+            inputs=[*PARAMETERS, *own],
             outputs="config",
             name="configure",
         ),
-        *(
-            Node(
-                train_phase(phase),
-                inputs=[*known, *SETS, "auxiliary_set", "progress", *checkpoints[:position]],
-                outputs=[checkpoints[position], histories[position]],
-                name=phase,
-            )
-            for position, phase in enumerate(phases)
-        ),
+        *_training(stages),
         Node(
             finish,
-            inputs=[*known, "train_set", "test_set", *checkpoints],
+            inputs=[*known, *SETS, f"{stages[-1].name}_checkpoint"],
             outputs=["model", "finish_report"],
             name="finish",
         ),
@@ -82,5 +93,45 @@ def create_pipeline(method: str) -> Pipeline:
         nodes,
         namespace=method,
         inputs={*SETS, "auxiliary_set", "data_card", "raw_folder"},
-        parameters={**{name: name for name in PARAMETERS}, "params:method": f"params:{method}"},
+        parameters={*PARAMETERS, *own},
+    )
+
+
+def _training(stages: Sequence[Stage]) -> list[Node]:
+    """Return the nodes of the stages; one for each group, and what several stages call for."""
+    nodes = []
+    if any(stage.subset for stage in stages):
+        inputs = ["config", "data_card", "train_set"]
+        nodes.append(Node(draw_subsets, inputs=inputs, outputs="subsets", name="subsets"))
+    for _, members in groupby(stages, lambda stage: stage.group or stage.name):
+        nodes.append(_stage_node(list(members)))
+    if len(stages) > 1:
+        checkpoints = [f"{stage.name}_checkpoint" for stage in stages]
+        nodes.append(
+            Node(
+                judge_stages,
+                inputs=["config", "data_card", "validation_set", "test_set", *checkpoints],
+                outputs=["stages", "between", "stage_figures"],
+                name="stages",
+            )
+        )
+    return nodes
+
+
+def _stage_node(members: list[Stage]) -> Node:
+    first = members[0]
+    earlier = [f"{name}_checkpoint" for name in first.start]
+    given = [*(["subsets"] if first.subset else []), *earlier]
+    if not first.trains:
+        return Node(
+            take_step(first),
+            inputs=["config", "data_card", "train_set", *given],
+            outputs=[f"{first.name}_checkpoint", f"{first.name}_report"],
+            name=first.name,
+        )
+    return Node(
+        train_group(members),
+        inputs=["config", "data_card", *SETS, "auxiliary_set", "progress", *given],
+        outputs=[f"{s.name}_{part}" for s in members for part in ("checkpoint", "history")],
+        name=first.group or first.name,
     )

@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -17,12 +18,22 @@ from torch import Tensor
 from lt_pipeline import methods, tracking
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.engine.checkpoint import atomic_path
+from lt_pipeline.engine.checkpoint import ResumeFile, atomic_path
 from lt_pipeline.engine.loop import History
+from lt_pipeline.engine.phase import Stage
 from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.pipelines.method.geometry import geometry
-from lt_pipeline.pipelines.method.nodes import evaluate, fingerprint, finish, train_phase
+from lt_pipeline.pipelines.method.nodes import (
+    draw_subsets,
+    evaluate,
+    fingerprint,
+    finish,
+    stages_of,
+    take_step,
+    train_group,
+)
 from lt_pipeline.pipelines.method.ood import examine, headline
+from lt_pipeline.pipelines.method.stages import judge_stages, stage_numbers
 from lt_pipeline.study import StudyConfig, first_detector, slug
 
 LOGGER = logging.getLogger(__name__)
@@ -84,22 +95,80 @@ def run_once(
     if kept is not None:
         return kept
     train, validation, test, _ = sets
-    checkpoints: list[dict[str, Tensor]] = []
-    histories: list[History] = []
-    for name in methods.get(config["method"]).phase_names:
-        trained = train_phase(name)(config, card, *sets, folder, *checkpoints)
-        checkpoints.append(trained[0])
-        histories.append(trained[1])
-    model, finished = finish(config, card, train, test, *checkpoints)
+    stages = stages_of(config)
+    checkpoints, histories = _run_stages(config, card, sets, folder)
+    last = checkpoints[stages[-1].name]
+    model, finished = finish(config, card, train, validation, test, last)
     metrics, *_ = evaluate(config, card, model, validation, test, finished, *histories)
     shape, _ = geometry(config, card, model, test)
     strange = examine(config, card, model, train, test, raw_folder)
     result = tracking.numbers({**metrics, "geometry": shape, "ood": headline(strange)})
+    if len(stages) > 1:
+        every = [checkpoints[stage.name] for stage in stages]
+        result |= stage_numbers(judge_stages(config, card, validation, test, *every)[0])
     with atomic_path(folder / KEPT) as path:
         path.write_text(json.dumps({"fingerprint": fingerprint(config, card), "metrics": result}))
     for state in folder.glob("*.pt"):
         state.unlink()
     return result
+
+
+def _run_stages(
+    config: Values, card: Values, sets: Sets, folder: Path
+) -> tuple[dict[str, dict[str, Tensor]], list[History]]:
+    """Return every stage's checkpoint by name, and the histories of those that train.
+
+    What several runs of a study have in common is kept beside ``folder``: arms that differ in
+    later stages only train the first ones once.
+    """
+    subsets: list[Any] = []
+    checkpoints: dict[str, dict[str, Tensor]] = {}
+    histories: list[History] = []
+    stages = stages_of(config)
+    if any(stage.subset for stage in stages):
+        subsets = [draw_subsets(config, card, sets[0])]
+    for _, group in groupby(stages, lambda stage: stage.group or stage.name):
+        members = list(group)
+        first = members[0]
+        given = [*(subsets if first.subset else []), *(checkpoints[s] for s in first.start)]
+        if not first.trains:
+            checkpoints[first.name] = take_step(first)(config, card, sets[0], *given)[0]
+            continue
+        kept = SharedStage.of(config, card, first, folder.parent)
+        trained = kept.load() if kept else None
+        if trained is None:
+            trained = train_group(members)(config, card, *sets, folder, *given)
+            if kept:
+                kept.save(trained)
+        checkpoints |= dict(zip((s.name for s in members), trained[::2], strict=True))
+        histories += trained[1::2]
+    return checkpoints, histories
+
+
+class SharedStage(NamedTuple):
+    """A first stage that other arms may have, too, kept as a file."""
+
+    path: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, config: Values, card: Values, stage: Stage, folder: Path) -> SharedStage | None:
+        """Return where ``stage`` is kept; None if no other configuration has the same."""
+        recipe = dict(methods.get(config["method"]).recipe(stage, config))
+        if recipe == config:
+            return None
+        found = fingerprint({**recipe, "evaluation": None}, card)
+        return cls(folder / "shared" / f"{found[:16]}-{stage.name}.pt", found)
+
+    def load(self) -> list[Any] | None:
+        """Return checkpoint and history, or None."""
+        found = ResumeFile(self.path, self.fingerprint).load()
+        return None if found is None else list(found["trained"])
+
+    def save(self, trained: list[Any]) -> None:
+        """Keep checkpoint and history."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        ResumeFile(self.path, self.fingerprint).save({"trained": trained})
 
 
 def kept_metrics(config: Values, card: Values, folder: Path) -> dict[str, float] | None:

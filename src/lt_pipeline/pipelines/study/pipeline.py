@@ -19,6 +19,11 @@ STUDIES = (
     "darl_ambiguity",
     "darl_alpha",
     "darl_tau",
+    "decoupled",
+    "btm_merging",
+    "btm_sizes",
+    "btm_where",
+    "btm_gml",
 )
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 

@@ -1,0 +1,72 @@
+"""Few-shot balanced subsets: undersampling of every class to the same number of images.
+
+Balanced Training and Merging (Yu, Du and Wu, Reviving undersampling for long-tailed learning),
+algorithm 1: N_D subsets, each with N_C images a class. The paper does not say what a class with
+fewer gives; the lists released with its code keep what there is.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# What a class with too few images gives: all it has, or random repeats of them on top.
+Short = Literal["keep", "fill"]
+
+
+def balanced_subset(
+    labels: Tensor, per_class: int, generator: torch.Generator, short: Short = "keep"
+) -> Tensor:
+    """Return positions of ``per_class`` random images of every class that has any, by class.
+
+    Args:
+        labels: Class of every image, ``[N]``, N >= 1.
+        per_class: Images a class, N_C >= 1, drawn without replacement.
+        generator: Source of the draw, on the CPU.
+        short: What a class with fewer images gives: "keep" all it has, or "fill" up to
+            ``per_class`` with repeats, as even as they can be: exactly balanced.
+
+    Returns:
+        Positions, int64 on the CPU, classes in ascending order: ``[C * per_class]`` for C classes
+        with images, less what short classes lack under "keep".
+
+    Raises:
+        ValueError: ``labels`` is empty, or ``per_class`` < 1.
+    """
+    if len(labels) == 0:
+        raise ValueError("a balanced subset needs at least one label, but labels is empty")
+    if per_class < 1:
+        raise ValueError(f"per_class must be >= 1 image, but got {per_class}")
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.unique(return_counts=True)[1].unsqueeze(1)  # [C, 1]
+    first = counts.cumsum(0) - counts
+    slots = torch.arange(per_class)
+    chosen = by_class[first + slots % counts]  # [C, per_class]: a short class goes round again
+    return chosen.flatten() if short == "fill" else chosen[slots < counts]
+
+
+def balanced_subsets(
+    labels: Tensor, sets: int, per_class: int, seed: int, short: Short = "keep"
+) -> list[Tensor]:
+    """Return the positions of ``sets`` subsets, N_D, drawn independently of each other.
+
+    Subset k depends on ``seed`` and k alone, not on how many there are. A class with no more than
+    ``per_class`` images gives the same ones to all of them. See ``balanced_subset`` for the rest.
+
+    Raises:
+        ValueError: ``sets`` < 1, ``seed`` < 0, or what ``balanced_subset`` refuses.
+    """
+    if sets < 1:
+        raise ValueError(f"sets must be >= 1 balanced subset, but got {sets}")
+    return [balanced_subset(labels, per_class, _generator(seed, k), short) for k in range(sets)]
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    # a spawn key, as entropy [seed, index] may equal another pair's when seeds exceed 32 bits
+    state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
