@@ -10,6 +10,7 @@ from lt_pipeline.config import (
     check_parameters,
     data_config,
     merged,
+    method_options,
 )
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods.more import MoreOptions
@@ -240,3 +241,126 @@ def test_auxiliary_images_are_not_those_of_the_source():
         data_config({"data": {"source": "cifar10", "auxiliary": {"name": "cifar10"}}})
     with pytest.raises(ValueError, match=r"data.auxiliary.name: unknown set 'blurred'"):
         data_config({"data": {"auxiliary": {"name": "blurred"}}})
+
+
+# A method on top of another
+
+
+def on_top(**blocks):
+    """Return the configuration of crt, without the files in conf/."""
+    return ExperimentConfig.resolve("crt", {"model": {"backbone": "resnet8"}, **blocks})
+
+
+def test_a_method_takes_over_the_block_of_the_one_it_stands_on():
+    below = {
+        "options": {"criterion": {"name": "focal", "gamma": 3.0}, "experts": 4},
+        "model": {"head": "cosine", "scale": 20.0},
+        "training": {"epochs": 30, "augment": {"cutout": 4}},
+    }
+    found = on_top(ride=below, crt={"options": {"pretrain": "ride"}})
+    alone = ExperimentConfig.resolve("ride", {"model": {"backbone": "resnet8"}, "ride": below})
+    assert found.options.pretrain_options == alone.options
+    assert found.options.pretrain_options.criterion.gamma == 3.0
+    assert found.options.pretrain_options.experts == 4
+    assert (found.model, found.training) == (alone.model, alone.training)
+    assert (found.model.head, found.training.epochs) == ("cosine", 30)
+    # of the criterion, only the first stage's
+    assert found.options.criterion.name == "cross_entropy"
+
+
+def test_its_own_block_goes_before_at_every_depth():
+    below = {
+        "options": {"criterion": {"name": "focal", "gamma": 3.0}, "experts": 4, "shared": "all"},
+        "model": {"head": "cosine", "scale": 20.0},
+        "training": {"epochs": 30, "augment": {"cutout": 4, "flip": 0.25}},
+    }
+    own = {
+        "options": {"pretrain": "ride", "pretrain_options": {"criterion": {"gamma": 5.0},
+                                                             "experts": 2}},
+        "model": {"scale": 10.0},
+        "training": {"augment": {"cutout": 2}},
+    }  # fmt: skip
+    found = on_top(ride=below, crt=own, training={"epochs": 7, "momentum": 0.5})
+    inner = found.options.pretrain_options
+    assert (inner.criterion.gamma, inner.experts, inner.shared) == (5.0, 2, "all")
+    assert (found.model.head, found.model.scale) == ("cosine", 10.0)
+    training = found.training
+    assert (training.epochs, training.momentum) == (30, 0.5)
+    assert (training.augment.cutout, training.augment.flip) == (2, 0.25)
+    # the block of ride stays ride's
+    assert ExperimentConfig.resolve("ride", {"ride": below}).options.experts == 4
+
+
+def test_a_chain_takes_over_all_blocks_the_outer_ones_first():
+    blocks = {
+        "mixup": {"options": {"mix": {"alpha": 0.3, "cutmix": False}},
+                  "training": {"epochs": 50, "momentum": 0.7}, "model": {"head": "cosine"}},
+        "mislas": {"options": {"classifier": {"epochs": 3}}, "training": {"epochs": 60}},
+        "crt": {"options": {"pretrain": "mislas"}, "training": {"batch_size": 12}},
+    }  # fmt: skip
+    found = on_top(**blocks)
+    assert found.options.built_on == ("mislas", "mixup")
+    assert found.options.pretrain_options.classifier.epochs == 3
+    assert found.options.pretrain_options.pretrain_options.mix.alpha == 0.3
+    training = found.training
+    assert (training.epochs, training.momentum, training.batch_size) == (60, 0.7, 12)
+    assert found.model.head == "cosine"
+    again = ExperimentConfig.model_validate(found.model_dump(mode="json"))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"crt": {"options": {"pretrain": "mixupp"}}},
+         "^crt.options.pretrain: unknown method 'mixupp': did you mean 'mixup'"),
+        ({"crt": {"options": {"pretrain": None}}}, "^crt.options.pretrain: unknown method 'None'"),
+        ({"crt": {"options": {"pretrain": "crt"}}},
+         "^crt.options.pretrain: crt cannot be trained on top of itself"),
+        ({"crt": {"options": {"pretrain": "mislas"}}, "mislas": {"options": {"pretrain": "crt"}}},
+         "mislas.options.pretrain: crt cannot be trained on top of itself"),
+        ({"crt": {"options": {"pretrain": "mislas"}}, "mislas": {"options": {"pretrain": "lws"}},
+          "lws": {"options": {"pretrain": "crt"}}},
+         "lws.options.pretrain: crt cannot be trained on top of itself"),
+        ({"crt": {"options": {"pretrain": "mislas"}},
+          "mislas": {"options": {"pretrain": "mislas"}}},
+         "mislas.options.pretrain: mislas cannot be trained on top of itself"),
+        ({"crt": {"options": {"pretrain": "ncm"}}},
+         "crt.options: .*pretrain: ncm replaces its classifier after training.*choose another"),
+        ({"crt": {"options": {"pretrain": "tau_norm"}}}, "tau_norm replaces its classifier"),
+        ({"crt": {"options": {"pretrain_options": {"rank": 1}}}},
+         r"crt.options.*pretrain_options.*unknown parameter 'rank'"),
+        ({"crt": {"options": {"pretrain": "more", "pretrain_options": {"rank": 2}}}},
+         r"crt.options.*pretrain_options.rank: .*less than 1, but got 2"),
+        ({"crt": {"options": {"pretrain": "more"}}, "more": {"options": {"rank": 2}}},
+         "more.options.rank: .*less than 1, but got 2"),
+        ({"crt": {"options": {"pretrain": "dbm"}}, "model": {"head": "linear"}},
+         "crt.options.*pretrain_options.criterion.*needs model.head = cosine, but it is linear"),
+        ({"crt": {"options": {"classifier": {"epoch": 3}}}},
+         "crt.options.classifier: .*did you mean 'epochs'"),
+        ({"crt": {"options": {"classifier": {"epochs": 0}}}},
+         "crt.options.classifier.epochs: .*greater than 0, but got 0"),
+    ],
+)  # fmt: skip
+def test_wrong_methods_to_stand_on_are_named_in_one_line(blocks, message):
+    with pytest.raises(ValueError, match=message) as found:
+        on_top(**blocks)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.xfail(raises=AttributeError, reason="config._on_top merges it before it is checked")
+@pytest.mark.parametrize("given", [3, "mix", ["mix"]])
+def test_options_for_the_first_method_are_a_block(given):
+    with pytest.raises(ValueError, match=r"crt.options.pretrain_options") as found:
+        on_top(crt={"options": {"pretrain_options": given}})
+    assert "\n" not in str(found.value)
+
+
+def test_the_usual_first_methods_block_is_taken_over_where_none_is_named():
+    block, options = method_options("mislas", {"mixup": {"training": {"epochs": 4}}})
+    assert block.training == {"epochs": 4}
+    assert options.pretrain == "mixup"
+    # and it changes nothing of what was given
+    given = {"mixup": {"options": {"mix": {"alpha": 0.4}}}, "mislas": {"options": {}}}
+    method_options("mislas", given)
+    assert given == {"mixup": {"options": {"mix": {"alpha": 0.4}}}, "mislas": {"options": {}}}

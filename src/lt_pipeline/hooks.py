@@ -31,7 +31,7 @@ from lt_pipeline.pipeline_registry import method_pipeline
 from lt_pipeline.pipelines.method.ood import headline
 from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
-from lt_pipeline.reporting import print_results, print_study
+from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import unknown
 from lt_pipeline.study import StudyConfig
 
@@ -154,10 +154,16 @@ class ProjectHooks:
         made, uri = pipeline.all_outputs(), mlflow.get_tracking_uri()
         for name in _subjects(pipeline):
             # what a killed run left is of no use only where its training ran to its end
+            progress = catalog.load(f"{name}.progress")
             if f"{name}.runs" in made or f"{name}.model" in made:
-                shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
+                shutil.rmtree(progress, ignore_errors=True)
+            for node in pipeline.nodes:
+                # a stage that is run again alone is trained again
+                (progress / f"{node.short_name}.pt").unlink(missing_ok=True)
             if f"{name}.summary" in made:
                 print_study(name, catalog.load(f"{name}.summary"), catalog.load("data_card"), uri)
+            if f"{name}.stages" in made:
+                print_stages(name, catalog.load(f"{name}.stages"))
             if f"{name}.metrics" in made:
                 title = _title([name], self.experiments)
                 finished = {title: catalog.load(f"{name}.metrics")}

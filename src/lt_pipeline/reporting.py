@@ -25,6 +25,7 @@ COLUMNS = {
     "expected_calibration_error": "ECE",
 }
 GROUPED = ("accuracy", "many", "medium", "few", "harmonic_mean")
+STAGE_COLUMNS = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 STUDY_COLUMNS = {
     "validation/mean_recall": "hold-out mean recall",
     **{f"test/{key}": COLUMNS[key] for key in COLUMNS if key in GROUPED},
@@ -89,6 +90,25 @@ def print_results(
         if strange.get(name, {}).get("averaged_over"):
             _print_ood(console, name, strange[name])
     _print_where(console, tracking_uri)
+
+
+def print_stages(name: str, stages: pd.DataFrame) -> None:
+    """Print what each stage of a method led to, in per cent; of branches, their mean."""
+    branches = stages["role"] == "branch"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage")
+    for key in STAGE_COLUMNS:
+        table.add_column(COLUMNS[key], justify="right")
+    for row in stages[~branches].to_dict("records"):
+        if branches.any() and row["stage"] == "merge":
+            mean = stages[branches][list(STAGE_COLUMNS)].mean()
+            cells = [f"{100 * mean[key]:.1f}" for key in STAGE_COLUMNS]
+            table.add_row(f"mean of {branches.sum()} branches", *cells)
+        table.add_row(row["stage"], *(f"{100 * row[key]:.1f}" for key in STAGE_COLUMNS))
+    console = Console()
+    console.print()
+    console.print(f"Stages of {name}, %")
+    console.print(table)
 
 
 def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking_uri: str) -> None:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_pipeline.data.augment import AugmentConfig
+from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.data.samplers import class_balanced
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.loop import fit
+from lt_pipeline.engine.loop import choose_what_learns, fit, parameters_of
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.network import ModelConfig
@@ -381,3 +383,271 @@ def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
 def test_a_phase_that_asks_for_outliers_is_refused_without_any(auxiliary):
     with pytest.raises(ValueError, match=r"phase 'train' trains on images of no class.*data.auxil"):
         run(method(), config(), phase=Phase("train", 3, outliers=1.0), auxiliary=auxiliary)
+
+
+# What a phase has of its own
+
+
+def states(trained, phase, training=None, **extra):
+    """Return the state before and after ``phase``."""
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    run(trained, training or config(), phase=phase, **extra)
+    return before, trained.state_dict()
+
+
+def moved(before, after):
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+HEAD = {"net.head.weight", "net.head.bias"}
+
+
+def test_what_a_phase_says_of_training_goes_before_what_all_share():
+    own = {
+        "learning_rate": 0.02, "schedule": "constant", "warmup_epochs": 0, "batch_size": 15,
+        "weight_decay": 0.3, "momentum": 0.0, "augment": {"flip": 1.0, "crop_padding": 0},
+    }  # fmt: skip
+    shared = config(epochs=9, batch_size=25, warmup_epochs=1)
+    witness, told = method(kind=Witness), method(kind=Witness)
+    history = run(witness, shared, phase=Phase("train", 2, training=own))
+    assert [p["value"] for p in history["train/learning_rate"]] == [0.02, 0.02]
+    assert [len(batch.labels) for batch in witness.seen] == [15] * 10
+    data = toy_images()
+    assert all(torch.equal(b.images, data.images[b.positions].flip(3)) for b in witness.seen)
+    run(told, TrainingConfig(**{**shared.model_dump(), **own}), phase=Phase("train", 2))
+    assert same(witness.state_dict(), told.state_dict())
+    # the next phase has what all share again
+    after = method(kind=Witness)
+    run(after, shared, phase=Phase("train", 1))
+    assert len(after.seen[0].labels) == 25
+
+
+def test_a_wrong_value_of_a_phase_is_refused_by_name():
+    with pytest.raises(ValueError, match="lerning_rate"):
+        run(method(), config(), phase=Phase("train", 1, training={"lerning_rate": 1}))
+
+
+def test_rates_are_factors_of_submodules_and_single_parameters():
+    training = config(epochs=1, batch_size=75, warmup_epochs=0, schedule="constant", momentum=0)
+    plain, slow = method(), method()
+    rates = {"net.head": 0.5, "net.head.bias": 0.2, "net.backbone.stem": 0.0}
+    before, one = states(plain, Phase("train", 1), training)
+    _, other = states(slow, Phase("train", 1, rates=rates), training)
+    for name, _ in plain.named_parameters():
+        step, slower = one[name] - before[name], other[name] - before[name]
+        factor = {"net.head.weight": 0.5, "net.head.bias": 0.1, "net.backbone.stem.weight": 0.0}
+        torch.testing.assert_close(slower, factor.get(name, 1) * step, rtol=1e-3, atol=1e-7)
+        assert step.abs().max() > 1e-6, name
+    history = run(method(), training, phase=Phase("train", 1, rates=rates))
+    assert history["train/learning_rate"][0]["value"] == 0.05, "of what has no factor"
+
+
+def test_all_rates_follow_one_schedule():
+    seen = []
+
+    class Rates(Method):
+        def loss(self, batch, progress):
+            seen.append(self.net.head.bias.detach().clone())
+            return {"sum": self.net.head.bias.sum() + self.net.head.weight.sum()}
+
+    training = config(epochs=2, momentum=0, weight_decay=0, warmup_epochs=0)
+    run(method(kind=Rates), training, phase=Phase("train", 2, rates={"net.head.bias": 0.1}))
+    steps = [float((a - b)[0]) for a, b in pairwise(seen)]
+    wanted = [0.005 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(5)]
+    assert steps == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(30, [30, 30, 15]), (25, [25] * 3), (200, [75])])
+def test_with_remainder_every_image_is_seen_once_an_epoch(size, sizes):
+    witness = method(kind=Witness)
+    progress = []
+    plain = witness.loss
+    witness.loss = lambda batch, done: progress.append(done) or plain(batch, done)
+    training = config(batch_size=size, epochs=2, warmup_epochs=0)
+    history = run(witness, training, phase=Phase("train", 2, remainder=True))
+    assert [len(batch.labels) for batch in witness.seen] == sizes * 2
+    for part in (witness.seen[: len(sizes)], witness.seen[len(sizes) :]):
+        assert torch.cat([b.positions for b in part]).sort().values.tolist() == list(range(75))
+    steps = 2 * len(sizes)
+    assert progress == pytest.approx([(k + 1) / steps for k in range(steps)])
+    assert history["train/learning_rate"][-1]["value"] == pytest.approx(0, abs=1e-9)
+    series = [history[f"train/{name}"] for name in ("seconds", "images_per_second")]
+    for seconds, speed in zip(*series, strict=True):
+        assert seconds["value"] * speed["value"] == pytest.approx(75)
+
+
+def test_without_remainder_fewer_images_than_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"is 200 with 75 images"):
+        run(method(), config(batch_size=200))
+    with pytest.raises(ValueError, match=r"is 200 with 75 images"):
+        run(method(), config(), phase=Phase("train", 1, training={"batch_size": 200}))
+
+
+def test_no_image_at_all_is_refused_with_remainder_too():
+    with pytest.raises(ValueError, match=r"with 0 images"):
+        fit(method(), Phase("train", 1, remainder=True), toy_images()[torch.arange(0)], config(),
+            seed=0, device=CPU)  # fmt: skip
+
+
+def test_with_remainder_pairs_and_outliers_come_with_every_batch():
+    witness = method(kind=Witness)
+    phase = Phase("train", 2, pair=class_balanced, outliers=0.5, remainder=True)
+    auxiliary = toy_images((9,), seed=5)
+    run(witness, config(epochs=2, batch_size=30), phase=phase, auxiliary=auxiliary)
+    assert [len(batch.pair.labels) for batch in witness.seen] == [30, 30, 15] * 2
+    assert [len(batch.outliers) for batch in witness.seen] == [15] * 6
+
+
+def test_statistics_of_frozen_parts_follow_the_batches_where_they_adapt():
+    phase = Phase("train", 2, trains=("net.head",), adapts=("net.backbone",))
+    before, after = states(method(), phase)
+    statistics = {name for name in before if name.split(".")[-1] in STATISTICS}
+    assert len(statistics) > 5
+    assert moved(before, after) == HEAD | statistics
+    # of a single part, its own only
+    phase = Phase("train", 2, trains=("net.head",), adapts=("net.backbone.stage2",))
+    before, after = states(method(), phase)
+    assert moved(before, after) == HEAD | {n for n in statistics if ".stage2." in n}
+
+
+def test_statistics_that_adapt_are_those_of_the_same_batches_seen_in_training_mode():
+    adapting, reference = method(kind=Witness), method()
+    phase = Phase("train", 1, trains=("net.head",), adapts=("net.backbone",))
+    run(adapting, config(epochs=1), phase=phase)
+    reference.train()
+    with torch.no_grad():
+        for batch in adapting.seen:
+            reference.net.features(batch.images)
+    for name, value in reference.state_dict().items():
+        if "backbone" in name:
+            assert torch.equal(adapting.state_dict()[name], value), name
+
+
+def test_without_adapting_nothing_of_the_frozen_part_moves():
+    before, after = states(method(), Phase("train", 2, trains=("net.head",)))
+    assert moved(before, after) == HEAD
+
+
+def test_only_batchnorm_is_in_training_mode_where_it_adapts():
+    class Dropping(Method):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.net.backbone.drop = torch.nn.Dropout()
+
+    trained = method(kind=Dropping)
+    choose_what_learns(trained, Phase("train", 1, trains="net.head", adapts=("net.backbone",)))
+    norms = [m for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.training for norm in norms)
+    assert not trained.net.backbone.drop.training
+    assert not trained.net.backbone.training
+    assert trained.net.head.training
+    assert [n for n, p in trained.named_parameters() if p.requires_grad] == [
+        "net.head.weight", "net.head.bias"
+    ]  # fmt: skip
+    # a phase behind it finds nothing left of that
+    choose_what_learns(trained, Phase("train", 1, trains="net.head"))
+    assert not any(norm.training for norm in norms)
+    choose_what_learns(trained, Phase("train", 1))
+    assert all(module.training for module in trained.modules())
+    assert all(p.requires_grad for p in trained.parameters())
+
+
+@pytest.mark.parametrize("trains", ["net.head.bias", ("net.head.bias",)])
+def test_a_phase_may_train_a_single_parameter(trains):
+    before, after = states(method(), Phase("train", 2, trains=trains))
+    assert moved(before, after) == {"net.head.bias"}
+
+
+def test_a_parameter_and_a_submodule_beside_it():
+    phase = Phase("train", 2, trains=("net.head.bias", "net.backbone.stage1"))
+    before, after = states(method(), phase)
+    wanted = {n for n in before if n.startswith("net.backbone.stage1.")} | {"net.head.bias"}
+    assert moved(before, after) == wanted
+
+
+def test_a_scope_is_a_parameter_or_a_submodule_and_empty_is_all():
+    whole = method()
+    assert [*parameters_of(whole, "")] == [*whole.parameters()]
+    assert [*parameters_of(whole, "net.head")] == [*whole.net.head.parameters()]
+    (weight,) = parameters_of(whole, "net.head.weight")
+    assert weight is whole.net.head.weight
+    with pytest.raises(AttributeError, match="hea"):
+        [*parameters_of(whole, "net.hea")]
+
+
+class Mixing(Method):
+    """Keeps its batches and learns from mixtures."""
+
+    def loss(self, batch, progress):
+        self.seen = [*getattr(self, "seen", []), batch]
+        images, first, second, share = batch.mixed
+        logits = self.net(images)
+        one, other = (F.cross_entropy(logits, y, reduction="none") for y in (first, second))
+        return {"mixed": (share * one + (1 - share) * other).mean()}
+
+
+MIXED = Phase("train", 3, mix=MixConfig(cutmix=False))
+
+
+def test_a_phase_that_mixes_brings_every_batch_mixed_with_itself():
+    mixing = method(kind=Mixing)
+    run(mixing, config(), phase=MIXED)
+    data = toy_images()
+    assert len(mixing.seen) == 9
+    shares, orders = set(), set()
+    for batch in mixing.seen:
+        assert torch.equal(batch.images, data.images[batch.positions])
+        assert torch.equal(batch.mixed.first, batch.labels)
+        share = batch.mixed.share[0].item()
+        left = (batch.mixed.images.double() - share * batch.images) / (1 - share)
+        apart = (left[:, None] - batch.images.double()).abs().amax((2, 3, 4))
+        other = apart.argmin(1)
+        assert sorted(other.tolist()) == list(range(25)), "each is the second one once"
+        assert torch.equal(batch.mixed.second, batch.labels[other])
+        shares.add(round(share, 6))
+        orders.add(tuple(other.tolist()))
+    assert len(shares) == len(orders) == 9, "each batch is mixed in its own way"
+    epoch = torch.cat([batch.positions for batch in mixing.seen[:3]])
+    assert epoch.unique().numel() == 75
+    without = method(kind=Witness)
+    run(without, config())
+    assert all(batch.mixed is None for batch in without.seen)
+
+
+def test_mixtures_are_those_of_the_seed():
+    ends = []
+    for seed in (0, 0, 1):
+        mixing = method(kind=Mixing)
+        run(mixing, config(), phase=MIXED, seed=seed)
+        ends.append(mixing)
+    assert same(ends[0].state_dict(), ends[1].state_dict())
+    for one, other in zip(ends[0].seen, ends[1].seen, strict=True):
+        assert torch.equal(one.mixed.images, other.mixed.images)
+    assert not torch.equal(ends[0].seen[0].mixed.share, ends[2].seen[0].mixed.share)
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_phase_with_all_of_its_own_resumes_with_the_same_weights(tmp_path, stop):
+    phase = Phase(
+        "train", 3, trains=("net.head", "net.backbone.stage3"), adapts=("net.backbone.stage1",),
+        rates={"net.head.bias": 0.3}, mix=MixConfig(), remainder=True,
+        training={"batch_size": 30, "learning_rate": 0.1},
+    )  # fmt: skip
+    training = config(augment=AugmentConfig(crop_padding=1))
+    whole, resumed = method(kind=Mixing), method(seed=99, kind=Mixing)
+    history = run(whole, training, phase=phase)
+
+    def break_off(name, epoch, values):
+        if epoch == stop:
+            raise Interrupted
+
+    file = ResumeFile(tmp_path / "train.pt", "run")
+    with pytest.raises(Interrupted):
+        run(method(kind=Mixing), training, phase=phase, resume=file, report=break_off)
+    continued = run(resumed, training, phase=phase, resume=file)
+    assert same(resumed.state_dict(), whole.state_dict())
+    assert continued["train/mixed"] == history["train/mixed"]
+    for one, other in zip(resumed.seen, whole.seen[3 * stop :], strict=True):
+        assert torch.equal(one.mixed.images, other.mixed.images)

@@ -199,14 +199,21 @@ def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
 
 def trained_parameters(method: nn.Module, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield what learns in ``phase``, by its name in ``method``."""
+    learning = {id(p) for scope in phase.trained for p in parameters_of(method, scope)}
     for name, parameter in method.named_parameters():
-        if any(is_within(name, scope) for scope in phase.trained):
+        if id(parameter) in learning:
             yield name, parameter
 
 
-def is_within(name: str, scope: str) -> bool:
-    """Return whether ``scope`` is the parameter ``name`` or a submodule that has it; "" is all."""
-    return not scope or name == scope or name.startswith(f"{scope}.")
+def parameters_of(method: nn.Module, scope: str) -> Iterator[nn.Parameter]:
+    """Yield the parameter ``scope``, or those of the submodule; "" is all.
+
+    By identity, not by name: a submodule may be reached in more ways than one.
+    """
+    if scope in dict(method.named_parameters()):
+        yield method.get_parameter(scope)
+    else:
+        yield from method.get_submodule(scope).parameters()
 
 
 def choose_what_learns(method: nn.Module, phase: Phase) -> None:
@@ -234,8 +241,12 @@ def sgd(
     """Return SGD over ``learning``, by name, with the decay and rates that the method wants."""
     undecayed = set(method.no_weight_decay())
     groups: dict[tuple[float, float], list[Tensor]] = {}
+    scopes = [
+        ({id(p) for p in parameters_of(method, scope)}, rate) for scope, rate in phase.rates.items()
+    ]
     for name, parameter in learning.items():
-        rates = [rate for scope, rate in phase.rates.items() if is_within(name, scope)]
+        own = id(method.get_parameter(name))
+        rates = [rate for members, rate in scopes if own in members]
         decay = 0.0 if name in undecayed else config.weight_decay
         groups.setdefault((math.prod(rates), decay), []).append(parameter)
     return torch.optim.SGD(

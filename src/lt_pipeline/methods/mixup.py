@@ -33,7 +33,8 @@ class MixupOptions(MethodOptions):
 
     @model_validator(mode="after")
     def _of_single_images(self) -> Self:
-        if not self.criterion.kind.per_image:
+        kind = self.criterion.kind
+        if kind.views or not kind.per_image:
             raise ValueError(
                 f"criterion {self.criterion.name!r} is not a loss of single images, which mixtures "
                 f"need: choose another"

@@ -49,9 +49,10 @@ def judge_stages(
     shown = [stage.name for stage in stages if not (stage.trains and stage.subset)][-4:]
     floor = ExperimentConfig.model_validate(config).evaluation.recall_floor
     profiles = {name: judged[name][1] for name in shown}
+    rows = [{**row, "aside": row["role"] != "line"} for row in _rows(table)]
     drawn = {
-        "stages.png": by_stage(_rows(table), title),
-        "recall_profiles.png": recall_profiles(profiles, title, floor),
+        "stages.png": by_stage(rows, f"Stages: {title}"),
+        "recall_profiles.png": recall_profiles(profiles, f"Recalls in order: {title}", floor),
     }
     return table, between, {**drawn, **_draw_between(between, table, title)}
 
@@ -73,7 +74,7 @@ def _judge(
 ) -> tuple[Values, list[float]]:
     found, method = load_stage(config, card, stage.name, checkpoint)
     metrics, recall = _measure(found, method, test)
-    row: Values = {"stage": stage.name, "aside": stage.role != "line", **metrics}
+    row: Values = {"stage": stage.name, "role": stage.role, **metrics}
     if len(validation):
         held_out = accuracies(method, method.score, validation, device=choose_device(found.device))
         row["validation_mean_recall"] = held_out["mean_recall"]
@@ -120,7 +121,9 @@ def _draw_between(between: pd.DataFrame, table: pd.DataFrame, title: str) -> dic
     drawn = {}
     for (start, end), rows in between.groupby(["start", "end"], sort=False):
         curve = {f"{start} to {end}": _rows(rows)}
-        drawn[f"between_{start}_and_{end}.png"] = interpolation(curve, levels, title)
+        drawn[f"between_{start}_and_{end}.png"] = interpolation(
+            curve, levels, f"Interpolation: {title}"
+        )
     return drawn
 
 
