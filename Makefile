@@ -13,7 +13,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke test lint ui repro clean-runs
+.PHONY: help install run smoke test test-gpu lint ui repro clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ smoke: $(VENV)/.core  ## the same in seconds: two epochs
 
 test: lint  ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-gpu: $(VENV)/.dev  ## the tests that need CUDA; without it they fail instead of being skipped
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -28,9 +28,10 @@ from torch import Tensor
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, merged
 from lt_pipeline.data.augment import AugmentConfig
-from lt_pipeline.data.batches import Batch, batches
+from lt_pipeline.data.batches import Batch, batches, mixed_with_itself
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.data.prepare import DataCard, DataConfig
 from lt_pipeline.data.profiles import Exponential, profile_counts
 from lt_pipeline.engine.device import autocast, choose_device, memory_format
@@ -88,6 +89,7 @@ def measure(
     pair = Batch(images.flip(0), data.labels[:size].flip(0), torch.arange(size).flip(0))
     views = (images, images.flip(3))
     batch = Batch(images, data.labels[:size], torch.arange(size), views, pair, images.flip(2))
+    batch = mixed_with_itself(batch, MixConfig(cutmix=False), torch.Generator().manual_seed(0))
     work = {
         label: trainer(method, config, device, arguments.compile)
         for label, (method, config) in found.items()

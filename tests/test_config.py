@@ -348,12 +348,21 @@ def test_wrong_methods_to_stand_on_are_named_in_one_line(blocks, message):
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.xfail(raises=AttributeError, reason="config._on_top merges it before it is checked")
 @pytest.mark.parametrize("given", [3, "mix", ["mix"]])
 def test_options_for_the_first_method_are_a_block(given):
     with pytest.raises(ValueError, match=r"crt.options.pretrain_options") as found:
         on_top(crt={"options": {"pretrain_options": given}})
     assert "\n" not in str(found.value)
+
+
+def test_the_first_methods_own_first_method_can_be_changed_on_the_way():
+    given = {"gml": {"options": {"pretrain": "mislas", "pretrain_options": {"pretrain": "ce"}}}}
+    _, options = method_options("gml", {**given, "mixup": {"options": {"mix": {"alpha": 0.4}}}})
+    assert options.built_on == ("mislas", "ce")
+    assert options.handles_imbalance
+    given["gml"]["options"]["pretrain_options"]["pretrain"] = "gml"
+    with pytest.raises(ValueError, match="gml cannot be trained on top of itself"):
+        method_options("gml", given)
 
 
 def test_the_usual_first_methods_block_is_taken_over_where_none_is_named():

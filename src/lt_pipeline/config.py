@@ -219,9 +219,17 @@ def _on_top(
         methods.get(str(first))
     except ValueError as error:
         raise ValueError(f"{method}.options.pretrain: {error}") from None
-    below, _ = method_options(first, parameters, chain)
     given = block.options.get("pretrain_options") or {}
-    own = {**block.options, "pretrain": first, "pretrain_options": merged(below.options, given)}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{method}.options.pretrain_options: is a block, but got {given!r}")
+    told = merged(_block(parameters, first), {"options": given})
+    method_options(first, parameters, chain)  # what is wrong there is named as there
+    try:
+        below, _ = method_options(first, {**parameters, first: told}, chain)
+    except ValueError as error:
+        where = f"{method}.options.pretrain_options"
+        raise ValueError(str(error).replace(f"{first}.options", where)) from None
+    own = {**block.options, "pretrain": first, "pretrain_options": below.options}
     return MethodBlock(
         options=own,
         model=merged(below.model, block.model),

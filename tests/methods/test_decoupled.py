@@ -13,7 +13,7 @@ from lt_pipeline.config import ExperimentConfig, merged
 from lt_pipeline.data.augment import AugmentConfig
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.loop import fit
+from lt_pipeline.engine.loop import fit, sgd, trained_parameters
 from lt_pipeline.engine.phase import Phase, Stage
 from toys import COUNTS, PROJECT, toy_card, toy_images
 
@@ -398,8 +398,13 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
     statistics = {n for n in before if n.split(".")[-1] in STATISTICS}
     wanted = {f"source.{name}" for name in HEAD} | {"scale"} | statistics
     assert moved(before, checkpoints[SECOND]) == wanted
-    last = make().phases(1)[-1]
-    assert last.rates == {"source.source.net.head": 0.2}
+    method = make()
+    last = method.phases(1)[-1]
+    learning = dict(trained_parameters(method, last))
+    groups = sgd(learning, method, last, TrainingConfig(learning_rate=0.1), CPU).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(method.net.head.weight)] == pytest.approx(0.02)
+    assert rates[id(method.scale)] == pytest.approx(0.1)
 
 
 # tau-normalisation
@@ -566,7 +571,13 @@ def test_the_scale_changes_probabilities_and_no_class():
     torch.testing.assert_close(scores[1], 40 * scores[0])
 
 
-# What is refused
+# What is usual, and what is refused
+
+
+@pytest.mark.parametrize("name", ["mixup", "crt", "lws", "mislas", "gml", "tau_norm", "ncm"])
+def test_what_conf_shows_is_what_holds_without_it(name):
+    shown = configured(name).options.model_dump(exclude={"pretrain_options"})
+    assert methods.get(name).Options().model_dump(exclude={"pretrain_options"}) == shown
 
 
 @pytest.mark.parametrize("inner", ["ncm", "tau_norm"])

@@ -6,7 +6,6 @@ Kang et al., Decoupling representation and classifier for long-tailed recognitio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -104,26 +103,7 @@ class Decoupled(Pretrained):
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return the phases of the representation and the classifier's."""
-        own = self.located(self.options.classifier.phase("classifier"))
-        return [*super().phases(epochs), own]
-
-    def located(self, phase: Phase) -> Phase:
-        """Return ``phase`` with the network's parts named as they are on top of several methods.
-
-        The parameters of ``source.net`` are those of ``source.source.net`` where ``source`` stands
-        on another method itself.
-        """
-        inner = "source." * (len(self.options.built_on) - 1)
-
-        def at(scope: str) -> str:
-            return inner + scope if scope.startswith("source.net") else scope
-
-        return replace(
-            phase,
-            trains=tuple(at(scope) for scope in phase.trained),
-            adapts=tuple(at(scope) for scope in phase.adapts),
-            rates={at(scope): rate for scope, rate in phase.rates.items()},
-        )
+        return [*super().phases(epochs), self.options.classifier.phase("classifier")]
 
     def build(self) -> Network:
         """Return a network as the method that is trained first has it."""
