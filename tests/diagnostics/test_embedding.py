@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.diagnostics import embedding as module
 from lt_pipeline.diagnostics.embedding import sample_by_group, tsne
 
 LONGTAIL = LongTail.from_counts([300, 50, 200, 5])
@@ -37,7 +36,7 @@ def test_the_perplexity_is_lowered_where_there_are_few_points(monkeypatch, point
         def fit_transform(self, x):
             return x[:, :2]
 
-    monkeypatch.setattr(module, "TSNE", Recorder)
+    monkeypatch.setattr("sklearn.manifold.TSNE", Recorder)
     tsne(torch.randn(points, 3, generator=torch.Generator().manual_seed(0)), seed=7)
     assert given == {"init": "pca", "perplexity": pytest.approx(wanted), "random_state": 7}
 

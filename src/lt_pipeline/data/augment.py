@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from lt_pipeline.data.autoaugment import autoaugment, check_channels
 from lt_pipeline.schema import Config
 
 
@@ -31,6 +30,8 @@ class AugmentConfig(Config):
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""
         channels, height, width = shape
         if self.autoaugment:
+            from lt_pipeline.data.autoaugment import check_channels
+
             check_channels(channels)
         if self.crop_padding >= min(height, width):
             raise ValueError(
@@ -56,6 +57,9 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     if config.flip:
         images = random_flip(images, config.flip, generator)
     if config.autoaugment:
+        # here, because torchvision takes two seconds to import
+        from lt_pipeline.data.autoaugment import autoaugment
+
         images = autoaugment(images, generator, config.autoaugment_fill)
     if config.cutout:
         images = cutout(images, config.cutout, generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
@@ -34,6 +33,9 @@ def tsne(features: Tensor, seed: int, perplexity: float = 30) -> Tensor:
     if bool((points == points[0]).all()):
         raise ValueError("features must differ between points, but all are the same")
     usable = min(perplexity, (len(points) - 1) / 3)
+    # here, because scikit-learn takes a second to import
+    from sklearn.manifold import TSNE
+
     found = TSNE(init="pca", perplexity=usable, random_state=seed).fit_transform(points.numpy())
     return torch.from_numpy(found)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import OAS
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
@@ -91,6 +90,9 @@ def _check(features: Tensor, labels: Tensor, classes: int) -> None:
 
 def _shrunk(members: Sequence[Tensor], features: Tensor) -> Tensor:
     """Return each class's shrunk covariance ``[U, F, F]``, at least rounding error on all axes."""
+    # here, because scikit-learn takes a second to import
+    from sklearn.covariance import OAS
+
     rounding = torch.finfo(torch.float32).eps ** 2 * float(features.square().mean())
     floor = (rounding or 1.0) * torch.eye(features.shape[1], dtype=torch.float64)
     shrink = OAS(store_precision=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -13,6 +12,9 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -
     Guo et al., On calibration of modern neural networks (ICML 2017), equation 3. ``scores``
     ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``.
     """
+    # here, because importing it takes a second that the start of a run can spare
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     # torchmetrics puts a confidence of exactly 1 into a bin of its own behind the last one
     # (https://github.com/Lightning-AI/torchmetrics/issues/3510), and confident float32 scores get
     # there; the largest number below 1 stays in the last bin.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lt_pipeline.data.longtail import LongTail
 
@@ -15,6 +14,9 @@ def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
 
     ``scores`` is ``[N, C]``, ``labels`` ``[N]``.
     """
+    # here, because importing it takes a second that the start of a run can spare
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     return multiclass_confusion_matrix(scores.argmax(1), labels, num_classes=scores.shape[1])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
@@ -35,6 +34,9 @@ def ood_report(
             f"an OOD comparison needs images on both sides, but has {len(inside)} inside and "
             f"{len(outside)} outside"
         )
+    # here and below, because scikit-learn takes a second to import
+    from sklearn.metrics import average_precision_score
+
     truth, scores = _curve(inside, outside)
     found = {
         "auroc": auroc(inside, outside),
@@ -57,6 +59,8 @@ def mean_report(reports: Collection[Mapping[str, float]]) -> dict[str, float]:
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(*_curve(inside, outside)))
 
 
