@@ -104,13 +104,24 @@ class MethodBlock(Config):
     training: dict[str, Any] = Field(default_factory=dict)
 
 
+# blocks whose name says which parameters they have
+NAMED = ("criterion", "margin")
+
+
 def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over`` in place of its own, at every depth."""
+    """Return ``base`` with the values of ``over`` in place of its own, at every depth.
+
+    A criterion or margin of another name begins anew: it has other parameters.
+    """
     result = dict(base or {})
     for name, value in over.items():
         old = result.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(old, value) if both else value
+        if not (isinstance(old, Mapping) and isinstance(value, Mapping)):
+            result[name] = value
+        elif name in NAMED and value.get("name", old.get("name")) != old.get("name"):
+            result[name] = dict(value)
+        else:
+            result[name] = merged(old, value)
     return result
 
 
@@ -267,7 +278,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    valid = ("data", "studies", *SHARED, *methods.available())
+    valid = ("data", "studies", "compare", "method", "tune", *SHARED, *methods.available())
     for name in parameters:
         if name not in valid:
             raise ValueError(unknown("parameter or method", name, valid))

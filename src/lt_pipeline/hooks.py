@@ -19,6 +19,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods, tracking
+from lt_pipeline.comparison import CompareConfig
 from lt_pipeline.config import (
     SHARED,
     ExperimentConfig,
@@ -27,13 +28,17 @@ from lt_pipeline.config import (
     method_options,
 )
 from lt_pipeline.engine.device import choose_device
-from lt_pipeline.pipeline_registry import method_pipeline
+from lt_pipeline.pipeline_registry import method_pipeline, tune_pipeline
+from lt_pipeline.pipelines.compare.console import print_comparison
 from lt_pipeline.pipelines.method.ood import headline
 from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import unknown
 from lt_pipeline.study import StudyConfig
+from lt_pipeline.tuning.config import method_name
+
+COMPARE = "compare"
 
 
 @contextmanager
@@ -65,7 +70,7 @@ class ProjectHooks:
             if server["mlflow_tracking_uri"].startswith("sqlite"):
                 # MLflow's own default is a folder of wherever the command runs
                 created = experiment.setdefault("create_experiment_kwargs", {})
-                folder = self.project / "mlartifacts" / experiment["name"]
+                folder = tracking.home(self.project) / "mlartifacts" / experiment["name"]
                 created["artifact_location"] = created.get("artifact_location") or str(folder)
             context.config_loader["mlflow"] = conf
             tracking.check_server(server["mlflow_tracking_uri"])
@@ -79,19 +84,23 @@ class ProjectHooks:
         with _one_line():
             if len(names) > 1:
                 raise ValueError(
-                    f"a run is of one method or study, or MLflow would mix their metrics: run "
+                    f"a run is of one method, study or comparison, or MLflow would mix them: run "
                     f"{' and '.join(names)} one after the other"
                 )
             studies = _studies(parameters)
             self.experiments, used = [], list[ExperimentConfig]()
             for name in names:
-                if name in STUDIES:
+                if name == COMPARE:
+                    CompareConfig.read(parameters.get(COMPARE))
+                elif name in STUDIES:
                     used = _arms(name, studies, parameters)
                     _keep_to_the_study(catalog, name, used)
                 else:
                     self.experiments = used = [ExperimentConfig.resolve(name, parameters)]
                     partial = run_params.get("only_missing_outputs")
                     _check_saved(catalog, used[0], pipeline, bool(partial))
+                    if not partial:
+                        _forget_finished(catalog, name, pipeline)
                     _put_into_effect(catalog, used[0])
             for experiment in used:
                 choose_device(experiment.device)
@@ -104,13 +113,14 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters = catalog.load("parameters")
         data = data_config(parameters)
-        names = _subjects(pipeline)
+        names = _subjects(pipeline) or _sweeps(pipeline)
         device = str(choose_device(parameters.get("device", "auto")))
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, parameters.get("seed", 0), device),
                 "mlflow.runName": f"{_title(names, self.experiments)} · {data.slug}",
                 "data": data.slug,
+                "method": "+".join(e.method for e in self.experiments) or "none",
             }
         )
         written = dict(tracking.flatten(parameters, "."))
@@ -152,14 +162,13 @@ class ProjectHooks:
     ) -> None:
         """Print the results and clear the states that only a killed run resumes from."""
         made, uri = pipeline.all_outputs(), mlflow.get_tracking_uri()
-        for name in _subjects(pipeline):
+        for name in _trained(pipeline):
             # what a killed run left is of no use only where its training ran to its end
-            progress = catalog.load(f"{name}.progress")
-            if f"{name}.runs" in made or f"{name}.model" in made:
-                shutil.rmtree(progress, ignore_errors=True)
-            for node in pipeline.nodes:
-                # a stage that is run again alone is trained again
-                (progress / f"{node.short_name}.pt").unlink(missing_ok=True)
+            if f"{name}.config" in made:
+                shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
+            if f"{name}.runs" in made:
+                # a study's finished runs stay: run again, it trains only what is not there
+                shutil.rmtree(catalog.load(f"{name}.progress") / "shared", ignore_errors=True)
             if f"{name}.summary" in made:
                 print_study(name, catalog.load(f"{name}.summary"), catalog.load("data_card"), uri)
             if f"{name}.stages" in made:
@@ -169,6 +178,18 @@ class ProjectHooks:
                 finished = {title: catalog.load(f"{name}.metrics")}
                 strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
                 print_results(finished, strange, catalog.load("data_card"), uri)
+
+    @hook_impl(specname="after_pipeline_run")
+    def show_comparison(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Print how the methods compare."""
+        if f"{COMPARE}.report" in pipeline.all_outputs():
+            print_comparison(
+                catalog.load(f"{COMPARE}.summary"),
+                catalog.load(f"{COMPARE}.standing"),
+                catalog.load(f"{COMPARE}.notes"),
+                catalog.load(f"{COMPARE}.champion"),
+                catalog.load("data_card"),
+            )
 
 
 def _tracking_uri(written: str | None) -> str:
@@ -199,6 +220,8 @@ def _shape_pipelines(names: list[str], parameters: dict[str, Any]) -> None:
     for name in set(names) & set(methods.available()):
         _, options = method_options(name, parameters)
         pipelines[name] = method_pipeline(name, options)
+    if "tune" in names:
+        pipelines["tune"] = tune_pipeline(method_name(parameters))
 
 
 def _is_raised_by_us(error: Exception) -> bool:
@@ -208,9 +231,21 @@ def _is_raised_by_us(error: Exception) -> bool:
 
 
 def _subjects(pipeline: Pipeline) -> list[str]:
+    """Return the methods and studies that ``pipeline`` is of, and whether it compares."""
+    compares = any(node.namespace == COMPARE for node in pipeline.nodes)
+    return [*_trained(pipeline), *[COMPARE] * compares]
+
+
+def _trained(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of."""
     spaces = {node.namespace for node in pipeline.nodes}
     return [name for name in (*methods.available(), *STUDIES) if name in spaces]
+
+
+def _sweeps(pipeline: Pipeline) -> list[str]:
+    """Return the titles of the sweeps that ``pipeline`` is of."""
+    spaces = sorted({node.namespace or "" for node in pipeline.nodes})
+    return [space.replace("tune.", "tune ") for space in spaces if space.startswith("tune.")]
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:
@@ -250,8 +285,18 @@ def _keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentCo
     """Leave the parameters that no arm reads out of what the study's nodes, and MLflow, get."""
     parameters = catalog.load("parameters")
     kept = {name: parameters[name] for name in SHARED if name in parameters}
-    kept |= {name: parameters[name] for name in {a.method for a in arms} if name in parameters}
+    read = {name for arm in arms for name in (arm.method, *arm.options.built_on)}
+    kept |= {name: parameters[name] for name in read if name in parameters}
     catalog["parameters"].save({**kept, "studies": {study: parameters["studies"][study]}})
+
+
+def _forget_finished(catalog: DataCatalog, name: str, pipeline: Pipeline) -> None:
+    """Let stages that are run again by themselves train again; one that was killed resumes."""
+    if f"{name}.config" in pipeline.all_outputs():
+        return
+    for node in pipeline.nodes:
+        if all(catalog.exists(output) for output in node.outputs):
+            (catalog.load(f"{name}.progress") / f"{node.short_name}.pt").unlink(missing_ok=True)
 
 
 def _check_saved(

@@ -711,3 +711,63 @@ def test_the_first_stage_is_the_first_methods_own():
     found, config = recipes("pretrain")
     assert found["method"] == "mixup"
     assert found["options"] == config["options"]["pretrain_options"]
+
+
+# What arms with other later stages may share
+
+
+GML = {"criterion": {"name": "geometric_mean"}, "classifier": {"epochs": 1}}
+
+
+def test_fine_tunings_of_an_arm_with_another_last_stage_can_be_merged(trained):
+    """Their checkpoints have that arm's factors and criterion; none of it was trained."""
+    method = btm(**{**SHORT, **GML})
+    stage = stage_of(method, "merge")
+    method.step(stage, {name: trained[name] for name in stage.start}, toy_images(), CPU)
+    inner = {n: v for n, v in method.state_dict().items() if n.startswith("source.")}
+    assert same(inner, trained["merge"])
+    assert method.criterion.log_prior.isfinite().all()
+    method = btm(**{**SHORT, **GML})
+    method.start(stage_of(method, "post_train"), {"merge": trained["merge"]})
+    assert method.scale is None
+
+
+def test_the_smoothing_is_this_arms_own(trained):
+    own = {"criterion": {"name": "label_aware_smoothing", "head": 0.2, "tail": 0.0}}
+    wanted = btm(**{**SHORT, **own}).criterion.smoothing
+    for name, start in (("post_train", "merge"), ("stage_2", "pretrain"), ("branch_0", "pretrain")):
+        method = btm(**{**SHORT, **own})
+        method.start(stage_of(method, name), {start: trained[start]})
+        assert torch.equal(method.criterion.smoothing, wanted)
+    method, _ = train("post_train", trained, **SHORT)
+    other = btm(**SHORT)
+    other.start(Stage("finish", ("post_train",)), {"post_train": copied(method)})
+    assert torch.equal(other.scale, method.scale)
+    assert not torch.equal(other.scale, torch.ones(4))
+
+
+@pytest.mark.parametrize(("name", "block"), [("fc", "fc_classifier"), ("post_train", "classifier")])
+def test_a_classifier_restarts_in_any_stage_that_is_told_to(name, block):
+    options = {**SHORT, "fc": True}
+    method = btm(seed=3, **options)
+    start = stage_of(method, name).start[0]
+    given = copied(method)
+    kept, fresh = btm(seed=4, **options), btm(seed=4, **{**options, block: {"restart": True}})
+    for one in (kept, fresh):
+        one.start(stage_of(one, name), {start: given})
+    assert torch.equal(kept.net.head.weight, given["source.net.head.weight"])
+    assert not torch.equal(fresh.net.head.weight, given["source.net.head.weight"])
+
+
+def test_one_subset_has_no_union_and_no_way_between_two():
+    options = {**SHORT, "branches": {**FEW, "sets": 1}}
+    assert "union" not in dag(**options)
+    assert dag(**options)["merge"] == ("branch_0",)
+    paths = BalancedTrainingAndMerging.paths(BtmOptions(**options))
+    assert [path[:2] for path in paths] == [("pretrain", "branch_0")]
+    assert set(btm(**options).subsets(toy_images().labels, 0)) == {"branch_0"}
+
+
+def test_one_network_between_two_is_no_picture():
+    with pytest.raises(ValueError, match="interpolate must be 0, for no picture, or at least 2"):
+        BtmOptions(interpolate=1)

@@ -105,7 +105,7 @@ def test_every_stage_has_a_row_and_the_last_one_is_the_model(merged):
     project, _ = merged
     table = pd.read_csv(report_file(project, "stages.csv")).set_index("stage")
     assert table.index.tolist() == STAGES
-    assert table.index[~table["aside"]].tolist() == ["pretrain", "merge", "post_train"]
+    assert table.index[table["role"] == "line"].tolist() == ["pretrain", "merge", "post_train"]
     metrics = json.loads(report_file(project, "metrics.json").read_text())["test"]
     for name in MEANS:
         assert table[name].between(0, 1).all()

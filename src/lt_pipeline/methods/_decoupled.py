@@ -6,9 +6,10 @@ Kang et al., Decoupling representation and classifier for long-tailed recognitio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from lt_pipeline.data.batches import Batch
@@ -50,6 +51,14 @@ class ClassifierConfig(Config):
     head_rate: NonNegativeFloat = 1.0
     scale: bool = False
     shift_batchnorm: bool = False
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not (self.head_rate or self.scale):
+            raise ValueError("head_rate is 0 and scale is false: nothing would learn; set one")
+        if self.restart and not self.head_rate:
+            raise ValueError("restart needs head_rate > 0: the new classifier would never learn")
+        return self
 
     def phase(self, name: str, epochs: int = 10) -> Phase:
         """Return the phase ``name`` that trains the classifier, for ``epochs`` unless told."""
@@ -109,30 +118,38 @@ class Decoupled(Pretrained):
         """Return a network as the method that is trained first has it."""
         return self.source.build()
 
+    @property
+    def classifiers(self) -> dict[str, ClassifierConfig]:
+        """Return how the classifier is trained, by stage."""
+        return {"classifier": self.options.classifier}
+
+    @property
+    def on_criterion(self) -> bool:
+        """Return whether the stage at hand trains on this method's own criterion."""
+        return self.stage == "classifier"
+
+    def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
+        """Return what of ``state`` the stage ``name`` and those before it trained."""
+        return dict(state) if name == "classifier" else super().trained_by(name, state)
+
     def start(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
         """Take up the weights that ``stage`` starts from; with ``restart``, but the classifier."""
         super().start(stage, checkpoints)
-        if stage.name == "classifier" and self.options.classifier.restart:
-            self.restart_classifier()
-
-    @torch.no_grad()
-    def restart_classifier(self) -> None:
-        """Forget the classifier, and the factors of its logits that an earlier stage learned."""
-        self.net.head.load_state_dict(self.source.build().head.state_dict())
-        for module in self.source.modules():
-            if isinstance(module, Decoupled) and module.scale is not None:
-                module.scale.fill_(1)
+        classifier = self.classifiers.get(stage.name)
+        if classifier and classifier.restart:
+            self.net.head.load_state_dict(self.source.build().head.state_dict())
+            self.forget_factors()
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Change what changes between epochs of the stage at hand."""
         super().start_epoch(phase, epoch)
-        if not self.pretraining:
+        if self.on_criterion:
             self.criterion.start_epoch(epoch, phase.epochs)
 
     def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
         """Learn from the epoch what the stage at hand learns."""
         super().end_epoch(phase, validation, device)
-        if not self.pretraining:
+        if self.on_criterion:
             Method.end_epoch(self, phase, validation, device)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:

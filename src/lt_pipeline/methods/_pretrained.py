@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lt_pipeline import methods
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.phase import Phase, Stage
 from lt_pipeline.losses.criteria import Head
@@ -76,6 +77,11 @@ class PretrainedOptions(MethodOptions):
     def wants_auxiliary(self) -> bool:
         """Return whether the method that is trained first needs images of no class."""
         return self.pretrain_options.wants_auxiliary
+
+    @property
+    def mixes(self) -> MixConfig | None:
+        """Return how the method that is trained first mixes images."""
+        return self.pretrain_options.mixes
 
     @property
     def variant_name(self) -> tuple[str, ...]:
@@ -203,7 +209,26 @@ class Pretrained(Method):
                 )
             self.fold_source()
             if name not in inner:
-                self.load_state_dict(state)
+                self.take(name, state)
+
+    def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
+        """Return what of ``state`` the stage ``name`` and those before it trained.
+
+        The rest is as it was built, maybe for other options of a later stage.
+        """
+        return {n: value for n, value in state.items() if n.startswith("source.")}
+
+    def take(self, name: str, state: StateDict) -> None:
+        """Load what the stage ``name`` and those before it trained."""
+        self.load_state_dict({**self.state_dict(), **self.trained_by(name, state)})
+
+    @torch.no_grad()
+    def forget_factors(self) -> None:
+        """Set the factors of logits to 1 that earlier stages learned."""
+        for module in self.source.modules():
+            factors = getattr(module, "scale", None)
+            if isinstance(module, Pretrained) and isinstance(factors, nn.Parameter):
+                factors.fill_(1)
 
     def step(
         self,

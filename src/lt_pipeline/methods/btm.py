@@ -44,6 +44,8 @@ WHERE: dict[str, tuple[str, ...]] = {
     "backbone": (BACKBONE,),
     "classifier": (HEAD,),
 }
+# the classifier's last training, with and without what comes between
+LAST = ("post_train", "stage_2")
 # options that no fine-tuning depends on, and those that do not follow the second stage either
 APART = ("references", "interpolate")
 LATER = ("merge", "criterion", "classifier", *APART)
@@ -68,7 +70,7 @@ class BranchesConfig(Config):
         together: train all as one batched computation, in one node, where memory allows.
     """
 
-    sets: int = Field(default=10, ge=2, le=100)
+    sets: int = Field(default=10, ge=1, le=100)
     images: PositiveInt = 10
     short: Short = "keep"
     epochs: PositiveInt = 30
@@ -138,6 +140,11 @@ class BtmOptions(DecoupledOptions):
         return self.pretrain_options.handles_imbalance
 
     @property
+    def has_union(self) -> bool:
+        """Return whether there is a fine-tuning on two subsets together."""
+        return self.references and self.branches.sets > 1
+
+    @property
     def branch_names(self) -> tuple[str, ...]:
         """Return the names of the fine-tunings."""
         return tuple(f"branch_{k}" for k in range(self.branches.sets))
@@ -146,6 +153,8 @@ class BtmOptions(DecoupledOptions):
     def _steady(self) -> Self:
         if self.fc_classifier.scale:
             raise ValueError("fc_classifier.scale must be false: factors are of the last training")
+        if self.interpolate == 1:
+            raise ValueError("interpolate must be 0, for no picture, or at least 2, the two ends")
         return self
 
 
@@ -172,7 +181,7 @@ class BalancedTrainingAndMerging(Decoupled):
             Stage(name, start, subset=True, group=group, role="branch")
             for name in options.branch_names
         ]
-        if options.references:
+        if options.has_union:
             found.append(Stage("union", start, subset=True, role="reference"))
         if options.references and not after:
             found.append(Stage("stage_2", start, role="reference"))
@@ -199,9 +208,10 @@ class BalancedTrainingAndMerging(Decoupled):
         if not isinstance(options, BtmOptions) or not options.interpolate:
             return ()
         stages = {stage.name: stage for stage in cls.stages(options)}
-        one, other, *_ = options.branch_names
+        one, *others = options.branch_names
         points = options.interpolate
-        return ((stages[one].start[0], one, points), (one, other, points))
+        found = [(stages[one].start[0], one, points)]
+        return (*found, *((one, other, points) for other in others[:1]))
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return the phases of algorithm 1."""
@@ -211,7 +221,7 @@ class BalancedTrainingAndMerging(Decoupled):
         for stage in self.stages(options):
             if stage.name == "fc":
                 known["fc"] = options.fc_classifier.phase("fc")
-            elif stage.name in ("post_train", "stage_2"):
+            elif stage.name in LAST:
                 known[stage.name] = options.classifier.phase(stage.name, epochs_last)
             elif stage.subset and stage.trains:
                 known[stage.name] = self._fine_tuning(stage.name)
@@ -222,9 +232,24 @@ class BalancedTrainingAndMerging(Decoupled):
         told, options = super().subsets(labels, seed), self.options.branches
         drawn = balanced_subsets(labels, options.sets, options.images, seed, options.short)
         found = dict(zip(self.options.branch_names, drawn, strict=True))
-        if self.options.references:
+        if self.options.has_union:
             found["union"] = torch.cat(drawn[:2]).unique()
         return {**told, **found}
+
+    @property
+    def classifiers(self) -> dict[str, ClassifierConfig]:
+        """Return how the classifier is trained, by stage."""
+        return {"fc": self.options.fc_classifier, **dict.fromkeys(LAST, self.options.classifier)}
+
+    @property
+    def on_criterion(self) -> bool:
+        """Return whether the stage at hand trains on this method's own criterion."""
+        return self.stage in LAST
+
+    def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
+        """Return what of ``state`` the stage ``name`` and those before it trained."""
+        behind_last = name in LAST or (self.options.when == "after" and name != "fc")
+        return dict(state) if behind_last else Pretrained.trained_by(self, name, state)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the terms of the stage at hand; all but the last training's are cross-entropy.
@@ -232,7 +257,7 @@ class BalancedTrainingAndMerging(Decoupled):
         Raises:
             ValueError: if mixtures are due and the batch brings none.
         """
-        if self.pretraining or self.stage in ("post_train", "stage_2"):
+        if self.pretraining or self.on_criterion:
             return super().loss(batch, progress)
         if self.stage == "fc" or self.mix is None:
             return {"cross_entropy": self._cross_entropy(batch.images, batch.labels).mean()}
@@ -257,14 +282,15 @@ class BalancedTrainingAndMerging(Decoupled):
         """
         if stage.name != "merge":
             return super().step(stage, checkpoints, train, device)
-        names, states = list(checkpoints), list(checkpoints.values())
+        names = list(checkpoints)
+        states = [self.trained_by(name, state) for name, state in checkpoints.items()]
         weights.check_same(states, names)
         self.start(stage, {})
         self.fold_source()
         options = self.options.merge
 
         def score(state: StateDict) -> float:
-            self.load_state_dict(state)
+            self.take("merge", state)
             return self._scores(train, device)[options.score]
 
         scores = [] if options.strategy == "average" else [score(state) for state in states]
@@ -274,7 +300,7 @@ class BalancedTrainingAndMerging(Decoupled):
         else:
             shares = weights.adaptive_shares(scores) if scores else [1 / len(states)] * len(states)
             merged = weights.average(states, shares)
-        self.load_state_dict(merged)
+        self.take("merge", merged)
         if options.batchnorm == "reestimated":
             self._reestimate(train.images, device)
         return {

@@ -94,8 +94,9 @@ class TauNormalisation(Pretrained):
     def normalise(self, tau: float) -> None:
         """Divide the weights ``[..., C, F]`` by their lengths to the power ``tau``; drop the bias.
 
-        With tau = 0 only the bias is gone.
+        Factors of logits that were learned before become 1. With tau = 0 only the bias is gone.
         """
+        self.forget_factors()
         head: nn.Module = self.net.head
         weight = self.net.centres
         length = torch.linalg.vector_norm(weight.double(), dim=-1, keepdim=True)

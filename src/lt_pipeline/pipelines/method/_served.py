@@ -13,10 +13,11 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class ImageClassifier(PythonModel):
-    """uint8 images ``[N, channels, H, W]`` -> class probabilities float32 ``[N, C]``.
+    """uint8 images ``[N, channels, H, W]`` -> what the model says of each, by name.
 
-    A model that has more to say, as which expert decided, gives a dictionary: ``probabilities``
-    and the rest, each with N rows.
+    ``class`` ``[N]`` is the name of the most probable class, ``probabilities`` ``[N, C]`` are
+    float32, ``ood_score`` ``[N]`` is the higher the more an image looks like the training classes.
+    A model that has more to say, as which expert decided, adds it.
     """
 
     def load_context(self, context: Any) -> None:
@@ -26,11 +27,12 @@ class ImageClassifier(PythonModel):
 
     # MLflow takes type hints of predict for a schema and knows none for arrays: no hints here.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        """Return the probabilities of every image's classes, in the order of ``class_names``."""
+        """Return the answers by name, each with a row an image."""
         images = torch.from_numpy(np.ascontiguousarray(model_input, dtype=np.uint8))
         with torch.no_grad():
             answer = {name: value.numpy() for name, value in self.network(images).items()}
-        return answer if len(answer) > 1 else answer["probabilities"]
+        best = answer["probabilities"].argmax(1)
+        return {"class": np.array([self.class_names[c] for c in best.tolist()]), **answer}
 
 
 set_model(ImageClassifier())

@@ -1,4 +1,4 @@
-"""Export the merged network and hand it to MLflow as a model that answers with probabilities."""
+"""Export the merged network and hand it to MLflow as a model that answers for images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import mlflow
+import numpy as np
 import torch
 from mlflow.models import infer_signature
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from lt_pipeline.pipelines.method.nodes import load_finished
 # Runs in the serving process, where lt_pipeline need not be installed.
 SERVED_CODE = Path(__file__).with_name("_served.py")
 EXAMPLES = 2
+# the alias of the version that was registered last
+LATEST = "newest"
 
 
 class Answer(nn.Module):
@@ -31,8 +34,14 @@ class Answer(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return ``probabilities`` ``[B, C]``, and more where the method has more to say."""
-        return self.method.answer(images)
+        """Return ``probabilities`` ``[B, C]``, ``ood_score`` ``[B]`` and what the method adds."""
+        answer = self.method.answer(images)
+        if type(self.method).ood_score is Method.ood_score:
+            # the same number, without another pass through the network
+            known = answer["probabilities"].float().amax(1)
+        else:
+            known = self.method.ood_score(images)
+        return {"probabilities": answer.pop("probabilities"), "ood_score": known, **answer}
 
 
 def export(method: Method, example: Tensor) -> torch.export.ExportedProgram:
@@ -62,9 +71,10 @@ def deploy(
     found, method = load_finished(config, card, model)
     example = test.images[:EXAMPLES]
     program = export(method, example)
+    data = DataCard.from_json(card)
     with torch.no_grad():
         answer = {name: value.numpy() for name, value in program.module()(example).items()}
-    data = DataCard.from_json(card)
+    names = np.array(data.longtail.class_names[:EXAMPLES])
     registered = f"{found.method}-{data.config.slug}"
     with TemporaryDirectory() as folder:
         network, classes = Path(folder, "network.pt2"), Path(folder, "class_names.json")
@@ -74,15 +84,15 @@ def deploy(
             name="model",
             python_model=str(SERVED_CODE),
             artifacts={"network": str(network), "class_names": str(classes)},
-            signature=infer_signature(
-                example.numpy(), answer if len(answer) > 1 else answer["probabilities"]
-            ),
+            signature=infer_signature(example.numpy(), {"class": names, **answer}),
             input_example=example.numpy(),
             registered_model_name=registered,
             # named, because inferring them takes ten seconds
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_release(torch)}"],
             metadata={"accuracy": metrics["test"]["accuracy"]},
         )
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(registered, LATEST, str(logged.registered_model_version))
     return {
         "model_uri": logged.model_uri,
         "registered_model": registered,

@@ -21,7 +21,7 @@ from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.device import choose_device, peak_memory_mib
-from lt_pipeline.engine.loop import History, fit
+from lt_pipeline.engine.loop import History, Report, fit
 from lt_pipeline.engine.phase import Stage
 from lt_pipeline.engine.predict import accuracies, predict
 from lt_pipeline.engine.together import fit_together
@@ -65,7 +65,9 @@ def draw_subsets(config: Values, card: Values, train: ImageSet) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def train_group(stages: Sequence[Stage]) -> Callable[..., list[Any]]:
+def train_group(
+    stages: Sequence[Stage], report: Report = tracking.log_epoch
+) -> Callable[..., list[Any]]:
     """Return the node that trains ``stages``, one or a group, to checkpoints and histories.
 
     It is given the subsets where a stage has one, and then the checkpoints of what they start from.
@@ -90,13 +92,14 @@ def train_group(stages: Sequence[Stage]) -> Callable[..., list[Any]]:
             found.training.contrast.check(train.shape)
         sets = {"validation": validation, **({"test": test} if found.training.monitor_test else {})}
         name = stages[0].group or stages[0].name
+        seen = [_seen(stage, train, subsets) for stage in stages]
+        mark = stage_fingerprint(config, card, stages[0], checkpoints, seen)
         common: Values = {
             "device": choose_device(found.device),
             "monitors": {name: data for name, data in sets.items() if len(data)},
-            "resume": ResumeFile(progress / f"{name}.pt", fingerprint(config, card)),
-            "report": tracking.log_epoch,
+            "resume": ResumeFile(progress / f"{name}.pt", mark),
+            "report": report,
         }
-        seen = [_seen(stage, train, subsets) for stage in stages]
         seeds = [_stage_seed(found, stage) for stage in stages]
         if stages[0].group:
             each = [phases[stage.name] for stage in stages]
@@ -311,6 +314,30 @@ def fingerprint(config: Values, card: Values) -> str:
     """Return what stands for everything that decides a run's result, apart from the code."""
     decisive = {name: value for name, value in config.items() if name != "device"}
     return sha256(repr((decisive, card["data_hash"])).encode()).hexdigest()
+
+
+def stage_fingerprint(
+    config: Values,
+    card: Values,
+    stage: Stage,
+    checkpoints: dict[str, dict[str, Tensor]],
+    seen: Sequence[ImageSet],
+) -> str:
+    """Return what stands for all that decides what ``stage`` gives, apart from the code.
+
+    For a first stage it is its part of the configuration, and the data; for a later one what it
+    starts from, too, and the images that it sees.
+    """
+    recipe = methods.get(config["method"]).recipe(stage, config)
+    digest = sha256(fingerprint({**recipe}, card).encode())
+    for name, state in checkpoints.items():
+        digest.update(name.encode())
+        for key, value in sorted(state.items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for data in seen if stage.subset else ():
+        digest.update(data.content_hash().encode())
+    return digest.hexdigest()
 
 
 def _split(

@@ -32,29 +32,42 @@ def judge_stages(
     test: ImageSet,
     *checkpoints: dict[str, Tensor],
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
-    """Return a row a stage, a row a network between two stages, and pictures of both.
-
-    The hold-out's mean recall stands beside the test set's metrics, where there is one: it is what
-    a choice between stages may rest on.
-    """
+    """Return a row a stage, a row a network between two stages, and pictures of both."""
     stages = stages_of(config)
+    table, recalls = measure_stages(config, card, validation, test, *checkpoints)
     by_name = dict(zip((stage.name for stage in stages), checkpoints, strict=True))
-    judged = {
-        stage.name: _judge(config, card, validation, test, stage, by_name[stage.name])
-        for stage in stages
-    }
-    table = pd.DataFrame([row for row, _ in judged.values()])
     between = _between(config, card, test, by_name)
     title = figure_title(config, card)
     shown = [stage.name for stage in stages if not (stage.trains and stage.subset)][-4:]
     floor = ExperimentConfig.model_validate(config).evaluation.recall_floor
-    profiles = {name: judged[name][1] for name in shown}
     rows = [{**row, "aside": row["role"] != "line"} for row in _rows(table)]
     drawn = {
         "stages.png": by_stage(rows, f"Stages: {title}"),
-        "recall_profiles.png": recall_profiles(profiles, f"Recalls in order: {title}", floor),
+        "recall_profiles.png": recall_profiles(
+            {name: recalls[name] for name in shown}, f"Recalls in order: {title}", floor
+        ),
     }
     return table, between, {**drawn, **_draw_between(between, table, title)}
+
+
+def measure_stages(
+    config: Values,
+    card: Values,
+    validation: ImageSet,
+    test: ImageSet,
+    *checkpoints: dict[str, Tensor],
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    """Return a row a stage, and each one's recalls by class.
+
+    The hold-out's mean recall stands beside the test set's metrics, where there is one: it is what
+    a choice between stages may rest on.
+    """
+    judged = {
+        stage.name: _judge(config, card, validation, test, stage, checkpoint)
+        for stage, checkpoint in zip(stages_of(config), checkpoints, strict=True)
+    }
+    table = pd.DataFrame([row for row, _ in judged.values()])
+    return table, {name: recall for name, (_, recall) in judged.items()}
 
 
 def stage_numbers(table: pd.DataFrame) -> dict[str, float]:

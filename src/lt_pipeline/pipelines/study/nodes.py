@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from lt_pipeline import methods, tracking
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile, atomic_path
-from lt_pipeline.engine.loop import History
+from lt_pipeline.engine.loop import History, Report
 from lt_pipeline.engine.phase import Stage
 from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.pipelines.method.geometry import geometry
@@ -33,16 +33,11 @@ from lt_pipeline.pipelines.method.nodes import (
     train_group,
 )
 from lt_pipeline.pipelines.method.ood import examine, headline
-from lt_pipeline.pipelines.method.stages import judge_stages, stage_numbers
+from lt_pipeline.pipelines.method.stages import measure_stages, stage_numbers
 from lt_pipeline.study import StudyConfig, first_detector, slug
 
 LOGGER = logging.getLogger(__name__)
 KEPT = "metrics.json"
-# what an arm's run has in common with the study's
-INHERITED = (
-    "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit", "python",
-    "versions",
-)  # fmt: skip
 
 Values = dict[str, Any]
 # (training set, hold-out, test set, auxiliary set)
@@ -96,7 +91,7 @@ def run_once(
         return kept
     train, validation, test, _ = sets
     stages = stages_of(config)
-    checkpoints, histories = _run_stages(config, card, sets, folder)
+    checkpoints, histories = run_stages(config, card, sets, folder, stages)
     last = checkpoints[stages[-1].name]
     model, finished = finish(config, card, train, validation, test, last)
     metrics, *_ = evaluate(config, card, model, validation, test, finished, *histories)
@@ -105,7 +100,7 @@ def run_once(
     result = tracking.numbers({**metrics, "geometry": shape, "ood": headline(strange)})
     if len(stages) > 1:
         every = [checkpoints[stage.name] for stage in stages]
-        result |= stage_numbers(judge_stages(config, card, validation, test, *every)[0])
+        result |= stage_numbers(measure_stages(config, card, validation, test, *every)[0])
     with atomic_path(folder / KEPT) as path:
         path.write_text(json.dumps({"fingerprint": fingerprint(config, card), "metrics": result}))
     for state in folder.glob("*.pt"):
@@ -113,18 +108,23 @@ def run_once(
     return result
 
 
-def _run_stages(
-    config: Values, card: Values, sets: Sets, folder: Path
+def run_stages(
+    config: Values,
+    card: Values,
+    sets: Sets,
+    folder: Path,
+    stages: Sequence[Stage],
+    report: Report = tracking.log_epoch,
 ) -> tuple[dict[str, dict[str, Tensor]], list[History]]:
-    """Return every stage's checkpoint by name, and the histories of those that train.
+    """Return the checkpoint of each of ``stages`` by name, and the histories of those that train.
 
+    ``report`` is called after the epochs that are trained now.
     What several runs of a study have in common is kept beside ``folder``: arms that differ in
     later stages only train the first ones once.
     """
     subsets: list[Any] = []
     checkpoints: dict[str, dict[str, Tensor]] = {}
     histories: list[History] = []
-    stages = stages_of(config)
     if any(stage.subset for stage in stages):
         subsets = [draw_subsets(config, card, sets[0])]
     for _, group in groupby(stages, lambda stage: stage.group or stage.name):
@@ -137,7 +137,7 @@ def _run_stages(
         kept = SharedStage.of(config, card, first, folder.parent)
         trained = kept.load() if kept else None
         if trained is None:
-            trained = train_group(members)(config, card, *sets, folder, *given)
+            trained = train_group(members, report)(config, card, *sets, folder, *given)
             if kept:
                 kept.save(trained)
         checkpoints |= dict(zip((s.name for s in members), trained[::2], strict=True))
@@ -265,7 +265,7 @@ def _nested_run(name: str, config: Values, kept: bool) -> Iterator[None]:
     shown = {**config, method: {"options": config["options"]}}
     del shown["options"]
     with mlflow.start_run(run_name=name, nested=True):
-        tracking.set_tags({key: tags[key] for key in INHERITED if key in tags})
+        tracking.set_tags({key: tags[key] for key in tracking.INHERITED if key in tags})
         tracking.set_tags({"seed": config["seed"], "kept_from_before": kept})
         tracking.log_params(dict(tracking.flatten(shown, ".")))
         yield
