@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PORT ?= 5000
 ARGS ?=
+STAGES ?= more
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -13,7 +14,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke test test-gpu lint ui repro clean-runs
+.PHONY: help install run smoke test test-gpu lint ui repro stages clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,8 +60,13 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 ui: $(VENV)/.core  ## the MLflow UI of this project's runs
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
 
-repro: $(VENV)/.core  ## what has changed, and only that, through DVC
-	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+repro: $(VENV)/.core  ## what has changed, and only that, through DVC; STAGES=more, or "" for all
+	@git rev-parse --git-dir > /dev/null 2>&1 || \
+		{ echo "DVC works in a git repository: run 'git init' here first" >&2; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(STAGES)
+
+stages: $(VENV)/.core  ## write dvc.yaml from the Kedro pipelines and catalog; ARGS as in docs/dvc.md
+	$(BIN)/python -m lt_pipeline.dvc_stages $(ARGS)
 
 # Downloads in data/01_raw stay: they are the data sets, not what runs made of them.
 clean-runs:  ## delete runs, models and reports; data/01_raw stays

@@ -1,102 +1,231 @@
 """dvc.yaml, written from Kedro's own view of the project: ``python -m lt_pipeline.dvc_stages``.
 
 Kedro owns the DAG; DVC hashes what goes in and out of it. A stage's dependencies, parameters and
-outputs are those of its Kedro nodes. Only which stages there are is said here.
+outputs are those of its Kedro nodes, and its code is what these import. Said here is only which
+stages there are, what of their outputs are metrics and plots, and what does not count as code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import click
 import yaml
 from kedro.config import OmegaConfigLoader
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
 from kedro.inspection import get_project_snapshot
-from kedro.inspection.models import ProjectSnapshot
+from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
+from lt_pipeline import methods
+from lt_pipeline.config import method_options
+from lt_pipeline.pipeline_registry import method_pipeline
+from lt_pipeline.schema import unknown
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.source_files import module_of, rests_on
 
 PROJECT = Path(__file__).parents[2]
-PACKAGE = "src/lt_pipeline"
+PACKAGE = Path(__file__).parent.name
+BASE = CONFIG_LOADER_ARGS["base_env"]
 PARAMETERS = "params:"
-HEADER = (
-    "# Written by `python -m lt_pipeline.dvc_stages` from the Kedro pipelines and catalog: change\n"
-    "# those and run it again. `dvc repro` runs what has changed and nothing else.\n"
-)
+DATA, COMPARE = "data_prep", "compare"
+DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods side by side"}
 
+# It checks every block of conf/ and imports all that a block can ask for; a stage rests on its own.
+LEAVES = {f"{PACKAGE}.config"}
+# What only tells MLflow changes no file, nor does the device change what is computed on it.
+NOT_CODE = {f"{PACKAGE}.tracking"}
+NOT_DECISIVE = {"device"}
 
-class Stage(NamedTuple):
-    """A DVC stage: the Kedro pipeline and, of it, the namespace to run; the code it rests on."""
-
-    pipeline: str
-    namespace: str | None
-    code: tuple[str, ...]
-
-
-DATA_CODE = ("config.py", "data", "figures", "schema.py")
-METHOD_CODE = (
-    "detectors.py",
-    "diagnostics",
-    "engine",
-    "losses",
-    "metrics",
-    "models",
-    "methods/_base.py",
-    "weights.py",
-)
-STAGES = {
-    "data_prep": Stage("data_prep", None, DATA_CODE),
-    "more": Stage("more", "more", (*DATA_CODE, *METHOD_CODE, "methods/more.py")),
+# The comparison looks runs up in MLflow: of each method, these files say that there is another one.
+COMPARED = ("metrics", "class_table")
+METRICS = ("metrics", "imbalance_statistics")
+# A table's axes; pictures and folders of them need none.
+PLOTS: dict[str, dict[str, str]] = {
+    "class_counts": {"x": "class", "y": "training_images", "title": "Training images"},
+    "class_table": {"x": "class", "y": "recall", "title": "Recall by class"},
 }
+HEADER = """\
+# Written by `python -m lt_pipeline.dvc_stages{arguments}` from the Kedro pipelines and catalog:
+# change those and run it again. `dvc repro` runs what has changed and nothing else (docs/dvc.md).
+"""
 
 
-def render(project: Path = PROJECT) -> str:
-    """Return the text of dvc.yaml."""
-    snapshot = get_project_snapshot(project_path=project)
-    loader = OmegaConfigLoader(conf_source=str(project / "conf"), **CONFIG_LOADER_ARGS)
-    catalog = CatalogConfigResolver(loader["catalog"])
-    stages = {name: _stage(snapshot, catalog, stage) for name, stage in STAGES.items()}
-    return HEADER + yaml.safe_dump({"stages": stages}, sort_keys=False, width=100)
+def render(env: str | None = None, names: Sequence[str] = (), project: Path = PROJECT) -> str:
+    """Return the text of dvc.yaml.
+
+    Args:
+        env: the folder of conf/ whose data set the stages are of; conf/base alone unless told.
+        names: the methods to have a stage; all unless told.
+        project: the folder of the project.
+
+    Raises:
+        ValueError: if there is no such environment or method.
+    """
+    found = {path.parent.name for path in (project / "conf").glob("*/globals.yml")}
+    environments = sorted(found - {BASE})
+    if env and env not in environments:
+        raise ValueError(unknown("environment", env, environments))
+    for name in names:
+        methods.get(name)
+    view = View(project, env, tuple(names) or methods.available())
+    arguments = [
+        *(["--env", env] if env else []),
+        *(["--methods", ",".join(names)] if names else []),
+    ]
+    header = HEADER.format(arguments="".join(f" {a}" for a in arguments))
+    return header + yaml.safe_dump(view.pipeline(), sort_keys=False, width=100)
 
 
-def _stage(
-    snapshot: ProjectSnapshot, catalog: CatalogConfigResolver, stage: Stage
-) -> dict[str, Any]:
-    pipeline = next(p for p in snapshot.pipelines if p.name == stage.pipeline)
-    nodes = [node for node in pipeline.nodes if node.namespace == stage.namespace]
-    made = {name for node in nodes for name in node.outputs}
-    needed = {name for node in nodes for name in node.inputs} - made
-    metrics = {name for name in made if name.endswith((".metrics", "_statistics"))}
-    only = f" --namespaces {stage.namespace}" if stage.namespace else ""
-    code = {f"{PACKAGE}/{path}" for path in stage.code}
-    sources = {node.source.filepath for node in nodes if node.source}
-    return {
-        "cmd": f"kedro run --pipelines {stage.pipeline}{only}",
-        "deps": sorted({*code, *sources, *_files(catalog, needed)}),
-        "params": _parameters(needed),
-        "outs": _files(catalog, made - metrics),
-        "metrics": [{path: {"cache": False}} for path in _files(catalog, metrics)],
-    }
+def path_of(env: str | None, project: Path = PROJECT) -> Path:
+    """Return where the stages of ``env`` belong: beside its parameters, or into the project."""
+    return project / "conf" / env / "dvc.yaml" if env else project / "dvc.yaml"
 
 
-def _files(catalog: CatalogConfigResolver, names: set[str]) -> list[str]:
-    """Return the files of datasets; a folder that a node manages by itself is not one."""
-    found = [catalog.resolve_pattern(n) for n in names if not n.startswith(PARAMETERS)]
-    # kedro-mlflow's artifact datasets wrap the one with the file
-    plain = [config.get("dataset", config) for config in found]
-    return sorted(c["filepath"] for c in plain if not c["type"].endswith("FolderDataset"))
+@dataclass(frozen=True)
+class View:
+    """What Kedro says of the project in an environment."""
+
+    project: Path
+    env: str | None
+    methods: tuple[str, ...]
+
+    @cached_property
+    def _loader(self) -> OmegaConfigLoader:
+        # conf/local is of one machine: what it says is no part of a file that is committed
+        conf, env = str(self.project / "conf"), self.env or BASE
+        return OmegaConfigLoader(conf_source=conf, env=env, **CONFIG_LOADER_ARGS)
+
+    @cached_property
+    def _snapshot(self) -> ProjectSnapshot:
+        metadata = bootstrap_project(self.project)
+        for name in self.methods:
+            _, options = method_options(name, self._loader["parameters"])
+            pipelines[name] = method_pipeline(name, options)
+        return get_project_snapshot(metadata=metadata, env=self.env or BASE)
+
+    @cached_property
+    def _catalog(self) -> CatalogConfigResolver:
+        memory = {"{name}": {"type": "kedro.io.MemoryDataset"}}
+        return CatalogConfigResolver(self._loader["catalog"], default_runtime_patterns=memory)
+
+    def pipeline(self) -> dict[str, Any]:
+        """Return what dvc.yaml says: a stage for the data, for every method, for the comparison."""
+        stages = {DATA: self._stage(DATA, None)}
+        stages |= {name: self._stage(name, name) for name in self.methods}
+        if any(found.name == COMPARE for found in self._snapshot.pipelines):
+            stages[COMPARE] = self._stage(COMPARE, COMPARE)
+        return {"stages": stages, "plots": [{"Recall by class, all methods": self._recalls()}]}
+
+    def _stage(self, pipeline: str, namespace: str | None) -> dict[str, Any]:
+        found = next(p for p in self._snapshot.pipelines if p.name == pipeline)
+        nodes = [node for node in found.nodes if node.namespace == namespace]
+        made = {name for node in nodes for name in node.outputs}
+        needed = {name for node in nodes for name in node.inputs} - made
+        if pipeline == COMPARE:
+            needed |= {f"{method}.{kind}" for method in self.methods for kind in COMPARED}
+        metrics = {name for name in made if _kind(name) in METRICS}
+        pictures = {name for name in made if self._is_picture(name)}
+        tables = {name for name in made if _kind(name) in PLOTS}
+        stage = {
+            "desc": _description(pipeline),
+            "cmd": self._command(pipeline, namespace),
+            "wdir": "../.." if self.env else None,
+            "deps": sorted({*self._code(nodes, needed, made), *self._files(needed)}),
+            "params": self._parameters(needed),
+            "outs": self._files(made - metrics - pictures - tables),
+            "metrics": self._files(metrics),
+            "plots": [
+                *self._files(pictures),
+                *({self._file(name): dict(PLOTS[_kind(name)])} for name in sorted(tables)),
+            ],
+        }
+        return {key: value for key, value in stage.items() if value}
+
+    def _command(self, pipeline: str, namespace: str | None) -> str:
+        only = f" --namespaces {namespace}" if namespace else ""
+        env = f" --env {self.env}" if self.env else ""
+        return f"kedro run --pipelines {pipeline}{only}{env}"
+
+    def _code(self, nodes: Iterable[NodeSnapshot], needed: set[str], made: set[str]) -> set[str]:
+        """Return the files that the nodes, their datasets and their methods rest on."""
+        files = {Path(node.source.filepath).relative_to("src") for node in nodes if node.source}
+        roots = {module_of(file.as_posix()) for file in files}
+        data = [name for name in {*needed, *made} if not name.startswith(PARAMETERS)]
+        types = {self._dataset(name)["type"].rpartition(".")[0] for name in data}
+        roots |= {kind for kind in types if kind.startswith(PACKAGE)}
+        blocks = {name.removeprefix(PARAMETERS) for name in needed}
+        roots |= {f"{PACKAGE}.methods.{name}" for name in blocks & set(methods.available())}
+        return {f"src/{file}" for file in rests_on(roots, LEAVES, NOT_CODE)}
+
+    def _parameters(self, needed: set[str]) -> list[dict[str, list[str]]]:
+        """Return the parameters that a stage reads, by the files that say them."""
+        read = {n.removeprefix(PARAMETERS) for n in needed if n.startswith(PARAMETERS)}
+        read -= NOT_DECISIVE
+        found = []
+        for folder in (BASE, *([self.env] if self.env else [])):
+            for file in sorted((self.project / "conf" / folder).glob("parameters*.yml")):
+                said = sorted(read & set(yaml.safe_load(file.read_text()) or {}))
+                if said:
+                    found.append({file.relative_to(self.project).as_posix(): said})
+        return found
+
+    def _recalls(self) -> dict[str, Any]:
+        up = "../../" if self.env else ""
+        tables = (up + self._file(f"{name}.class_table") for name in self.methods)
+        return {"x": "class", "y": dict.fromkeys(tables, "recall")}
+
+    def _files(self, names: Iterable[str]) -> list[str]:
+        """Return the files of datasets; a folder that a node manages by itself is not one."""
+        data = [name for name in names if not name.startswith(PARAMETERS)]
+        kept = [name for name in data if not self._type(name).endswith(("Folder", "Memory"))]
+        return sorted(self._file(name) for name in kept)
+
+    def _is_picture(self, name: str) -> bool:
+        return self._type(name).endswith("Matplotlib")
+
+    def _type(self, name: str) -> str:
+        return str(self._dataset(name)["type"]).removesuffix("Dataset")
+
+    def _file(self, name: str) -> str:
+        return str(self._dataset(name)["filepath"])
+
+    def _dataset(self, name: str) -> Mapping[str, Any]:
+        config = self._catalog.resolve_pattern(name)
+        # kedro-mlflow's artifact datasets wrap the one with the file
+        plain: Mapping[str, Any] = config.get("dataset", config)
+        return plain
 
 
-def _parameters(needed: set[str]) -> list[dict[str, list[str]]]:
-    """Return, by file of conf/base, the parameters that a stage reads: a method has its own."""
-    by_file: dict[str, list[str]] = {}
-    for name in sorted(n.removeprefix(PARAMETERS) for n in needed if n.startswith(PARAMETERS)):
-        own = f"conf/base/parameters_{name}.yml"
-        file = own if (PROJECT / own).exists() else "conf/base/parameters.yml"
-        by_file.setdefault(file, []).append(name)
-    return [{file: names} for file, names in by_file.items()]
+def _kind(name: str) -> str:
+    """Return the dataset's name without its method's."""
+    return name.rpartition(".")[2]
+
+
+def _description(pipeline: str) -> str:
+    if pipeline in DESCRIPTIONS:
+        return DESCRIPTIONS[pipeline]
+    return (methods.get(pipeline).__doc__ or "").splitlines()[0].rstrip(".")
+
+
+@click.command()
+@click.option("--env", help="Folder of conf/: its stages go to conf/<env>/dvc.yaml.")
+@click.option("--methods", "names", help="Stages of these methods only, split at commas.")
+def main(env: str | None, names: str | None) -> None:
+    """Write dvc.yaml from the Kedro pipelines and catalog."""
+    try:
+        text = render(env, names.split(",") if names else ())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    path = path_of(env)
+    path.write_text(text)
+    click.echo(f"{path.relative_to(PROJECT)}: {len(yaml.safe_load(text)['stages'])} stages")
 
 
 if __name__ == "__main__":
-    (PROJECT / "dvc.yaml").write_text(render())
+    main()

@@ -25,6 +25,8 @@ COLUMNS = {
     "expected_calibration_error": "ECE",
 }
 GROUPED = ("accuracy", "many", "medium", "few", "harmonic_mean")
+JUDGED = ("accuracy", "harmonic_mean", "geometric_mean")
+BEST_TRIALS = 5
 STAGE_COLUMNS = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 STUDY_COLUMNS = {
     "validation/mean_recall": "hold-out mean recall",
@@ -137,6 +139,45 @@ def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking
     floor = summary["test/recall_floor"].iloc[0]
     console.print(f"The harmonic mean takes a recall of zero as {floor:g}.")
     _print_where(console, tracking_uri)
+
+
+def print_sweep(
+    trials: pd.DataFrame,
+    best: Mapping[str, Any],
+    judged: Mapping[str, float],
+    card: dict[str, Any],
+    command: str,
+    tracking_uri: str,
+) -> None:
+    """Print the best trials, what the best reaches on the test set, and how to repeat it."""
+    found = DataCard.from_json(card)
+    column = "validation/mean_recall"
+    shown = trials.dropna(subset=[column]).sort_values(column, ascending=False, kind="stable")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("trial", "hold-out mean recall", *best["params"]):
+        table.add_column(heading, justify="right")
+    for row in shown.head(BEST_TRIALS).to_dict("records"):
+        values = [_plain(row[path]) for path in best["params"]]
+        table.add_row(str(row["trial"]), f"{100 * row[column]:.1f}", *values)
+    console = Console()
+    console.print()
+    console.print(f"{best['study']} on {found.config.title}: mean recall on the hold-out, %")
+    console.print(table)
+    counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
+    console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)
+    if judged:
+        console.print(
+            f"Trial {best['trial']} on the balanced test set, which nothing was chosen by: "
+            + ", ".join(f"{COLUMNS[k]} {100 * judged[f'test/{k}']:.1f} %" for k in JUDGED)
+            + "."
+        )
+    console.print("The best again, as a run of its own (data.validation=0 trains on all images):")
+    console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
+    _print_where(console, tracking_uri)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_ood(console: Console, name: str, report: Mapping[str, Any]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from kedro.config import OmegaConfigLoader
 
 from lt_pipeline.hooks import ProjectHooks
+from lt_pipeline.provenance import ProvenanceHooks
+from lt_pipeline.tune_hooks import TuneHooks
 
-HOOKS = (ProjectHooks(),)
+HOOKS = (ProjectHooks(), ProvenanceHooks(), TuneHooks())
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -29,9 +29,16 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5
+# `dvc repro` rewrites its lock files between stages: they do not change what is run
+NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
 FIRST_STAGES = ("train", "pretrain")
+# what a run below another one has in common with it
+INHERITED = (
+    "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit", "python",
+    "versions",
+)  # fmt: skip
 
 
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
@@ -93,12 +100,13 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def provenance(project: Path, seed: int, device: str) -> dict[str, str]:
-    """Return the tags that say what made a run: command, commit, seed, device, versions."""
-    commit = _git(project, "rev-parse", "HEAD")
+    """Return the tags that say what made a run: commit, seed, device, versions."""
+    commit = git(project, "rev-parse", "HEAD")
     return {
-        "command": " ".join(["kedro", *sys.argv[1:]]),
         "mlflow.source.git.commit": commit or "unknown",
-        "git_dirty": str(bool(_git(project, "status", "--porcelain"))) if commit else "unknown",
+        "git_dirty": str(bool(git(project, "status", "--porcelain", *NOT_LOCKS)))
+        if commit
+        else "unknown",
         "seed": str(seed),
         "device": device,
         "python": platform.python_version(),
@@ -106,7 +114,8 @@ def provenance(project: Path, seed: int, device: str) -> dict[str, str]:
     }
 
 
-def _git(project: Path, *arguments: str) -> str:
+def git(project: Path, *arguments: str) -> str:
+    """Return what a git command says in ``project``, nothing if it fails or there is no git."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=project, capture_output=True, text=True, check=True
@@ -117,14 +126,25 @@ def _git(project: Path, *arguments: str) -> str:
 
 
 def absolute_uri(uri: str, project: Path) -> str:
-    """Return ``uri`` with a relative SQLite path made one under ``project``.
+    """Return ``uri`` with a relative SQLite path made one under ``project``'s ``home``.
 
     SQLite takes a relative path from wherever the command runs; a run would be lost there.
     """
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return f"{prefix}{(project / uri.removeprefix(prefix)).as_posix()}"
+        return f"{prefix}{(home(project) / uri.removeprefix(prefix)).as_posix()}"
     return uri
+
+
+def home(project: Path) -> Path:
+    """Return the folder that outlives ``project``, which may be a copy for one experiment.
+
+    ``dvc exp run --temp`` and ``--queue`` work in a folder of ``.dvc/tmp/exps`` and delete it.
+    """
+    for folder in project.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return project
 
 
 def check_server(uri: str) -> None:
@@ -144,13 +164,19 @@ def check_server(uri: str) -> None:
             create_engine(uri).connect().close()
     except (URLError, OSError, SQLAlchemyError, ImportError) as error:
         raise ConnectionError(
-            f"the MLflow tracking server {_without_password(uri)} cannot be reached "
+            f"the MLflow tracking server {without_password(uri)} cannot be reached "
             f"({str(error).splitlines()[0]}); start it, or change server.mlflow_tracking_uri in "
             f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"
         ) from error
 
 
-def _without_password(uri: str) -> str:
+def masked(text: str) -> str:
+    """Return ``text`` without the passwords of the addresses in it."""
+    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
+
+
+def without_password(uri: str) -> str:
+    """Return ``uri`` as it can be shown."""
     parts = urlsplit(uri)
     if not parts.password:
         return uri

@@ -120,7 +120,9 @@ def test_dqroute_is_deployed_with_its_routing(project):
     model = mlflow.pyfunc.load_model(deployed["model_uri"])
     test = ImageSetDataset(str(project.file("03_primary", "smoke", "test.safetensors"))).load()
     answer = model.predict(test.images[:5].numpy())
-    assert set(answer) == {"probabilities", "routing"}
+    assert set(answer) == {"class", "probabilities", "ood_score", "routing"}
+    best = answer["probabilities"].argmax(1)
+    assert answer["class"].tolist() == [test.class_names[c] for c in best]
     np.testing.assert_allclose(answer["probabilities"].sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(answer["routing"].sum(1), 1, atol=1e-5)
     assert answer["routing"].shape == (5, 3)

@@ -161,8 +161,10 @@ def test_the_registered_model_takes_bytes_and_gives_the_methods_probabilities(fi
         with torch.no_grad():
             wanted = method.score(images).softmax(1).numpy()
         found = model.predict(images.numpy())
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert set(found) == {"class", "probabilities", "ood_score"}
+        assert found["probabilities"].dtype == np.float32
+        np.testing.assert_allclose(found["probabilities"], wanted, atol=1e-5)
+        np.testing.assert_allclose(found["ood_score"], wanted.max(1), atol=1e-5)
     inputs = model.metadata.signature.inputs.inputs[0]
     assert (inputs.type, inputs.shape) == (np.dtype("uint8"), (-1, 1, 8, 8))
     assert model.input_example is not None
@@ -179,9 +181,11 @@ def test_mlflow_models_predict_answers(finished, tmp_path):
         MLFLOW_TRACKING_URI=project.tracking_uri,
     )
     assert code == 0, output
-    found = np.array(read(tmp_path / "out.json")["predictions"])
-    assert found.shape == (3, 10)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    found = read(tmp_path / "out.json")["predictions"]
+    assert len(found["class"]) == len(found["ood_score"]) == 3
+    probabilities = np.array(found["probabilities"])
+    assert probabilities.shape == (3, 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
 
 def test_weights_of_another_architecture_are_refused_by_name(finished):

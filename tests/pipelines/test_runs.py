@@ -13,11 +13,8 @@ import urllib.request
 import mlflow
 import pytest
 import torch
-import yaml
 from pipeline_projects import PROJECT, Project, copy_project
 from safetensors.torch import load_file
-
-from lt_pipeline.dvc_stages import render
 
 pytestmark = pytest.mark.slow
 
@@ -216,29 +213,3 @@ def test_a_new_method_is_one_file_and_one_file_of_parameters(project):
     )
     assert code == 0, output
     assert "passed" in output
-
-
-def test_dvc_repro_runs_once_and_then_nothing(project):
-    conf = project.folder / "conf" / "base" / "parameters.yml"
-    conf.write_text(conf.read_text().replace("epochs: 60", "epochs: 5"))
-    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
-        subprocess.run(command, cwd=project.folder, check=True)
-    code, output = project.run("dvc", "repro")
-    assert code == 0, output
-    assert "Running stage 'data_prep'" in output
-    assert "Running stage 'more'" in output
-    assert len(runs_of(project.tracking_uri)) == 2
-    code, output = project.run("dvc", "repro")
-    assert "Stage 'data_prep' didn't change, skipping" in output
-    assert "Stage 'more' didn't change, skipping" in output
-    more = project.folder / "conf" / "base" / "parameters_more.yml"
-    more.write_text(more.read_text().replace("amplitude: 2.0", "amplitude: 1.0"))
-    code, output = project.run("dvc", "repro", "--dry")
-    assert "Stage 'data_prep' didn't change, skipping" in output
-    assert "Running stage 'more'" in output
-
-
-def test_dvc_yaml_is_what_the_kedro_pipelines_say():
-    committed = (PROJECT / "dvc.yaml").read_text()
-    assert committed == render(), "run `python -m lt_pipeline.dvc_stages` and commit dvc.yaml"
-    assert yaml.safe_load(committed)["stages"].keys() == {"data_prep", "more"}

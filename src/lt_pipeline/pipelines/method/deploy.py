@@ -48,7 +48,7 @@ def export(method: Method, example: Tensor) -> torch.export.ExportedProgram:
     """Return the finished ``method`` as a program for any number of images like ``example``."""
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(
-        Answer(method.cpu().eval()), (example,), dynamic_shapes=({0: batch},)
+        Answer(method.cpu()).eval(), (example,), dynamic_shapes=({0: batch},)
     )
 
 

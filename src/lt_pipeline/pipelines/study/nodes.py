@@ -34,6 +34,7 @@ from lt_pipeline.pipelines.method.nodes import (
 )
 from lt_pipeline.pipelines.method.ood import examine, headline
 from lt_pipeline.pipelines.method.stages import measure_stages, stage_numbers
+from lt_pipeline.pipelines.study.plan import earlier_paces, plan
 from lt_pipeline.study import StudyConfig, first_detector, slug
 
 LOGGER = logging.getLogger(__name__)
@@ -62,17 +63,27 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
         first: int = parameters["seed"]
         sets = (train, validation, test, auxiliary)
         rows: list[Values] = []
-        for seed in range(first, first + found.seeds):
-            for label, experiment in experiments.items():
-                config = experiment.model_copy(update={"seed": seed}).model_dump(mode="json")
-                folder, name = progress / f"{slug(label)}-{seed}", f"{label} · seed {seed}"
-                done, total = len(rows) + 1, found.seeds * len(experiments)
-                kept = kept_metrics(config, card, folder) is not None
-                LOGGER.info("%d/%d  %s%s", done, total, name, ", kept from before" * kept)
-                with _nested_run(name, config, kept):
-                    row = run_once(config, card, sets, raw_folder, folder)
-                    tracking.log_metrics(row)
-                rows.append({"arm": label, "seed": seed, **row})
+        planned = [
+            (label, experiment.model_copy(update={"seed": seed}).model_dump(mode="json"))
+            for seed in range(first, first + found.seeds)
+            for label, experiment in experiments.items()
+        ]
+        folders = [progress / f"{slug(label)}-{config['seed']}" for label, config in planned]
+        there = [
+            kept_metrics(config, card, folder) is not None
+            for (_, config), folder in zip(planned, folders, strict=True)
+        ]
+        LOGGER.info(plan(study, [config for _, config in planned], there, earlier_paces()))
+        if any(there):
+            LOGGER.info("What is there is not trained again: delete %s if it should be", progress)
+        for (label, config), folder, kept in zip(planned, folders, there, strict=True):
+            name = f"{label} · seed {config['seed']}"
+            done = f"{len(rows) + 1}/{len(planned)}"
+            LOGGER.info("%s  %s%s", done, name, ", kept from before" * kept)
+            with _nested_run(name, config, kept):
+                row = run_once(config, card, sets, raw_folder, folder)
+                tracking.log_metrics(row)
+            rows.append({"arm": label, "seed": config["seed"], **row})
         return pd.DataFrame(rows)
 
     return train
@@ -266,6 +277,6 @@ def _nested_run(name: str, config: Values, kept: bool) -> Iterator[None]:
     del shown["options"]
     with mlflow.start_run(run_name=name, nested=True):
         tracking.set_tags({key: tags[key] for key in tracking.INHERITED if key in tags})
-        tracking.set_tags({"seed": config["seed"], "kept_from_before": kept})
+        tracking.set_tags({"seed": config["seed"], "method": method, "kept_from_before": kept})
         tracking.log_params(dict(tracking.flatten(shown, ".")))
         yield

@@ -25,6 +25,17 @@ STUDIES = (
     "btm_where",
     "btm_gml",
 )
+# The papers' tables that a study is of, by another name of its pipeline.
+TABLES = {
+    "table_dbm_2": "dbm_combinations",
+    "table_dbm_5": "dbm_components",
+    "table_dqroute_6": "dqroute_ood",
+    "table_darl_5": "darl_parts",
+    "table_btm_6": "btm_merging",
+    "table_btm_7": "btm_sizes",
+    "table_btm_8": "btm_where",
+    "table_btm_9": "btm_gml",
+}
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 

@@ -1,0 +1,263 @@
+"""Methods side by side: which runs are compared, their mean over seeds, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+from pydantic import Field, field_validator
+
+from lt_pipeline.config import MethodName
+from lt_pipeline.metrics.significance import paired_difference, recall_interval
+from lt_pipeline.schema import Config, one_line_errors
+from lt_pipeline.study import first_detector
+
+Values = dict[str, Any]
+Sorting = Literal[
+    "accuracy", "many", "medium", "few", "harmonic_mean", "geometric_mean", "lowest_recall"
+]
+# what does not change what is learned; the seed is what a configuration is repeated with
+_IRRELEVANT = ("seed", "device", "evaluation")
+# the groups a bootstrap is worth showing of; all classes go by no name
+GROUPS = ("many", "medium", "few")
+
+
+class Measure(NamedTuple):
+    """How a metric is shown: its heading, what it is multiplied by, its decimals."""
+
+    heading: str
+    factor: float = 1.0
+    digits: int = 0
+
+
+MEASURES = {
+    "test/accuracy": Measure("accuracy %", 100, 1),
+    "test/many": Measure("many %", 100, 1),
+    "test/medium": Measure("medium %", 100, 1),
+    "test/few": Measure("few %", 100, 1),
+    "test/harmonic_mean": Measure("harm. mean %", 100, 1),
+    "test/geometric_mean": Measure("geom. mean %", 100, 1),
+    "test/lowest_recall": Measure("lowest recall %", 100, 1),
+    "test/zero_recall_classes": Measure("classes at zero", 1, 1),
+    "test/expected_calibration_error": Measure("ECE %", 100, 1),
+    "validation/mean_recall": Measure("hold-out mean recall %", 100, 1),
+    "cost/training_seconds": Measure("training s", 1, 1),
+    "cost/training_images_per_second": Measure("training images/s"),
+    "cost/scoring_images_per_second": Measure("scoring images/s"),
+    "cost/parameters_trained": Measure("parameters trained"),
+    "cost/parameters_deployed": Measure("deployed"),
+    "cost/peak_memory_mib": Measure("peak MiB"),
+}
+
+
+class CompareConfig(Config):
+    """What is compared.
+
+    Attributes:
+        methods: by name; None is every method with a run.
+        variants: whether a method has a row for each set of parameters that it was run with, and
+            not only for the latest one's.
+        same_images: whether only runs on the very images of this run's data count.
+        sort_by: the metric of the test set by which rows stand in order.
+    """
+
+    methods: tuple[MethodName, ...] | None = Field(default=None, min_length=1)
+    variants: bool = False
+    same_images: bool = True
+    sort_by: Sorting = "accuracy"
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        # the command line has no lists
+        return (value,) if isinstance(value, str) else value
+
+    @classmethod
+    def read(cls, block: Any) -> CompareConfig:
+        """Return the checked block ``compare``.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        with one_line_errors("compare"):
+            return cls.model_validate(block if block is not None else {})
+
+
+def choose(
+    runs: pd.DataFrame, options: CompareConfig, data_hash: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the runs to compare, with a ``label`` each, and what was left out, in sentences.
+
+    ``runs`` have a row each: ``method``, ``title``, ``seed``, ``data_hash``, ``started`` (sortable)
+    and ``config`` (the experiment as JSON). Of runs that differ in nothing the latest counts.
+    """
+    notes: list[str] = []
+    if options.methods:
+        runs = runs[runs["method"].isin(options.methods)]
+    if options.same_images:
+        here = runs["data_hash"] == data_hash
+        if (~here).any():
+            notes.append(
+                f"{(~here).sum()} runs on other images of this data set are left out; "
+                f"compare.same_images=false takes them"
+            )
+        runs = runs[here]
+    recipes = [recipe(json.loads(text)) for text in runs["config"]]
+    runs = runs.assign(recipe=recipes).sort_values("started", kind="stable")
+    runs = runs.drop_duplicates(["recipe", "seed", "data_hash"], keep="last")
+    if not options.variants:
+        latest = runs.groupby("title")["recipe"].transform("last")
+        for title, others in runs[runs["recipe"] != latest].groupby("title"):
+            notes.append(
+                f"{len(others)} runs of {title} with other parameters than its latest are left "
+                f"out; compare.variants=true shows them"
+            )
+        runs = runs[runs["recipe"] == latest]
+    missing = [name for name in options.methods or () if name not in set(runs["method"])]
+    notes += [f"no run of {name} yet: kedro run --pipelines={name}" for name in missing]
+    return runs.assign(label=_labels(runs)).drop(columns="recipe").reset_index(drop=True), notes
+
+
+def recipe(config: Mapping[str, Any]) -> str:
+    """Return what stands for all that decides what is learned, apart from seed, data and code."""
+    kept = {name: value for name, value in config.items() if name not in _IRRELEVANT}
+    return json.dumps(kept, sort_keys=True)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every leaf of nested ``values`` by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _labels(runs: pd.DataFrame) -> list[str]:
+    """Return each run's title, with the parameters that tell apart several of one title."""
+    differing: dict[str, list[str]] = {}
+    flattened = {text: flat(json.loads(text)) for text in runs["recipe"].unique()}
+    for title, recipes in runs.groupby("title")["recipe"].unique().items():
+        own = [flattened[text] for text in recipes]
+        names = sorted({name for one in own for name in one})
+        differing[str(title)] = [n for n in names if len({str(one.get(n)) for one in own}) > 1]
+    return [
+        ", ".join(
+            [title] + [f"{n.split('.')[-1]} = {flattened[text].get(n)}" for n in differing[title]]
+        )
+        for title, text in zip(runs["title"], runs["recipe"], strict=True)
+    ]
+
+
+def shown_measures(columns: Iterable[Any]) -> dict[str, Measure]:
+    """Return the metrics among ``columns`` that a table shows, in its order."""
+    names = list(map(str, columns))
+    found = {name: measure for name, measure in MEASURES.items() if name in names}
+    detector = first_detector(names)
+    for key in ("auroc", "fpr95"):
+        name = f"ood/{detector}/mean/{key}"
+        if name in names:
+            found[name] = Measure(f"{key.upper()} {detector} %", 100, 1)
+    return found
+
+
+def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:
+    """Return a row a label, the best by ``sort_by`` first.
+
+    Each metric has its mean over seeds and, under ``<metric> sd``, their standard deviation. A
+    single run has a 95 % bootstrap interval of accuracy and groups in place of it, under
+    ``<metric> low`` and ``<metric> high``. ``recalls`` have ``run_id``, ``group``, ``test_images``
+    and ``recall``, a row a run and class.
+
+    Raises:
+        ValueError: if no run has the metric to sort by.
+    """
+    if f"test/{sort_by}" not in runs:
+        raise ValueError(
+            f"compare.sort_by is {sort_by}, which no run has: no class is in that group"
+        )
+    metrics = list(shown_measures(runs.columns))
+    grouped = runs.groupby("label", sort=False)
+    mean, spread = grouped[metrics].mean(), grouped[metrics].std()
+    table = mean.join(spread.add_suffix(" sd"))
+    table.insert(0, "runs", grouped.size())
+    table.insert(1, "seeds", grouped["seed"].agg(lambda s: " ".join(map(str, sorted(set(s))))))
+    for name in ("method", "title"):
+        table.insert(0, name, grouped[name].first())
+    for label, group in grouped:
+        if len(group) == 1:
+            own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]
+            for metric, (low, high) in _intervals(own).items():
+                table.loc[label, [f"{metric} low", f"{metric} high"]] = low, high
+    return table.sort_values(f"test/{sort_by}", ascending=False, kind="stable").reset_index()
+
+
+def _intervals(recalls: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    parts = {"test/accuracy": recalls}
+    parts |= {f"test/{g}": recalls[recalls["group"] == g] for g in GROUPS}
+    return {
+        metric: recall_interval(part["recall"].tolist(), part["test_images"].tolist())
+        for metric, part in parts.items()
+        if part["test_images"].sum()
+    }
+
+
+def first_two(runs: pd.DataFrame, summary: pd.DataFrame, sort_by: Sorting) -> Values | None:
+    """Return how far the first row is ahead of the second, over the seeds that both have.
+
+    What ``paired_difference`` gives, with the labels of both and the metric, and ``pairs`` 0 where
+    they have no seed in common; None when there is one row only. Runs are pairs when seed and
+    images agree.
+    """
+    if len(summary) < 2:
+        return None
+    metric = f"test/{sort_by}"
+    first, second = summary["label"].iloc[0], summary["label"].iloc[1]
+    by_label = {
+        label: runs[runs["label"] == label].set_index(["seed", "data_hash"])[metric]
+        for label in (first, second)
+    }
+    both = by_label[first].index.intersection(by_label[second].index, sort=True)
+    named = {"first": first, "second": second, "metric": metric}
+    if not len(both):
+        return {**named, "pairs": 0}
+    pairs = [by_label[label].loc[both].tolist() for label in (first, second)]
+    return {**named, **paired_difference(*pairs)}
+
+
+def in_words(found: Mapping[str, Any] | None) -> str:
+    """Return what ``first_two`` found as a sentence."""
+    if found is None:
+        return "One method only: there is nothing to compare it with."
+    first, second, pairs = found["first"], found["second"], found["pairs"]
+    metric = str(found["metric"]).removeprefix("test/").replace("_", " ")
+    if not pairs:
+        return f"{first} and {second} have no seed in common: their difference cannot be tested."
+    ahead = f"{first} minus {second}: {100 * found['mean']:+.2f} points of {metric}"
+    if pairs < 2:
+        return f"{ahead} on the one seed that both have; a test needs two."
+    spread = f"{ahead} (sd {100 * found['sd']:.2f} over {pairs} common seeds)"
+    if found["p_value"] is None:
+        return f"{spread}; the differences are all the same, so there is nothing to test."
+    return f"{spread}; paired t test: t = {found['statistic']:.2f}, p = {found['p_value']:.3g}."
+
+
+def differing_settings(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence for every setting that the compared methods should share and do not."""
+    sentences = []
+    flattened = {
+        label: flat(json.loads(text))
+        for label, text in zip(runs["label"], runs["config"], strict=True)
+    }
+    for name in ("training.epochs", "training.batch_size", "model.backbone"):
+        by_value: dict[str, list[str]] = {}
+        for label, own in flattened.items():
+            by_value.setdefault(str(own.get(name)), []).append(label)
+        if len(by_value) > 1:
+            parts = [f"{value} ({', '.join(labels)})" for value, labels in by_value.items()]
+            sentences.append(f"{name} is not the same for all: {'; '.join(parts)}")
+    return sentences

@@ -1,0 +1,51 @@
+"""The table that a comparison ends with on the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.pipelines.compare.documents import table_rows
+
+# the others are in the files
+SHOWN = (
+    "test/accuracy",
+    "test/many",
+    "test/medium",
+    "test/few",
+    "test/harmonic_mean",
+    "validation/mean_recall",
+    "cost/training_seconds",
+    "cost/parameters_deployed",
+)
+
+Values = dict[str, Any]
+
+
+def print_comparison(
+    summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: Values
+) -> None:
+    """Print the main columns, what to know of them, and what is missing."""
+    found, console = DataCard.from_json(card), Console()
+    headings, rows = table_rows(summary, standing["beside_papers"], SHOWN)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        widest = max(map(len, heading.split()))
+        table.add_column(heading, justify="right" if place else "left", min_width=widest)
+    for row in rows:
+        first = f"  {row.cells[0]}" if row.of_paper else row.cells[0]
+        table.add_row(first, *row.cells[1:], style="italic" if row.of_paper else None)
+    console.print()
+    console.print(f"Methods on {found.config.title}: balanced test set, last epoch")
+    console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
+    console.print(table)
+    console.print(f"Groups: {found.longtail.group_rule}.")
+    for sentence in (standing["in_words"], champion["sentence"]):
+        console.print(sentence)
+    for note in notes:
+        console.print(f"Note: {note}.")

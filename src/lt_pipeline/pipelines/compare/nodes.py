@@ -1,0 +1,188 @@
+"""Nodes of the comparison."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from io import BytesIO
+from typing import Any
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lt_pipeline import comparison
+from lt_pipeline.comparison import CompareConfig
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.figures.compare import (
+    accuracy_against_cost,
+    recall_by_class,
+    sorted_recalls,
+)
+from lt_pipeline.figures.study import by_arm
+from lt_pipeline.papers import beside_papers, read_papers
+from lt_pipeline.pipelines.compare import champion, documents
+from lt_pipeline.pipelines.compare.runs import read_runs
+
+Values = dict[str, Any]
+
+GROUPED = {"all": "test/accuracy", **{g: f"test/{g}" for g in comparison.GROUPS}}
+# lines that can be told apart in one picture
+PROFILES = 6
+CAPTIONS = {
+    "accuracy_by_group": "Accuracy of all classes and of each group",
+    "recall_by_class": "Recall of every class, classes from most to fewest training images",
+    "sorted_recalls": "Recalls from the worst class to the best of every run; mean over seeds",
+    "accuracy_against_cost": "Accuracy against training time",
+}
+
+
+def collect(compare: Values, card: Values) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return the runs to compare, the recalls of their classes, and what is missing.
+
+    They are of the MLflow experiment that this run is logged to, the data set's.
+
+    Raises:
+        ValueError: if there is no run to compare, naming what to do.
+    """
+    options, found = CompareConfig.read(compare), DataCard.from_json(card)
+    active = mlflow.active_run()
+    if active is None:
+        raise ValueError("compare reads the runs of an MLflow experiment, but no run is active")
+    name = mlflow.get_experiment(active.info.experiment_id).name
+    runs, recalls, unread = read_runs(active.info.experiment_id)
+    chosen, left_out = (
+        comparison.choose(runs, options, found.data_hash) if len(runs) else (runs, [])
+    )
+    if chosen.empty:
+        wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
+        known = f" ({'; '.join([*unread, *left_out])})" if unread or left_out else ""
+        raise ValueError(
+            f"there is nothing to compare: the MLflow experiment {name!r} has no finished run"
+            f"{wanted} on these images{known}; train first, as in kedro run --pipelines=ce"
+        )
+    labels = chosen.set_index("run_id")["label"]
+    recalls = recalls[recalls["run_id"].isin(labels.index)]
+    notes = [*unread, *left_out, *comparison.differing_settings(chosen)]
+    return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes
+
+
+def tabulate(
+    compare: Values, card: Values, runs: pd.DataFrame, recalls: pd.DataFrame, papers: Any
+) -> tuple[pd.DataFrame, Values]:
+    """Return a row a method, and how it stands to its neighbour and to papers."""
+    options, data = CompareConfig.read(compare), DataCard.from_json(card).settings
+    summary = comparison.summarise(runs, recalls, options.sort_by)
+    ahead = comparison.first_two(runs, summary, options.sort_by)
+    beside = beside_papers(runs, summary, read_papers(papers), data)
+    return summary, {
+        "first_two": ahead,
+        "in_words": comparison.in_words(ahead),
+        "beside_papers": beside,
+    }
+
+
+def crown(card: Values, runs: pd.DataFrame) -> Values:
+    """Set the alias ``champion``; see ``champion.crown``."""
+    return champion.crown(runs, DataCard.from_json(card).config.slug)
+
+
+def write(summary: pd.DataFrame, standing: Values, card: Values) -> tuple[str, str, str]:
+    """Return the table in Markdown, LaTeX and HTML."""
+    table = documents.table_rows(summary, standing["beside_papers"])
+    title = _title(card)
+    return (
+        documents.markdown(*table),
+        documents.latex(*table, caption=title),
+        documents.html_table(*table),
+    )
+
+
+def draw(
+    summary: pd.DataFrame, recalls: pd.DataFrame, card: Values
+) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Return the pictures by file name, and their PNGs in base64 for the report."""
+    rows = summary.rename(columns={"label": "arm"}).to_dict("records")
+    named, title = summary["label"].tolist(), DataCard.from_json(card).config.title
+    by_class = {label: _mean_recalls(recalls[recalls["label"] == label]) for label in named}
+    classes = by_class[named[0]]
+    lines = {label: _profile(recalls[recalls["label"] == label]) for label in named[:PROFILES]}
+    first = f", the first {PROFILES}" if len(named) > PROFILES else ""
+    accuracy = "accuracy on the balanced test set, %"
+    drawn = {
+        "accuracy_by_group": by_arm(rows, GROUPED, accuracy, f"Accuracy: {title}", 100),
+        "recall_by_class": recall_by_class(
+            {label: own["recall"].tolist() for label, own in by_class.items()},
+            classes["name"].astype(str).tolist(),
+            classes["training_images"].tolist(),
+            f"Recall by class: {title}",
+        ),
+        "sorted_recalls": sorted_recalls(lines, f"Recalls from worst to best{first}: {title}"),
+        "accuracy_against_cost": accuracy_against_cost(_costs(summary), f"Cost: {title}"),
+    }
+    return {f"{name}.png": figure for name, figure in drawn.items()}, {
+        name: _png(figure) for name, figure in drawn.items()
+    }
+
+
+def report(
+    card: Values,
+    runs: pd.DataFrame,
+    summary: pd.DataFrame,
+    standing: Values,
+    notes: list[str],
+    pictures: dict[str, str],
+    chosen: Values,
+) -> str:
+    """Return one HTML page with all of it."""
+    found = DataCard.from_json(card)
+    single = (summary["runs"] == 1).any()
+    intervals = "; [ ]: 95 % bootstrap interval of one run over the test images" if single else ""
+    return documents.html_report(
+        title=_title(card),
+        lead=(
+            f"Mean ± standard deviation over seeds{intervals}. Last epoch; nothing is chosen by "
+            f"the test set. Groups: {found.longtail.group_rule}."
+        ),
+        table=documents.html_table(*documents.table_rows(summary, standing["beside_papers"])),
+        sentences=[standing["in_words"], chosen["sentence"]],
+        notes=notes,
+        pictures=[documents.Picture(data, CAPTIONS[name]) for name, data in pictures.items()],
+        gaps=documents.gap_rows(standing["beside_papers"]),
+        runs=documents.run_rows(runs),
+    )
+
+
+def _title(card: Values) -> str:
+    return f"Methods on {DataCard.from_json(card).config.title}"
+
+
+def _mean_recalls(recalls: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a class with its recall's mean over runs, NaN without a test image."""
+    tested = recalls.assign(recall=recalls["recall"].where(recalls["test_images"] > 0))
+    kept = tested.groupby("class")[["name", "training_images", "group"]].first()
+    return kept.assign(recall=tested.groupby("class")["recall"].mean()).reset_index()
+
+
+def _profile(recalls: pd.DataFrame) -> list[float]:
+    """Return the mean over runs of the lowest recall, of the one above it, and so on."""
+    tested = recalls[recalls["test_images"] > 0].sort_values("recall")
+    rank = tested.groupby("run_id").cumcount()
+    return [float(value) for value in tested.groupby(rank)["recall"].mean()]
+
+
+def _costs(summary: pd.DataFrame) -> list[Values]:
+    return [
+        {
+            "label": row["label"],
+            "seconds": row["cost/training_seconds"],
+            "accuracy": row["test/accuracy"],
+            "sd": row["test/accuracy sd"] if row["runs"] > 1 else None,
+        }
+        for row in summary.to_dict("records")
+    ]
+
+
+def _png(figure: Figure) -> str:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return b64encode(buffer.getvalue()).decode()

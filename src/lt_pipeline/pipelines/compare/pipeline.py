@@ -1,0 +1,52 @@
+"""The DAG of the comparison: collect -> tabulate -> write, draw, crown -> report."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from lt_pipeline.pipelines.compare.nodes import collect, crown, draw, report, tabulate, write
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline, in the namespace ``compare``."""
+    return Pipeline(
+        [
+            Node(
+                collect,
+                inputs=["params:compare", "data_card"],
+                outputs=["runs", "recalls", "notes"],
+                name="collect",
+            ),
+            Node(
+                tabulate,
+                inputs=["params:compare", "data_card", "runs", "recalls", "papers"],
+                outputs=["summary", "standing"],
+                name="tabulate",
+            ),
+            Node(crown, inputs=["data_card", "runs"], outputs="champion", name="crown"),
+            Node(
+                write,
+                inputs=["summary", "standing", "data_card"],
+                outputs=["markdown", "latex", "html"],
+                name="write",
+            ),
+            Node(
+                draw,
+                inputs=["summary", "recalls", "data_card"],
+                outputs=["figures", "pictures"],
+                name="draw",
+            ),
+            Node(
+                report,
+                inputs=[
+                    *("data_card", "runs", "summary", "standing"),
+                    *("notes", "pictures", "champion"),
+                ],
+                outputs="report",
+                name="report",
+            ),
+        ],
+        namespace="compare",
+        inputs={"data_card", "papers"},
+        parameters={"params:compare"},
+    )

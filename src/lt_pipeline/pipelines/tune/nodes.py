@@ -1,0 +1,141 @@
+"""Nodes of a sweep. One that was killed goes on where it was: trials are kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.pipelines.study.nodes import run_once
+from lt_pipeline.tuning.config import Sweep
+
+if TYPE_CHECKING:
+    from lt_pipeline.pipelines.tune.task import Task
+
+LOGGER = logging.getLogger(__name__)
+WORKER = "lt_pipeline.pipelines.tune.worker"
+WAIT_SECONDS = 5
+
+Values = dict[str, Any]
+
+
+def search(
+    parameters: Values,
+    card: Values,
+    train: ImageSet,
+    validation: ImageSet,
+    auxiliary: ImageSet,
+    folder: Path,
+) -> tuple[pd.DataFrame, Values, dict[str, Figure]]:
+    """Do the trials that are left; return all of them, the best one, and pictures by file name.
+
+    Raises:
+        ValueError: if there is no hold-out, or no trial went to its end.
+    """
+    # Optuna takes a quarter of a second, which only sweeps should
+    from lt_pipeline.pipelines.tune.task import Task
+    from lt_pipeline.tuning.pictures import study_figures
+    from lt_pipeline.tuning.study import best_trial, kept_trials, to_start, trials_table
+
+    if not len(validation):
+        raise ValueError("trials are judged by a hold-out, but there is none: data.validation=0.2")
+    limit = Sweep(parameters).config.timeout
+    task = Task(
+        parameters=parameters,
+        card=card,
+        sets=(train, validation, auxiliary),
+        folder=folder,
+        deadline=time.time() + limit if limit else None,
+        parent=os.getpid(),
+    ).tracked_by_the_active_run()
+    _do_trials(task)
+    study, sweep = task.study, task.sweep
+    found, trials = best_trial(study), trials_table(study, sweep.space)
+    best = {
+        "study": study.study_name,
+        "method": sweep.method,
+        "trial": found.number,
+        "value": found.value,
+        "params": found.params,
+        "validation": sweep.data.validation,
+        "trials": trials["state"].value_counts().to_dict(),
+        "to_start": to_start(study, sweep.config),
+        "storage": task.place,
+    }
+    title = f"{sweep.method} on {DataCard.from_json(card).config.title}: {len(trials)} trials"
+    figures = study_figures(study, sweep.space, title)
+    task.tracked.close_lost(study)
+    task.tracked.publish(trials, best, figures)
+    LOGGER.info("%d trials in %s", len(kept_trials(study)), task.place)
+    return trials, best, figures
+
+
+def _do_trials(task: Task) -> None:
+    """Do trials here or in workers, until none is left and none of another machine goes on."""
+    from lt_pipeline.tuning.processes import environments, run_workers
+    from lt_pipeline.tuning.search import Follower
+    from lt_pipeline.tuning.study import release_lost, running
+
+    mine, config = task.search(), task.sweep.config
+    tell = Follower(task.study, task.sweep)
+    lost = release_lost(task.study, config)
+    if lost:
+        LOGGER.warning("Trials %s were lost with their process; tried again", lost)
+
+    def follow(dead: list[str]) -> bool:
+        again = release_lost(task.study, config, dead)
+        if again:
+            LOGGER.warning("Trials %s were lost with their worker; tried again", again)
+        tell()
+        return mine.more()
+
+    while True:
+        if config.workers == 1:
+            mine.run(after=tell)
+        elif mine.more():
+            places = environments(config.workers, task.sweep.base.device)
+            restarts = config.workers * (config.retries + 1)
+            run_workers(WORKER, task, places, task.folder, follow, restarts)
+        others = running(task.study)
+        if not others or not config.judge or not (mine.more() or task.in_time):
+            return
+        LOGGER.info("Waiting for trials %s of other machines", [t.number for t in others])
+        time.sleep(WAIT_SECONDS)
+        follow([])
+
+
+def judge(
+    parameters: Values,
+    card: Values,
+    best: Values,
+    train: ImageSet,
+    validation: ImageSet,
+    test: ImageSet,
+    auxiliary: ImageSet,
+    raw_folder: Path,
+    folder: Path,
+) -> dict[str, float]:
+    """Train the best trial once more and return its metrics, those of the test set among them.
+
+    Nothing is trained or read before the sweep is at its end, or where ``tune.judge`` is false.
+    """
+    sweep = Sweep(parameters)
+    if best["to_start"] or not sweep.config.judge:
+        why = f"{best['to_start']} trials are left" if best["to_start"] else "tune.judge is false"
+        LOGGER.info("The test set is not read: %s", why)
+        return {}
+    config = sweep.experiment(best["params"]).model_dump(mode="json")
+    sets = (train, validation, test, auxiliary)
+    trial = folder / "trials"
+    metrics = run_once(config, card, sets, raw_folder, trial / f"best-{best['trial']}")
+    # what stages of several trials have in common
+    shutil.rmtree(trial / "shared", ignore_errors=True)
+    return metrics

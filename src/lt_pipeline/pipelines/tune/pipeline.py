@@ -1,0 +1,39 @@
+"""The DAG of a sweep: search -> judge. Only the second sees the test set."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from lt_pipeline.pipelines.tune.nodes import judge, search
+
+SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
+
+
+def create_pipeline(method: str) -> Pipeline:
+    """Return the pipeline that tunes ``method``, in a namespace of its own."""
+    return Pipeline(
+        [
+            Node(
+                search,
+                inputs=[
+                    "parameters",
+                    "data_card",
+                    "train_set",
+                    "validation_set",
+                    "auxiliary_set",
+                    "folder",
+                ],
+                outputs=["trials", "best", "figures"],
+                name="search",
+            ),
+            Node(
+                judge,
+                inputs=["parameters", "data_card", "best", *SETS, "raw_folder", "folder"],
+                outputs="judged",
+                name="judge",
+            ),
+        ],
+        namespace=f"tune.{method}",
+        inputs={*SETS, "data_card", "raw_folder"},
+        parameters={"parameters"},
+    )

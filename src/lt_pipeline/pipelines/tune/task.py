@@ -1,0 +1,121 @@
+"""What a process that works on a sweep is given, and how it trains a trial."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from optuna import Study, TrialPruned
+
+from lt_pipeline import methods, tracking
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.data.images import ImageSet
+from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.engine.device import choose_device
+from lt_pipeline.engine.predict import accuracies
+from lt_pipeline.pipelines.method.nodes import fingerprint, load_stage, stages_of
+from lt_pipeline.pipelines.study.nodes import run_stages
+from lt_pipeline.tuning.config import Sweep
+from lt_pipeline.tuning.runs import Tracked
+from lt_pipeline.tuning.search import Report, Search
+from lt_pipeline.tuning.study import open_study, place_of
+
+JUDGED_BY = "validation/mean_recall"
+NOWHERE = Tracked()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A sweep, its data and where it keeps what. ``sets`` are training set, hold-out, auxiliary.
+
+    It can be pickled: workers are given it. ``deadline`` is in seconds since the epoch; ``parent``
+    is the process that waits for the workers.
+    """
+
+    parameters: dict[str, Any]
+    card: dict[str, Any]
+    sets: tuple[ImageSet, ImageSet, ImageSet]
+    folder: Path
+    deadline: float | None
+    parent: int
+    tracked: Tracked = NOWHERE
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """Return what is searched."""
+        return Sweep(self.parameters)
+
+    @cached_property
+    def study(self) -> Study:
+        """Return the study, this process's own connection to it."""
+        return open_study(self.sweep, self.card["data_hash"], self.folder)
+
+    @property
+    def place(self) -> str:
+        """Return where the trials are, for people."""
+        return place_of(self.sweep.config, self.folder)
+
+    @property
+    def in_time(self) -> bool:
+        """Return whether the time is not up yet."""
+        return self.deadline is None or time.time() < self.deadline
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker is given: connections are its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("study", "sweep")}
+
+    def tracked_by_the_active_run(self) -> Task:
+        """Return the task with its trials logged below the run of its study."""
+        return replace(self, tracked=Tracked.of(self.study))
+
+    def search(self) -> Search:
+        """Return this process's part."""
+        return Search(self.study, self.sweep, self.tracked, self.train, self.deadline)
+
+    def train(self, config: dict[str, Any], report: Report) -> float:
+        """Train ``config`` and return the finished method's mean recall on the hold-out.
+
+        A training that was killed goes on where it was if the same is tried again.
+        """
+        folder = self.folder / "trials" / fingerprint(config, self.card)[:16]
+        train, validation, auxiliary = self.sets
+        nothing = validation[validation.labels[:0]]
+        stages = [stage for stage in stages_of(config) if stage.role != "reference"]
+        before = self._epochs_before(config)
+
+        def follow(phase: str, epoch: int, values: Mapping[str, float]) -> None:
+            tracking.log_epoch(phase, epoch, values)
+            if phase in before and JUDGED_BY in values:
+                report(before[phase] + epoch, values[JUDGED_BY])
+
+        sets = (train, validation, nothing, auxiliary)
+        try:
+            checkpoints, _ = run_stages(config, self.card, sets, folder, stages, follow)
+        except (TrialPruned, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        found, method = load_stage(config, self.card, None, checkpoints[stages[-1].name])
+        device = choose_device(found.device)
+        method.finish(train, validation, device)
+        judged = accuracies(method.to(device), method.score, validation, device=device)
+        tracking.log_metrics({f"finished/{JUDGED_BY}": judged["mean_recall"]})
+        return judged["mean_recall"]
+
+    def _epochs_before(self, config: dict[str, Any]) -> dict[str, int]:
+        """Return how many epochs lie before each phase on the way to the model."""
+        found = ExperimentConfig.model_validate(config)
+        kind = methods.get(found.method)
+        method = kind(found.options, found.model, DataCard.from_json(self.card))
+        line = {stage.name for stage in stages_of(config) if stage.role == "line"}
+        before, epochs = {}, 0
+        for phase in method.phases(found.training.epochs):
+            if phase.name in line:
+                before[phase.name] = epochs
+                epochs += phase.epochs
+        return before

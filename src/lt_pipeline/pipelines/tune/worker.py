@@ -1,0 +1,22 @@
+"""A worker of a sweep: ``python -m lt_pipeline.pipelines.tune.worker``, its task on stdin."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+
+from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.tuning.processes import end_with
+
+
+def main() -> None:
+    """Do trials of the study that the task names, until there are enough."""
+    logging.basicConfig(level=logging.INFO)
+    task: Task = pickle.load(sys.stdin.buffer)
+    end_with(task.parent)
+    task.search().run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What leads from an MLflow run to the command, code, data and files behind it, and back."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from hashlib import md5, sha1, sha256
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from lt_pipeline import tracking
+
+OUTPUTS = "outputs.json"
+LOCK = "dvc.lock"
+BLOCK_BYTES = 1 << 20
+# DVC's variables in the environment of a stage's command, and the tags that they become
+FROM_DVC = {
+    "DVC_STAGE": "dvc_stage",
+    "DVC_EXP_NAME": "dvc_experiment",
+    "DVC_EXP_BASELINE_REV": "dvc_baseline",
+}
+# run_params of Kedro: what narrows a run down, and its option
+NARROWED = {
+    "pipeline_names": "--pipelines",
+    "namespaces": "--namespaces",
+    "tags": "--tags",
+    "node_names": "--nodes",
+    "from_nodes": "--from-nodes",
+    "to_nodes": "--to-nodes",
+    "from_inputs": "--from-inputs",
+    "to_outputs": "--to-outputs",
+}
+
+
+class ProvenanceHooks:
+    """Tags a run with what made it, and with the hashes of what it made."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Remember where the project is."""
+        self.project = Path(context.project_path)
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+        """Say how to repeat the run, and from which state of DVC's lock file it started."""
+        self.catalog = catalog
+        found = {tag: os.environ.get(variable) for variable, tag in FROM_DVC.items()}
+        found |= {"command": command(run_params), "dvc_lock": blob_id(self.project / LOCK)}
+        tracking.set_tags({name: value for name, value in found.items() if value})
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Tag the run with the hashes of the model and the data that it made."""
+        if dataset_name.endswith(".model"):
+            for path in _files(self.catalog, dataset_name):
+                found = hashes(path)
+                tracking.set_tags({"model_hash": found["sha256"], "model_md5": found["md5"]})
+        if dataset_name == "data_card":
+            tracking.set_tags({"data_hash": data["data_hash"], "data_made": True})
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Log the hash of every file that the run made, by its path in the project."""
+        if mlflow.active_run() is None:
+            return
+        made = sorted(p for name in pipeline.all_outputs() for p in _files(catalog, name))
+        mlflow.log_dict({self._relative(path): hashes(path) for path in made}, OUTPUTS)
+
+    def _relative(self, path: Path) -> str:
+        inside = path.is_relative_to(self.project)
+        return (path.relative_to(self.project) if inside else path).as_posix()
+
+
+def command(run_params: Mapping[str, Any]) -> str:
+    """Return the line that repeats a run: as it was typed, or what says the same.
+
+    A value of ``--params`` that is not plain, which only Python can give, is written as Python
+    writes it.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None or context.command.name != "run":
+        return shlex.join(["kedro", "run", *map(tracking.masked, _options(run_params))])
+    typed = sys.argv[1:] if "run" in sys.argv[1:] else ["run", *sys.argv[1:]]
+    # KEDRO_ENV chooses an environment, too
+    env = os.environ.get("KEDRO_ENV")
+    told = any(word in ("--env", "-e") or word.startswith("--env=") for word in typed)
+    typed = [tracking.masked(word) for word in typed]
+    return shlex.join(["kedro", *typed, *([] if told or not env else ["--env", env])])
+
+
+def _options(run_params: Mapping[str, Any]) -> Iterator[str]:
+    for name, option in NARROWED.items():
+        if run_params.get(name):
+            yield f"{option}={','.join(run_params[name])}"
+    if run_params.get("env"):
+        yield f"--env={run_params['env']}"
+    given = dict(tracking.flatten(run_params.get("runtime_params") or {}, "."))
+    if given:
+        yield "--params=" + ",".join(f"{name}={value}" for name, value in given.items())
+    if run_params.get("only_missing_outputs"):
+        yield "--only-missing-outputs"
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of a file and the MD5 by which DVC knows it, in hexadecimal."""
+    found = {"sha256": sha256(), "md5": md5(usedforsecurity=False)}
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            for digest in found.values():
+                digest.update(block)
+    return {name: digest.hexdigest() for name, digest in found.items()}
+
+
+def blob_id(path: Path) -> str:
+    """Return by which name git knows a file with this content, empty if there is no file.
+
+    ``git show <name>`` prints the file again, from any commit that has it.
+    """
+    if not path.is_file():
+        return ""
+    content = path.read_bytes()
+    return sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _files(catalog: DataCatalog, name: str) -> list[Path]:
+    """Return the files that a dataset is saved as: none, one, or those of a folder."""
+    path = getattr(catalog.get(name), "_filepath", None)
+    if path is None:
+        return []
+    found = Path(path)
+    return [p for p in sorted(found.rglob("*")) if p.is_file()] if found.is_dir() else [found]

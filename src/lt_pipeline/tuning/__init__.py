@@ -1,0 +1,1 @@
+"""Sweeps: search spaces, Optuna studies and the processes that work on them."""

@@ -1,0 +1,172 @@
+"""From the parameters in conf/ to a checked description of a sweep."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from lt_pipeline import methods
+from lt_pipeline.config import ExperimentConfig, data_config, merged
+from lt_pipeline.data.prepare import DataConfig
+from lt_pipeline.schema import Config, one_line_errors, unknown
+from lt_pipeline.tuning.space import Space, Value
+
+# it keeps a password out of parameters, which are logged
+STORAGE_VARIABLE = "OPTUNA_STORAGE"
+# the space of methods that have none of their own
+DEFAULT = "default"
+# what decides nothing of what a trial gives
+INDIFFERENT = ("device", "evaluation")
+
+
+class TuneConfig(Config):
+    """How a method's parameters are searched.
+
+    Attributes:
+        study: the study's name; null is the method's and the data's, as in ``more-digits-lt-ir20``.
+        trials: of the whole study, however many processes work on it.
+        sampler: ``tpe`` learns from the trials before; ``random`` does not.
+        pruner: what stops trials that fall behind, epoch by epoch: ``median`` of the others at the
+            same epoch, ``hyperband`` (for 40 trials and more), or ``none``.
+        validation: the share of every class held out to judge by, where data.validation is 0.
+        seed: of the search; that of the trainings is the parameter ``seed``.
+        workers: processes on this machine, each with a GPU of its own where there are several.
+        storage: the address of a database that several machines share, as in
+            ``postgresql://user:password@host/name``; null is what the environment variable
+            OPTUNA_STORAGE says, and without it a file in data/06_models.
+        heartbeat: seconds between the signs of life of a trial in a database. One without any for
+            twice as long is lost, and tried again.
+        retries: how often a trial whose process died is tried again.
+        timeout: seconds after which no further trial starts; null is never.
+        judge: train the best once more and read the test set. False on machines that only help.
+        search: spaces by method; ``default`` is that of methods without one.
+    """
+
+    study: str | None = None
+    trials: PositiveInt = 20
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    seed: NonNegativeInt = 0
+    workers: PositiveInt = 1
+    storage: str | None = None
+    heartbeat: PositiveInt = 60
+    retries: NonNegativeInt = 2
+    timeout: PositiveFloat | None = None
+    judge: bool = True
+    search: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("search")
+    @classmethod
+    def _of_methods(cls, search: dict[str, Any]) -> dict[str, Any]:
+        valid = (DEFAULT, *methods.available())
+        for name in search:
+            if name not in valid:
+                raise ValueError(unknown("method", name, valid))
+        return search
+
+
+class Sweep:
+    """A method, what is searched of it, how, and everything that stays as it is."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        """Check ``parameters``, whose data have a hold-out.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        self.parameters = dict(parameters)
+        self.method = method_name(parameters)
+        self.config = tune_config(parameters)
+        self.searched = self.method if self.method in self.config.search else DEFAULT
+        where = f"tune.search.{self.searched}"
+        self.space = Space.read(self.config.search.get(self.searched), where)
+        for corner in self.space.corners():
+            try:
+                self.experiment(corner)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        if self.config.pruner != "none" and not self.base.training.monitor_every:
+            raise ValueError(
+                "tune.pruner looks at the hold-out epoch by epoch, but training.monitor_every is "
+                "0: set that to 1, or tune.pruner to none"
+            )
+
+    @cached_property
+    def data(self) -> DataConfig:
+        """Return what the data are."""
+        return data_config(self.parameters)
+
+    @cached_property
+    def base(self) -> ExperimentConfig:
+        """Return the experiment that the trials change."""
+        return self.experiment({})
+
+    @property
+    def name(self) -> str:
+        """Return the study's name."""
+        return self.config.study or f"{self.method}-{self.data.slug}"
+
+    def experiment(self, values: Mapping[str, Value]) -> ExperimentConfig:
+        """Return the experiment with ``values``, by path in the method's block.
+
+        It never looks at the test set.
+        """
+        block = merged(self.parameters.get(self.method), self.space.nested(values))
+        found = ExperimentConfig.resolve(self.method, {**self.parameters, self.method: block})
+        unseen = found.training.model_copy(update={"monitor_test": False})
+        return found.model_copy(update={"training": unseen})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for trials to be compared, in plain types."""
+        fixed = self.base.model_dump(mode="json", exclude=set(INDIFFERENT))
+        flat = dict(_flat(fixed))
+        searched = {path: d.model_dump(mode="json") for path, d in self.space.dimensions.items()}
+        return {
+            "another search space": searched,
+            "other fixed parameters": {k: v for k, v in flat.items() if k not in searched},
+        }
+
+
+def method_name(parameters: Mapping[str, Any]) -> str:
+    """Return the method that is tuned.
+
+    Raises:
+        ValueError: with the nearest name, if there is none of this name.
+    """
+    name = str(parameters.get("method", "more"))
+    if name not in methods.available():
+        raise ValueError(f"method: {unknown('method', name, methods.available())}")
+    return name
+
+
+def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
+    """Return the checked block ``tune``.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    with one_line_errors("tune"):
+        found = TuneConfig.model_validate(parameters.get("tune") or {})
+    storage = found.storage or os.environ.get(STORAGE_VARIABLE) or None
+    return found.model_copy(update={"storage": storage})
+
+
+def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``parameters`` with data that have a hold-out: trials are judged by it."""
+    if data_config(parameters).validation:
+        return dict(parameters)
+    share = tune_config(parameters).validation
+    return {**parameters, "data": merged(parameters.get("data"), {"validation": share})}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

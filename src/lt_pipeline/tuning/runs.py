@@ -1,0 +1,123 @@
+"""A sweep in MLflow: one run of the study, and below it one for each trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
+from optuna import Study, TrialPruned
+from optuna.trial import Trial, TrialState
+
+from lt_pipeline import tracking
+from lt_pipeline.tuning.study import REASON, RUN, kept_trials
+
+PARENT = "mlflow_parent"
+BELOW = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where trials are logged: below which run of which server. Without a run, nowhere."""
+
+    uri: str = ""
+    experiment: str = ""
+    parent: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study) -> Tracked:
+        """Return the run of ``study``: the one that began it, if this server has it.
+
+        A run that goes on with the study, or helps, stands below that one, too.
+        """
+        active = mlflow.active_run()
+        if active is None:
+            return cls()
+        own, experiment = active.info.run_id, active.info.experiment_id
+        tracking.set_tags({"study": study.study_name})
+        parent = study.user_attrs.get(PARENT)
+        if parent is None or not _is_there(parent, experiment):
+            study.set_user_attr(PARENT, own)
+            parent = own
+        if parent != own:
+            tracking.set_tags({BELOW: parent})
+        tags = mlflow.MlflowClient().get_run(own).data.tags
+        inherited = {key: tags[key] for key in tracking.INHERITED if key in tags}
+        named = {**inherited, "study": study.study_name}
+        return cls(mlflow.get_tracking_uri(), experiment, parent, named)
+
+    @property
+    def began_elsewhere(self) -> bool:
+        """Return whether the study's run is not the active one."""
+        active = mlflow.active_run()
+        return bool(self.parent) and active is not None and active.info.run_id != self.parent
+
+    @contextmanager
+    def trial(self, trial: Trial, title: str, config: Mapping[str, Any]) -> Iterator[None]:
+        """Log what happens inside to a run of ``trial``."""
+        if not self.parent:
+            yield
+            return
+        mlflow.set_tracking_uri(self.uri)
+        method = config["method"]
+        shown = {**config, method: {"options": config["options"]}}
+        del shown["options"]
+        with mlflow.start_run(
+            experiment_id=self.experiment,
+            run_name=title,
+            nested=True,
+            parent_run_id=self.parent,
+            tags={**self.tags, "seed": str(config["seed"]), "trial": str(trial.number)},
+        ) as run:
+            trial.set_user_attr(RUN, run.info.run_id)
+            tracking.log_params(dict(tracking.flatten(shown, ".")))
+            try:
+                yield
+            except TrialPruned:
+                why = trial.study.trials[trial.number].user_attrs.get(REASON, "fell behind")
+                tracking.set_tags({"trial_state": "pruned", REASON: why})
+                # a run that was stopped on purpose has not failed
+                mlflow.end_run()
+                raise
+            tracking.set_tags({"trial_state": "complete"})
+
+    def close_lost(self, study: Study) -> None:
+        """End the runs of trials whose process died."""
+        client = mlflow.MlflowClient()
+        for trial in kept_trials(study) if self.parent else []:
+            run = trial.user_attrs.get(RUN)
+            if run is None or trial.state != TrialState.FAIL:
+                continue
+            if client.get_run(run).info.status == "RUNNING":
+                client.set_tag(run, "trial_state", "lost")
+                client.set_terminated(run, "FAILED")
+
+    def publish(
+        self, trials: pd.DataFrame, best: Mapping[str, Any], figures: Mapping[str, Figure]
+    ) -> None:
+        """Log the results to the study's run, if the active one is another and logs its own."""
+        if not self.began_elsewhere:
+            return
+        client = mlflow.MlflowClient()
+        client.log_text(self.parent, trials.to_csv(index=False), "trials.csv")
+        client.log_dict(self.parent, dict(best), "best.json")
+        for name, figure in figures.items():
+            client.log_figure(self.parent, figure, f"figures/{name}")
+        client.log_metric(self.parent, "best/validation/mean_recall", best["value"])
+        if not best["to_start"]:
+            # the process that began it may have been killed
+            client.set_terminated(self.parent, "FINISHED")
+
+
+def _is_there(run: str, experiment: str) -> bool:
+    try:
+        info = mlflow.MlflowClient().get_run(run).info
+    except MlflowException:
+        return False
+    return info.experiment_id == experiment and info.lifecycle_stage == "active"

@@ -1,0 +1,130 @@
+"""What a process does with a study: one trial after the other, until there are enough."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import optuna
+import torch
+from optuna import Study, TrialPruned
+from optuna.trial import Trial, TrialState
+
+from lt_pipeline.tuning.config import Sweep
+from lt_pipeline.tuning.processes import this_process
+from lt_pipeline.tuning.runs import Tracked
+from lt_pipeline.tuning.space import Value
+from lt_pipeline.tuning.study import (
+    PROCESS,
+    REASON,
+    SURPLUS,
+    counted,
+    is_surplus,
+    suggest,
+    to_start,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+# Called with the epochs done so far and the hold-out's mean recall; it ends a trial that is behind.
+Report = Callable[[int, float], None]
+
+
+class Train(Protocol):
+    """Trains a configuration; returns the hold-out's mean recall at the end."""
+
+    def __call__(self, config: dict[str, Any], report: Report) -> float:
+        """Train ``config``, calling ``report`` after epochs."""
+
+
+class Surplus(Exception):  # noqa: N818
+    """A trial that is one too many."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """One process's part of a sweep."""
+
+    study: Study
+    sweep: Sweep
+    tracked: Tracked
+    train: Train
+    deadline: float | None = None
+
+    def more(self) -> bool:
+        """Return whether another trial is to start."""
+        in_time = self.deadline is None or time.time() < self.deadline
+        return in_time and to_start(self.study, self.sweep.config) > 0
+
+    def run(self, after: Callable[[], None] = lambda: None) -> None:
+        """Do trials while there are some to do, calling ``after`` behind each."""
+        while self.more():
+            self.study.optimize(self.objective, n_trials=1, catch=(Surplus,))
+            after()
+
+    def objective(self, trial: Trial) -> float:
+        """Return what the sweep maximises: the finished method's mean recall on the hold-out.
+
+        A trial that cannot be trained, or not on this machine, counts as one that fell behind.
+        """
+        if is_surplus(self.study, self.sweep.config, trial):
+            trial.set_user_attr(SURPLUS, True)
+            raise Surplus
+        trial.set_user_attr(PROCESS, this_process())
+        values = suggest(self.sweep.space, trial)
+        config = self.sweep.experiment(values).model_dump(mode="json")
+        with self.tracked.trial(trial, f"trial {trial.number} · {short(values)}", config):
+            try:
+                return self.train(config, lambda step, value: _report(trial, step, value))
+            except (ValueError, torch.OutOfMemoryError) as error:
+                trial.set_user_attr(REASON, str(error).splitlines()[0])
+                raise TrialPruned(str(error)) from error
+
+
+def _report(trial: Trial, step: int, value: float) -> None:
+    trial.report(value, step)
+    if trial.should_prune():
+        raise TrialPruned
+
+
+def short(values: dict[str, Value]) -> str:
+    """Return ``values`` for people, as in ``rank 0.12, amplitude 3.1``."""
+    shown = ((path.split(".")[-1], value) for path, value in values.items())
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown)
+
+
+class Follower:
+    """Says in a line how each trial ended, whichever process did it."""
+
+    def __init__(self, study: Study, sweep: Sweep) -> None:
+        self.study, self.sweep = study, sweep
+        ended = self._ended()
+        self.told = {trial.number for trial in ended}
+        if ended:
+            LOGGER.info("%d trials of %s are there from before", len(ended), study.study_name)
+
+    def __call__(self) -> None:
+        """Tell what is new."""
+        for trial in self._ended():
+            if trial.number in self.told:
+                continue
+            self.told.add(trial.number)
+            done, total = len(self.told), self.sweep.config.trials
+            LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *_told(trial))
+
+    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+        found = counted(self.study, self.sweep.config)
+        return [trial for trial in found if trial.state.is_finished()]
+
+
+def _told(trial: optuna.trial.FrozenTrial) -> tuple[int, str, str]:
+    if trial.state == TrialState.COMPLETE:
+        how = f"{100 * (trial.value or 0):.1f} %"
+    elif trial.state == TrialState.PRUNED:
+        how = trial.user_attrs.get(REASON) or f"stopped after {trial.last_step} epochs"
+    else:
+        how = "given up, its process was killed"
+    return trial.number, short(trial.params), how

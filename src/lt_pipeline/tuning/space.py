@@ -1,0 +1,126 @@
+"""Search spaces: which of a method's parameters are tried, and between which values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from lt_pipeline.schema import Config, one_line_errors, unknown
+
+# what a method's block can change, and so what can be searched in
+BLOCKS = ("options", "model", "training")
+Value = float | int | str | bool | None
+
+
+class Range(Config):
+    """Numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        log: try orders of magnitude alike.
+        integer: whole numbers only.
+        step: only ``low``, ``low + step``, ...
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"low must be < high, but they are {self.low:g} and {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low > 0 and no step")
+        whole = (self.low, self.high, self.step or 1)
+        if self.integer and any(number != int(number) for number in whole):
+            raise ValueError("integer needs whole numbers as low, high and step")
+        return self
+
+    def points(self) -> list[Value]:
+        """Return low, a value between and high."""
+        between = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        if self.step is not None:
+            between = self.low + self.step * ((between - self.low) // self.step)
+        if self.integer:
+            return [int(self.low), int(between), int(self.high)]
+        return [self.low, between, self.high]
+
+
+class Choices(Config):
+    """One of several values."""
+
+    choices: tuple[Value, ...] = Field(min_length=2)
+
+    def points(self) -> list[Value]:
+        """Return all of them."""
+        return list(self.choices)
+
+
+Dimension = Range | Choices
+
+
+class Space(Config):
+    """The dimensions by path in the method's block, as in ``options.rank``."""
+
+    dimensions: dict[str, Dimension]
+
+    @classmethod
+    def read(cls, block: Any, name: str) -> Space:
+        """Return the space of ``block``: nested as the method's own, with ranges for values.
+
+        A dimension that is null is left out. ``name`` is where the block is in conf/.
+
+        Raises:
+            ValueError: in one line, if it is empty or a dimension is not one.
+        """
+        if block is not None and not isinstance(block, Mapping):
+            raise ValueError(f"{name}: is a block of ranges by parameter, but got {block!r}")
+        found = dict(_dimensions(block or {}, name, ""))
+        if not found:
+            raise ValueError(
+                f"{name} is empty: there is nothing to search; give a range, as in "
+                f"{name}.training.learning_rate.low=0.01 and .high=0.5"
+            )
+        return cls(dimensions=found)
+
+    def nested(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Return ``values``, by path, as the method's block has them."""
+        block: dict[str, Any] = {}
+        for path, value in values.items():
+            *parents, name = path.split(".")
+            inner = block
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[name] = value
+        return block
+
+    def corners(self) -> Iterator[dict[str, Value]]:
+        """Yield settings that have every point of every dimension among them."""
+        points = {path: dimension.points() for path, dimension in self.dimensions.items()}
+        for place in range(max(map(len, points.values()))):
+            yield {path: values[min(place, len(values) - 1)] for path, values in points.items()}
+
+
+def _dimensions(block: Mapping[str, Any], name: str, path: str) -> Iterator[tuple[str, Dimension]]:
+    for key, value in block.items():
+        here = f"{path}.{key}" if path else str(key)
+        if not path and key not in BLOCKS:
+            raise ValueError(f"{name}: {unknown('block', str(key), BLOCKS)}")
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                f"{name}.{here}: needs low and high, or choices, but got {value!r}; null leaves "
+                f"it out"
+            )
+        if {"low", "high", "choices"} & set(value):
+            kind = Choices if "choices" in value else Range
+            with one_line_errors(f"{name}.{here}"):
+                yield here, kind.model_validate(value)
+        else:
+            yield from _dimensions(value, name, here)

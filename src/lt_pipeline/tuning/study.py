@@ -1,0 +1,354 @@
+"""Optuna studies: where trials are stored, who proposes them and which are still to do."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+    fail_stale_trials,
+)
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from lt_pipeline.tuning.config import Sweep, TuneConfig
+from lt_pipeline.tuning.processes import is_alive
+from lt_pipeline.tuning.space import Range, Space, Value
+
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+CONNECT_SECONDS = 5
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+JOURNAL = "journal.log"
+# a share of the epochs that no trial is stopped in, and the trials that none is compared before
+PATIENCE, FIRST = 5, 5
+# hyperband's brackets: the shortest trials have a 27th of the epochs
+SHORTEST, REDUCTION = 27, 3
+# user attributes of a trial and of a study
+PROCESS, REASON, RUN, SURPLUS, IDENTITY = "process", "reason", "mlflow_run", "surplus", "identity"
+
+
+def open_storage(config: TuneConfig, folder: Path) -> BaseStorage:
+    """Return where trials are kept: the database that was named, else a file in ``folder``.
+
+    Raises:
+        ConnectionError: if the database does not answer, or its driver is missing.
+        ValueError: if the address is none, or of a database that processes cannot share, or the
+            file is damaged.
+    """
+    if config.storage is None:
+        return _journal(folder / JOURNAL)
+    scheme, _, rest = config.storage.partition("://")
+    if scheme.startswith("sqlite"):
+        raise ValueError(
+            "tune.storage is an SQLite file, which loses trials when several processes write: "
+            "leave it null for a file that does not, or name a PostgreSQL database"
+        )
+    url = f"{DRIVERS.get(scheme, scheme)}://{rest}"
+    try:
+        return _database(url, config)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        known = isinstance(error, ImportError)
+        driver = " (pip install 'lt_pipeline[postgres]' brings PostgreSQL's driver)" * known
+        raise ConnectionError(
+            f"tune.storage {place_of(config, folder)} cannot be reached "
+            f"({str(error).splitlines()[0]}){driver}; start it, or leave tune.storage null for "
+            f"a file on this machine"
+        ) from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to search anew") from error
+
+
+def _database(url: str, config: TuneConfig) -> BaseStorage:
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        settings["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    arguments: dict[str, Any] = {
+        "engine_kwargs": settings,
+        "heartbeat_interval": config.heartbeat,
+        "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(config.retries),
+    }
+    try:
+        return RDBStorage(url, **arguments)
+    except SQLAlchemyError as error:
+        if "exist" not in str(error) and "unique" not in str(error):
+            raise
+        # another machine made the tables at the same moment
+        time.sleep(1)
+        return RDBStorage(url, **arguments)
+
+
+def place_of(config: TuneConfig, folder: Path) -> str:
+    """Return where trials are, for people: without the password."""
+    if config.storage is None:
+        return str(folder / JOURNAL)
+    try:
+        return make_url(config.storage).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return config.storage.split("@")[-1]
+
+
+def open_study(sweep: Sweep, data_hash: str, folder: Path) -> optuna.Study:
+    """Return the study of ``sweep``, with the trials it has; a new one where there is none.
+
+    Raises:
+        ConnectionError: if the storage cannot be reached.
+        ValueError: if the study has another search space, other fixed parameters or other data.
+    """
+    study = optuna.create_study(
+        storage=open_storage(sweep.config, folder),
+        study_name=sweep.name,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=SeededSampler(sweep.config),
+        pruner=pruner(sweep),
+    )
+    # what a database gives back has been JSON
+    wanted = json.loads(json.dumps({**sweep.identity(), "other data": {"data_hash": data_hash}}))
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, wanted)
+        known = wanted
+    for kind, values in wanted.items():
+        for key in [*values, *known[kind]]:
+            if known[kind].get(key) != values.get(key):
+                raise ValueError(
+                    f"the study {sweep.name!r} in {place_of(sweep.config, folder)} has "
+                    f"{kind}: {key} was {_short(known[kind].get(key))} and is "
+                    f"{_short(values.get(key))} now; give this one another name with "
+                    f"tune.study=NAME"
+                )
+    return study
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        shown = {k: v for k, v in value.items() if v not in (None, False)}
+        return ", ".join(f"{k} {v}" for k, v in shown.items())
+    return "missing" if value is None else str(value)
+
+
+class SeededSampler(BaseSampler):
+    """Proposes what follows from the seed, the trial's number and the trials before.
+
+    A search that was stopped goes on as if it had not been, and no two processes propose alike.
+    """
+
+    def __init__(self, config: TuneConfig) -> None:
+        self.config = config
+        self._current: BaseSampler = RandomSampler()
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Start anew with the seed of ``trial``."""
+        digest = sha256(f"{self.config.seed}/{trial.number}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+        random = self.config.sampler == "random"
+        self._current = RandomSampler(seed) if random else TPESampler(seed=seed)
+        self._current.before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what is proposed together."""
+        return self._current.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return values for what is proposed together."""
+        return self._current.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return a value for one parameter alone."""
+        return self._current.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Let the sampler know how ``trial`` ended."""
+        self._current.after_trial(study, trial, state, values)
+
+
+def pruner(sweep: Sweep) -> BasePruner:
+    """Return what stops trials that fall behind."""
+    epochs = sweep.base.training.epochs
+    if sweep.config.pruner == "median":
+        return MedianPruner(n_startup_trials=FIRST, n_warmup_steps=epochs // PATIENCE)
+    if sweep.config.pruner == "hyperband":
+        return HyperbandPruner(
+            min_resource=max(1, epochs // SHORTEST),
+            max_resource=epochs,
+            reduction_factor=REDUCTION,
+        )
+    return NopPruner()
+
+
+def suggest(space: Space, trial: Trial) -> dict[str, Value]:
+    """Return values for ``trial`` by path."""
+    found: dict[str, Value] = {}
+    for path, dimension in space.dimensions.items():
+        if not isinstance(dimension, Range):
+            found[path] = trial.suggest_categorical(path, dimension.choices)
+        elif dimension.integer:
+            step, low, high = int(dimension.step or 1), int(dimension.low), int(dimension.high)
+            found[path] = trial.suggest_int(path, low, high, step=step, log=dimension.log)
+        else:
+            found[path] = trial.suggest_float(
+                path, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+            )
+    return found
+
+
+def kept_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials, but for those that were one too many."""
+    return [t for t in study.get_trials(deepcopy=False) if SURPLUS not in t.user_attrs]
+
+
+def counted(study: optuna.Study, config: TuneConfig) -> list[FrozenTrial]:
+    """Return the trials that count: all but failed ones in whose place there is, or will be, one.
+
+    One that was given up counts, too, so that a search ends.
+    """
+    return [
+        trial
+        for trial in kept_trials(study)
+        if trial.state != TrialState.FAIL or _attempts(trial) > config.retries
+    ]
+
+
+def to_start(study: optuna.Study, config: TuneConfig) -> int:
+    """Return how many trials no process works on yet."""
+    found = counted(study, config)
+    waiting = [trial for trial in found if trial.state == TrialState.WAITING]
+    return max(config.trials - len(found), 0) + len(waiting)
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that some process works on."""
+    return [t for t in kept_trials(study) if t.state == TrialState.RUNNING]
+
+
+def is_surplus(study: optuna.Study, config: TuneConfig, trial: Trial) -> bool:
+    """Return whether as many trials as were asked for had started before ``trial``.
+
+    Processes that ask at one moment may start one too many between them.
+    """
+    retried = _history(study.trials[trial.number])
+    before = [t for t in counted(study, config) if t.number < trial.number]
+    return not retried and len(before) >= config.trials
+
+
+def release_lost(study: optuna.Study, config: TuneConfig, dead: Sequence[str] = ()) -> list[int]:
+    """Fail the trials whose process is gone, queue them again, and return their numbers.
+
+    Of a file, that is every process that does not live on this machine. In a database, those of
+    other machines may live: their trials are lost when they give no sign of life, or when their
+    process is among ``dead``, the ``key`` of each.
+    """
+    fail_stale_trials(study)
+    again = RetryHeartbeatStaleTrialCallback(config.retries)
+    lost = []
+    for trial in running(study):
+        process = trial.user_attrs.get(PROCESS)
+        if process is None:
+            gone = _age(trial) > 2 * config.heartbeat
+        else:
+            gone = process["key"] in dead or (config.storage is None and not is_alive(process))
+        if gone and _fail(study, trial):
+            again(study, trial)
+            lost.append(trial.number)
+    return lost
+
+
+def _fail(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Return whether it was this process that failed ``trial``: one of all that try."""
+    try:
+        return study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
+
+
+def _history(trial: FrozenTrial) -> list[int]:
+    """Return the trials that ``trial`` repeats, as Optuna's callback notes them."""
+    found: list[int] = trial.system_attrs.get("retry_history", [])
+    return found
+
+
+def _attempts(trial: FrozenTrial) -> int:
+    return 1 + len(_history(trial))
+
+
+def _age(trial: FrozenTrial) -> float:
+    started = trial.datetime_start
+    return (datetime.now() - started).total_seconds() if started else 0.0
+
+
+def trials_table(study: optuna.Study, space: Space) -> pd.DataFrame:
+    """Return a row a trial: number, state, value, epochs, seconds, parameters, what went wrong."""
+    rows = []
+    for trial in kept_trials(study):
+        history = _history(trial)
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "validation/mean_recall": trial.value,
+                "epochs": trial.last_step,
+                "seconds": trial.duration.total_seconds() if trial.duration else None,
+                **{path: trial.params.get(path) for path in space.dimensions},
+                "repeats": history[-1] if history else None,
+                "reason": trial.user_attrs.get(REASON),
+                "process": trial.user_attrs.get(PROCESS, {}).get("key"),
+                "mlflow_run": trial.user_attrs.get(RUN),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial:
+    """Return the best of the trials that went to their end; of equals the first.
+
+    Raises:
+        ValueError: if none did.
+    """
+    ended = [t for t in kept_trials(study) if t.state == TrialState.COMPLETE]
+    if not ended:
+        reasons = [t.user_attrs[REASON] for t in kept_trials(study) if REASON in t.user_attrs]
+        why = f"; the last one: {reasons[-1]}" if reasons else ""
+        raise ValueError(f"no trial of the study {study.study_name!r} went to its end{why}")
+    return max(ended, key=lambda trial: (trial.value, -trial.number))

@@ -1,0 +1,268 @@
+"""The comparison: from runs in MLflow to a table, pictures, a report and the champion."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from pipeline_projects import Project
+
+from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.pipelines.compare import nodes
+from lt_pipeline.pipelines.compare.champion import crown
+from lt_pipeline.pipelines.compare.documents import Row, html_table, latex, markdown
+from toys import toy_card
+
+pytestmark = pytest.mark.slow
+
+CARD = replace(toy_card(), data_hash="d").to_json()
+RECALL = {"ce": 0.4, "more": 0.6, "dbm": 0.5}
+
+
+@pytest.fixture
+def experiment(tmp_path, empty_database):
+    """A tracking database of its own, and an experiment in it."""
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    mlflow.set_registry_uri(f"sqlite:///{database}")
+    found = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
+    mlflow.set_experiment("digits")
+    yield found
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+def log_run(method, seed=0, *, recall=None, holdout=None, data="d", register=False, **parameters):
+    """Log what a run of a method leaves behind; return its id."""
+    recall = recall or RECALL[method] + seed / 50
+    shared = {"seed": seed, "model": {"head": "cosine" if method == "dbm" else "linear"}}
+    config = ExperimentConfig.resolve(method, {**shared, **parameters})
+    table = pd.DataFrame(
+        {
+            "class": range(4),
+            "name": [f"class {c}" for c in range(4)],
+            "group": ["many", "many", "medium", "few"],
+            "training_images": [40, 20, 10, 5],
+            "test_images": 50,
+            "recall": [recall + 0.1, recall, recall, recall - 0.1],
+        }
+    )
+    with mlflow.start_run(run_name=method) as run:
+        mlflow.set_tags({"data_hash": data, "mlflow.source.git.commit": "c0ffee", "method": method})
+        mlflow.log_dict(config.model_dump(mode="json"), "config.json")
+        mlflow.log_text(table.to_csv(index=False), "class_table.csv")
+        metrics = {"test/accuracy": recall, "test/many": recall + 0.05, "test/few": recall - 0.1}
+        metrics |= {"cost/training_seconds": 10.0 + seed, "cost/parameters_deployed": 1234.0}
+        metrics |= {"ood/odin/mean/auroc": 0.9, "ood/msp/mean/auroc": 0.8}
+        if holdout is not None:
+            metrics["validation/mean_recall"] = holdout
+        mlflow.log_metrics(metrics)
+        if register:
+            model_of(method, run.info.run_id)
+    return run.info.run_id
+
+
+def model_of(method, run_id):
+    client, name = mlflow.MlflowClient(), f"{method}-digits-lt-ir20"
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name)
+    return client.create_model_version(name, f"runs:/{run_id}/model", run_id)
+
+
+def collect(**options):
+    with mlflow.start_run(run_name="compare"):
+        return nodes.collect(options, CARD)
+
+
+def test_finished_runs_of_methods_are_found_and_no_others(experiment):
+    wanted = [log_run("ce"), log_run("ce", 1), log_run("more")]
+    log_run("more", 5, data="other")
+    below = log_run("more", 6)
+    mlflow.MlflowClient().set_tag(below, "mlflow.parentRunId", wanted[0])
+    with pytest.raises(KeyboardInterrupt), mlflow.start_run(run_name="killed"):
+        mlflow.log_metric("test/accuracy", 0.9)
+        raise KeyboardInterrupt
+    with mlflow.start_run(run_name="evaluated again"):
+        mlflow.log_metric("test/accuracy", 0.9)
+    runs, recalls, notes = collect()
+    assert set(runs["run_id"]) == set(wanted)
+    assert runs["seed"].tolist() == [0, 1, 0]
+    assert "ood/odin/mean/auroc" in runs
+    assert "ood/msp/mean/auroc" not in runs, "tables show the first detector"
+    assert recalls.groupby("label").size().to_dict() == {"ce": 8, "more": 4}
+    assert any("run evaluated again" in note and "config.json" in note for note in notes)
+    assert any(note.startswith("1 runs on other images") for note in notes)
+
+
+def test_without_a_run_it_says_what_to_do(experiment):
+    message = (
+        "there is nothing to compare: the MLflow experiment 'digits' has no finished run on these "
+        "images; train first, as in kedro run --pipelines=ce"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        collect()
+    log_run("ce", data="other")
+    with pytest.raises(ValueError, match="no finished run on these images .1 runs on other images"):
+        collect()
+    with pytest.raises(ValueError, match="no finished run of dbm on these images .*no run of dbm"):
+        collect(methods=["dbm"], same_images=False)
+
+
+def test_table_pictures_and_report_hold_together(experiment):
+    for method in ("ce", "more"):
+        for seed in (0, 1, 2):
+            log_run(
+                method, seed, recall=RECALL[method] + (seed**2 if method == "ce" else seed) / 90
+            )
+    log_run("dbm", 0)
+    runs, recalls, notes = collect()
+    papers = [
+        {
+            "paper": "P & Q",
+            "table": "1",
+            "where": {"data.source": "digits"},
+            "methods": {"more": {"accuracy": 70.0, "reason": "<fewer> images"}},
+        }
+    ]
+    summary, standing = nodes.tabulate({}, CARD, runs, recalls, papers)
+    assert summary["label"].tolist() == ["more", "dbm bs", "ce"]
+    assert summary["runs"].tolist() == [3, 1, 3]
+    assert standing["first_two"]["pairs"] == 1
+    assert "a test needs two" in standing["in_words"]
+    text, tex, fragment = nodes.write(summary, standing, CARD)
+    assert "| more | 3 | 61.1 ± 1.1 |" in text
+    assert "| *P & Q, table 1* |  | *70.0* |" in text
+    assert re.search(r"\| dbm bs \| 1 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
+    assert r"more & 3 & 61.1 $\pm$ 1.1 &" in tex
+    assert r"\textit{P \& Q, table 1}" in tex
+    assert r"\toprule" in tex
+    assert tex.count("{") == tex.count("}")
+    assert "<td>61.1<small>± 1.1</small></td>" in fragment
+    figures, pictures = nodes.draw(summary, recalls, CARD)
+    assert (
+        set(figures)
+        == {f"{name}.png" for name in pictures}
+        == {f"{name}.png" for name in nodes.CAPTIONS}
+    )
+    (axes,) = figures["sorted_recalls.png"].axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["dbm bs"] == pytest.approx([40, 50, 50, 60]), "from worst to best"
+    assert lines["more"] == pytest.approx([100 * (0.6 + 1 / 90 + d) for d in (-0.1, 0, 0, 0.1)])
+    page = nodes.report(CARD, runs, summary, standing, notes, pictures, {"sentence": "A champion."})
+    tags = Tags()
+    tags.feed(page)
+    images = [attributes["src"] for tag, attributes in tags.found if tag == "img"]
+    assert len(images) == 4
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
+    assert not [tag for tag, _ in tags.found if tag in ("script", "link", "iframe")]
+    assert "http" not in re.sub(r"base64,[^']*", "", page), "nothing is fetched"
+    assert "&lt;fewer&gt; images" in page
+    assert "A champion." in page
+    assert "-8.9" in page, "the gap to the paper"
+    assert all(run_id in page for run_id in runs["run_id"])
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_cells_of_tables_are_escaped():
+    rows = [Row(["a|b_c", "50 % <"], of_paper=False), Row(["x", ""], of_paper=True)]
+    assert r"| a\|b_c | 50 % < |" in markdown(["m", "v"], rows)
+    assert r"a|b\_c & 50 \% $<$ \\" in latex(["m", "v"], rows, "c")
+    assert "<td>50 % &lt;</td>" in html_table(["m", "v"], rows)
+    assert '<tr class="paper"><td>x</td><td></td></tr>' in html_table(["m", "v"], rows)
+
+
+def aliases():
+    models = mlflow.MlflowClient().search_registered_models()
+    return {model.name: dict(model.aliases) for model in models if model.aliases}
+
+
+def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experiment):
+    log_run("more", recall=0.9, holdout=0.5, register=True)
+    log_run("ce", 0, recall=0.3, holdout=0.7, register=True)
+    best = log_run("ce", 1, recall=0.3, holdout=0.8, register=True)
+    log_run("ce", 2, recall=0.3, holdout=0.6, register=True)
+    log_run("dbm", recall=0.3, holdout=0.99)  # not deployed
+    found = crown(collect()[0], "digits-lt-ir20")
+    assert aliases() == {"ce-digits-lt-ir20": {"champion": 2}}
+    assert (found["run_id"], found["version"], found["value"]) == (best, 2, 0.8)
+    assert found["sentence"] == (
+        "The champion is models:/ce-digits-lt-ir20@champion: version 2, of ce with seed 1, whose "
+        "mean recall on the hold-out is 80.0 %."
+    )
+    # a better one takes the alias over, of another method, too
+    log_run("more", 1, recall=0.9, holdout=0.95, register=True)
+    crown(collect()[0], "digits-lt-ir20")
+    assert aliases() == {"more-digits-lt-ir20": {"champion": 2}}
+    # of another data set it is left alone
+    mlflow.MlflowClient().create_registered_model("ce-digits-lt-ir10")
+    mlflow.MlflowClient().create_model_version("ce-digits-lt-ir10", "runs:/x/model", best)
+    mlflow.MlflowClient().set_registered_model_alias("ce-digits-lt-ir10", "champion", "1")
+    crown(collect()[0], "digits-lt-ir20")
+    assert aliases().keys() == {"more-digits-lt-ir20", "ce-digits-lt-ir10"}
+
+
+def test_without_a_hold_out_there_is_no_champion(experiment):
+    log_run("ce", recall=0.9, register=True)
+    found = crown(collect()[0], "digits-lt-ir20")
+    assert found["model_uri"] is None
+    assert "No champion is set: no run has a hold-out" in found["sentence"]
+    assert "data.validation=0.1" in found["sentence"]
+    assert aliases() == {}
+    log_run("more", holdout=0.5)
+    found = crown(collect()[0], "digits-lt-ir20")
+    assert "no run with a hold-out has a registered model" in found["sentence"]
+
+
+def test_compare_through_kedro(finished, tmp_path):
+    trained, _ = finished
+    # runs in the fixture's own project would be in the way of its other tests
+    project = Project(shutil.copytree(trained.folder, tmp_path / "project"))
+    output = project.kedro(
+        "--pipelines=compare", "--env=smoke", "--params=compare.methods=more,compare.variants=true"
+    )
+    assert "Methods on digits, exponential, IR 10: balanced test set, last epoch" in output
+    assert "One method only: there is nothing to compare it with." in output
+    assert "No champion is set: no run has a hold-out" in output
+    assert "WARNING" not in output
+    folder = project.file("08_reporting", "smoke", "compare")
+    metrics = json.loads(project.file("08_reporting/smoke/more/metrics.json").read_text())
+    (row,) = pd.read_csv(folder / "table.csv").to_dict("records")
+    assert row["label"] == "more"
+    assert row["test/accuracy"] == pytest.approx(metrics["test"]["accuracy"])
+    assert row["test/accuracy low"] <= row["test/accuracy"] <= row["test/accuracy high"]
+    recalls = pd.read_csv(folder / "recalls.csv")
+    table = pd.read_csv(project.file("08_reporting/smoke/more/class_table.csv"))
+    assert recalls["recall"].tolist() == table["recall"].tolist()
+    for name in nodes.CAPTIONS:
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (run,) = [r for r in runs if r.info.run_name == "compare · digits-lt-ir10"]
+    assert run.info.status == "FINISHED"
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"report.html", "table.csv", "table.md", "table.tex", "table.html", "figures"} <= files
+    assert not [name for name in run.data.params if "papers" in name]
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=compare", "--env=smoke"), "--params=compare.methods=mor"
+    )
+    assert code == 1
+    assert "compare.methods.0: unknown method 'mor': did you mean 'more'" in output
+    assert "Traceback" not in output

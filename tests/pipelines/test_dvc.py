@@ -1,0 +1,300 @@
+"""DVC over the Kedro pipelines, with real `dvc` and `kedro` processes in a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import mlflow
+import pytest
+import yaml
+from click.testing import CliRunner
+from pipeline_projects import PROJECT, Project, copy_project
+
+from lt_pipeline import methods
+from lt_pipeline.dvc_stages import main, render
+from lt_pipeline.provenance import blob_id, hashes
+from lt_pipeline.trace import trace
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("data_prep", "ce", "focal", "compare")
+SMALL = {
+    "epochs: 60": "epochs: 2",
+    "warmup_epochs: 5": "warmup_epochs: 1",
+    "max_per_class: null": "max_per_class: 60",
+    "imbalance_ratio: 20": "imbalance_ratio: 10",
+    "ood: [gaussian_noise, uniform_noise, permuted_pixels]": "ood: [uniform_noise]",
+}
+PARAMETERS = "conf/base/parameters.yml"
+FOCAL = "conf/base/parameters_focal.yml"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """dvc.yaml as it is in the project, read."""
+    return yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+
+
+def change(project: Project, file: str, replaced: dict[str, str]) -> None:
+    path = project.folder / file
+    text = path.read_text()
+    for old, new in replaced.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def git(project: Project, *words: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    done = subprocess.run(command, cwd=project.folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def dvc(project: Project, *words: str) -> str:
+    who = {
+        f"GIT_{role}_{what}": "a" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    code, output = project.run("dvc", *words, **who)
+    assert code == 0, output
+    return output
+
+
+def ran(output: str) -> set[str]:
+    return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
+
+
+def runs_of(project: Project) -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory, empty_database):
+    """A small project of two methods after its first `dvc repro`, committed; and what that said."""
+    project = copy_project(tmp_path_factory.mktemp("dvc"), empty_database)
+    shutil.copy(PROJECT / ".gitignore", project.folder)
+    change(project, PARAMETERS, SMALL)
+    git(project, "init", "-q")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "project")
+    code, output = project.run(
+        *(sys.executable, "-m", "lt_pipeline.dvc_stages", "--methods", "ce,focal")
+    )
+    assert code == 0, output
+    git(project, "commit", "-qam", "stages")
+    output = dvc(project, "repro")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "reproduced")
+    return project, output
+
+
+@pytest.fixture
+def project(reproduced):
+    """That project, as it was after its first `dvc repro`."""
+    project, _ = reproduced
+    yield project
+    git(project, "checkout", "-q", ".")
+    git(project, "clean", "-qfd")
+    dvc(project, "checkout", "-q", "--force")
+
+
+def test_dvc_yaml_is_what_the_kedro_pipelines_say(committed):
+    text = (PROJECT / "dvc.yaml").read_text()
+    assert text == render(), "run `python -m lt_pipeline.dvc_stages` and commit dvc.yaml"
+    assert committed["stages"].keys() == {"data_prep", *methods.available(), "compare"}
+
+
+def test_a_stage_reads_its_own_parameters_and_those_of_the_methods_below(committed):
+    stages = committed["stages"]
+
+    def files(stage):
+        return {name for entry in stages[stage]["params"] for name in entry}
+
+    assert files("ce") == {PARAMETERS, "conf/base/parameters_ce.yml"}
+    assert files("ncm") == {
+        PARAMETERS,
+        "conf/base/parameters_ce.yml",
+        "conf/base/parameters_ncm.yml",
+    }
+    assert stages["data_prep"]["params"] == [{PARAMETERS: ["data"]}]
+    for name, stage in stages.items():
+        read = [p for entry in stage["params"] for p in entry.get(PARAMETERS, [])]
+        assert "device" not in read
+        assert ("data" in read) == (name == "data_prep")
+
+
+def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
+    stages = committed["stages"]
+    own = {name: f"src/lt_pipeline/methods/{name}.py" for name in methods.available()}
+    for name in methods.available():
+        deps = set(stages[name]["deps"])
+        assert own[name] in deps
+        assert "src/lt_pipeline/pipelines/method/_served.py" in deps
+        assert "src/lt_pipeline/datasets.py" in deps
+        assert "data/03_primary/digits/train.safetensors" in deps
+    assert set(own.values()) & set(stages["ce"]["deps"]) == {own["ce"]}
+    assert own["ce"] in stages["ncm"]["deps"]
+    assert not set(own.values()) & set(stages["data_prep"]["deps"])
+
+
+def test_the_comparison_waits_for_every_method(committed):
+    deps = committed["stages"]["compare"]["deps"]
+    for name in methods.available():
+        assert f"data/08_reporting/digits/{name}/metrics.json" in deps
+
+
+def test_stages_of_another_data_set_have_its_paths_and_parameters():
+    found = yaml.safe_load(render("cifar10_lt_btm", ["btm", "ce"]))["stages"]
+    assert found.keys() == {"data_prep", "btm", "ce", "compare"}
+    assert found["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
+    assert found["ce"]["wdir"] == "../.."
+    assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in found["ce"]["outs"]
+    own = "conf/cifar10_lt_btm/parameters.yml"
+    assert {own: ["data"]} in found["data_prep"]["params"]
+    # the stages of a method follow from the environment's parameters
+    few = yaml.safe_load(render("smoke", ["btm"]))["stages"]["btm"]["outs"]
+    assert sum("/branch_" in out and "model" in out for out in few) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--env", "cifar10_l"], "unknown environment 'cifar10_l': did you mean 'cifar10_lt'?"),
+        (["--methods", "mor"], "unknown method 'mor': did you mean 'more'?"),
+    ],
+)
+def test_bad_input_of_the_command_is_one_line(words, message):
+    before = (PROJECT / "dvc.yaml").read_text()
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert line.startswith(f"Error: {message}")
+    assert (PROJECT / "dvc.yaml").read_text() == before
+
+
+def test_the_first_time_everything_runs_and_then_nothing(reproduced, project):
+    _, output = reproduced
+    assert ran(output) == set(STAGES)
+    before = len(runs_of(project))
+    output = dvc(project, "repro")
+    assert ran(output) == set()
+    assert all(f"Stage '{stage}' didn't change, skipping" in output for stage in STAGES)
+    assert "up to date" in dvc(project, "status")
+    assert len(runs_of(project)) == before
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
+    change(project, FOCAL, {"gamma: 2.0": "gamma: 0.5"})
+    assert "focal:" in dvc(project, "status")
+    assert ran(dvc(project, "repro")) == {"focal", "compare"}
+    found = json.loads(dvc(project, "metrics", "diff", "--json"))
+    path = "data/08_reporting/digits/{}/metrics.json"
+    assert "test.expected_calibration_error" in found[path.format("focal")]
+    assert path.format("ce") not in found
+
+
+def test_a_data_seed_runs_everything(project):
+    change(project, PARAMETERS, {"seed: 0                    #": "seed: 1                    #"})
+    before = hashes(project.file("03_primary", "digits", "train.safetensors"))
+    assert ran(dvc(project, "repro")) == set(STAGES)
+    assert hashes(project.file("03_primary", "digits", "train.safetensors")) != before
+
+
+def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):
+    """DVC deletes the copy: a database in it would be lost."""
+    before = {run.info.run_id for run in runs_of(project)}
+    gamma = f"{FOCAL}:focal.options.criterion.gamma=4.0"
+    dvc(project, "exp", "run", "--temp", "-n", "steep", "-S", gamma, "focal")
+    (run,) = [run for run in runs_of(project) if run.info.run_id not in before]
+    assert run.data.params["focal.options.criterion.gamma"] == "4.0"
+    assert run.data.tags["dvc_experiment"] == "steep"
+    assert run.data.tags["dvc_baseline"] == git(project, "rev-parse", "HEAD")
+    assert run.info.artifact_uri.startswith(f"file://{project.folder}/mlartifacts")
+    assert git(project, "status", "--porcelain") == ""
+    shown = json.loads(dvc(project, "exp", "diff", "steep", "--json"))
+    assert shown["params"][FOCAL]["focal.options.criterion.gamma"]["old"] == 4.0
+    assert any(line.startswith("steep,") for line in dvc(project, "exp", "show", "--csv").split())
+
+
+def test_what_is_pushed_comes_back(project, tmp_path):
+    dvc(project, "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    dvc(project, "push")
+    model = project.file("06_models", "digits", "focal", "model.safetensors")
+    before = hashes(model)
+    for folder in ("03_primary", "06_models", "08_reporting"):
+        shutil.rmtree(project.file(folder, "digits"))
+    shutil.rmtree(project.folder / ".dvc" / "cache")
+    assert "deleted" in dvc(project, "status")
+    dvc(project, "pull")
+    assert "up to date" in dvc(project, "status")
+    assert hashes(model) == before
+    assert ran(dvc(project, "repro")) == set()
+
+
+def test_plots_are_pictures_and_tables(project):
+    output = dvc(project, "plots", "show", "--out", "plots")
+    page = (project.folder / "plots" / "index.html").read_text()
+    pictures = {path.name for path in (project.folder / "plots" / "static").glob("*.png")}
+    for name in ("ce_figures_training_curves", "focal_figures_confusion", "class_distribution"):
+        assert any(name in picture for picture in pictures), output
+    assert all(title in page for title in ("Recall by class, all methods", "Training images"))
+    assert page.count('"recall"') > 2
+
+
+def test_kedro_and_dvc_give_the_same_files(project):
+    """All but times, and what MLflow calls its copy of the model."""
+    folders = [project.file(name, "digits") for name in ("03_primary", "06_models", "08_reporting")]
+
+    def files():
+        found = {p: p for folder in folders for p in folder.rglob("*") if p.is_file()}
+        return {p.relative_to(project.folder): hashes(p) for p in found if "compare" not in p.parts}
+
+    metrics = project.file("08_reporting", "digits", "ce", "metrics.json")
+    history = metrics.with_name("train_history.json")
+    before, told = files(), json.loads(metrics.read_text())
+    output = project.kedro("--pipelines=ce")
+    assert "ce" in output
+    after = files()
+    assert after.keys() == before.keys()
+    differ = {path.name for path in before if after[path] != before[path]}
+    assert differ <= {metrics.name, history.name, "deployed.json", "training_curves.png"}
+    found = json.loads(metrics.read_text())
+    for values in (found, told):
+        for name in list(values["cost"]):
+            if not name.startswith("parameters"):
+                del values["cost"][name]
+    assert found == told
+
+
+def test_a_run_of_a_stage_leads_to_dvc_and_back(project, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (run,) = [r for r in runs_of(project) if r.data.tags["mlflow.runName"].startswith("ce ")][-1:]
+    tags = run.data.tags
+    assert tags["dvc_stage"] == "ce"
+    assert tags["git_dirty"] == "False"
+    assert tags["command"] == "kedro run --pipelines ce --namespaces ce"
+    model = project.file("06_models", "digits", "ce", "model.safetensors")
+    assert tags["model_hash"] == hashes(model)["sha256"]
+    locked = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]["ce"]["outs"]
+    assert tags["model_md5"] in [out["md5"] for out in locked]
+    assert tags["dvc_lock"] != blob_id(project.folder / "dvc.lock")
+    for what in (run.info.run_id, "ce", str(model)):
+        assert run.info.run_id in json.dumps(trace(what, project.folder))
+
+
+def test_without_git_or_dvc_it_is_one_line(project, tmp_path):
+    for missing, message in ((".git", "not a git repository"), (".dvc", "not inside of a DVC")):
+        folder = tmp_path / missing[1:]
+        folder.mkdir()
+        shutil.copy(project.folder / "dvc.yaml", folder)
+        shutil.copytree(PROJECT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache"))
+        if missing == ".dvc":
+            shutil.rmtree(folder / ".dvc")
+        code, output = project.run("dvc", "repro", cwd=folder)
+        assert code != 0
+        assert message in output
+        assert len(output.splitlines()) == 1

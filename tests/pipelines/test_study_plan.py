@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import mlflow
+import pytest
+
+from lt_pipeline import methods
+from lt_pipeline.pipeline_registry import register_pipelines
+from lt_pipeline.pipelines.study import STUDIES, TABLES
+from lt_pipeline.pipelines.study.plan import earlier_paces, plan
+
+
+def config(method, epochs=200, backbone="resnet32"):
+    return {"method": method, "training": {"epochs": epochs}, "model": {"backbone": backbone}}
+
+
+PACES = {("ce", "resnet32"): 2.0, ("dbm", "resnet32"): 4.0}
+
+
+def test_it_says_what_is_there_and_what_the_rest_takes():
+    runs = [config("ce"), config("ce"), config("dbm")]
+    assert plan("s", runs, [True, False, False], PACES) == (
+        "s: 3 runs, 1 of them there; 2 to train, 400 epochs, about 20 min at the pace of earlier "
+        "runs"
+    )
+    assert plan("s", runs, [True] * 3, {}) == "s: 3 runs, 3 of them there; nothing is trained"
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(10, "about 20 s"), (9000, "about 5.0 h")])
+def test_times_are_in_words(epochs, said):
+    assert said in plan("s", [config("ce", epochs)], [False], PACES)
+
+
+def test_a_pace_that_is_not_known_is_said():
+    runs = [config("ce"), config("ce", backbone="resnet8"), config("bcl")]
+    assert "how long is not known, as there is no run yet of bcl, ce" in plan(
+        "s", runs, [False] * 3, PACES
+    )
+
+
+@pytest.mark.slow
+def test_paces_are_of_finished_runs_of_the_experiment(empty_database, tmp_path):
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    try:
+        assert earlier_paces() == {}
+        mlflow.set_experiment("digits")
+        for seconds in (100.0, 300.0, 900.0):
+            with mlflow.start_run():
+                mlflow.set_tag("method", "ce")
+                mlflow.log_params({"training.epochs": 100, "model.backbone": "resnet8"})
+                mlflow.log_metric("cost/training_seconds", seconds)
+        with mlflow.start_run():
+            mlflow.log_metric("cost/training_seconds", 5)  # of no method
+            assert earlier_paces() == {("ce", "resnet8"): 3.0}
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def test_every_table_is_a_pipeline_of_a_study():
+    pipelines = register_pipelines()
+    for table, study in TABLES.items():
+        assert study in STUDIES
+        assert table.split("_")[1] in methods.available()
+        assert [n.name for n in pipelines[table].nodes] == [n.name for n in pipelines[study].nodes]

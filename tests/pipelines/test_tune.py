@@ -1,0 +1,107 @@
+"""Sweeps through Kedro: what is printed, what MLflow has, and that they go on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import mlflow
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.slow
+LIMITS = "tune.search.dbm.options.criterion.margin.K.high=0.3"
+
+
+def runs_of(project):
+    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return client, {run.info.run_id: run for run in found}
+
+
+def test_a_sweep_through_kedro(project):
+    arguments = ("--pipelines=tune", "--env=smoke")
+    params = "method=dbm,training.epochs=1,tune.workers=2,tune.trials=4"
+    output = project.kedro(*arguments, f"--params={params}")
+    assert "dbm-digits-lt-ir10 on digits, exponential, IR 10: mean recall on the hold-out" in output
+    assert "4/4  trial " in output
+    assert "Trials: 4 complete" in output
+    assert "WARNING" not in output
+    folder = project.file("08_reporting", "smoke", "tune", "dbm")
+    trials = pd.read_csv(folder / "trials.csv")
+    best = json.loads((folder / "best.json").read_text())
+    judged = json.loads((folder / "judged.json").read_text())
+    assert trials["trial"].tolist() == [0, 1, 2, 3]
+    assert best["value"] == trials["validation/mean_recall"].max()
+    assert judged["validation/mean_recall"] == best["value"]
+    for name in ("history", "epochs", "slice", "parallel_coordinates"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    client, runs = runs_of(project)
+    (parent,) = [r for r in runs.values() if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs.values() if r is not parent]
+    assert parent.info.run_name == "tune dbm · digits-lt-ir10"
+    assert {r.info.run_id for r in children} == set(trials["mlflow_run"])
+    for child in children:
+        row = trials.set_index("mlflow_run").loc[child.info.run_id]
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["trial_state"] == "complete"
+        assert child.data.tags["data_hash"] == parent.data.tags["data_hash"]
+        k = float(child.data.params["dbm.options.criterion.margin.K"])
+        assert k == pytest.approx(row["options.criterion.margin.K"])
+        found = child.data.metrics["finished/validation/mean_recall"]
+        assert found == pytest.approx(row["validation/mean_recall"])
+        assert not [name for name in child.data.metrics if name.startswith("test/")]
+    assert parent.data.metrics["test/accuracy"] == pytest.approx(judged["test/accuracy"])
+    names = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert {"trials.csv", "best.json", "judged.json", "figures"} <= names
+
+    # all of it is kept: a second run trains nothing, and stands below the first
+    again = project.kedro(*arguments, f"--params={params}")
+    assert "4 trials of dbm-digits-lt-ir10 are there from before" in again
+    assert pd.read_csv(folder / "trials.csv").equals(trials)
+    _, more = runs_of(project)
+    (second,) = [run for key, run in more.items() if key not in runs]
+    assert second.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+    # the command it ends with gives the same
+    (command,) = re.findall(r"^ +(kedro run .*)$", output, flags=re.MULTILINE)
+    assert parent.data.tags["best_command"] == command
+    code, text = project.run(*shlex.split(command))
+    assert code == 0, text
+    metrics = json.loads(project.file("08_reporting", "smoke", "dbm", "metrics.json").read_text())
+    assert metrics["validation"]["mean_recall"] == best["value"]
+    assert metrics["test"]["accuracy"] == judged["test/accuracy"]
+
+    # another space under the same name
+    code, text = project.run("kedro", "run", *arguments, f"--params={params},{LIMITS}")
+    assert code == 1
+    assert "has another search space: options.criterion.margin.K was low 0.02, high 0.5" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("method=mroe", "Error: method: unknown method 'mroe': did you mean 'more'"),
+        (
+            "method=ce,tune.search.ce.options.rank.low=1,tune.search.ce.options.rank.high=2",
+            "Error: tune.search.ce: ce.options: unknown parameter 'rank'",
+        ),
+        ("method=more,tune.search.more=null", "Error: tune.search.more is empty"),
+        (
+            "method=more,tune.storage=postgresql://a:b@127.0.0.1:1/c",
+            "Error: tune.storage postgresql://a:***@127.0.0.1:1/c cannot be reached",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_one_line_before_anything_runs(project, params, message):
+    code, output = project.run(
+        "kedro", "run", "--pipelines=tune", "--env=smoke", f"--params={params}"
+    )
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert not project.file("03_primary").exists()

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from kedro.config import OmegaConfigLoader
+from pipeline_projects import PROJECT
+
+from lt_pipeline import comparison, methods
+from lt_pipeline.comparison import (
+    CompareConfig,
+    choose,
+    differing_settings,
+    first_two,
+    in_words,
+    shown_measures,
+    summarise,
+)
+from lt_pipeline.config import ExperimentConfig, data_config
+from lt_pipeline.papers import beside_papers, read_papers
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
+
+def run(method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, rank=1, **metrics):
+    config = {
+        "method": method,
+        "seed": seed,
+        "device": "auto",
+        "evaluation": {"ood": started},
+        "model": {"backbone": "resnet8"},
+        "training": {"epochs": epochs, "batch_size": 64},
+        "options": {"rank": rank},
+    }
+    return {
+        "run_id": f"{method}-{seed}-{data}-{started}-{epochs}-{rank}",
+        "method": method,
+        "title": title or method,
+        "seed": seed,
+        "data_hash": data,
+        "started": started,
+        "config": json.dumps(config),
+        "test/accuracy": accuracy,
+        **metrics,
+    }
+
+
+def table(*runs):
+    return pd.DataFrame(list(runs))
+
+
+def chosen(*runs, **options):
+    found, notes = choose(table(*runs), CompareConfig(**options), "d")
+    return found, notes
+
+
+def recalls_of(runs):
+    return pd.DataFrame(
+        [
+            {"run_id": name, "group": group, "test_images": 100, "recall": 0.5}
+            for name in runs["run_id"]
+            for group in ("many", "few")
+        ]
+    )
+
+
+def test_only_runs_on_the_same_images_count_unless_told():
+    runs = (run("ce", 0, 0.5), run("ce", 1, 0.6, data="other"))
+    found, notes = chosen(*runs)
+    assert found["seed"].tolist() == [0]
+    assert notes == [
+        "1 runs on other images of this data set are left out; compare.same_images=false takes them"
+    ]
+    found, notes = chosen(*runs, same_images=False)
+    assert (len(found), notes) == (2, [])
+
+
+def test_of_a_run_that_was_repeated_the_latest_counts():
+    # the evaluation and the device do not make another one
+    found, _ = chosen(run("ce", 0, 0.5, started=2), run("ce", 0, 0.4, started=1))
+    assert found["test/accuracy"].tolist() == [0.5]
+
+
+def test_a_method_has_the_parameters_of_its_latest_run_or_a_row_for_each():
+    runs = (
+        run("ce", 0, 0.5, started=1, epochs=5),
+        run("ce", 1, 0.5, started=2, epochs=5),
+        run("ce", 0, 0.7, started=3),
+        run("more", 0, 0.6, started=1),
+    )
+    found, notes = chosen(*runs)
+    assert found[["label", "test/accuracy"]].to_numpy().tolist() == [["more", 0.6], ["ce", 0.7]]
+    assert notes == [
+        "2 runs of ce with other parameters than its latest are left out; "
+        "compare.variants=true shows them"
+    ]
+    found, notes = chosen(*runs, variants=True)
+    assert notes == []
+    assert set(found["label"]) == {"ce, epochs = 5", "ce, epochs = 60", "more"}
+
+
+def test_variants_of_different_titles_are_not_variants():
+    runs = (run("dbm", 0, 0.5, title="dbm bs", rank=1), run("dbm", 0, 0.6, title="dbm ce", rank=2))
+    found, notes = chosen(*runs)
+    assert set(found["label"]) == {"dbm bs", "dbm ce"}
+    assert notes == []
+
+
+def test_methods_without_a_run_are_named_with_what_to_do():
+    found, notes = chosen(run("ce", 0, 0.5), run("more", 0, 0.5), methods=["ce", "dbm"])
+    assert found["label"].tolist() == ["ce"]
+    assert notes == ["no run of dbm yet: kedro run --pipelines=dbm"]
+
+
+def test_the_table_has_means_and_deviations_and_intervals_of_single_runs():
+    runs, _ = chosen(
+        run("ce", 0, 0.4, **{"cost/training_seconds": 10.0}),
+        run("ce", 1, 0.6, **{"cost/training_seconds": 30.0}),
+        run("more", 0, 0.55, **{"cost/training_seconds": 50.0}),
+    )
+    found = summarise(runs, recalls_of(runs), "accuracy").set_index("label")
+    assert found.index.tolist() == ["more", "ce"], "the best first"
+    assert found.loc["ce", "runs"] == 2
+    assert found.loc["ce", "seeds"] == "0 1"
+    assert found.loc["ce", "test/accuracy"] == pytest.approx(0.5)
+    assert found.loc["ce", "test/accuracy sd"] == pytest.approx(0.2 / 2**0.5)
+    assert found.loc["ce", "cost/training_seconds"] == 20
+    assert pd.isna(found.loc["ce", "test/accuracy low"])
+    assert pd.isna(found.loc["more", "test/accuracy sd"])
+    assert 0.42 < found.loc["more", "test/accuracy low"] < 0.45
+    assert 0.55 < found.loc["more", "test/accuracy high"] < 0.58
+    # half as many images are less sure; there is no class in medium
+    assert found.loc["more", "test/few low"] < found.loc["more", "test/accuracy low"]
+    assert "test/medium low" not in found
+
+
+def test_sorting_by_what_no_run_has_is_refused():
+    runs, _ = chosen(run("ce", 0, 0.4))
+    with pytest.raises(ValueError, match="compare.sort_by is many, which no run has"):
+        summarise(runs, recalls_of(runs), "many")
+
+
+def test_the_first_two_are_paired_by_seed_and_images():
+    runs, _ = chosen(
+        *(run("ce", seed, value) for seed, value in ((3, 0.1), (1, 0.42), (0, 0.40))),
+        *(run("more", seed, value) for seed, value in ((0, 0.46), (1, 0.50), (2, 0.9))),
+        run("more", 3, 0.9, data="other"),
+        same_images=False,
+    )
+    summary = summarise(runs, recalls_of(runs), "accuracy")
+    found = first_two(runs, summary, "accuracy")
+    assert (found["first"], found["second"], found["pairs"]) == ("more", "ce", 2)
+    assert found["mean"] == pytest.approx(0.07)
+    assert found["sd"] == pytest.approx(0.02 / 2**0.5)
+    assert "more minus ce: +7.00 points of accuracy (sd 1.41 over 2 common seeds)" in in_words(
+        found
+    )
+    assert "paired t test: t = 7.00, p = 0.0903" in in_words(found)
+
+
+def test_what_cannot_be_tested_is_said():
+    alone, _ = chosen(run("ce", 0, 0.4))
+    summary = summarise(alone, recalls_of(alone), "accuracy")
+    assert first_two(alone, summary, "accuracy") is None
+    assert "One method only" in in_words(None)
+    apart, _ = chosen(run("ce", 0, 0.4), run("more", 1, 0.5))
+    found = first_two(apart, summarise(apart, recalls_of(apart), "accuracy"), "accuracy")
+    assert "more and ce have no seed in common" in in_words(found)
+    once, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
+    found = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
+    assert in_words(found) == (
+        "more minus ce: +10.00 points of accuracy on the one seed that both have; a test needs two."
+    )
+    same, _ = chosen(*(run(m, s, a) for m, a in (("ce", 0.5), ("more", 0.75)) for s in (0, 1)))
+    found = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
+    assert "all the same, so there is nothing to test" in in_words(found)
+
+
+def test_what_the_methods_should_share_and_do_not_is_said():
+    runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5, epochs=5))
+    assert differing_settings(runs) == [
+        "training.epochs is not the same for all: 60 (ce); 5 (more)"
+    ]
+    runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
+    assert differing_settings(runs) == []
+
+
+def test_the_first_detector_is_among_the_columns():
+    found = shown_measures(["ood/odin/mean/auroc", "ood/odin/mean/fpr95", "test/accuracy", "x"])
+    assert list(found) == ["test/accuracy", "ood/odin/mean/auroc", "ood/odin/mean/fpr95"]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"methods": ["cee"]}, "compare.methods.0: unknown method 'cee': did you mean 'ce'"),
+        ({"method": "ce"}, "compare: unknown parameter 'method': did you mean 'methods'"),
+        ({"sort_by": "recall"}, "compare.sort_by: .*but got 'recall'"),
+        ({"methods": []}, "compare.methods: .*at least 1"),
+    ],
+)
+def test_a_wrong_block_is_refused_in_one_line(block, message):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig.read(block)
+    assert CompareConfig.read({"methods": "ce"}).methods == ("ce",)
+
+
+PAPER = {
+    "paper": "P",
+    "table": "3",
+    "where": {"training.epochs": 60, "data.imbalance_ratio": 100},
+    "methods": {"ce": {"accuracy": 41.0, "few": 10.0, "reason": "fewer images"}},
+}
+
+
+def beside(papers, *runs, data=None):
+    found, _ = chosen(*runs)
+    summary = summarise(found, recalls_of(found), "accuracy")
+    data = data or {"imbalance_ratio": 100.0}
+    return beside_papers(found, summary, read_papers(papers), data)
+
+
+def test_a_papers_figures_stand_beside_a_run_of_its_setting():
+    # the run has no class in few
+    assert beside([PAPER], run("ce", 0, 0.4), run("more", 0, 0.5)) == [
+        {
+            "label": "ce",
+            "metric": "test/accuracy",
+            "ours": pytest.approx(0.4),
+            "paper": pytest.approx(0.41),
+            "source": "P, table 3",
+            "reason": "fewer images",
+        }
+    ]
+
+
+def test_another_setting_is_not_the_papers():
+    assert beside([PAPER], run("ce", 0, 0.4, epochs=5)) == []
+    assert beside([PAPER], run("ce", 0, 0.4), data={"imbalance_ratio": 10.0}) == []
+    own = {**PAPER, "where": {"options.pretrain": "mislas"}}
+    assert beside([own], run("ce", 0, 0.4)) == [], "a method without that option"
+
+
+@pytest.mark.parametrize(
+    ("papers", "message"),
+    [
+        ([{**PAPER, "where": {"data.sorce": 3}}], "P, table 3: where names 'data.sorce'"),
+        ([{**PAPER, "tabel": 3}], "papers.yml.0: unknown parameter 'tabel': did you mean 'table'"),
+        ([{**PAPER, "methods": {"ce": {"acc": 3}}}], "unknown parameter 'acc'"),
+    ],
+)
+def test_wrong_entries_are_refused_in_one_line(papers, message):
+    with pytest.raises(ValueError, match=message):
+        beside(papers, run("ce", 0, 0.4))
+
+
+def test_the_published_figures_are_of_methods_there_are():
+    papers = read_papers(yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text()))
+    for entry in papers:
+        assert {title.split()[0] for title in entry.methods} <= set(methods.available())
+        for figures in entry.methods.values():
+            assert all(0 < value < 1 for value in figures.by_metric().values())
+    wanted = {"data.source": "cifar100", "data.imbalance_ratio": 100}
+    (dbm,) = [p for p in papers if p.paper == "DBM" and wanted.items() <= p.where.items()]
+    assert dbm.methods["dbm bs"].by_metric()["test/accuracy"] == pytest.approx(0.5130)
+
+
+@pytest.mark.parametrize(
+    ("environment", "method", "sources"),
+    [
+        ("cifar100_lt", "more", ["MORE, table 1"]),
+        ("cifar100_lt_dbm", "dbm", ["DBM, table 2"]),
+        ("cifar10_lt_dbm", "balanced_softmax", ["DBM, table 2"]),
+        ("cifar100_lt_dqroute", "dqroute", ["DQRoute, table 1"]),
+        ("cifar100_lt_dqroute", "balanced_softmax", ["DQRoute, table 2"]),
+        ("cifar100_lt_darl", "lgla", ["DARL, table 2"]),
+        ("cifar100_lt_darl", "darl", ["DARL, table 4"]),
+        ("cifar10_lt_darl", "darl", ["DARL, table 1"]),
+        ("cifar100_lt_btm", "btm", ["BTM, table 2"]),
+        ("cifar100_lt_btm", "gml", ["BTM, table 9"]),
+        ("smoke", "more", []),
+    ],
+)
+def test_the_papers_settings_are_those_of_their_environments(environment, method, sources):
+    found, settings = in_environment(environment, method)
+    papers = read_papers(yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text()))
+    rows = beside_papers(found, found, papers, settings)
+    assert list(dict.fromkeys(row["source"] for row in rows)) == sources
+    every = {name for paper in papers for name in paper.where}
+    config = json.loads(found["config"][0])
+    assert every <= set(comparison.flat({**config, "data": settings}))
+
+
+def in_environment(environment, method):
+    """A run of a method with the parameters of an environment, and its data's settings."""
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS
+    )
+    parameters = loader["parameters"]
+    config = ExperimentConfig.resolve(method, parameters)
+    row = {
+        "label": method,
+        "title": config.title,
+        "config": json.dumps(config.model_dump(mode="json")),
+        "test/accuracy": 0.5,
+    }
+    return pd.DataFrame([row]), data_config(parameters).model_dump(mode="json")
+
+
+def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
+    one, other = (
+        {"seed": 0, "device": "cpu", "options": {"a": 1, "b": 2}},
+        {"options": {"b": 2, "a": 1}},
+    )
+    assert comparison.recipe(one) == comparison.recipe(other)
+    assert comparison.recipe(one) != comparison.recipe({"options": {"a": 2, "b": 2}})

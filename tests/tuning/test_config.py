@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+
+from lt_pipeline import methods, tune_hooks
+from lt_pipeline.tracking import masked
+from lt_pipeline.tuning.config import Sweep, TuneConfig, tune_config, with_holdout
+from sweeps import parameters
+
+
+def test_conf_shows_every_parameter_there_is():
+    assert set(parameters()["tune"]) == set(TuneConfig.model_fields)
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_every_method_can_be_tuned(method):
+    sweep = Sweep(parameters(method))
+    assert sweep.name == f"{method}-digits-lt-ir10"
+    for corner in sweep.space.corners():
+        block = sweep.experiment(corner).model_dump()
+        for path, value in corner.items():
+            found = block
+            for name in path.split("."):
+                found = found[name]
+            assert found == value, path
+
+
+def test_the_papers_parameters_are_searched():
+    searched = {m: set(Sweep(parameters(m)).space.dimensions) for m in methods.available()}
+    assert searched["dqroute"] == {"options.alpha", "options.gamma", "options.balance"}
+    assert searched["more"] == {"options.amplitude", "options.rank"}
+    assert searched["dbm"] == {"options.criterion.margin.K", "options.criterion.margin.tau"}
+    assert searched["darl"] == {"options.mix.alpha", "options.tau"}
+    branches = {f"options.branches.{name}" for name in ("sets", "images", "learning_rate")}
+    assert searched["btm"] == branches
+
+
+def test_images_are_held_out_where_none_are():
+    found = parameters()
+    assert found["data"]["validation"] == 0.2
+    found["data"]["validation"] = 0.1
+    assert with_holdout(found)["data"]["validation"] == 0.1
+
+
+def test_no_trial_follows_the_test_set():
+    found = parameters()
+    found["training"]["monitor_test"] = True
+    sweep = Sweep(found)
+    assert not sweep.base.training.monitor_test
+
+
+def test_what_must_be_the_same_leaves_out_what_is_searched_and_what_decides_nothing():
+    sweep = Sweep(parameters("more"))
+    fixed = sweep.identity()["other fixed parameters"]
+    assert "options.rank" not in fixed
+    assert fixed["options.schedule"] == "sin"
+    assert fixed["training.epochs"] == 1
+    assert not [name for name in fixed if name.startswith(("device", "evaluation"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "moer"}, "^method: unknown method 'moer': did you mean 'more'"),
+        ({"search": {}}, "tune.search.ce is empty"),
+        (
+            {"search": {"options": {"rnk": {"low": 1, "high": 2}}}},
+            "tune.search.ce: ce.options: unknown parameter 'rnk'",
+        ),
+        (
+            {"search": {"training": {"momentum": {"low": 0.5, "high": 2}}}},
+            "tune.search.ce: training.momentum: .*less than 1",
+        ),
+        (
+            {"search": {"training": {"batch_size": {"low": 16, "high": 33}}}},
+            "tune.search.ce: training.batch_size: .*integer",
+        ),
+        ({"sampler": "tpes"}, "tune.sampler: .*'tpe' or 'random'"),
+        ({"trails": 3}, "tune: unknown parameter 'trails': did you mean 'trials'"),
+        ({"trials": 0}, "tune.trials"),
+    ],
+)
+def test_wrong_parameters_are_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Sweep(parameters(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_spaces_are_of_methods():
+    with pytest.raises(ValueError, match="tune.search: unknown method 'mor': did you mean 'more'"):
+        tune_config({"tune": {"search": {"mor": {}}}})
+
+
+def test_pruning_needs_a_value_an_epoch():
+    found = parameters()
+    found["training"]["monitor_every"] = 0
+    with pytest.raises(ValueError, match="tune.pruner looks .* training.monitor_every is 0"):
+        Sweep(found)
+    found["tune"]["pruner"] = "none"
+    Sweep(found)
+
+
+def test_the_storage_may_be_a_variable_of_the_environment(monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://a:b@c/d")
+    assert tune_config({}).storage == "postgresql://a:b@c/d"
+    assert tune_config({"tune": {"storage": "mysql://x"}}).storage == "mysql://x"
+    monkeypatch.delenv("OPTUNA_STORAGE")
+    assert tune_config({}).storage is None
+
+
+def test_neither_parameters_nor_commands_that_are_logged_have_the_password(monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "")
+    url = "postgresql://me:secret@host:1/name"
+    sweep = Sweep(parameters("more", storage=url))
+    logged = tune_hooks._logged(sweep)
+    assert "secret" not in str(logged)
+    assert list(logged["search"]) == ["more"]
+    # and yet the nodes, and their workers, know it
+    assert Sweep({**parameters("more"), "tune": logged}).config.storage == url
+    assert masked(f"--params=seed=1,tune.storage={url},a=2") == (
+        "--params=seed=1,tune.storage=postgresql://me:***@host:1/name,a=2"
+    )

@@ -1,0 +1,328 @@
+"""One process and its study: what it proposes, stops, keeps, and takes up again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from lt_pipeline.pipelines.tune import nodes
+from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.tuning.processes import is_alive, this_process
+from lt_pipeline.tuning.search import Surplus
+from lt_pipeline.tuning.study import (
+    PROCESS,
+    REASON,
+    best_trial,
+    kept_trials,
+    open_study,
+    release_lost,
+    to_start,
+    trials_table,
+)
+from sweeps import parameters, sets, task
+from toys import toy_images
+
+LINE = {"training": {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}}
+
+
+def score(config):
+    """A made-up hold-out that likes a learning rate of 0.1."""
+    return 1 / (1 + abs(config["training"]["learning_rate"] - 0.1))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trials that train nothing; returns the learning rates that were tried."""
+    tried = []
+
+    def train(self, config, report):
+        tried.append(config["training"]["learning_rate"])
+        for epoch in (1, 2, 3):
+            report(epoch, score(config))
+        return score(config)
+
+    monkeypatch.setattr(Task, "train", train)
+    return tried
+
+
+def rates(one):
+    return [trial.params["training.learning_rate"] for trial in one.study.trials]
+
+
+def test_a_seed_proposes_the_same_however_often_the_search_stops(tmp_path, quick):
+    whole = task(tmp_path / "a", search=LINE, trials=14)
+    whole.search().run()
+    for trials in (3, 12, 14):
+        stopped = task(tmp_path / "b", search=LINE, trials=trials)
+        stopped.search().run()
+    assert rates(stopped) == rates(whole)
+    assert len(set(rates(whole))) == 14
+    other = task(tmp_path / "c", search=LINE, trials=14, seed=1)
+    other.search().run()
+    assert not set(rates(other)) & set(rates(whole))
+
+
+def test_tpe_learns_and_random_does_not(tmp_path, quick):
+    def late(name):
+        one = task(tmp_path / name, search=LINE, trials=40, sampler=name, pruner="none")
+        one.search().run()
+        return sum(t.value for t in one.study.trials[20:]) / 20
+
+    assert late("tpe") > late("random") + 0.02
+
+
+def test_a_finished_search_does_nothing_and_more_trials_go_on(tmp_path, quick):
+    task(tmp_path, search=LINE, trials=3).search().run()
+    task(tmp_path, search=LINE, trials=3).search().run()
+    assert len(quick) == 3
+    task(tmp_path, search=LINE, trials=5).search().run()
+    assert len(quick) == 5
+
+
+def test_trials_that_fall_behind_the_median_are_stopped(tmp_path, monkeypatch):
+    steps = []
+
+    def train(self, config, report):
+        number = len(steps)
+        steps.append(0)
+        value = 0.1 if number == 7 else 0.5
+        for epoch in range(1, 11):
+            steps[-1] = epoch
+            report(epoch, value)
+        return value
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, epochs=10, search=LINE, trials=9)
+    one.search().run()
+    assert [t.state for t in one.study.trials].index(TrialState.PRUNED) == 7
+    # not within the first fifth of the epochs
+    assert steps[7] == 2
+    assert steps[8] == 10
+    table = trials_table(one.study, one.sweep.space)
+    assert table["epochs"].tolist() == steps
+    assert best_trial(one.study).number == 0
+
+
+def test_hyperband_stops_trials_too(tmp_path, monkeypatch):
+    def train(self, config, report):
+        for epoch in range(1, 28):
+            report(epoch, score(config))
+        return score(config)
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, epochs=27, search=LINE, trials=20, pruner="hyperband")
+    one.search().run()
+    states = {t.state for t in one.study.trials}
+    assert states == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monkeypatch):
+    def train(self, config, report):
+        if config["training"]["learning_rate"] > 0.1:
+            raise ValueError("the loss term is nan")
+        return score(config)
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, search=LINE, trials=6)
+    one.search().run()
+    pruned = [t for t in one.study.trials if t.state == TrialState.PRUNED]
+    assert pruned
+    assert all(t.params["training.learning_rate"] > 0.1 for t in pruned)
+    assert pruned[0].user_attrs[REASON] == "the loss term is nan"
+    assert len(one.study.trials) == 6
+
+
+def test_no_trial_at_all_is_one_line_with_the_reason(tmp_path, monkeypatch):
+    def train(self, config, report):
+        raise ValueError("the loss term is nan")
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, search=LINE, trials=2)
+    one.search().run()
+    with pytest.raises(ValueError, match="no trial .* went to its end; the last one: the loss"):
+        best_trial(one.study)
+
+
+def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
+    def train(self, config, report):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, search=LINE, trials=2)
+    with pytest.raises(KeyError, match="a bug"):
+        one.search().run()
+
+
+def test_of_two_that_ask_at_one_moment_the_second_is_one_too_many(tmp_path, quick):
+    one, two = (task(tmp_path, search=LINE, trials=1) for _ in range(2))
+    first, second = one.study.ask(), two.study.ask()
+    with pytest.raises(Surplus):
+        two.search().objective(second)
+    two.study.tell(second, state=TrialState.FAIL)
+    assert one.search().objective(first) > 0
+    assert [t.number for t in kept_trials(one.study)] == [0]
+
+
+def gone():
+    """The record of a process that was, on this machine."""
+    code = "import json; from lt_pipeline.tuning.processes import this_process as p; "
+    printed = subprocess.run(
+        [sys.executable, "-c", code + "print(json.dumps(p()))"], capture_output=True, check=True
+    )
+    return json.loads(printed.stdout)
+
+
+def test_a_trial_whose_process_died_is_tried_again_with_its_values(tmp_path, quick):
+    one = task(tmp_path, search=LINE, trials=3, retries=1)
+    lost = one.study.ask()
+    value = lost.suggest_float("training.learning_rate", 0.001, 1.0, log=True)
+    lost.set_user_attr(PROCESS, gone())
+    alive = one.study.ask()
+    alive.suggest_float("training.learning_rate", 0.001, 1.0, log=True)
+    alive.set_user_attr(PROCESS, this_process())
+    assert release_lost(one.study, one.sweep.config) == [0]
+    assert release_lost(one.study, one.sweep.config) == []
+    states = [t.state for t in one.study.trials]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    assert to_start(one.study, one.sweep.config) == 2
+    one.search().run()
+    assert quick[0] == value
+    table = trials_table(one.study, one.sweep.space).set_index("trial")
+    assert table.loc[2, "repeats"] == 0
+    assert len(quick) == 2
+
+
+def test_a_trial_that_dies_again_and_again_is_given_up_and_counts(tmp_path, quick):
+    one = task(tmp_path, search=LINE, trials=2, retries=1)
+    record = gone()
+    for _ in range(2):
+        trial = one.study.ask()
+        trial.suggest_float("training.learning_rate", 0.001, 1.0, log=True)
+        trial.set_user_attr(PROCESS, record)
+        assert release_lost(one.study, one.sweep.config) == [trial.number]
+    assert to_start(one.study, one.sweep.config) == 1
+    one.search().run()
+    assert len(quick) == 1
+
+
+def test_a_number_that_another_process_has_now_is_not_the_process():
+    record = this_process()
+    assert is_alive(record)
+    assert not is_alive({**record, "created": record["created"] - 100})
+    assert not is_alive({**record, "host": "elsewhere"})
+    assert not is_alive(gone())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"search": {"training": {"learning_rate": {"low": 0.002, "high": 1.0, "log": True}}}},
+            r"another search space: training.learning_rate was low 0.001, high 1.0, log True and "
+            r"is low 0.002, high 1.0, log True now; .* tune.study=NAME",
+        ),
+        (
+            {"search": LINE, "epochs": 2},
+            "other fixed parameters: training.epochs was 1 and is 2 now",
+        ),
+    ],
+)
+def test_a_study_of_the_same_name_with_another_space_is_one_line(tmp_path, changes, message):
+    assert task(tmp_path, search=LINE).study.study_name == "ce-digits-lt-ir10"
+    with pytest.raises(ValueError, match=message):
+        _ = task(tmp_path, **changes).study
+    found = parameters(study="other", **changes)
+    assert task(tmp_path, found).study.study_name == "other"
+
+
+def test_a_study_of_other_data_is_one_line(tmp_path):
+    one = task(tmp_path, search=LINE)
+    _ = one.study
+    with pytest.raises(ValueError, match="other data: data_hash was 000"):
+        open_study(one.sweep, "1" * 64, tmp_path)
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    _ = task(tmp_path, search=LINE).study
+    journal = tmp_path / "journal.log"
+    journal.write_text(journal.read_text() + "{half a li\n{}\n")
+    with pytest.raises(ValueError, match="journal.log is damaged .*delete it"):
+        _ = task(tmp_path, search=LINE).study
+
+
+def test_sqlite_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="SQLite file, which loses trials"):
+        _ = task(tmp_path, storage="sqlite:///x.db", search=LINE).study
+
+
+def test_a_storage_that_is_not_there_is_one_line_without_the_password(tmp_path):
+    url = "postgresql://someone:secret@127.0.0.1:1/none"
+    with pytest.raises(ConnectionError, match=r"tune.storage postgresql://someone:\*\*\*@") as e:
+        _ = task(tmp_path, storage=url, search=LINE).study
+    assert "secret" not in str(e.value)
+    assert "\n" not in str(e.value)
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        _ = task(tmp_path, storage="nonsense", search=LINE).study
+
+
+def test_a_trial_gives_what_the_methods_own_nodes_give(tmp_path):
+    one = task(tmp_path, method="mislas", search=LINE, trials=1)
+    reported = []
+    config = one.sweep.experiment({"training.learning_rate": 0.05}).model_dump(mode="json")
+    found = one.train(config, lambda step, value: reported.append((step, value)))
+    train, validation, auxiliary = sets()
+    test = toy_images((6, 6, 6, 6), seed=2)
+    folder = tmp_path / "own"
+    alone = nodes.run_once(config, one.card, (train, validation, test, auxiliary), tmp_path, folder)
+    assert found == alone["validation/mean_recall"]
+    # epochs of both stages, counted through
+    assert [step for step, _ in reported] == [1, 2, 3]
+    assert reported[-1][1] == found
+    assert not list((tmp_path / "trials").glob("[!s]*"))
+
+
+def test_stages_that_lead_nowhere_are_not_trained(tmp_path, monkeypatch):
+    from lt_pipeline.pipelines.tune import task as module
+
+    asked = []
+    once = module.run_stages
+
+    def run_stages(config, card, given, folder, stages, report):
+        asked.extend(stage.role for stage in stages)
+        return once(config, card, given, folder, stages, report)
+
+    monkeypatch.setattr(module, "run_stages", run_stages)
+    one = task(tmp_path, method="btm", trials=1)
+    assert one.sweep.base.options.references
+    config = one.sweep.experiment({}).model_dump(mode="json")
+    assert 0 <= one.train(config, lambda step, value: None) <= 1
+    assert set(asked) == {"line", "branch"}
+
+
+def test_a_stopped_trial_leaves_no_state_and_a_killed_one_its_own(tmp_path):
+    one = task(tmp_path, epochs=3, search=LINE)
+    config = one.sweep.experiment({"training.learning_rate": 0.05}).model_dump(mode="json")
+
+    def stop(error):
+        def report(step, value):
+            if step == 2:
+                raise error
+
+        return report
+
+    with pytest.raises(KeyboardInterrupt):
+        one.train(config, stop(KeyboardInterrupt()))
+    assert list((tmp_path / "trials").rglob("*.pt"))
+    again = []
+    with pytest.raises(optuna.TrialPruned):
+        one.train(
+            config,
+            lambda step, value: again.append(step) or stop(optuna.TrialPruned())(step, value),
+        )
+    assert again == [1, 2]
+    assert not list((tmp_path / "trials").rglob("*.pt"))

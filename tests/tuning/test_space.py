@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lt_pipeline.tuning.space import Choices, Range, Space
+
+
+def test_a_space_is_read_by_path_and_null_leaves_a_parameter_out():
+    block = {
+        "options": {
+            "criterion": {"margin": {"K": {"low": 0.1, "high": 0.5}}},
+            "rank": None,
+            "schedule": {"choices": ["sin", "cos"]},
+        },
+        "training": {"learning_rate": {"low": 0.01, "high": 1, "log": True}},
+    }
+    found = Space.read(block, "tune.search.more").dimensions
+    assert list(found) == [
+        "options.criterion.margin.K",
+        "options.schedule",
+        "training.learning_rate",
+    ]
+    assert isinstance(found["options.schedule"], Choices)
+    assert found["training.learning_rate"].log
+
+
+def test_values_are_nested_as_the_methods_block():
+    space = Space(dimensions={})
+    values = {"options.a.b": 1, "options.a.c": 2, "training.d": 3}
+    assert space.nested(values) == {"options": {"a": {"b": 1, "c": 2}}, "training": {"d": 3}}
+
+
+@pytest.mark.parametrize("block", [{}, None, {"options": {}}, {"options": {"rank": None}}])
+def test_an_empty_space_is_one_line_that_says_what_to_do(block):
+    with pytest.raises(ValueError, match=r"^tune.search.more is empty: .*learning_rate.low=0.01"):
+        Space.read(block, "tune.search.more")
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"optins": {}}, "tune.search.x: unknown block 'optins': did you mean 'options'"),
+        ({"options": {"a": 3}}, "options.a: needs low and high, or choices, but got 3"),
+        ({"options": {"a": {"low": 1}}}, "options.a.high: Field required"),
+        ({"options": {"a": {"low": 2, "high": 1}}}, "options.a: low must be < high"),
+        ({"options": {"a": {"low": 0, "high": 1, "log": True}}}, "log needs low > 0"),
+        ({"options": {"a": {"low": 0.5, "high": 2, "integer": True}}}, "integer needs whole"),
+        ({"options": {"a": {"choices": [1]}}}, "options.a.choices"),
+        ({"options": {"a": {"low": 1, "hihg": 2}}}, "did you mean 'high'"),
+        (3, "tune.search.x: is a block of ranges by parameter, but got 3"),
+    ],
+)
+def test_a_wrong_dimension_is_named(block, message):
+    with pytest.raises(ValueError, match=message):
+        Space.read(block, "tune.search.x")
+
+
+@given(low=st.floats(0.001, 10), width=st.floats(0.001, 100), log=st.booleans())
+def test_the_point_between_is_inside_and_in_the_middle_of_what_is_searched(low, width, log):
+    first, between, last = Range(low=low, high=low + width, log=log).points()
+    assert first <= between <= last
+    if log:
+        assert math.log(between) == pytest.approx((math.log(first) + math.log(last)) / 2, abs=1e-9)
+    else:
+        assert between == pytest.approx((first + last) / 2)
+
+
+def test_steps_and_whole_numbers_are_kept_to():
+    assert Range(low=1, high=9, integer=True).points() == [1, 5, 9]
+    assert all(isinstance(p, int) for p in Range(low=2, high=21, integer=True).points())
+    assert Range(low=0, high=1, step=0.4).points()[1] == pytest.approx(0.4)
+
+
+def test_corners_have_every_point_of_every_dimension():
+    space = Space(
+        dimensions={
+            "options.a": Range(low=1, high=3),
+            "options.b": Choices(choices=("w", "x", "y", "z")),
+        }
+    )
+    corners = list(space.corners())
+    assert [c["options.b"] for c in corners] == ["w", "x", "y", "z"]
+    assert {c["options.a"] for c in corners} == {1, 2, 3}
