@@ -14,7 +14,7 @@ export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke test test-gpu lint ui repro stages clean-runs
+.PHONY: help install install-sweep run smoke test test-gpu lint ui repro stages clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 install: $(VENV)/.core  ## create .venv and install
+
+install-sweep: $(VENV)/.core  ## with what sweeps over several machines need
+	$(PIP) -e ".[postgres]"
 
 run: $(VENV)/.core  ## train, merge and evaluate MORE on the embedded data; ARGS go to kedro run
 	$(BIN)/kedro run --pipeline=more $(ARGS)
