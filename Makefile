@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help install install-sweep run smoke test test-gpu lint ui repro stages clean-runs
 
 help:  ## list what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A stamp is written only after its install ended well: an interrupted one is done again.
 $(VENV)/.python:
