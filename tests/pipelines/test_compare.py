@@ -104,6 +104,17 @@ def test_finished_runs_of_methods_are_found_and_no_others(experiment):
     assert any(note.startswith("1 runs on other images") for note in notes)
 
 
+def test_a_run_of_an_earlier_version_is_compared_without_detectors(experiment):
+    log_run("ce")
+    old = log_run("more")
+    config = ExperimentConfig.resolve("more", {}).model_dump(mode="json")
+    del config["evaluation"]["detectors"]
+    mlflow.MlflowClient().log_dict(old, config, "config.json")
+    runs, *_ = collect()
+    assert set(runs["method"]) == {"ce", "more"}
+    assert runs.set_index("method")["test/accuracy"].notna().all()
+
+
 def test_without_a_run_it_says_what_to_do(experiment):
     message = (
         "there is nothing to compare: the MLflow experiment 'digits' has no finished run on these "

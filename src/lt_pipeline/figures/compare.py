@@ -97,7 +97,7 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
     axes.set_xlabel("rank of the class by recall (1: worst), in every run by itself")
     axes.set_ylabel("recall on the test set, %")
     # the lines rise from the lower left
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 

@@ -70,8 +70,9 @@ def _artifact(run: Run, name: str) -> str:
 
 def _row(run: Run, config: Values) -> Values:
     tags = run.data.tags
-    # the detector that tables show
-    shown = (*COMPARED, *(f"ood/{name}/mean/" for name in config["evaluation"]["detectors"][:1]))
+    # the detector that tables show; runs of earlier versions have none
+    detectors = config.get("evaluation", {}).get("detectors", ())
+    shown = (*COMPARED, *(f"ood/{name}/mean/" for name in detectors[:1]))
     metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(shown)}
     return {
         "run_id": run.info.run_id,
