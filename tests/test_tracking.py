@@ -93,3 +93,18 @@ def test_provenance_tells_a_changed_tree_from_a_committed_one(tmp_path):
     assert (clean["git_dirty"], clean["seed"], clean["device"]) == ("False", "7", "cuda")
     (tmp_path / "file").write_text("2")
     assert tracking.provenance(tmp_path, 7, "cuda")["git_dirty"] == "True"
+
+
+def test_epochs_of_later_stages_have_the_stage_in_their_names(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        tracking, "log_metrics", lambda values, step: seen.setdefault(step, []).append(values)
+    )
+    for stage in ("pretrain", "branch_0"):
+        tracking.log_epoch(stage, 1, {"train/loss": 1.0, "validation/accuracy": 0.5})
+    assert seen == {
+        1: [
+            {"train/loss": 1.0, "validation/accuracy": 0.5},
+            {"train/branch_0/loss": 1.0, "validation/branch_0/accuracy": 0.5},
+        ]
+    }

@@ -44,17 +44,22 @@ INHERITED = (
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
     """Log an epoch's values to the active run in one call; without a run, nothing happens.
 
-    The first stage's have plain names, as in ``train/cross_entropy``; those of later stages stand
-    behind the stage's name, as their epochs count from 1 again.
+    The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
+    the stage's name in them, as in ``train/branch_0/cross_entropy``: their epochs begin at 1 again.
 
     A server that fails meanwhile does not end a training that may have taken hours: it warns.
     """
     try:
-        first = phase in FIRST_STAGES
-        named = values if first else {f"{phase}/{name}": v for name, v in values.items()}
-        log_metrics(named, step=epoch)
+        log_metrics({_by_stage(phase, name): v for name, v in values.items()}, step=epoch)
     except MlflowException as error:
         LOGGER.warning("Epoch %d of %s is not in MLflow: %s", epoch, phase, error)
+
+
+def _by_stage(phase: str, name: str) -> str:
+    if phase in FIRST_STAGES:
+        return name
+    kind, _, rest = name.partition("/")
+    return "/".join(filter(None, (kind, phase, rest)))
 
 
 def log_metrics(values: Mapping[str, float], step: int = 0) -> None:

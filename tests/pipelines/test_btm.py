@@ -151,7 +151,7 @@ def test_mlflow_has_the_curves_of_every_stage_and_what_they_led_to(merged):
         *((name, "train/label_aware_smoothing") for name in ("stage_2", "post_train")),
     ]:
         saved = json.loads(report_file(project, f"{stage}_history.json").read_text())[metric]
-        logged = metric if stage == "pretrain" else f"{stage}/{metric}"
+        logged = metric if stage == "pretrain" else metric.replace("/", f"/{stage}/")
         curve = client.get_metric_history(run.info.run_id, logged)
         assert [(m.step, m.value) for m in curve] == [(p["step"], p["value"]) for p in saved]
         assert len(saved) == 2
