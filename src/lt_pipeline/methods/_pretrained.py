@@ -124,6 +124,9 @@ class Pretrained(Method):
         self.source = methods.get(options.pretrain)(options.pretrain_options, model, card)
         scale = model.scale if model.head == "cosine" else None
         self.criterion = options.criterion.build(card.longtail, Head(self.net.width, scale))
+        # its stages by the names they have here, and those names by its own
+        self.inner = self.source_stages(options)
+        self.named = {stage.name: name for name, stage in self.inner.items()}
         self.source_phases: dict[str, Phase] = {}
         self.stage, self.folded = FIRST, False
 
@@ -164,8 +167,7 @@ class Pretrained(Method):
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return the phases of the method that is trained first; ``epochs`` is its budget."""
         found = self.source.phases(epochs)
-        names = {stage.name: name for name, stage in self.source_stages(self.options).items()}
-        self.source_phases = {names[phase.name]: phase for phase in found}
+        self.source_phases = {self.named[phase.name]: phase for phase in found}
         return [
             replace(
                 phase,
@@ -180,7 +182,7 @@ class Pretrained(Method):
     @property
     def pretraining(self) -> bool:
         """Return whether the stage at hand is one of the method that is trained first."""
-        return self.stage in self.source_stages(self.options)
+        return self.stage in self.inner
 
     def no_weight_decay(self) -> Collection[str]:
         """Return what the method that is trained first says, while it is."""
@@ -190,25 +192,24 @@ class Pretrained(Method):
 
     def subsets(self, labels: Tensor, seed: int) -> dict[str, Tensor]:
         """Return those of the method that is trained first."""
-        names = {stage.name: name for name, stage in self.source_stages(self.options).items()}
-        return {names[name]: p for name, p in self.source.subsets(labels, seed).items()}
+        return {self.named[name]: p for name, p in self.source.subsets(labels, seed).items()}
 
     def start(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
         """Take up the weights that ``stage`` starts from; behind the first stages, folded ones."""
         self.stage = stage.name
-        inner = self.source_stages(self.options)
         if self.pretraining:
-            given = {inner[name].name: _inner(state) for name, state in checkpoints.items()}
-            self.source.start(inner[stage.name], given)
+            given = {self.inner[name].name: _inner(state) for name, state in checkpoints.items()}
+            self.source.start(self.inner[stage.name], given)
             return
         for name, state in list(checkpoints.items())[-1:]:
-            if name in inner:
+            if name in self.inner:
                 # all else is as it was built: nothing of it was trained yet
                 self.source.start(
-                    Stage("finish", (inner[name].name,)), {inner[name].name: _inner(state)}
+                    Stage("finish", (self.inner[name].name,)),
+                    {self.inner[name].name: _inner(state)},
                 )
             self.fold_source()
-            if name not in inner:
+            if name not in self.inner:
                 self.take(name, state)
 
     def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
@@ -238,9 +239,8 @@ class Pretrained(Method):
         device: torch.device,
     ) -> dict[str, Any]:
         """Do a step of the method that is trained first."""
-        inner = self.source_stages(self.options)
-        given = {inner[name].name: _inner(state) for name, state in checkpoints.items()}
-        return self.source.step(inner[stage.name], given, train, device)
+        given = {self.inner[name].name: _inner(state) for name, state in checkpoints.items()}
+        return self.source.step(self.inner[stage.name], given, train, device)
 
     def fold_source(self) -> None:
         """Fold the method that was trained first, once."""
