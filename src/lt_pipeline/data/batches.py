@@ -36,6 +36,17 @@ class Batch(NamedTuple):
     outliers: Tensor | None = None
     mixed: Mixed | None = None
 
+    @property
+    def mixtures(self) -> Mixed:
+        """Return ``mixed``.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.mixed is None:
+            raise ValueError("a batch must bring mixtures of its images, but this one has none")
+        return self.mixed
+
     def in_format(self, memory_format: torch.memory_format) -> Batch:
         """Return the batch with all of its images laid out in this format."""
         return self._replace(

@@ -261,9 +261,7 @@ class BalancedTrainingAndMerging(Decoupled):
             return super().loss(batch, progress)
         if self.stage == "fc" or self.mix is None:
             return {"cross_entropy": self._cross_entropy(batch.images, batch.labels).mean()}
-        if batch.mixed is None:
-            raise ValueError("a batch must bring mixtures of its images, but this one has none")
-        images, first, second, share = batch.mixed
+        images, first, second, share = batch.mixtures
         logits = self.classify(self.net.features(images)).float()
         losses = [F.cross_entropy(logits, label, reduction="none") for label in (first, second)]
         return {"cross_entropy": two_hot_loss(losses[0], losses[1], share).mean()}

@@ -60,9 +60,7 @@ class Mixup(Method):
         Raises:
             ValueError: if the batch brings no mixtures.
         """
-        if batch.mixed is None:
-            raise ValueError("a batch must bring mixtures of its images, but this one has none")
-        images, first, second, share = batch.mixed
+        images, first, second, share = batch.mixtures
         logits = self.net(images)
         loss = two_hot_loss(self.criterion(logits, first), self.criterion(logits, second), share)
         return {self.options.criterion.name: loss.mean()}
