@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -30,15 +31,79 @@ def test_without_a_run_nothing_is_logged_and_nothing_breaks():
     assert mlflow.active_run() is None
 
 
-def test_a_server_that_fails_during_training_warns_and_does_not_end_it(monkeypatch, caplog):
-    def fail(*_, **__):
-        raise MlflowException("server gone")
+@pytest.fixture
+def calls(monkeypatch):
+    """What MLflow is sent, as (run, [(name, step, value), ...]); ``fail`` makes it refuse."""
+    sent, state = [], SimpleNamespace(sent=[], fail=False, clock=100.0, run="a")
 
-    monkeypatch.setattr(tracking, "_log_batch", fail)
+    def log_batch(_, run, metrics):
+        if state.fail:
+            raise MlflowException("server gone")
+        assert len(metrics) <= 1000
+        sent.append((run, [(m.key, m.step, m.value) for m in metrics]))
+
+    state.sent = sent
+    monkeypatch.setattr(tracking, "_WAITING", tracking._Waiting())
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+    active = lambda: SimpleNamespace(info=SimpleNamespace(run_id=state.run))  # noqa: E731
+    monkeypatch.setattr(mlflow, "active_run", active)
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: state.clock)
+    return state
+
+
+def test_short_epochs_go_to_mlflow_together_and_long_ones_at_once(calls):
+    with tracking.epochs():
+        for epoch in range(1, 6):
+            tracking.log_epoch("train", epoch, {"loss": float(epoch)})
+            calls.clock += 0.4
+        tracking.log_epoch("train", 6, {"loss": 6.0})
+        calls.clock += 60
+        tracking.log_epoch("train", 7, {"loss": 7.0})
+        steps = [[step for _, step, _ in metrics] for _, metrics in calls.sent]
+        assert steps == [[1], [2, 3, 4], [5, 6, 7]]
+        tracking.log_epoch("train", 8, {"loss": 8.0})
+        assert len(calls.sent) == 3
+    assert calls.sent[3] == ("a", [("loss", 8, 8.0)])
+
+
+def test_epochs_are_sent_when_their_training_fails_and_below_their_own_run(calls):
+    with pytest.raises(KeyError), tracking.epochs():
+        tracking.log_epoch("train", 1, {"loss": 1.0})
+        tracking.log_epoch("train", 2, {"loss": 2.0})
+        raise KeyError
+    calls.run = "b"
+    tracking.log_epoch("train", 1, {"loss": 3.0})
+    calls.run = "c"
+    with tracking.epochs():
+        tracking.log_epoch("train", 1, {"loss": 4.0})
+    assert [(run, [v for *_, v in metrics]) for run, metrics in calls.sent] == [
+        ("a", [1.0]), ("a", [2.0]), ("b", [3.0]), ("c", [4.0])
+    ]  # fmt: skip
+
+
+def test_what_a_server_refused_is_warned_of_and_sent_once_it_is_back(calls, caplog):
+    calls.fail = True
     tracking.log_epoch("train", 3, {"loss": 1.0})
-    assert "Epoch 3 of train is not in MLflow: server gone" in caplog.text
+    assert "Epochs 3 to 3 are not in MLflow: server gone" in caplog.text
+    calls.fail, calls.clock = False, calls.clock + 2
+    tracking.log_epoch("train", 4, {"loss": 2.0})
+    assert calls.sent == [("a", [("loss", 3, 1.0), ("loss", 4, 2.0)])]
+    calls.fail = True
+    with tracking.epochs():
+        tracking.log_epoch("train", 5, {"loss": 3.0})
+    assert "Epochs 5 to 5" in caplog.text
     with pytest.raises(MlflowException):
         tracking.log_metrics({"test/accuracy": 1.0})
+
+
+def test_no_call_has_more_metrics_than_mlflow_takes(calls):
+    calls.fail = True
+    for epoch in range(3):
+        tracking.log_epoch("train", epoch, {f"m{k}": 0.0 for k in range(800)})
+    calls.fail = False
+    with tracking.epochs():
+        assert not calls.sent
+    assert [len(metrics) for _, metrics in calls.sent] == [1000, 1000, 400]
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/m.db"])
@@ -95,16 +160,13 @@ def test_provenance_tells_a_changed_tree_from_a_committed_one(tmp_path):
     assert tracking.provenance(tmp_path, 7, "cuda")["git_dirty"] == "True"
 
 
-def test_epochs_of_later_stages_have_the_stage_in_their_names(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        tracking, "log_metrics", lambda values, step: seen.setdefault(step, []).append(values)
-    )
-    for stage in ("pretrain", "branch_0"):
-        tracking.log_epoch(stage, 1, {"train/loss": 1.0, "validation/accuracy": 0.5})
-    assert seen == {
-        1: [
-            {"train/loss": 1.0, "validation/accuracy": 0.5},
-            {"train/branch_0/loss": 1.0, "validation/branch_0/accuracy": 0.5},
-        ]
-    }
+def test_epochs_of_later_stages_have_the_stage_in_their_names(calls):
+    with tracking.epochs():
+        for stage in ("pretrain", "branch_0"):
+            tracking.log_epoch(stage, 1, {"train/loss": 1.0, "validation/accuracy": 0.5})
+    assert [name for _, metrics in calls.sent for name, *_ in metrics] == [
+        "train/loss",
+        "validation/accuracy",
+        "train/branch_0/loss",
+        "validation/branch_0/accuracy",
+    ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5
+SECONDS_BETWEEN_CALLS = 1
+# MLflow takes no more in one call
+MAX_METRICS = 1000
 # `dvc repro` rewrites its lock files between stages: they do not change what is run
 NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
@@ -41,18 +46,66 @@ INHERITED = (
 )  # fmt: skip
 
 
+class _Waiting:
+    """Values of epochs that are not in MLflow yet.
+
+    A call takes some milliseconds, which is much for an epoch of a small training: calls are at
+    least ``SECONDS_BETWEEN_CALLS`` apart. What a server did not take goes with the next call.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: list[Metric] = []
+        self.run: str | None = None
+        self.called = -math.inf
+
+    def add(self, run: str, metrics: list[Metric]) -> None:
+        """Take ``metrics`` of ``run``, and send them if it is time."""
+        if run != self.run:
+            if self.metrics:
+                self.send()
+            self.run, self.metrics = run, []
+        self.metrics += metrics
+        due = time.monotonic() - self.called >= SECONDS_BETWEEN_CALLS
+        if due or len(self.metrics) >= MAX_METRICS // 2:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is there; a server that does not take it does not end a training: it warns."""
+        try:
+            while self.metrics:
+                batch = self.metrics[:MAX_METRICS]
+                mlflow.MlflowClient().log_batch(str(self.run), metrics=batch)
+                del self.metrics[: len(batch)]
+        except MlflowException as error:
+            steps = sorted({metric.step for metric in self.metrics})
+            LOGGER.warning("Epochs %d to %d are not in MLflow: %s", steps[0], steps[-1], error)
+        self.called = time.monotonic()
+
+
+_WAITING = _Waiting()
+
+
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
-    """Log an epoch's values to the active run in one call; without a run, nothing happens.
+    """Log an epoch's values to the active run; without a run, nothing happens.
 
     The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
     the stage's name in them, as in ``train/branch_0/cross_entropy``: their epochs begin at 1 again.
 
-    A server that fails meanwhile does not end a training that may have taken hours: it warns.
+    Short epochs go to MLflow together: train inside of ``epochs``.
     """
+    run, now = mlflow.active_run(), int(time.time() * 1000)
+    if run:
+        named = {_by_stage(phase, name): value for name, value in values.items()}
+        _WAITING.add(run.info.run_id, [Metric(k, v, now, epoch) for k, v in named.items()])
+
+
+@contextmanager
+def epochs() -> Iterator[None]:
+    """Send the epochs that still wait when the training inside ends, however it does."""
     try:
-        log_metrics({_by_stage(phase, name): v for name, v in values.items()}, step=epoch)
-    except MlflowException as error:
-        LOGGER.warning("Epoch %d of %s is not in MLflow: %s", epoch, phase, error)
+        yield
+    finally:
+        _WAITING.send()
 
 
 def _by_stage(phase: str, name: str) -> str:

@@ -101,20 +101,21 @@ def train_group(
             "report": report,
         }
         seeds = [_stage_seed(found, stage) for stage in stages]
-        if stages[0].group:
-            each = [phases[stage.name] for stage in stages]
-            trained = fit_together(method, each, seen, found.training, seeds=seeds, **common)
-        else:
-            history = fit(
-                method,
-                phases[name],
-                seen[0],
-                found.training,
-                seed=seeds[0],
-                auxiliary=auxiliary,
-                **common,
-            )
-            trained = [(dict(method.state_dict()), history)]
+        with tracking.epochs():
+            if stages[0].group:
+                each = [phases[stage.name] for stage in stages]
+                trained = fit_together(method, each, seen, found.training, seeds=seeds, **common)
+            else:
+                history = fit(
+                    method,
+                    phases[name],
+                    seen[0],
+                    found.training,
+                    seed=seeds[0],
+                    auxiliary=auxiliary,
+                    **common,
+                )
+                trained = [(dict(method.state_dict()), history)]
         return [part for one in trained for part in one]
 
     return train
