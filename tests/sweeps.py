@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from kedro.config import OmegaConfigLoader
 
+from lt_pipeline.config import search_of
 from lt_pipeline.pipelines.tune.task import Task
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tuning.config import with_holdout
@@ -31,7 +32,7 @@ def parameters(method="ce", epochs=1, search=None, **tune):
     found["training"] |= {"epochs": epochs, "warmup_epochs": 0}
     found["tune"] |= tune
     if search is not None:
-        found["tune"]["search"] = {method: search}
+        found[search_of(method)] = search
     return with_holdout(found)
 
 

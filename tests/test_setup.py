@@ -49,6 +49,12 @@ def test_a_broken_workflow_is_not_valid(tmp_path):
     assert check_workflow(broken).returncode != 0
 
 
+def test_settings_leave_the_garbage_collector_on():
+    code = "import gc, lt_pipeline.settings; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 def test_ci_covers_the_supported_pythons_and_runs_what_ci_runs_here():
     jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
     asked = SpecifierSet(PYPROJECT["project"]["requires-python"])

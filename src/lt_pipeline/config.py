@@ -272,13 +272,20 @@ def data_config(parameters: Mapping[str, Any]) -> DataConfig:
         return DataConfig.model_validate(_block(parameters, "data"))
 
 
+def search_of(method: str) -> str:
+    """Return the name of the block that says what of ``method`` a sweep tries."""
+    return f"{method}_search"
+
+
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Refuse names of parameters that mean nothing, and data that cannot be.
 
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    valid = ("data", "studies", "compare", "method", "tune", *SHARED, *methods.available())
+    named = methods.available()
+    spaces = (search_of(name) for name in named)
+    valid = ("data", "studies", "compare", "method", "tune", *SHARED, *named, *spaces)
     for name in parameters:
         if name not in valid:
             raise ValueError(unknown("parameter or method", name, valid))

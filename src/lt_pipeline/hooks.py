@@ -60,6 +60,8 @@ class ProjectHooks:
         with _one_line():
             names = _pipeline_names()
             check_parameters(context.params)
+            # Kedro would read all files once more for its catalog
+            context.config_loader["parameters"] = context.params
             _shape_pipelines(names, context.params)
             conf = context.config_loader["mlflow"]
             server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
@@ -166,11 +168,8 @@ class ProjectHooks:
             # what a killed run left is of no use only where its training ran to its end
             if f"{name}.config" in made:
                 shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
-            if f"{name}.runs" in made:
-                # a study's finished runs stay: run again, it trains only what is not there
-                shutil.rmtree(catalog.load(f"{name}.progress") / "shared", ignore_errors=True)
-            if f"{name}.summary" in made:
-                print_study(name, catalog.load(f"{name}.summary"), catalog.load("data_card"), uri)
+            if f"{name}.standing" in made:
+                print_study(name, catalog.load(f"{name}.standing"), catalog.load("data_card"), uri)
             if f"{name}.stages" in made:
                 print_stages(name, catalog.load(f"{name}.stages"))
             if f"{name}.metrics" in made:

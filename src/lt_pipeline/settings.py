@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
-from lt_pipeline.hooks import ProjectHooks
-from lt_pipeline.provenance import ProvenanceHooks
-from lt_pipeline.tune_hooks import TuneHooks
+# What imports make lives as long as the process: looking through it for garbage, again and again,
+# is a quarter of the time to the first node.
+gc.disable()
+try:
+    from lt_pipeline.hooks import ProjectHooks
+    from lt_pipeline.provenance import ProvenanceHooks
+    from lt_pipeline.tune_hooks import TuneHooks
+finally:
+    gc.freeze()
+    gc.enable()
 
 HOOKS = (ProjectHooks(), ProvenanceHooks(), TuneHooks())
 CONFIG_LOADER_CLASS = OmegaConfigLoader

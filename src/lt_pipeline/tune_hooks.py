@@ -13,7 +13,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import tracking
-from lt_pipeline.config import SHARED
+from lt_pipeline.config import SHARED, search_of
 from lt_pipeline.engine.device import choose_device
 from lt_pipeline.reporting import print_sweep
 from lt_pipeline.tuning.config import STORAGE_VARIABLE, Sweep, with_holdout
@@ -41,9 +41,10 @@ class TuneHooks:
             _reach_storage(sweep)
         except (ValueError, ConnectionError) as error:
             raise click.ClickException(str(error)) from error
-        read = (*SHARED, "data", *OWN, sweep.method, *sweep.base.options.built_on)
+        space = search_of(sweep.method)
+        read = (*SHARED, "data", *OWN, space, sweep.method, *sweep.base.options.built_on)
         kept = {name: parameters[name] for name in read if name in parameters}
-        catalog["parameters"].save({**kept, "tune": _logged(sweep)})
+        catalog["parameters"].save({**kept, "tune": _logged(sweep, own_space=space in kept)})
         if "params:data" in catalog:
             catalog["params:data"].save(parameters["data"])
 
@@ -99,18 +100,17 @@ def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     return f"kedro run --pipelines={best['method']}{environment} --params={values}"
 
 
-def _logged(sweep: Sweep) -> dict[str, Any]:
+def _logged(sweep: Sweep, own_space: bool) -> dict[str, Any]:
     """Return the block ``tune`` without what this sweep does not read, and without a password."""
     if sweep.config.storage is not None:
         os.environ[STORAGE_VARIABLE] = sweep.config.storage
-    searched = {sweep.searched: sweep.config.search[sweep.searched]}
-    changes = {"storage": None, "search": searched}
+    changes = {"storage": None, **({"search": {}} if own_space else {})}
     return sweep.config.model_copy(update=changes).model_dump(mode="json")
 
 
 def _reach_storage(sweep: Sweep) -> None:
     """Refuse a database that does not answer before anything is computed."""
     if sweep.config.storage is not None:
-        from lt_pipeline.tuning.study import open_storage
+        from lt_pipeline.tuning.storage import open_storage
 
         open_storage(sweep.config, Path())

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.slow
-LIMITS = "tune.search.dbm.options.criterion.margin.K.high=0.3"
+LIMITS = "dbm_search.options.criterion.margin.K.high=0.3"
 
 
 def runs_of(project):
@@ -87,10 +87,10 @@ def test_a_sweep_through_kedro(project):
     [
         ("method=mroe", "Error: method: unknown method 'mroe': did you mean 'more'"),
         (
-            "method=ce,tune.search.ce.options.rank.low=1,tune.search.ce.options.rank.high=2",
-            "Error: tune.search.ce: ce.options: unknown parameter 'rank'",
+            "method=ce,ce_search.options.rank.low=1,ce_search.options.rank.high=2",
+            "Error: ce_search: ce.options: unknown parameter 'rank'",
         ),
-        ("method=more,tune.search.more=null", "Error: tune.search.more is empty"),
+        ("method=more,more_search.options=null", "Error: more_search is empty"),
         (
             "method=more,tune.storage=postgresql://a:b@127.0.0.1:1/c",
             "Error: tune.storage postgresql://a:***@127.0.0.1:1/c cannot be reached",

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from lt_pipeline import methods, tune_hooks
+from lt_pipeline.config import check_parameters, search_of
 from lt_pipeline.tracking import masked
 from lt_pipeline.tuning.config import Sweep, TuneConfig, tune_config, with_holdout
 from sweeps import parameters
+from toys import PROJECT
 
 
 def test_conf_shows_every_parameter_there_is():
@@ -62,18 +65,18 @@ def test_what_must_be_the_same_leaves_out_what_is_searched_and_what_decides_noth
     ("changes", "message"),
     [
         ({"method": "moer"}, "^method: unknown method 'moer': did you mean 'more'"),
-        ({"search": {}}, "tune.search.ce is empty"),
+        ({"search": {}}, "ce_search is empty"),
         (
             {"search": {"options": {"rnk": {"low": 1, "high": 2}}}},
-            "tune.search.ce: ce.options: unknown parameter 'rnk'",
+            "ce_search: ce.options: unknown parameter 'rnk'",
         ),
         (
             {"search": {"training": {"momentum": {"low": 0.5, "high": 2}}}},
-            "tune.search.ce: training.momentum: .*less than 1",
+            "ce_search: training.momentum: .*less than 1",
         ),
         (
             {"search": {"training": {"batch_size": {"low": 16, "high": 33}}}},
-            "tune.search.ce: training.batch_size: .*integer",
+            "ce_search: training.batch_size: .*integer",
         ),
         ({"sampler": "tpes"}, "tune.sampler: .*'tpe' or 'random'"),
         ({"trails": 3}, "tune: unknown parameter 'trails': did you mean 'trials'"),
@@ -87,8 +90,27 @@ def test_wrong_parameters_are_one_line(changes, message):
 
 
 def test_spaces_are_of_methods():
-    with pytest.raises(ValueError, match="tune.search: unknown method 'mor': did you mean 'more'"):
-        tune_config({"tune": {"search": {"mor": {}}}})
+    known = parameters("more")
+    check_parameters(known)
+    with pytest.raises(ValueError, match="'mor_search': did you mean 'more_search'"):
+        check_parameters({**known, "mor_search": {}})
+
+
+def test_a_method_without_a_space_of_its_own_has_the_common_one():
+    found = parameters("ce")
+    assert set(Sweep(found).space.dimensions) == {"training.learning_rate", "training.weight_decay"}
+    found["tune"]["search"] = {"training": {"momentum": {"low": 0.5, "high": 0.9}}}
+    assert set(Sweep(found).space.dimensions) == {"training.momentum"}
+    found["tune"]["search"]["training"]["momentum"]["high"] = 2
+    with pytest.raises(ValueError, match="^tune.search: training.momentum: .*less than 1"):
+        Sweep(found)
+
+
+def test_a_space_stands_in_the_file_of_its_method_and_is_of_its_parameters():
+    for file in (PROJECT / "conf" / "base").glob("parameters_*.yml"):
+        said = yaml.safe_load(file.read_text())
+        spaces = [name for name in said if name.endswith("_search")]
+        assert spaces in ([], [search_of(file.stem.removeprefix("parameters_"))]), file
 
 
 def test_pruning_needs_a_value_an_epoch():
@@ -112,9 +134,10 @@ def test_neither_parameters_nor_commands_that_are_logged_have_the_password(monke
     monkeypatch.setenv("OPTUNA_STORAGE", "")
     url = "postgresql://me:secret@host:1/name"
     sweep = Sweep(parameters("more", storage=url))
-    logged = tune_hooks._logged(sweep)
+    logged = tune_hooks._logged(sweep, own_space=True)
     assert "secret" not in str(logged)
-    assert list(logged["search"]) == ["more"]
+    assert logged["search"] == {}
+    assert tune_hooks._logged(Sweep(parameters()), own_space=False)["search"]
     # and yet the nodes, and their workers, know it
     assert Sweep({**parameters("more"), "tune": logged}).config.storage == url
     assert masked(f"--params=seed=1,tune.storage={url},a=2") == (

@@ -7,18 +7,16 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, data_config, merged
+from lt_pipeline.config import ExperimentConfig, data_config, merged, search_of
 from lt_pipeline.data.prepare import DataConfig
 from lt_pipeline.schema import Config, one_line_errors, unknown
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
-# the space of methods that have none of their own
-DEFAULT = "default"
 # what decides nothing of what a trial gives
 INDIFFERENT = ("device", "evaluation")
 
@@ -43,7 +41,8 @@ class TuneConfig(Config):
         retries: how often a trial whose process died is tried again.
         timeout: seconds after which no further trial starts; null is never.
         judge: train the best once more and read the test set. False on machines that only help.
-        search: spaces by method; ``default`` is that of methods without one.
+        search: the space of methods without one of their own, which stands beside a method's block
+            in conf/: ``more_search`` is that of ``more``.
     """
 
     study: str | None = None
@@ -60,15 +59,6 @@ class TuneConfig(Config):
     judge: bool = True
     search: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("search")
-    @classmethod
-    def _of_methods(cls, search: dict[str, Any]) -> dict[str, Any]:
-        valid = (DEFAULT, *methods.available())
-        for name in search:
-            if name not in valid:
-                raise ValueError(unknown("method", name, valid))
-        return search
-
 
 class Sweep:
     """A method, what is searched of it, how, and everything that stays as it is."""
@@ -82,9 +72,10 @@ class Sweep:
         self.parameters = dict(parameters)
         self.method = method_name(parameters)
         self.config = tune_config(parameters)
-        self.searched = self.method if self.method in self.config.search else DEFAULT
-        where = f"tune.search.{self.searched}"
-        self.space = Space.read(self.config.search.get(self.searched), where)
+        own = search_of(self.method)
+        block = parameters.get(own)
+        where = "tune.search" if block is None else own
+        self.space = Space.read(self.config.search if block is None else block, where)
         for corner in self.space.corners():
             try:
                 self.experiment(corner)
