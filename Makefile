@@ -13,6 +13,9 @@ export DO_NOT_TRACK := 1
 export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
+PORT_IS_FREE = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2> /dev/null || \
+	{ echo "port $(PORT) is in use: choose another one with PORT=..." >&2; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-sweep run smoke test test-gpu lint ui repro stages clean-runs
 
@@ -61,6 +64,7 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports --no-cache
 
 ui: $(VENV)/.core  ## the MLflow UI of this project's runs
+	@$(PORT_IS_FREE)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
 
 repro: $(VENV)/.core  ## what has changed, and only that, through DVC; STAGES=more, or "" for all

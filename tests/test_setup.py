@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,16 @@ def test_settings_leave_the_garbage_collector_on():
     code = "import gc, lt_pipeline.settings; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        # what is installed is not the question here
+        given = [f"BIN={Path(sys.executable).parent}", "-o", ".venv/.core", f"PORT={port}"]
+        done = subprocess.run(["make", "ui", *given], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == f"port {port} is in use: choose another one with PORT=..."
 
 
 def test_ci_covers_the_supported_pythons_and_runs_what_ci_runs_here():
