@@ -12,12 +12,14 @@ import urllib.request
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pipeline_projects import Project
 from safetensors.torch import load_file
 
 from lt_pipeline.datasets import ImageSetDataset
+from lt_pipeline.pipelines.compare import champion
 from lt_pipeline.pipelines.method.nodes import load_finished
 
 pytestmark = pytest.mark.slow
@@ -41,12 +43,26 @@ def free_port():
 
 
 @pytest.fixture
-def served(finished):
-    """The address of `mlflow models serve` with the model that was registered last."""
+def crowned(finished, monkeypatch):
+    """The project, its model the champion of its data set."""
     project, _ = finished
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
+    run = {"run_id": version.run_id, "label": "more", "seed": 0, champion.METRIC: 0.9}
+    found = champion.crown(pd.DataFrame([run]), "digits-lt-ir10")
+    assert found["model_uri"] == "models:/digits-lt-ir10@champion"
+    yield project
+    client.delete_registered_model("digits-lt-ir10")
+
+
+@pytest.fixture
+def served(crowned):
+    """The address of `mlflow models serve` with the champion."""
+    project = crowned
     address = f"http://127.0.0.1:{(port := free_port())}"
     server = project.start(
-        *("mlflow", "models", "serve", "-m", "models:/more-digits-lt-ir10@newest"),
+        *("mlflow", "models", "serve", "-m", "models:/digits-lt-ir10@champion"),
         *("-h", "127.0.0.1", "-p", str(port), "--env-manager", "local", "--workers", "1"),
         MLFLOW_TRACKING_URI=project.tracking_uri,
     )

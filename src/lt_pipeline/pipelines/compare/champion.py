@@ -1,8 +1,10 @@
-"""The model that is the best so far, by the hold-out, and its alias in the registry."""
+"""The model that is the best so far, by the hold-out, and where the registry has it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import mlflow
@@ -17,11 +19,12 @@ Values = dict[str, Any]
 
 
 def crown(runs: pd.DataFrame, slug: str) -> Values:
-    """Give the alias to the model of the run with the highest recall on the hold-out.
+    """Make the model of the run with the highest recall on the hold-out the champion.
 
-    The alias is taken from every other model of this data set, named ``<method>-<slug>``. Without
-    a hold-out nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None
-    where there is no champion, and ``sentence``, which says what was done and why.
+    It becomes the newest version of the registered model ``slug``, so that what is deployed has one
+    address whichever method it is of; versions below are the champions before. Without a hold-out
+    nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None where there
+    is no champion, and ``sentence``, which says what was done and why.
     """
     judged = runs.dropna(subset=[METRIC]) if METRIC in runs else runs[:0]
     if judged.empty:
@@ -30,7 +33,7 @@ def crown(runs: pd.DataFrame, slug: str) -> Values:
             "data.validation=0.1"
         )
     for run in judged.sort_values(METRIC, ascending=False, kind="stable").to_dict("records"):
-        version = _version(run["run_id"])
+        version = _version(run["run_id"], slug)
         if version is not None:
             return _set(version, run, slug)
     return _none("no run with a hold-out has a registered model; run its deploy node")
@@ -40,36 +43,40 @@ def _none(why: str) -> Values:
     return {"model_uri": None, "sentence": f"No champion is set: {why}."}
 
 
-def _version(run_id: str) -> ModelVersion | None:
-    """Return the latest model version that the run registered."""
+def _version(run_id: str, slug: str) -> ModelVersion | None:
+    """Return the latest model version that the run itself registered."""
     found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
-    return max(found, key=lambda version: int(version.version), default=None)
+    own = (version for version in found if version.name != slug)
+    return max(own, key=lambda version: int(version.version), default=None)
 
 
 def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
-    client = mlflow.MlflowClient()
-    for model in client.search_registered_models(max_results=1000):
-        if model.name.endswith(f"-{slug}") and model.name != version.name:
-            _take(client, model.name)
-    client.set_registered_model_alias(version.name, ALIAS, version.version)
-    uri = f"models:/{version.name}@{ALIAS}"
+    copy = _copied(version, slug)
+    uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name} {version.version}"
     return {
         "model_uri": uri,
-        "registered_model": version.name,
-        "version": int(version.version),
+        "version": int(copy.version),
+        "copy_of": f"models:/{version.name}/{version.version}",
         "run_id": run["run_id"],
         "metric": METRIC,
         "value": float(run[METRIC]),
         "sentence": (
-            f"The champion is {uri}: version {version.version}, of {run['label']} with seed "
-            f"{run['seed']}, whose mean recall on the hold-out is {100 * run[METRIC]:.1f} %."
+            f"The champion is {uri}: {origin}, of {run['label']} with seed {run['seed']}, whose "
+            f"mean recall on the hold-out is {100 * run[METRIC]:.1f} %."
         ),
     }
 
 
-def _take(client: mlflow.MlflowClient, name: str) -> None:
+def _copied(version: ModelVersion, slug: str) -> ModelVersion:
+    """Return ``version`` as a version of the model ``slug``, with the alias."""
+    client, origin = mlflow.MlflowClient(), f"models:/{version.name}/{version.version}"
     try:
-        client.get_model_version_by_alias(name, ALIAS)
+        now = client.get_model_version_by_alias(slug, ALIAS)
     except MlflowException:
-        return
-    client.delete_registered_model_alias(name, ALIAS)
+        now = None
+    if now is None or now.source != origin:
+        # MLflow says on stderr what it registers, in the middle of the run's own lines
+        with redirect_stderr(StringIO()):
+            now = client.copy_model_version(origin, slug)
+        client.set_registered_model_alias(slug, ALIAS, now.version)
+    return now
