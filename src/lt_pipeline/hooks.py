@@ -21,13 +21,20 @@ from kedro.pipeline import Pipeline
 from lt_pipeline import methods, tracking
 from lt_pipeline.comparison import CompareConfig
 from lt_pipeline.config import (
-    SHARED,
     ExperimentConfig,
     check_parameters,
     data_config,
     method_options,
 )
 from lt_pipeline.engine.device import choose_device
+from lt_pipeline.in_effect import (
+    arms,
+    check_saved,
+    forget_finished,
+    keep_to_the_study,
+    put_into_effect,
+    studies,
+)
 from lt_pipeline.pipeline_registry import method_pipeline, tune_pipeline
 from lt_pipeline.pipelines.compare.console import print_comparison
 from lt_pipeline.pipelines.method.ood import headline
@@ -35,7 +42,6 @@ from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import unknown
-from lt_pipeline.study import StudyConfig
 from lt_pipeline.tuning.config import method_name
 
 COMPARE = "compare"
@@ -89,21 +95,21 @@ class ProjectHooks:
                     f"a run is of one method, study or comparison, or MLflow would mix them: run "
                     f"{' and '.join(names)} one after the other"
                 )
-            studies = _studies(parameters)
+            known = studies(parameters)
             self.experiments, used = [], list[ExperimentConfig]()
             for name in names:
                 if name == COMPARE:
                     CompareConfig.read(parameters.get(COMPARE))
                 elif name in STUDIES:
-                    used = _arms(name, studies, parameters)
-                    _keep_to_the_study(catalog, name, used)
+                    used = arms(name, known, parameters)
+                    keep_to_the_study(catalog, name, used)
                 else:
                     self.experiments = used = [ExperimentConfig.resolve(name, parameters)]
                     partial = run_params.get("only_missing_outputs")
-                    _check_saved(catalog, used[0], pipeline, bool(partial))
+                    check_saved(catalog, used[0], pipeline, bool(partial))
                     if not partial:
-                        _forget_finished(catalog, name, pipeline)
-                    _put_into_effect(catalog, used[0])
+                        forget_finished(catalog, name, pipeline)
+                    put_into_effect(catalog, used[0])
             for experiment in used:
                 choose_device(experiment.device)
                 experiment.check_data(data_config(parameters))
@@ -249,69 +255,3 @@ def _sweeps(pipeline: Pipeline) -> list[str]:
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:
     return "+".join([e.title for e in experiments] or names) or "data_prep"
-
-
-def _studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
-    """Return every study in conf/, checked: one that is not run may be the one that was meant."""
-    blocks = parameters.get("studies") or {}
-    if not isinstance(blocks, dict):
-        raise ValueError(f"studies: is a block of studies by name, but got {blocks!r}")
-    for name in blocks:
-        if name not in STUDIES:
-            raise ValueError(f"studies: {unknown('study', name, STUDIES)}")
-    return {name: StudyConfig.read(name, block) for name, block in blocks.items()}
-
-
-def _arms(
-    name: str, studies: dict[str, StudyConfig], parameters: dict[str, Any]
-) -> list[ExperimentConfig]:
-    if name not in studies:
-        raise ValueError(f"studies.{name} is missing in conf/: its arms are not known")
-    try:
-        return list(studies[name].experiments(parameters).values())
-    except ValueError as error:
-        raise ValueError(f"studies.{name}: {error}") from None
-
-
-def _put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
-    """Let the shared blocks be what the method makes of them: MLflow logs what nodes are given."""
-    resolved = experiment.model_dump(mode="json")
-    for name in ("model", "training", "evaluation"):
-        catalog[f"params:{name}"].save(resolved[name])
-
-
-def _keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentConfig]) -> None:
-    """Leave the parameters that no arm reads out of what the study's nodes, and MLflow, get."""
-    parameters = catalog.load("parameters")
-    kept = {name: parameters[name] for name in SHARED if name in parameters}
-    read = {name for arm in arms for name in (arm.method, *arm.options.built_on)}
-    kept |= {name: parameters[name] for name in read if name in parameters}
-    catalog["parameters"].save({**kept, "studies": {study: parameters["studies"][study]}})
-
-
-def _forget_finished(catalog: DataCatalog, name: str, pipeline: Pipeline) -> None:
-    """Let stages that are run again by themselves train again; one that was killed resumes."""
-    if f"{name}.config" in pipeline.all_outputs():
-        return
-    for node in pipeline.nodes:
-        if all(catalog.exists(output) for output in node.outputs):
-            (catalog.load(f"{name}.progress") / f"{node.short_name}.pt").unlink(missing_ok=True)
-
-
-def _check_saved(
-    catalog: DataCatalog, experiment: ExperimentConfig, pipeline: Pipeline, only_missing: bool
-) -> None:
-    """Refuse to go on with files that were made with other parameters."""
-    name = f"{experiment.method}.config"
-    if name in pipeline.all_outputs() and not only_missing:
-        return
-    if not catalog.exists(name):
-        return
-    saved = dict(tracking.flatten(catalog.load(name), "."))
-    wanted = dict(tracking.flatten(experiment.model_dump(mode="json"), "."))
-    for key in [*wanted, *saved]:
-        if saved.get(key) != wanted.get(key):
-            raise ValueError(
-                f"{experiment.method} was run with {key} = {saved.get(key)!r} and this partial "
-                f"run says {wanted.get(key)!r}: run the whole pipeline, or say what was run"
-            )

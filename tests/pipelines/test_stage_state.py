@@ -7,7 +7,7 @@ import torch
 from kedro.io import DataCatalog, MemoryDataset
 
 from lt_pipeline.config import ExperimentConfig, merged
-from lt_pipeline.hooks import _keep_to_the_study
+from lt_pipeline.in_effect import keep_to_the_study
 from lt_pipeline.pipelines.method.nodes import stages_of, train_group
 from lt_pipeline.study import Arm, StudyConfig
 from toys import toy_card, toy_images
@@ -66,7 +66,7 @@ def test_a_study_keeps_the_blocks_of_what_its_methods_stand_on():
     }  # fmt: skip
     catalog = DataCatalog({"parameters": MemoryDataset(parameters)})
     study = StudyConfig(title="one", arms={"a": Arm(method="crt")})
-    _keep_to_the_study(catalog, "one", list(study.experiments(parameters).values()))
+    keep_to_the_study(catalog, "one", list(study.experiments(parameters).values()))
     kept = catalog.load("parameters")
     assert kept["more"] == parameters["more"]
     assert "ce" not in kept

@@ -69,6 +69,7 @@ def test_a_sweep_through_kedro(project):
     # the command it ends with gives the same
     (command,) = re.findall(r"^ +(kedro run .*)$", output, flags=re.MULTILINE)
     assert parent.data.tags["best_command"] == command
+    assert "search" not in command
     code, text = project.run(*shlex.split(command))
     assert code == 0, text
     metrics = json.loads(project.file("08_reporting", "smoke", "dbm", "metrics.json").read_text())
