@@ -17,7 +17,7 @@ PORT_IS_FREE = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1
 	{ echo "port $(PORT) is in use: choose another one with PORT=..." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-sweep run smoke test test-gpu lint ui repro stages clean-runs
+.PHONY: help install install-sweep run smoke test test-gpu lint ui viz pictures repro stages clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,16 @@ $(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing what the tests need"
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.viz: $(VENV)/.core
+	@echo "Installing kedro viz"
+	$(PIP) -e ".[viz]"
+	@touch $@
+
+$(VENV)/.pictures: $(VENV)/.core
+	@echo "Installing what the pictures need"
+	$(PIP) -e ".[pictures]"
 	@touch $@
 
 install: $(VENV)/.core  ## create .venv and install
@@ -65,7 +75,15 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 
 ui: $(VENV)/.core  ## the MLflow UI of this project's runs
 	@$(PORT_IS_FREE)
+	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
+
+viz: $(VENV)/.viz  ## the pipelines as a graph in the browser; ARGS go to kedro viz run
+	@$(PORT_IS_FREE)
+	$(BIN)/kedro viz run --no-browser --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+pictures: $(VENV)/.pictures  ## remake the pictures of docs/ui.md; needs Chromium
+	$(BIN)/python docs/pictures.py $(ARGS)
 
 repro: $(VENV)/.core  ## what has changed, and only that, through DVC; STAGES=more, or "" for all
 	@git rev-parse --git-dir > /dev/null 2>&1 || \

@@ -4,11 +4,8 @@ import json
 
 import pandas as pd
 import pytest
-import yaml
-from kedro.config import OmegaConfigLoader
-from pipeline_projects import PROJECT
 
-from lt_pipeline import comparison, methods
+from lt_pipeline import comparison
 from lt_pipeline.comparison import (
     CompareConfig,
     choose,
@@ -16,11 +13,9 @@ from lt_pipeline.comparison import (
     first_two,
     in_words,
     shown_measures,
+    study_measures,
     summarise,
 )
-from lt_pipeline.config import ExperimentConfig, data_config
-from lt_pipeline.papers import beside_papers, read_papers
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 
 def run(method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, rank=1, **metrics):
@@ -206,108 +201,6 @@ def test_a_wrong_block_is_refused_in_one_line(block, message):
     assert CompareConfig.read({"methods": "ce"}).methods == ("ce",)
 
 
-PAPER = {
-    "paper": "P",
-    "table": "3",
-    "where": {"training.epochs": 60, "data.imbalance_ratio": 100},
-    "methods": {"ce": {"accuracy": 41.0, "few": 10.0, "reason": "fewer images"}},
-}
-
-
-def beside(papers, *runs, data=None):
-    found, _ = chosen(*runs)
-    summary = summarise(found, recalls_of(found), "accuracy")
-    data = data or {"imbalance_ratio": 100.0}
-    return beside_papers(found, summary, read_papers(papers), data)
-
-
-def test_a_papers_figures_stand_beside_a_run_of_its_setting():
-    # the run has no class in few
-    assert beside([PAPER], run("ce", 0, 0.4), run("more", 0, 0.5)) == [
-        {
-            "label": "ce",
-            "metric": "test/accuracy",
-            "ours": pytest.approx(0.4),
-            "paper": pytest.approx(0.41),
-            "source": "P, table 3",
-            "reason": "fewer images",
-        }
-    ]
-
-
-def test_another_setting_is_not_the_papers():
-    assert beside([PAPER], run("ce", 0, 0.4, epochs=5)) == []
-    assert beside([PAPER], run("ce", 0, 0.4), data={"imbalance_ratio": 10.0}) == []
-    own = {**PAPER, "where": {"options.pretrain": "mislas"}}
-    assert beside([own], run("ce", 0, 0.4)) == [], "a method without that option"
-
-
-@pytest.mark.parametrize(
-    ("papers", "message"),
-    [
-        ([{**PAPER, "where": {"data.sorce": 3}}], "P, table 3: where names 'data.sorce'"),
-        ([{**PAPER, "tabel": 3}], "papers.yml.0: unknown parameter 'tabel': did you mean 'table'"),
-        ([{**PAPER, "methods": {"ce": {"acc": 3}}}], "unknown parameter 'acc'"),
-    ],
-)
-def test_wrong_entries_are_refused_in_one_line(papers, message):
-    with pytest.raises(ValueError, match=message):
-        beside(papers, run("ce", 0, 0.4))
-
-
-def test_the_published_figures_are_of_methods_there_are():
-    papers = read_papers(yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text()))
-    for entry in papers:
-        assert {title.split()[0] for title in entry.methods} <= set(methods.available())
-        for figures in entry.methods.values():
-            assert all(0 < value < 1 for value in figures.by_metric().values())
-    wanted = {"data.source": "cifar100", "data.imbalance_ratio": 100}
-    (dbm,) = [p for p in papers if p.paper == "DBM" and wanted.items() <= p.where.items()]
-    assert dbm.methods["dbm bs"].by_metric()["test/accuracy"] == pytest.approx(0.5130)
-
-
-@pytest.mark.parametrize(
-    ("environment", "method", "sources"),
-    [
-        ("cifar100_lt", "more", ["MORE, table 1"]),
-        ("cifar100_lt_dbm", "dbm", ["DBM, table 2"]),
-        ("cifar10_lt_dbm", "balanced_softmax", ["DBM, table 2"]),
-        ("cifar100_lt_dqroute", "dqroute", ["DQRoute, table 1"]),
-        ("cifar100_lt_dqroute", "balanced_softmax", ["DQRoute, table 2"]),
-        ("cifar100_lt_darl", "lgla", ["DARL, table 2"]),
-        ("cifar100_lt_darl", "darl", ["DARL, table 4"]),
-        ("cifar10_lt_darl", "darl", ["DARL, table 1"]),
-        ("cifar100_lt_btm", "btm", ["BTM, table 2"]),
-        ("cifar100_lt_btm", "gml", ["BTM, table 9"]),
-        ("smoke", "more", []),
-    ],
-)
-def test_the_papers_settings_are_those_of_their_environments(environment, method, sources):
-    found, settings = in_environment(environment, method)
-    papers = read_papers(yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text()))
-    rows = beside_papers(found, found, papers, settings)
-    assert list(dict.fromkeys(row["source"] for row in rows)) == sources
-    every = {name for paper in papers for name in paper.where}
-    config = json.loads(found["config"][0])
-    assert every <= set(comparison.flat({**config, "data": settings}))
-
-
-def in_environment(environment, method):
-    """A run of a method with the parameters of an environment, and its data's settings."""
-    loader = OmegaConfigLoader(
-        conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS
-    )
-    parameters = loader["parameters"]
-    config = ExperimentConfig.resolve(method, parameters)
-    row = {
-        "label": method,
-        "title": config.title,
-        "config": json.dumps(config.model_dump(mode="json")),
-        "test/accuracy": 0.5,
-    }
-    return pd.DataFrame([row]), data_config(parameters).model_dump(mode="json")
-
-
 def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
     one, other = (
         {"seed": 0, "device": "cpu", "options": {"a": 1, "b": 2}},
@@ -315,3 +208,15 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
     )
     assert comparison.recipe(one) == comparison.recipe(other)
     assert comparison.recipe(one) != comparison.recipe({"options": {"a": 2, "b": 2}})
+
+
+def test_a_study_shows_what_it_has_and_the_columns_that_it_chooses():
+    names = [
+        "test/few", "test/accuracy", "test/lowest_recall", "geometry/separability/few",
+        "ood/knn/mean/auroc", "ood/knn/of_7/fpr95", "cost/training_seconds", "train/loss",
+    ]  # fmt: skip
+    usual = ["accuracy %", "few %", "AUROC knn %", "FPR95 knn, 7 sets %", "training s"]
+    assert [m.heading for m in study_measures(names, ()).values()] == usual
+    chosen = study_measures(names, ("separability", "lowest_recall"))
+    assert [m.heading for m in chosen.values()][2:4] == ["S few", "lowest recall %"]
+    assert len(chosen) == 7

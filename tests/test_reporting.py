@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.reporting import print_results
+from lt_pipeline.reporting import print_results, print_study
 from toys import toy_card
 
 TEST = {
@@ -45,3 +45,24 @@ def test_the_table_and_what_must_be_known_to_read_it(capsys, monkeypatch, uri, w
     assert "Mean over 2 sets: a, b; not there: svhn." in printed
     assert "ce: out of distribution" not in printed
     assert words in printed
+
+
+def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = [
+        {"cells": ["CE", "2", "50.0 ± 1.0"], "of_paper": False},
+        {"cells": ["P, table 1", "", "44.0 (+6.0)"], "of_paper": True},
+    ]
+    notes = ["CE, P, table 1: " + "a long reason " * 12]
+    standing = {"headings": ["arm", "runs", "accuracy %"], "rows": rows, "notes": notes}
+    for beside, said in (([{}], "behind a paper's figure: ours minus it"), ([], "over seeds)")):
+        found = {**standing, "beside_papers": beside}
+        print_study("table_x", found, toy_card().to_json(), "sqlite:///x.db")
+        printed = capsys.readouterr().out
+        assert said in printed
+        lines = printed.splitlines()
+        ours, paper = (next(line for line in lines if value in line) for value in ("50.0", "44.0"))
+        assert ours.split() == ["CE", "2", "50.0", "±", "1.0"]
+        assert paper.startswith("   P, table 1"), "set in, in italics"
+        assert paper.split()[-2:] == ["44.0", "(+6.0)"]
+        assert notes[0].strip() in printed

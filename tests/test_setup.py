@@ -153,6 +153,13 @@ def test_every_dependency_is_pinned_within_what_is_asked_for(requirement):
     assert version(requirement.name).split("+")[0] == pinned
 
 
+def test_every_extra_is_pinned_within_what_is_asked_for():
+    found = pins(CONSTRAINTS)
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    for requirement in [Requirement(line) for extra in extras for line in extra]:
+        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)])
+
+
 def test_nothing_committed_names_a_machine_or_a_registry():
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
@@ -200,14 +207,20 @@ def dry(folder: Path, *arguments: str) -> str:
 
 
 def test_the_first_call_installs_and_the_second_does_not(clone):
-    for target, words in (("run", "kedro run --pipeline=more"), ("test", "pytest")):
+    called = {
+        "run": "kedro run --pipeline=more",
+        "test": "pytest",
+        "viz": "kedro viz run",
+        "pictures": "docs/pictures.py",
+    }
+    for target, words in called.items():
         assert "pip install" in dry(clone, target)
         assert words in dry(clone, target)
         assert "venv --clear" in dry(clone, target)
     (clone / ".venv").mkdir()
-    for stamp in (".python", ".core", ".dev"):
+    for stamp in (".python", ".core", ".dev", ".viz", ".pictures"):
         (clone / ".venv" / stamp).touch()
-    for target in ("run", "test"):
+    for target in called:
         assert "pip install" not in dry(clone, target)
         assert "venv --clear" not in dry(clone, target)
     later = (clone / ".venv" / ".dev").stat().st_mtime + 60

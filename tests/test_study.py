@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 from kedro.config import OmegaConfigLoader
 
+from lt_pipeline.config import data_config
 from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.pipelines.study.plan import plan
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.study import StudyConfig, first_detector
 from toys import PROJECT
@@ -12,17 +14,25 @@ ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce
 SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 0.3]}
 
 
-def parameters():
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
+def parameters(environment="base"):
+    conf = str(PROJECT / "conf")
+    return OmegaConfigLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
 
 
-def test_every_study_has_a_pipeline_and_its_arms_can_be_trained():
-    found = parameters()
+@pytest.mark.parametrize(("environment", "seeds", "epochs"), [("base", 3, 60), ("smoke", 1, 2)])
+def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, seeds, epochs):
+    found = parameters(environment)
     assert set(found["studies"]) == set(STUDIES)
     for name, block in found["studies"].items():
         study = StudyConfig.read(name, block)
-        assert len(study.experiments(found)) == len(study.all_arms()) > 1
+        experiments = study.experiments(found)
+        assert len(experiments) == len(study.all_arms()) > 1
+        assert study.seeds == (1 if name == "more_overhead" else seeds)
+        for label, experiment in experiments.items():
+            experiment.check_data(data_config(found))
+            runs = [(label, experiment.model_dump(mode="json"))]
+            assert f"1 to train, {epochs} epochs" in plan(name, runs, [False], {})
+            assert plan(name, runs, [False], {}).endswith(f"{label} (seed 0)")
 
 
 def test_table_5_takes_the_components_one_by_one():
@@ -80,6 +90,7 @@ def test_an_arm_goes_over_its_methods_own_block():
         ({"title": "t", "arms": ARMS, "seeds": 0}, "studies.s.seeds: .*greater than 0"),
         ({"title": "t", "sweep": {**SWEEP, "values": []}}, "studies.s.sweep.values"),
         ({"title": "t", "arm": ARMS}, "did you mean 'arms'"),
+        ({"title": "t", "arms": ARMS, "columns": ["S"]}, "studies.s.columns.0: .*separability"),
     ],
 )
 def test_wrong_studies_are_refused_in_one_line(block, message):

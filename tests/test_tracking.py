@@ -28,6 +28,7 @@ def test_without_a_run_nothing_is_logged_and_nothing_breaks():
     assert mlflow.active_run() is None
     tracking.log_epoch("train", 1, {"loss": 1.0})
     tracking.set_tags({"a": 1})
+    tracking.drop_tags({"a"})
     assert mlflow.active_run() is None
 
 
@@ -94,6 +95,27 @@ def test_what_a_server_refused_is_warned_of_and_sent_once_it_is_back(calls, capl
     assert "Epochs 5 to 5" in caplog.text
     with pytest.raises(MlflowException):
         tracking.log_metrics({"test/accuracy": 1.0})
+
+
+def test_what_was_reached_ends_the_curve_of_its_own_run_and_else_has_no_step(calls):
+    with tracking.epochs():
+        for epoch in (1, 2):
+            tracking.log_epoch("train", epoch, {"validation/accuracy": 0.5})
+    tracking.log_metrics({"validation/accuracy": 0.7, "test/accuracy": 0.6})
+    assert calls.sent[-1] == ("a", [("validation/accuracy", 2, 0.7), ("test/accuracy", 0, 0.6)])
+    calls.run = "b"
+    tracking.log_metrics({"validation/accuracy": 0.8})
+    assert calls.sent[-1] == ("b", [("validation/accuracy", 0, 0.8)])
+
+
+def test_numbers_have_the_digits_of_single_precision_and_counts_all_of_theirs(calls):
+    dusty = {"few": 0.8899999856948853, "parameters": 123456789.0, "rate": 1.5e-9}
+    wanted = {"few": 0.89, "parameters": 123456789, "rate": 1.5e-9}
+    tracking.log_metrics(dusty)
+    assert {name: value for name, _, value in calls.sent[-1][1]} == wanted
+    with tracking.epochs():
+        tracking.log_epoch("train", 1, dusty)
+    assert {name: value for name, _, value in calls.sent[-1][1]} == wanted
 
 
 def test_no_call_has_more_metrics_than_mlflow_takes(calls):

@@ -10,9 +10,10 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from lt_pipeline.config import MethodName
+from lt_pipeline.data.longtail import GROUP_NAMES
 from lt_pipeline.metrics.significance import paired_difference, recall_interval
 from lt_pipeline.schema import Config, one_line_errors
-from lt_pipeline.study import first_detector
+from lt_pipeline.study import Column, first_detector
 
 Values = dict[str, Any]
 Sorting = Literal[
@@ -21,7 +22,7 @@ Sorting = Literal[
 # what does not change what is learned; the seed is what a configuration is repeated with
 _IRRELEVANT = ("seed", "device", "evaluation")
 # the groups a bootstrap is worth showing of; all classes go by no name
-GROUPS = ("many", "medium", "few")
+GROUPS = GROUP_NAMES
 
 
 class Measure(NamedTuple):
@@ -49,6 +50,20 @@ MEASURES = {
     "cost/parameters_trained": Measure("parameters trained"),
     "cost/parameters_deployed": Measure("deployed"),
     "cost/peak_memory_mib": Measure("peak MiB"),
+}
+
+
+# what a study's table always shows, where it is there
+_OF_STUDIES = (
+    "validation/mean_recall",
+    *(f"test/{name}" for name in ("accuracy", *GROUPS, "harmonic_mean")),
+)
+_COLUMNS: dict[Column, dict[str, Measure]] = {
+    "geometric_mean": {"test/geometric_mean": MEASURES["test/geometric_mean"]},
+    "lowest_recall": {"test/lowest_recall": MEASURES["test/lowest_recall"]},
+    "separability": {
+        f"geometry/separability/{name}": Measure(f"S {name}", 1, 2) for name in (*GROUPS, "all")
+    },
 }
 
 
@@ -163,6 +178,22 @@ def shown_measures(columns: Iterable[Any]) -> dict[str, Measure]:
         if name in names:
             found[name] = Measure(f"{key.upper()} {detector} %", 100, 1)
     return found
+
+
+def study_measures(columns: Iterable[Any], chosen: Iterable[Column]) -> dict[str, Measure]:
+    """Return the metrics among ``columns`` that a study's table shows, ``chosen`` among them."""
+    names = list(map(str, columns))
+    found = {name: MEASURES[name] for name in _OF_STUDIES}
+    for column in chosen:
+        found |= _COLUMNS[column]
+    detector = first_detector(names)
+    for mean, of in (("mean", ""), ("of_7", ", 7 sets")):
+        for key in ("auroc", "fpr95"):
+            label = f"{key.upper()} {detector}{of} %"
+            found[f"ood/{detector}/{mean}/{key}"] = Measure(label, 100, 1)
+    found["best_epoch/test/accuracy"] = Measure("best test epoch %", 100, 1)
+    found["cost/training_seconds"] = MEASURES["cost/training_seconds"]
+    return {name: measure for name, measure in found.items() if name in names}
 
 
 def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:

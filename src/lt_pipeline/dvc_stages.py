@@ -116,15 +116,14 @@ class View:
 
     def pipeline(self) -> dict[str, Any]:
         """Return what dvc.yaml says: a stage for the data, for every method, for the comparison."""
-        stages = {DATA: self._stage(DATA, None)}
-        stages |= {name: self._stage(name, name) for name in self.methods}
+        stages = {name: self._stage(name) for name in (DATA, *self.methods)}
         if any(found.name == COMPARE for found in self._snapshot.pipelines):
-            stages[COMPARE] = self._stage(COMPARE, COMPARE)
+            stages[COMPARE] = self._stage(COMPARE)
         return {"stages": stages, "plots": [{"Recall by class, all methods": self._recalls()}]}
 
-    def _stage(self, pipeline: str, namespace: str | None) -> dict[str, Any]:
+    def _stage(self, pipeline: str) -> dict[str, Any]:
         found = next(p for p in self._snapshot.pipelines if p.name == pipeline)
-        nodes = [node for node in found.nodes if node.namespace == namespace]
+        nodes = [node for node in found.nodes if node.namespace == pipeline]
         made = {name for node in nodes for name in node.outputs}
         needed = {name for node in nodes for name in node.inputs} - made
         if pipeline == COMPARE:
@@ -134,7 +133,7 @@ class View:
         tables = {name for name in made if _kind(name) in PLOTS}
         stage = {
             "desc": _description(pipeline),
-            "cmd": self._command(pipeline, namespace),
+            "cmd": self._command(pipeline),
             "wdir": "../.." if self.env else None,
             "deps": sorted({*self._code(nodes, needed, made), *self._files(needed)}),
             "params": self._parameters(needed),
@@ -147,8 +146,9 @@ class View:
         }
         return {key: value for key, value in stage.items() if value}
 
-    def _command(self, pipeline: str, namespace: str | None) -> str:
-        only = f" --namespaces {namespace}" if namespace else ""
+    def _command(self, pipeline: str) -> str:
+        # those of the others begin with the data's nodes, which are a stage of their own
+        only = f" --namespaces {pipeline}" if pipeline != DATA else ""
         env = f" --env {self.env}" if self.env else ""
         return f"kedro run --pipelines {pipeline}{only}{env}"
 

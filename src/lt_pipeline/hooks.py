@@ -35,6 +35,7 @@ from lt_pipeline.in_effect import (
     put_into_effect,
     studies,
 )
+from lt_pipeline.papers import read_papers
 from lt_pipeline.pipeline_registry import method_pipeline, tune_pipeline
 from lt_pipeline.pipelines.compare.console import print_comparison
 from lt_pipeline.pipelines.method.ood import headline
@@ -44,7 +45,7 @@ from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import unknown
 from lt_pipeline.tuning.config import method_name
 
-COMPARE = "compare"
+COMPARE, SPACE = "compare", "tune."
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def _one_line() -> Iterator[None]:
     """Turn what a user can put right into one line and exit code 1, without a traceback."""
     try:
         yield
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, ConnectionError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -96,6 +97,8 @@ class ProjectHooks:
                     f"{' and '.join(names)} one after the other"
                 )
             known = studies(parameters)
+            if "papers" in pipeline.inputs():
+                read_papers(catalog.load("papers"))
             self.experiments, used = [], list[ExperimentConfig]()
             for name in names:
                 if name == COMPARE:
@@ -121,14 +124,16 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters = catalog.load("parameters")
         data = data_config(parameters)
-        names = _subjects(pipeline) or _sweeps(pipeline)
+        swept = _swept(pipeline)
+        names = _subjects(pipeline) or [f"tune {method}" for method in swept]
+        methods_run = [e.method for e in self.experiments] or swept
         device = str(choose_device(parameters.get("device", "auto")))
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, parameters.get("seed", 0), device),
                 "mlflow.runName": f"{_title(names, self.experiments)} · {data.slug}",
                 "data": data.slug,
-                "method": "+".join(e.method for e in self.experiments) or "none",
+                **({"method": "+".join(methods_run)} if methods_run else {}),
             }
         )
         written = dict(tracking.flatten(parameters, "."))
@@ -247,10 +252,10 @@ def _trained(pipeline: Pipeline) -> list[str]:
     return [name for name in (*methods.available(), *STUDIES) if name in spaces]
 
 
-def _sweeps(pipeline: Pipeline) -> list[str]:
-    """Return the titles of the sweeps that ``pipeline`` is of."""
-    spaces = sorted({node.namespace or "" for node in pipeline.nodes})
-    return [space.replace("tune.", "tune ") for space in spaces if space.startswith("tune.")]
+def _swept(pipeline: Pipeline) -> list[str]:
+    """Return the methods whose parameters ``pipeline`` searches."""
+    spaces = {node.namespace or "" for node in pipeline.nodes}
+    return sorted(s.removeprefix(SPACE) for s in spaces if s.startswith(SPACE))
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:

@@ -56,6 +56,8 @@ class ProvenanceHooks:
         found = {tag: os.environ.get(variable) for variable, tag in FROM_DVC.items()}
         found |= {"command": command(run_params), "dvc_lock": blob_id(self.project / LOCK)}
         tracking.set_tags({name: value for name, value in found.items() if value})
+        # kedro-mlflow's: an object's address, this machine's path, what the command says in full
+        tracking.drop_tags({*run_params, "kedro_command"} - {"env"})
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:

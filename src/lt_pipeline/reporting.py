@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.study import first_detector
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -24,15 +22,9 @@ COLUMNS = {
     "lowest_recall": "lowest recall",
     "expected_calibration_error": "ECE",
 }
-GROUPED = ("accuracy", "many", "medium", "few", "harmonic_mean")
 JUDGED = ("accuracy", "harmonic_mean", "geometric_mean")
 BEST_TRIALS = 5
 STAGE_COLUMNS = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
-STUDY_COLUMNS = {
-    "validation/mean_recall": "hold-out mean recall",
-    **{f"test/{key}": COLUMNS[key] for key in COLUMNS if key in GROUPED},
-    "best_epoch/test/accuracy": "best test epoch",
-}
 
 
 def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> Table:
@@ -113,31 +105,29 @@ def print_stages(name: str, stages: pd.DataFrame) -> None:
     console.print(table)
 
 
-def print_study(name: str, summary: pd.DataFrame, card: dict[str, Any], tracking_uri: str) -> None:
-    """Print mean and standard deviation over seeds of every arm, in per cent."""
-    found = DataCard.from_json(card)
-    shown = {key: heading for key, heading in STUDY_COLUMNS.items() if key in summary}
-    detector = first_detector(summary)
-    if detector:
-        shown[f"ood/{detector}/mean/auroc"] = f"AUROC {detector}"
-        shown[f"ood/{detector}/mean/fpr95"] = f"FPR95 {detector}"
+def print_study(
+    name: str, standing: Mapping[str, Any], card: dict[str, Any], tracking_uri: str
+) -> None:
+    """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
+    found, console = DataCard.from_json(card), Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("arm")
-    table.add_column("seeds", justify="right")
-    for heading in shown.values():
-        table.add_column(heading, justify="right")
-    for row in summary.to_dict("records"):
-        cells = [_mean_and_spread(row[key], row[f"{key} sd"]) for key in shown]
-        table.add_row(str(row["arm"]), str(row["runs"]), *cells)
-    console = Console()
+    for place, heading in enumerate(standing["headings"]):
+        widest = max(map(len, heading.split()))
+        table.add_column(heading, justify="right" if place else "left", min_width=widest)
+    for row in standing["rows"]:
+        cells, paper = row["cells"], row["of_paper"]
+        table.add_row(
+            f"  {cells[0]}" if paper else cells[0], *cells[1:], style="italic" if paper else None
+        )
     console.print()
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {found.config.title}: balanced test set, last epoch, %")
-    console.print("(mean ± standard deviation over seeds)")
+    behind = "; behind a paper's figure: ours minus it" if standing["beside_papers"] else ""
+    console.print(f"(mean ± standard deviation over seeds{behind})")
     console.print(table)
     _print_groups(console, found)
-    floor = summary["test/recall_floor"].iloc[0]
-    console.print(f"The harmonic mean takes a recall of zero as {floor:g}.")
+    for note in standing["notes"]:
+        console.print(f"{note}.", soft_wrap=True)
     _print_where(console, tracking_uri)
 
 
@@ -203,7 +193,3 @@ def _print_where(console: Console, tracking_uri: str) -> None:
     local = tracking_uri.startswith("sqlite:")
     how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
     console.print(f"Everything about this run is in the MLflow UI: {how}")
-
-
-def _mean_and_spread(mean: float, spread: float) -> str:
-    return f"{100 * mean:.1f}" + ("" if isnan(spread) else f"±{100 * spread:.1f}")

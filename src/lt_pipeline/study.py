@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -21,6 +21,9 @@ def first_detector(columns: Iterable[Any]) -> str | None:
     """Return the OOD detector that comes first among a study's metrics, None if there is none."""
     named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
     return next((found[1] for found in named if found), None)
+
+
+Column = Literal["geometric_mean", "lowest_recall", "separability"]
 
 
 class Arm(MethodBlock):
@@ -69,12 +72,14 @@ class StudyConfig(Config):
         seeds: runs of every arm, with the same images and seeds 0, 1, ...
         arms: by label; of a study with a ``sweep`` they are its baselines.
         sweep: the values of one parameter.
+        columns: what its table shows beside accuracies, time and images of no class.
     """
 
     title: str
     seeds: PositiveInt = 3
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
+    columns: tuple[Column, ...] = ()
 
     @field_validator("arms", mode="before")
     @classmethod

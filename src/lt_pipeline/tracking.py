@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,8 @@ NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
 FIRST_STAGES = ("train", "pretrain")
+# the tag of a sweep and its trials: the name of the Optuna study
+STUDY = "study"
 # what a run below another one has in common with it
 INHERITED = (
     "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit", "python",
@@ -57,6 +59,7 @@ class _Waiting:
         self.metrics: list[Metric] = []
         self.run: str | None = None
         self.called = -math.inf
+        self.last_epoch: dict[tuple[str, str], int] = {}
 
     def add(self, run: str, metrics: list[Metric]) -> None:
         """Take ``metrics`` of ``run``, and send them if it is time."""
@@ -65,6 +68,7 @@ class _Waiting:
                 self.send()
             self.run, self.metrics = run, []
         self.metrics += metrics
+        self.last_epoch |= {(run, metric.key): metric.step for metric in metrics}
         due = time.monotonic() - self.called >= SECONDS_BETWEEN_CALLS
         if due or len(self.metrics) >= MAX_METRICS // 2:
             self.send()
@@ -96,7 +100,7 @@ def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
     run, now = mlflow.active_run(), int(time.time() * 1000)
     if run:
         named = {_by_stage(phase, name): value for name, value in values.items()}
-        _WAITING.add(run.info.run_id, [Metric(k, v, now, epoch) for k, v in named.items()])
+        _WAITING.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
 
 
 @contextmanager
@@ -115,10 +119,22 @@ def _by_stage(phase: str, name: str) -> str:
     return "/".join(filter(None, (kind, phase, rest)))
 
 
-def log_metrics(values: Mapping[str, float], step: int = 0) -> None:
-    """Log ``values`` to the active run in one call; without a run, nothing happens."""
-    now = int(time.time() * 1000)
-    _log_batch(metrics=[Metric(name, value, now, step) for name, value in values.items()])
+def log_metrics(values: Mapping[str, float]) -> None:
+    """Log ``values`` to the active run in one call; without a run, nothing happens.
+
+    One that there is for every epoch, too, goes with the last: the run's value is that of the
+    highest step, which else were a first stage's and not the finished method's.
+    """
+    run, now = mlflow.active_run(), int(time.time() * 1000)
+    if run:
+        steps = {name: _WAITING.last_epoch.get((run.info.run_id, name), 0) for name in values}
+        _log_batch(metrics=[_metric(name, v, now, steps[name]) for name, v in values.items()])
+
+
+def _metric(name: str, value: float, now: int, step: int) -> Metric:
+    # MLflow's tables show all digits, also those that single precision does not have
+    kept = value if float(value).is_integer() else float(f"{value:.7g}")
+    return Metric(name, kept, now, step)
 
 
 def log_params(values: Mapping[str, Any]) -> None:
@@ -129,6 +145,16 @@ def log_params(values: Mapping[str, Any]) -> None:
 def set_tags(values: Mapping[str, Any]) -> None:
     """Set tags of the active run in one call; without a run, nothing happens."""
     _log_batch(tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+
+def drop_tags(names: Iterable[str]) -> None:
+    """Delete those of ``names`` that the active run has; without a run, nothing happens."""
+    run = mlflow.active_run()
+    if run is None:
+        return
+    client = mlflow.MlflowClient()
+    for name in sorted({*names} & {*client.get_run(run.info.run_id).data.tags}):
+        client.delete_tag(run.info.run_id, name)
 
 
 def _log_batch(**what: Any) -> None:

@@ -39,6 +39,7 @@ class TuneHooks:
             choose_device(sweep.base.device)
             sweep.base.check_data(sweep.data)
             _reach_storage(sweep)
+            _reach_cluster(sweep)
         except (ValueError, ConnectionError) as error:
             raise click.ClickException(str(error)) from error
         space = search_of(sweep.method)
@@ -92,7 +93,8 @@ def tuned_method(pipeline: Pipeline) -> str | None:
 def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     """Return the command that trains the best trial as the method's own pipeline does."""
     given = dict(tracking.flatten(run_params.get("runtime_params") or {}, "."))
-    told = {name: value for name, value in given.items() if name.split(".")[0] not in OWN}
+    searched = (*OWN, search_of(best["method"]))
+    told = {name: value for name, value in given.items() if name.split(".")[0] not in searched}
     told["data.validation"] = best["validation"]
     told |= {f"{best['method']}.{path}": value for path, value in best["params"].items()}
     environment = f" --env={run_params['env']}" if run_params.get("env") else ""
@@ -104,7 +106,7 @@ def _logged(sweep: Sweep, own_space: bool) -> dict[str, Any]:
     """Return the block ``tune`` without what this sweep does not read, and without a password."""
     if sweep.config.storage is not None:
         os.environ[STORAGE_VARIABLE] = sweep.config.storage
-    changes = {"storage": None, **({"search": {}} if own_space else {})}
+    changes: dict[str, Any] = {"storage": None, **({"search": {}} if own_space else {})}
     return sweep.config.model_copy(update=changes).model_dump(mode="json")
 
 
@@ -114,3 +116,11 @@ def _reach_storage(sweep: Sweep) -> None:
         from lt_pipeline.tuning.storage import open_storage
 
         open_storage(sweep.config, Path())
+
+
+def _reach_cluster(sweep: Sweep) -> None:
+    """Refuse a Ray cluster that does not answer, or Ray itself where it is missing."""
+    if sweep.config.engine == "ray":
+        from lt_pipeline.tuning.ray_workers import check_cluster
+
+        check_cluster(sweep.config)

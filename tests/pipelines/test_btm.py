@@ -303,3 +303,17 @@ def test_arms_that_share_their_first_stages_train_them_once(tmp_path, monkeypatc
         assert len(kept) > 10
         assert {n: table.loc[label, n] for n in kept} == pytest.approx(kept, abs=0, rel=0)
         assert table.loc[label, "cost/training_seconds"] > 0
+
+
+def test_a_first_stage_is_not_taken_from_where_it_stands_deeper(tmp_path):
+    # below MiSLAS and below GML on MiSLAS it is the same training of the same network
+    on_mislas = {"method": "gml", "options": {"pretrain": "mislas"}}
+    arguments = study(**{"MiSLAS": {"method": "mislas"}, "GML on MiSLAS": on_mislas})
+    card = toy_card().to_json()
+    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path / "one").set_index("arm")
+    config = StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)
+    own = config["GML on MiSLAS"].model_copy(update={"seed": arguments["seed"]})
+    alone = run_once(
+        own.model_dump(mode="json"), card, sets(), tmp_path, tmp_path / "alone" / "run"
+    )
+    assert table.loc["GML on MiSLAS", "test/accuracy"] == alone["test/accuracy"]

@@ -92,6 +92,8 @@ def test_finished_runs_of_methods_are_found_and_no_others(experiment):
     with pytest.raises(KeyboardInterrupt), mlflow.start_run(run_name="killed"):
         mlflow.log_metric("test/accuracy", 0.9)
         raise KeyboardInterrupt
+    with mlflow.start_run(run_name="tune more", tags={"study": "more-digits-lt-ir20"}):
+        mlflow.log_metric("test/accuracy", 0.9)
     with mlflow.start_run(run_name="evaluated again"):
         mlflow.log_metric("test/accuracy", 0.9)
     runs, recalls, notes = collect()
@@ -100,6 +102,7 @@ def test_finished_runs_of_methods_are_found_and_no_others(experiment):
     assert "ood/odin/mean/auroc" in runs
     assert "ood/msp/mean/auroc" not in runs, "tables show the first detector"
     assert recalls.groupby("label").size().to_dict() == {"ce": 8, "more": 4}
+    assert not any("tune more" in note for note in notes)
     assert any("run evaluated again" in note and "config.json" in note for note in notes)
     assert any(note.startswith("1 runs on other images") for note in notes)
 
@@ -219,6 +222,8 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
         "The champion is models:/digits-lt-ir20@champion: ce-digits-lt-ir20 2, of ce with seed 1, "
         "whose mean recall on the hold-out is 80.0 %."
     )
+    shown = mlflow.MlflowClient().get_model_version("digits-lt-ir20", "1").description
+    assert shown.startswith("Copy of ce-digits-lt-ir20 2, of ce with seed 1, whose mean recall")
     # asked again, nothing changes
     assert crown(collect()[0], "digits-lt-ir20") == found
     # a better one of another method has the same address, and the one before is there below it

@@ -121,6 +121,20 @@ def test_the_papers_means_are_of_all_its_sets_or_not_there():
     assert module._paper_means(sets) == {}
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_papers_means_are_in_the_headline_where_they_are_there(there):
+    means = {"of_7": {"auroc": 0.3, "auroc_few": 0.2}} if there else {}
+    report = {
+        "detectors": {"odin": {"svhn": {"auroc": 0.3, "fpr95": 0.5}, "mean": {"auroc": 0.4}}},
+        "paper_means": {"odin": means},
+        "conflict": {},
+        "averaged_over": ["svhn"],
+    }
+    found = tracking.numbers({"ood": headline(report)})
+    assert found.get("ood/odin/of_7/auroc_few") == (0.2 if there else None)
+    assert found["ood/odin/mean/auroc"] == 0.4
+
+
 @pytest.mark.parametrize("none", [(), False, ("svhn",)])
 def test_without_a_set_there_are_no_numbers_and_a_picture_says_so(tmp_path, none):
     report, figures = Run(tmp_path, ood=none).judge()

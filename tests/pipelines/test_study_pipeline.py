@@ -11,9 +11,10 @@ import torch
 from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT
 
-from lt_pipeline import hooks
+from lt_pipeline import in_effect
 from lt_pipeline.pipelines.study import nodes
-from lt_pipeline.pipelines.study.nodes import run_once, summarise, train_arms
+from lt_pipeline.pipelines.study.nodes import run_once, train_arms
+from lt_pipeline.pipelines.study.results import summarise, tabulate
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import toy_card, toy_images
 
@@ -74,6 +75,19 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
     assert not other["test/expected_calibration_error"].equals(
         table["test/expected_calibration_error"]
     )
+    # and leave these where they are
+    arguments["training"]["learning_rate"] = 0.1
+    back = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+    pd.testing.assert_frame_equal(back, table)
+    # an arm of two studies is trained once, whatever its name
+    arms = {"plain": {"method": "ce"}, "BS": {"method": "balanced_softmax"}}
+    arguments["studies"]["t"] = {"title": "others", "seeds": 1, "arms": arms}
+    shared = train_arms("t")(arguments, card, *sets(), tmp_path, tmp_path)
+    assert trained[9:] == [("balanced_softmax", 0)]
+    assert shared["test/accuracy"][0] == table["test/accuracy"][0]
+    # but not on other images
+    train_arms("t")(arguments, {**card, "data_hash": "other"}, *sets(), tmp_path, tmp_path)
+    assert trained[10:] == [("ce", 0), ("balanced_softmax", 0)]
 
 
 def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
@@ -106,11 +120,56 @@ def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     assert alone["z"] == {"test/accuracy": {"mean": 0.1}}, "one seed has no deviation"
 
 
+PAPERS = [
+    {
+        "paper": "P",
+        "table": "1",
+        "study": "s",
+        "where": {"training.epochs": 1},
+        "rows": {"CE": {"accuracy": 44.0, "geometric_mean": 12.0, "reason": "a smaller network"}},
+    }
+]
+
+
+def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_theirs():
+    card, arguments = toy_card().to_json(), parameters()
+    arguments["studies"]["s"]["columns"] = ["geometric_mean"]
+    means = {"test/accuracy": [0.5, 0.6], "test/geometric_mean": [0.1, 0.2]}
+    spread = {f"{name} sd": [0.01, 0.02] for name in means}
+    floor = {"test/recall_floor": [1e-3, 1e-3]}
+    summary = pd.DataFrame({"arm": ["CE", "DBM"], "runs": [2, 2], **means, **spread, **floor})
+    standing, text = tabulate("s")(arguments, card, summary, PAPERS)
+    assert standing["headings"] == ["arm", "runs", "accuracy %", "geom. mean %"]
+    assert [row["cells"] for row in standing["rows"]] == [
+        ["CE", "2", "50.0 ± 1.0", "10.0 ± 1.0"],
+        ["P, table 1", "", "44.0 (+6.0)", "12.0 (-2.0)"],
+        ["DBM", "2", "60.0 ± 2.0", "20.0 ± 2.0"],
+    ]
+    assert [row["of_paper"] for row in standing["rows"]] == [False, True, False]
+    assert standing["notes"] == [
+        "The harmonic mean takes a recall of zero as 0.001",
+        "CE, P, table 1: a smaller network",
+    ]
+    assert "| *P, table 1* |  | *44.0 (+6.0)* |" in text
+    assert "- CE, P, table 1: a smaller network" in text
+    assert json.loads(json.dumps(standing)) == standing
+    arguments["training"]["epochs"] = 2
+    standing, text = tabulate("s")(arguments, card, summary, PAPERS)
+    assert standing["beside_papers"] == []
+    (_, said) = standing["notes"]
+    assert said.endswith("as of CE training.epochs is 2, not 1")
+    assert said in text
+
+
 def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     output = project.kedro(
         "--pipelines=dbm_K", "--env=smoke", "--params=training.epochs=1,studies.dbm_K.seeds=2"
     )
     assert "dbm_K on digits, exponential, IR 10: balanced test set, last epoch, %" in output
+    assert "(mean ± standard deviation over seeds)" in output
+    assert "No figure of DBM, figure 3 is beside ours, as of BS data.source is digits" in output
+    assert "14 to train" in output
+    assert "K = 0.5 (seed 0 1)" in " ".join(output.split())
     assert "1/14  BS · seed 0" in output
     assert "14/14  K = 0.5 · seed 1" in output
     assert "make ui" in output
@@ -148,10 +207,11 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
         summary.set_index("arm").loc["K = 0.3", "test/accuracy"]
     )
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert {"runs.csv", "summary.csv", "figures"} <= names
+    assert {"runs.csv", "summary.csv", "table.md", "figures"} <= names
+    assert (folder / "table.md").read_text().startswith("| arm | runs | accuracy % |")
     # what is there is not trained again
-    progress = project.file("06_models", "smoke", "dbm_K", "progress")
-    assert {path.name for path in progress.rglob("*") if path.is_file()} == {"metrics.json"}
+    kept = project.file("06_models", "smoke", "arms")
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"metrics.json"}
 
 
 def test_a_wrong_arm_stops_the_run_at_once(project):
@@ -163,6 +223,10 @@ def test_a_wrong_arm_stops_the_run_at_once(project):
     assert "studies.dbm_tau: arm 'taus = 0': dbm.options.criterion.margin: " in output
     assert "unknown parameter 'taus': did you mean 'tau'" in output
     assert "Traceback" not in output
+    project.folder.joinpath("conf", "base", "papers.yml").write_text("- {papr: X}")
+    code, output = project.run("kedro", "run", "--pipelines=dbm_tau", "--env=smoke")
+    assert code == 1
+    assert "Error: papers.yml.0: unknown parameter 'papr': did you mean 'paper'" in output
     assert not project.file("03_primary", "smoke", "train.safetensors").exists()
 
 
@@ -177,7 +241,7 @@ def test_a_wrong_arm_stops_the_run_at_once(project):
 )
 def test_wrong_names_are_found_in_studies_that_are_not_run(change, message):
     with pytest.raises(ValueError, match=message):
-        hooks._studies(change)
+        in_effect.studies(change)
 
 
 def test_seeds_go_on_from_the_runs_own(tmp_path):
@@ -197,5 +261,6 @@ def test_geometry_of_a_method_is_in_its_run(finished):
         assert (folder / "geometry" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert run.data.metrics["geometry/angle_mean/few"] == found["angle_mean"]["few"]
+    shown = pytest.approx(found["angle_mean"]["few"], rel=1e-6)
+    assert run.data.metrics["geometry/angle_mean/few"] == shown
     assert "geometry" in {a.path for a in client.list_artifacts(run.info.run_id)}

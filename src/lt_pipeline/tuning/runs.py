@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import pandas as pd
@@ -19,6 +21,9 @@ from lt_pipeline.tuning.study import REASON, RUN, kept_trials
 
 PARENT = "mlflow_parent"
 BELOW = "mlflow.parentRunId"
+# stores and servers that other machines cannot reach
+LOCAL = ("", "file", "sqlite")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Tracked:
         if active is None:
             return cls()
         own, experiment = active.info.run_id, active.info.experiment_id
-        tracking.set_tags({"study": study.study_name})
+        tracking.set_tags({tracking.STUDY: study.study_name})
         parent = study.user_attrs.get(PARENT)
         if parent is None or not _is_there(parent, experiment):
             study.set_user_attr(PARENT, own)
@@ -49,7 +54,7 @@ class Tracked:
             tracking.set_tags({BELOW: parent})
         tags = mlflow.MlflowClient().get_run(own).data.tags
         inherited = {key: tags[key] for key in tracking.INHERITED if key in tags}
-        named = {**inherited, "study": study.study_name}
+        named = {**inherited, tracking.STUDY: study.study_name}
         return cls(mlflow.get_tracking_uri(), experiment, parent, named)
 
     @property
@@ -57,6 +62,22 @@ class Tracked:
         """Return whether the study's run is not the active one."""
         active = mlflow.active_run()
         return bool(self.parent) and active is not None and active.info.run_id != self.parent
+
+    def check_reach(self, machines: int) -> None:
+        """Refuse to log trials of several ``machines`` where only this one can.
+
+        Raises:
+            ValueError: naming the address and what to do.
+        """
+        parts = urlsplit(self.uri)
+        stored = parts.scheme in LOCAL and not self.uri.startswith("databricks")
+        if machines > 1 and self.parent and (stored or parts.hostname in LOOPBACK):
+            server = f"{socket.gethostname()}:5000"
+            raise ValueError(
+                f"trials run on {machines} machines, but only this one can log to {self.uri}: "
+                f"start `mlflow server --host 0.0.0.0 --allowed-hosts {server}` here and set "
+                f"MLFLOW_TRACKING_URI=http://{server}"
+            )
 
     @contextmanager
     def trial(self, trial: Trial, title: str, config: Mapping[str, Any]) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,13 +46,14 @@ class Surplus(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Search:
-    """One process's part of a sweep."""
+    """One process's part of a sweep, on behalf of ``owner`` where that is on another machine."""
 
     study: Study
     sweep: Sweep
     tracked: Tracked
     train: Train
     deadline: float | None = None
+    owner: Mapping[str, Any] | None = None
 
     def more(self) -> bool:
         """Return whether another trial is to start."""
@@ -73,7 +74,7 @@ class Search:
         if is_surplus(self.study, self.sweep.config, trial):
             trial.set_user_attr(SURPLUS, True)
             raise Surplus
-        trial.set_user_attr(PROCESS, this_process())
+        trial.set_user_attr(PROCESS, this_process(self.owner))
         values = suggest(self.sweep.space, trial)
         config = self.sweep.experiment(values).model_dump(mode="json")
         with self.tracked.trial(trial, f"trial {trial.number} · {short(values)}", config):

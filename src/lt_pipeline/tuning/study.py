@@ -1,10 +1,8 @@
-"""Optuna studies: where trials are stored, who proposes them and which are still to do."""
+"""Optuna studies: who proposes trials and which are still to do."""
 
 from __future__ import annotations
 
 import json
-import time
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -14,31 +12,20 @@ from typing import Any
 import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import (
-    BaseStorage,
-    JournalStorage,
-    RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
-    fail_stale_trials,
-)
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import fail_stale_trials
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from lt_pipeline.tuning.config import Sweep, TuneConfig
 from lt_pipeline.tuning.processes import is_alive
 from lt_pipeline.tuning.space import Range, Space, Value
+from lt_pipeline.tuning.storage import TryAgain, open_storage, place_of
 
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-CONNECT_SECONDS = 5
-DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-JOURNAL = "journal.log"
 # a share of the epochs that no trial is stopped in, and the trials that none is compared before
 PATIENCE, FIRST = 5, 5
 # hyperband's brackets: the shortest trials have a 27th of the epochs
@@ -47,73 +34,9 @@ SHORTEST, REDUCTION = 27, 3
 PROCESS, REASON, RUN, SURPLUS, IDENTITY = "process", "reason", "mlflow_run", "surplus", "identity"
 
 
-def open_storage(config: TuneConfig, folder: Path) -> BaseStorage:
-    """Return where trials are kept: the database that was named, else a file in ``folder``.
-
-    Raises:
-        ConnectionError: if the database does not answer, or its driver is missing.
-        ValueError: if the address is none, or of a database that processes cannot share, or the
-            file is damaged.
-    """
-    if config.storage is None:
-        return _journal(folder / JOURNAL)
-    scheme, _, rest = config.storage.partition("://")
-    if scheme.startswith("sqlite"):
-        raise ValueError(
-            "tune.storage is an SQLite file, which loses trials when several processes write: "
-            "leave it null for a file that does not, or name a PostgreSQL database"
-        )
-    url = f"{DRIVERS.get(scheme, scheme)}://{rest}"
-    try:
-        return _database(url, config)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        known = isinstance(error, ImportError)
-        driver = " (pip install 'lt_pipeline[postgres]' brings PostgreSQL's driver)" * known
-        raise ConnectionError(
-            f"tune.storage {place_of(config, folder)} cannot be reached "
-            f"({str(error).splitlines()[0]}){driver}; start it, or leave tune.storage null for "
-            f"a file on this machine"
-        ) from error
-
-
-def _journal(path: Path) -> BaseStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to search anew") from error
-
-
-def _database(url: str, config: TuneConfig) -> BaseStorage:
-    settings: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("postgresql"):
-        settings["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
-    arguments: dict[str, Any] = {
-        "engine_kwargs": settings,
-        "heartbeat_interval": config.heartbeat,
-        "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(config.retries),
-    }
-    try:
-        return RDBStorage(url, **arguments)
-    except SQLAlchemyError as error:
-        if "exist" not in str(error) and "unique" not in str(error):
-            raise
-        # another machine made the tables at the same moment
-        time.sleep(1)
-        return RDBStorage(url, **arguments)
-
-
-def place_of(config: TuneConfig, folder: Path) -> str:
-    """Return where trials are, for people: without the password."""
-    if config.storage is None:
-        return str(folder / JOURNAL)
-    try:
-        return make_url(config.storage).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return config.storage.split("@")[-1]
-
-
-def open_study(sweep: Sweep, data_hash: str, folder: Path) -> optuna.Study:
+def open_study(
+    sweep: Sweep, data_hash: str, folder: Path, journal: BaseJournalBackend | None = None
+) -> optuna.Study:
     """Return the study of ``sweep``, with the trials it has; a new one where there is none.
 
     Raises:
@@ -121,7 +44,7 @@ def open_study(sweep: Sweep, data_hash: str, folder: Path) -> optuna.Study:
         ValueError: if the study has another search space, other fixed parameters or other data.
     """
     study = optuna.create_study(
-        storage=open_storage(sweep.config, folder),
+        storage=open_storage(sweep.config, folder, journal),
         study_name=sweep.name,
         direction="maximize",
         load_if_exists=True,
@@ -276,12 +199,12 @@ def is_surplus(study: optuna.Study, config: TuneConfig, trial: Trial) -> bool:
 def release_lost(study: optuna.Study, config: TuneConfig, dead: Sequence[str] = ()) -> list[int]:
     """Fail the trials whose process is gone, queue them again, and return their numbers.
 
-    Of a file, that is every process that does not live on this machine. In a database, those of
-    other machines may live: their trials are lost when they give no sign of life, or when their
-    process is among ``dead``, the ``key`` of each.
+    Of a file, that is every process that neither lives on this machine nor works for one that does.
+    In a database, those of other machines may live: their trials are lost when they give no sign of
+    life. Lost are, too, those of ``dead``: the ``key`` of each process.
     """
     fail_stale_trials(study)
-    again = RetryHeartbeatStaleTrialCallback(config.retries)
+    again = TryAgain(config.retries)
     lost = []
     for trial in running(study):
         process = trial.user_attrs.get(PROCESS)

@@ -51,8 +51,12 @@ def _version(run_id: str, slug: str) -> ModelVersion | None:
 
 
 def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
-    copy = _copied(version, slug)
     uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name} {version.version}"
+    what = (
+        f"{origin}, of {run['label']} with seed {run['seed']}, whose mean recall on the hold-out "
+        f"is {100 * run[METRIC]:.1f} %."
+    )
+    copy = _copied(version, slug, f"Copy of {what}")
     return {
         "model_uri": uri,
         "version": int(copy.version),
@@ -60,14 +64,11 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
         "run_id": run["run_id"],
         "metric": METRIC,
         "value": float(run[METRIC]),
-        "sentence": (
-            f"The champion is {uri}: {origin}, of {run['label']} with seed {run['seed']}, whose "
-            f"mean recall on the hold-out is {100 * run[METRIC]:.1f} %."
-        ),
+        "sentence": f"The champion is {uri}: {what}",
     }
 
 
-def _copied(version: ModelVersion, slug: str) -> ModelVersion:
+def _copied(version: ModelVersion, slug: str, description: str) -> ModelVersion:
     """Return ``version`` as a version of the model ``slug``, with the alias."""
     client, origin = mlflow.MlflowClient(), f"models:/{version.name}/{version.version}"
     try:
@@ -78,5 +79,6 @@ def _copied(version: ModelVersion, slug: str) -> ModelVersion:
         # MLflow says on stderr what it registers, in the middle of the run's own lines
         with redirect_stderr(StringIO()):
             now = client.copy_model_version(origin, slug)
+        client.update_model_version(slug, now.version, description)
         client.set_registered_model_alias(slug, ALIAS, now.version)
     return now

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from lt_pipeline.comparison import shown_measures
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.pipelines.compare.documents import table_rows
 
@@ -32,7 +33,8 @@ def print_comparison(
 ) -> None:
     """Print the main columns, what to know of them, and what is missing."""
     found, console = DataCard.from_json(card), Console()
-    headings, rows = table_rows(summary, standing["beside_papers"], SHOWN)
+    measures = {name: m for name, m in shown_measures(summary).items() if name in SHOWN}
+    headings, rows = table_rows(summary, standing["beside_papers"], measures)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(headings):
         widest = max(map(len, heading.split()))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lt_pipeline.comparison import Measure, shown_measures
+from lt_pipeline.comparison import Measure
 
 Values = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
@@ -28,28 +28,30 @@ class Row(NamedTuple):
 
 
 def table_rows(
-    summary: pd.DataFrame, beside: Records, only: Sequence[str] | None = None
+    summary: pd.DataFrame,
+    beside: Records,
+    measures: Mapping[str, Measure],
+    first: str = "method",
+    *,
+    gaps: bool = False,
 ) -> tuple[list[str], list[Row]]:
     """Return headings, and the rows of methods and of papers as text.
 
     A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
-    interval. The metrics are all that are there, or ``only`` these.
+    interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
+    no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
     """
-    measures = {
-        name: measure
-        for name, measure in shown_measures(summary).items()
-        if summary[name].notna().any() and (only is None or name in only)
-    }
+    measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
     rows = []
     for own in summary.to_dict("records"):
         cells = [_cell(own, name, measure) for name, measure in measures.items()]
         rows.append(Row([own["label"], str(own["runs"]), *cells], of_paper=False))
         given = [found for found in beside if found["label"] == own["label"]]
         for source in dict.fromkeys(found["source"] for found in given):
-            said = {f["metric"]: f["paper"] for f in given if f["source"] == source}
-            texts = [_number(said[n], m) if n in said else "" for n, m in measures.items()]
+            said = {f["metric"]: f for f in given if f["source"] == source}
+            texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
             rows.append(Row([source, "", *texts], of_paper=True))
-    return ["method", "runs", *(m.heading for m in measures.values())], rows
+    return [first, "runs", *(m.heading for m in measures.values())], rows
 
 
 def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
@@ -65,6 +67,13 @@ def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
     if pd.isna(ends[0]):
         return text
     return f"{text} [{', '.join(_number(end, measure) for end in ends)}]"
+
+
+def _said(found: Mapping[str, Any], measure: Measure, gap: bool) -> str:
+    """Return a paper's figure and, where it is asked for, ours minus it in brackets."""
+    text = _number(found["paper"], measure)
+    ahead = measure.factor * (found["ours"] - found["paper"])
+    return f"{text} ({ahead:+,.{measure.digits}f})" if gap else text
 
 
 def _number(value: float, measure: Measure) -> str:

@@ -82,14 +82,13 @@ def tabulate(
 
 
 def crown(card: Values, runs: pd.DataFrame) -> Values:
-    """Set the alias ``champion``; see ``champion.crown``."""
+    """Name the champion; see ``champion.crown``."""
     return champion.crown(runs, DataCard.from_json(card).config.slug)
 
 
 def write(summary: pd.DataFrame, standing: Values, card: Values) -> tuple[str, str, str]:
     """Return the table in Markdown, LaTeX and HTML."""
-    table = documents.table_rows(summary, standing["beside_papers"])
-    title = _title(card)
+    table, title = _rows(summary, standing), _title(card)
     return (
         documents.markdown(*table),
         documents.latex(*table, caption=title),
@@ -143,13 +142,18 @@ def report(
             f"Mean ± standard deviation over seeds{intervals}. Last epoch; nothing is chosen by "
             f"the test set. Groups: {found.longtail.group_rule}."
         ),
-        table=documents.html_table(*documents.table_rows(summary, standing["beside_papers"])),
+        table=documents.html_table(*_rows(summary, standing)),
         sentences=[standing["in_words"], chosen["sentence"]],
         notes=notes,
         pictures=[documents.Picture(data, CAPTIONS[name]) for name, data in pictures.items()],
         gaps=documents.gap_rows(standing["beside_papers"]),
         runs=documents.run_rows(runs),
     )
+
+
+def _rows(summary: pd.DataFrame, standing: Values) -> tuple[list[str], list[documents.Row]]:
+    measures = comparison.shown_measures(summary)
+    return documents.table_rows(summary, standing["beside_papers"], measures)
 
 
 def _title(card: Values) -> str:

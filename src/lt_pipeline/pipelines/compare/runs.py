@@ -17,9 +17,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from lt_pipeline import tracking
 from lt_pipeline.config import ExperimentConfig
 
 PAGE = 1000
+BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
 COMPARED = ("test/", "validation/", "cost/")
 RECALLS = ("class", "name", "group", "training_images", "test_images", "recall")
 
@@ -29,7 +31,8 @@ Values = dict[str, Any]
 def finished_runs(experiment_id: str) -> Iterator[Run]:
     """Yield the finished runs of methods that were evaluated; those below others are left out.
 
-    Arms of studies and trials of sweeps are below others: their parents compare them.
+    Arms of studies and trials of sweeps are below others: their parents compare them. A sweep
+    itself has the metrics of its best trial, and is no run of a method either.
     """
     client, token = mlflow.MlflowClient(), None
     while True:
@@ -39,7 +42,7 @@ def finished_runs(experiment_id: str) -> Iterator[Run]:
             max_results=PAGE,
             page_token=token,
         )
-        yield from (run for run in page if MLFLOW_PARENT_RUN_ID not in run.data.tags)
+        yield from (run for run in page if not BELOW_OR_SWEEP & set(run.data.tags))
         token = page.token
         if not token:
             return

@@ -1,4 +1,4 @@
-"""The DAG of data preparation: make_sets -> describe."""
+"""The DAG of data preparation: make_sets -> describe_data."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.pipelines.data_prep.nodes import describe, make_sets
 
+MADE = ("train_set", "validation_set", "test_set", "auxiliary_set", "data_card", "manifest")
+DESCRIBED = ("class_counts", "imbalance_statistics", "class_distribution")
+
 
 def create_pipeline() -> Pipeline:
-    """Return the pipeline; it needs the folder of raw files and the parameters ``data``."""
+    """Return the pipeline; it needs the folder of raw files and the parameters ``data``.
+
+    Its nodes are in a namespace, its datasets are not: every other pipeline reads them.
+    """
     return Pipeline(
         [
             Node(
                 make_sets,
                 inputs=["raw_folder", "params:data"],
-                outputs=[
-                    "train_set",
-                    "validation_set",
-                    "test_set",
-                    "auxiliary_set",
-                    "data_card",
-                    "manifest",
-                ],
+                outputs=list(MADE),
                 name="make_sets",
             ),
             Node(
                 describe,
                 inputs="data_card",
-                outputs=["class_counts", "imbalance_statistics", "class_distribution"],
+                outputs=list(DESCRIBED),
                 name="describe_data",
             ),
-        ]
+        ],
+        namespace="data_prep",
+        inputs="raw_folder",
+        outputs={*MADE, *DESCRIBED},
+        parameters="params:data",
     )

@@ -110,7 +110,8 @@ def _pictures(config: Values, card: Values, report: Values) -> dict[str, Figure]
 def headline(report: Values) -> Values:
     """Return what tables and MLflow show of ``judge``'s report: no more than a reader can take in.
 
-    AUROC and FPR95 of every detector and set, the means whole, and mean gradient cosines.
+    AUROC and FPR95 of every detector and set, the means whole, those over a paper's sets among
+    them, and mean gradient cosines.
     """
     if not report["averaged_over"]:
         return {}
@@ -119,6 +120,7 @@ def headline(report: Values) -> Values:
             where: found if where == "mean" else {key: found[key] for key in ("auroc", "fpr95")}
             for where, found in sets.items()
         }
+        | report["paper_means"][name]
         for name, sets in report["detectors"].items()
     }
     cosines = {name: found["cosine"]["all"] for name, found in report["conflict"].items()}

@@ -1,4 +1,7 @@
-"""Nodes of a study. One that was killed goes on where it was: finished runs are kept."""
+"""The trainings of a study. One that was killed goes on where it was: finished runs are kept.
+
+They are kept by what was run and not by study: studies that share an arm train it once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,13 @@ from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline import methods, tracking
 from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.checkpoint import ResumeFile, atomic_path
 from lt_pipeline.engine.loop import History, Report
 from lt_pipeline.engine.phase import Stage
-from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import (
     draw_subsets,
@@ -35,7 +35,7 @@ from lt_pipeline.pipelines.method.nodes import (
 from lt_pipeline.pipelines.method.ood import examine, headline
 from lt_pipeline.pipelines.method.stages import measure_stages, stage_numbers
 from lt_pipeline.pipelines.study.plan import earlier_paces, plan
-from lt_pipeline.study import StudyConfig, first_detector, slug
+from lt_pipeline.study import StudyConfig
 
 LOGGER = logging.getLogger(__name__)
 KEPT = "metrics.json"
@@ -56,7 +56,7 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
         test: ImageSet,
         auxiliary: ImageSet,
         raw_folder: Path,
-        progress: Path,
+        finished_arms: Path,
     ) -> pd.DataFrame:
         found = StudyConfig.read(study, parameters["studies"][study])
         experiments = found.experiments(parameters)
@@ -68,14 +68,16 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
             for seed in range(first, first + found.seeds)
             for label, experiment in experiments.items()
         ]
-        folders = [progress / f"{slug(label)}-{config['seed']}" for label, config in planned]
+        folders = [run_folder(finished_arms, config, card) for _, config in planned]
         there = [
             kept_metrics(config, card, folder) is not None
             for (_, config), folder in zip(planned, folders, strict=True)
         ]
-        LOGGER.info(plan(study, [config for _, config in planned], there, earlier_paces()))
+        LOGGER.info(plan(study, planned, there, earlier_paces()))
         if any(there):
-            LOGGER.info("What is there is not trained again: delete %s if it should be", progress)
+            LOGGER.info(
+                "What is there is not trained again: delete %s if it should be", finished_arms
+            )
         for (label, config), folder, kept in zip(planned, folders, there, strict=True):
             name = f"{label} · seed {config['seed']}"
             done = f"{len(rows) + 1}/{len(planned)}"
@@ -87,6 +89,12 @@ def train_arms(study: str) -> Callable[..., pd.DataFrame]:
         return pd.DataFrame(rows)
 
     return train
+
+
+def run_folder(finished_arms: Path, config: Values, card: Values) -> Path:
+    """Return where a run of ``config`` is kept, whichever studies it is an arm of."""
+    name = f"{config['method']}-{config['seed']}-{fingerprint(config, card)[:12]}"
+    return finished_arms / name
 
 
 def run_once(
@@ -113,7 +121,8 @@ def run_once(
         every = [checkpoints[stage.name] for stage in stages]
         result |= stage_numbers(measure_stages(config, card, validation, test, *every)[0])
     with atomic_path(folder / KEPT) as path:
-        path.write_text(json.dumps({"fingerprint": fingerprint(config, card), "metrics": result}))
+        kept_as = {"fingerprint": fingerprint(config, card), "config": config, "metrics": result}
+        path.write_text(json.dumps(kept_as))
     for state in folder.glob("*.pt"):
         state.unlink()
     return result
@@ -130,8 +139,8 @@ def run_stages(
     """Return the checkpoint of each of ``stages`` by name, and the histories of those that train.
 
     ``report`` is called after the epochs that are trained now.
-    What several runs of a study have in common is kept beside ``folder``: arms that differ in
-    later stages only train the first ones once.
+    What several runs have in common is kept beside ``folder``: arms that differ in later stages
+    only train the first ones once.
     """
     subsets: list[Any] = []
     checkpoints: dict[str, dict[str, Tensor]] = {}
@@ -156,6 +165,18 @@ def run_stages(
     return checkpoints, histories
 
 
+def _depth(config: Values, method: str) -> int:
+    """Return how many methods stand on ``method``, that of a stage of ``config``."""
+    depth, own = 0, config
+    while own["method"] != method:
+        options = own["options"]
+        depth, own = (
+            depth + 1,
+            {"method": options["pretrain"], "options": options["pretrain_options"]},
+        )
+    return depth
+
+
 class SharedStage(NamedTuple):
     """A first stage that other arms may have, too, kept as a file."""
 
@@ -168,7 +189,9 @@ class SharedStage(NamedTuple):
         recipe = dict(methods.get(config["method"]).recipe(stage, config))
         if recipe == config:
             return None
-        found = fingerprint({**recipe, "evaluation": None}, card)
+        # the same network has other names two methods further down
+        above = _depth(config, recipe["method"])
+        found = fingerprint({**recipe, "evaluation": None, "above": above}, card)
         return cls(folder / "shared" / f"{found[:16]}-{stage.name}.pt", found)
 
     def load(self) -> list[Any] | None:
@@ -188,77 +211,6 @@ def kept_metrics(config: Values, card: Values, folder: Path) -> dict[str, float]
         return None
     saved = json.loads((folder / KEPT).read_text())
     return saved["metrics"] if saved["fingerprint"] == fingerprint(config, card) else None
-
-
-def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
-    """Return mean and standard deviation over seeds: a table, and by arm for MLflow."""
-    grouped = runs.drop(columns="seed").groupby("arm", sort=False)
-    mean, spread = grouped.mean(), grouped.std()
-    table = mean.join(spread.add_suffix(" sd"))
-    table.insert(0, "runs", grouped.size())
-    drawn = [column for columns, *_ in _shown(table).values() for column in columns.values()]
-    arms: Values = {}
-    for label, row in table.iterrows():
-        arm = arms.setdefault(slug(str(label)), {})
-        for name in ("validation/mean_recall", *drawn):
-            if name in row:
-                arm[name] = {"mean": float(row[name])}
-            if name in row and row["runs"] > 1:
-                arm[name]["sd"] = float(row[f"{name} sd"])
-    return table.reset_index(), arms
-
-
-def draw(study: str) -> Callable[..., dict[str, Figure]]:
-    """Return the node that draws the summary of ``study``."""
-
-    def pictures(parameters: Values, card: Values, summary: pd.DataFrame) -> dict[str, Figure]:
-        found = StudyConfig.read(study, parameters["studies"][study])
-        title = f"{found.title}: {DataCard.from_json(card).config.title}"
-        rows = summary.to_dict("records")
-        drawn = {}
-        for name, (columns, label, factor) in _shown(summary).items():
-            if not any(column in summary for column in columns.values()):
-                continue
-            if found.sweep:
-                values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
-                axis = found.sweep.path.split(".")[-1]
-                drawn[name] = over_values(rows, values, columns, axis, label, title, factor)
-            else:
-                drawn[name] = by_arm(rows, columns, label, title, factor)
-        return {f"{name}.png": figure for name, figure in drawn.items()}
-
-    return pictures
-
-
-_GROUPS = ("many", "medium", "few")
-# file: (columns by what they show, label of the axis, factor)
-_SHOWN: dict[str, tuple[dict[str, str], str, float]] = {
-    "accuracy": (
-        {"all": "test/accuracy", **{g: f"test/{g}" for g in _GROUPS}},
-        "accuracy on the balanced test set, %",
-        100,
-    ),
-    "angle": (
-        {g: f"geometry/angle_mean/{g}" for g in ("all", *_GROUPS)},
-        "mean angle to the class centre, degrees",
-        1,
-    ),
-    "separability": (
-        {g: f"geometry/separability/{g}" for g in ("all", *_GROUPS)},
-        "separability S (equation 13)",
-        1,
-    ),
-}
-
-
-def _shown(summary: pd.DataFrame) -> dict[str, tuple[dict[str, str], str, float]]:
-    """Return what there are pictures of: also the first detector's AUROC, if there is one."""
-    detector = first_detector(summary)
-    if not detector:
-        return _SHOWN
-    mean = f"ood/{detector}/mean/auroc"
-    columns = {"all": mean, **{group: f"{mean}_{group}" for group in _GROUPS}}
-    return {**_SHOWN, "auroc": (columns, f"AUROC of {detector}, mean over the OOD sets, %", 100)}
 
 
 @contextmanager

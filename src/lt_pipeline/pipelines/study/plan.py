@@ -36,30 +36,43 @@ def earlier_paces() -> Paces:
     return {key: median(values) for key, values in found.items()}
 
 
-def plan(title: str, configs: Sequence[Values], kept: Sequence[bool], paces: Paces) -> str:
-    """Return in a sentence which of the runs ``configs`` are there, and what the others take.
+def plan(title: str, runs: Sequence[tuple[str, Values]], kept: Sequence[bool], paces: Paces) -> str:
+    """Return in a sentence which of ``runs`` are there, and which others are trained for how long.
 
-    ``kept`` says of each whether it is finished.
+    A run is an arm's label and its experiment; ``kept`` says of each whether it is finished.
     """
-    missing = [config for config, done in zip(configs, kept, strict=True) if not done]
-    there = f"{len(configs)} runs, {sum(kept)} of them there"
+    missing = [run for run, done in zip(runs, kept, strict=True) if not done]
+    there = f"{len(runs)} runs, {sum(kept)} of them there"
     if not missing:
         return f"{title}: {there}; nothing is trained"
-    epochs = sum(config["training"]["epochs"] for config in missing)
+    configs = [config for _, config in missing]
+    epochs = sum(config["training"]["epochs"] for config in configs)
+    seeds: dict[str, list[str]] = {}
+    for label, config in missing:
+        seeds.setdefault(label, []).append(str(config["seed"]))
+    named = ", ".join(f"{label} (seed {' '.join(own)})" for label, own in seeds.items())
     return (
-        f"{title}: {there}; {len(missing)} to train, {epochs:,} epochs, {_how_long(missing, paces)}"
+        f"{title}: {there}; {len(missing)} to train, {epochs:,} epochs, "
+        f"{_how_long(configs, paces)}: {named}"
     )
 
 
 def _how_long(configs: Sequence[Values], paces: Mapping[tuple[str, str], float]) -> str:
     keys = [(config["method"], config["model"]["backbone"]) for config in configs]
-    unknown = sorted({method for method, backbone in keys if (method, backbone) not in paces})
-    if unknown:
-        return f"for how long is not known, as there is no run yet of {', '.join(unknown)}"
-    both = zip(configs, keys, strict=True)
+    unknown = ", ".join(
+        sorted({method for method, backbone in keys if (method, backbone) not in paces})
+    )
+    both = [(config, key) for config, key in zip(configs, keys, strict=True) if key in paces]
+    if not both:
+        return f"for how long is not known, as there is no run yet of {unknown}"
     seconds = sum(config["training"]["epochs"] * paces[key] for config, key in both)
+    known = f"{_in_words(seconds)} at the pace of earlier runs"
+    return f"{known} and what {unknown} takes, of which there is none yet" if unknown else known
+
+
+def _in_words(seconds: float) -> str:
     if seconds < 90:
-        return f"about {seconds:.0f} s at the pace of earlier runs"
+        return f"about {seconds:.0f} s"
     if seconds < 5400:
-        return f"about {seconds / 60:.0f} min at the pace of earlier runs"
-    return f"about {seconds / 3600:.1f} h at the pace of earlier runs"
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"

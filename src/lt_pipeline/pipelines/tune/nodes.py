@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,6 @@ def search(
 
 def _do_trials(task: Task) -> None:
     """Do trials here or in workers, until none is left and none of another machine goes on."""
-    from lt_pipeline.tuning.processes import environments, run_workers
     from lt_pipeline.tuning.search import Follower
     from lt_pipeline.tuning.study import release_lost, running
 
@@ -98,18 +98,31 @@ def _do_trials(task: Task) -> None:
         return mine.more()
 
     while True:
-        if config.workers == 1:
+        if config.workers == 1 and config.engine == "processes":
             mine.run(after=tell)
         elif mine.more():
-            places = environments(config.workers, task.sweep.base.device)
-            restarts = config.workers * (config.retries + 1)
-            run_workers(WORKER, task, places, task.folder, follow, restarts)
+            _let_workers(task, follow)
         others = running(task.study)
         if not others or not config.judge or not (mine.more() or task.in_time):
             return
         LOGGER.info("Waiting for trials %s of other machines", [t.number for t in others])
         time.sleep(WAIT_SECONDS)
         follow([])
+
+
+def _let_workers(task: Task, follow: Callable[[list[str]], bool]) -> None:
+    """Have workers do trials, on this machine or on those of a Ray cluster."""
+    config, device = task.sweep.config, task.sweep.base.device
+    restarts = config.workers * (config.retries + 1)
+    if config.engine == "ray":
+        from lt_pipeline.tuning import ray_workers
+
+        ray_workers.run_workers(task, config, device, follow, restarts)
+    else:
+        from lt_pipeline.tuning.processes import environments, run_workers
+
+        places = environments(config.workers, device)
+        run_workers(WORKER, task, places, task.folder, follow, restarts)
 
 
 def judge(

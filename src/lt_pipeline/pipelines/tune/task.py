@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna import Study, TrialPruned
+from optuna.storages.journal import BaseJournalBackend
 
 from lt_pipeline import methods, tracking
 from lt_pipeline.config import ExperimentConfig
@@ -23,7 +24,8 @@ from lt_pipeline.pipelines.study.nodes import run_stages
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.search import Report, Search
-from lt_pipeline.tuning.study import open_study, place_of
+from lt_pipeline.tuning.storage import place_of
+from lt_pipeline.tuning.study import open_study
 
 JUDGED_BY = "validation/mean_recall"
 NOWHERE = Tracked()
@@ -34,7 +36,8 @@ class Task:
     """A sweep, its data and where it keeps what. ``sets`` are training set, hold-out, auxiliary.
 
     It can be pickled: workers are given it. ``deadline`` is in seconds since the epoch; ``parent``
-    is the process that waits for the workers.
+    is the process that waits for the workers. Where these may be on other machines, ``owner``
+    describes it, and ``journal`` stands for the file that it keeps trials in.
     """
 
     parameters: dict[str, Any]
@@ -44,6 +47,8 @@ class Task:
     deadline: float | None
     parent: int
     tracked: Tracked = NOWHERE
+    owner: Mapping[str, Any] | None = None
+    journal: BaseJournalBackend | None = None
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -53,7 +58,7 @@ class Task:
     @cached_property
     def study(self) -> Study:
         """Return the study, this process's own connection to it."""
-        return open_study(self.sweep, self.card["data_hash"], self.folder)
+        return open_study(self.sweep, self.card["data_hash"], self.folder, self.journal)
 
     @property
     def place(self) -> str:
@@ -75,7 +80,7 @@ class Task:
 
     def search(self) -> Search:
         """Return this process's part."""
-        return Search(self.study, self.sweep, self.tracked, self.train, self.deadline)
+        return Search(self.study, self.sweep, self.tracked, self.train, self.deadline, self.owner)
 
     def train(self, config: dict[str, Any], report: Report) -> float:
         """Train ``config`` and return the finished method's mean recall on the hold-out.

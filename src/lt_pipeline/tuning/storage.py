@@ -1,0 +1,111 @@
+"""Where the trials of a study are kept."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+)
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.trial import FrozenTrial
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from lt_pipeline.tuning.config import TuneConfig
+
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+CONNECT_SECONDS = 5
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+JOURNAL = "journal.log"
+
+
+class TryAgain(RetryHeartbeatStaleTrialCallback):
+    """Queues a lost trial once more: its values, without what the lost process noted."""
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Queue ``trial``, if it has not been tried too often."""
+        # Optuna's own adds to the trial's list, and gives the process to the new one, too
+        fresh = deepcopy(trial)
+        fresh.user_attrs = {}
+        super().__call__(study, fresh)
+
+
+def open_storage(
+    config: TuneConfig, folder: Path, journal: BaseJournalBackend | None = None
+) -> BaseStorage:
+    """Return where trials are kept: the database that was named, else a file in ``folder``.
+
+    ``journal`` stands for that file on machines that do not have it.
+
+    Raises:
+        ConnectionError: if the database does not answer, or its driver is missing.
+        ValueError: if the address is none, or of a database that processes cannot share, or the
+            file is damaged.
+    """
+    if config.storage is None:
+        return JournalStorage(journal) if journal else _journal(folder / JOURNAL)
+    scheme, _, rest = config.storage.partition("://")
+    if scheme.startswith("sqlite"):
+        raise ValueError(
+            "tune.storage is an SQLite file, which loses trials when several processes write: "
+            "leave it null for a file that does not, or name a PostgreSQL database"
+        )
+    url = f"{DRIVERS.get(scheme, scheme)}://{rest}"
+    try:
+        return _database(url, config)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        known = isinstance(error, ImportError)
+        driver = " (pip install 'lt_pipeline[postgres]' brings PostgreSQL's driver)" * known
+        raise ConnectionError(
+            f"tune.storage {place_of(config, folder)} cannot be reached "
+            f"({str(error).splitlines()[0]}){driver}; start it, or leave tune.storage null for "
+            f"a file on this machine"
+        ) from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to search anew") from error
+
+
+def _database(url: str, config: TuneConfig) -> BaseStorage:
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        settings["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    arguments: dict[str, Any] = {
+        "engine_kwargs": settings,
+        "heartbeat_interval": config.heartbeat,
+        "heartbeat_stale_trial_callback": TryAgain(config.retries),
+    }
+    try:
+        return RDBStorage(url, **arguments)
+    except SQLAlchemyError as error:
+        if "exist" not in str(error) and "unique" not in str(error):
+            raise
+        # another machine made the tables at the same moment
+        time.sleep(1)
+        return RDBStorage(url, **arguments)
+
+
+def place_of(config: TuneConfig, folder: Path) -> str:
+    """Return where trials are, for people: without the password."""
+    if config.storage is None:
+        return str(folder / JOURNAL)
+    try:
+        return make_url(config.storage).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return config.storage.split("@")[-1]
