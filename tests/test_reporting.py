@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.reporting import print_results, print_study
+from lt_pipeline.reporting import print_results, print_study, print_sweep
 from toys import toy_card
 
 TEST = {
@@ -66,3 +67,23 @@ def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
         assert paper.startswith("   P, table 1"), "set in, in italics"
         assert paper.split()[-2:] == ["44.0", "(+6.0)"]
         assert notes[0].strip() in printed
+
+
+def test_a_sweeps_table_is_of_trials_that_went_to_their_end(capsys):
+    recall = "validation/mean_recall"
+    trials = pd.DataFrame(
+        [
+            {"trial": 0, "state": "complete", recall: 0.5, "rank": 0.25},
+            {"trial": 1, "state": "pruned", recall: 0.9, "rank": 0.75},
+            {"trial": 2, "state": "complete", recall: 0.75, "rank": 0.125},
+            {"trial": 3, "state": "fail", recall: None, "rank": 0.375},
+        ]
+    )
+    counts = {"complete": 2, "pruned": 1, "fail": 1}
+    best = {"study": "s", "trial": 2, "params": {"rank": 0.125}, "trials": counts, "storage": "f"}
+    print_sweep(trials, best, {}, toy_card().to_json(), "kedro run x", "sqlite:///x.db")
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert rows == [["2", "75.0", "0.125"], ["0", "50.0", "0.25"]]
+    assert "Trials: 2 complete, 1 pruned, 1 fail; in f." in printed
+    assert "kedro run x" in printed

@@ -142,7 +142,9 @@ def print_sweep(
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
     found = DataCard.from_json(card)
     column = "validation/mean_recall"
-    shown = trials.dropna(subset=[column]).sort_values(column, ascending=False, kind="stable")
+    # the value of one that was stopped is of its last epoch, which is none to compare
+    ended = trials[trials["state"] == "complete"]
+    shown = ended.sort_values(column, ascending=False, kind="stable")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("trial", "hold-out mean recall", *best["params"]):
         table.add_column(heading, justify="right")

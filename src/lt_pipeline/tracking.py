@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 # MLflow's own lines and progress bars would tear the run's apart.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 LOGGER = logging.getLogger(__name__)

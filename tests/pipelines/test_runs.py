@@ -167,6 +167,7 @@ def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
         wait_for(f"{uri}/health")
         output = project.kedro("--pipelines=ce", "--env=smoke", MLFLOW_TRACKING_URI=uri)
         assert f"open {uri}" in output
+        assert "View run" not in output
         (run,) = runs_of(uri)
         assert run.info.status == "FINISHED"
         mlflow.set_tracking_uri(uri)
