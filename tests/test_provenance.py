@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import subprocess
 import sys
 
 import click
+import mlflow
 import pytest
 from click.testing import CliRunner
 from kedro.io import DataCatalog, MemoryDataset
@@ -13,7 +15,8 @@ from kedro.pipeline import Node, Pipeline
 from kedro_datasets.json import JSONDataset
 
 from lt_pipeline import provenance, tracking
-from lt_pipeline.provenance import ProvenanceHooks, blob_id, command, hashes
+from lt_pipeline.provenance import ProvenanceHooks, blob_id, command, end_killed_runs, hashes
+from lt_pipeline.tuning.processes import _record, this_process
 
 
 def typed(monkeypatch, *words, name="run"):
@@ -130,6 +133,35 @@ def test_every_file_of_a_run_is_logged_with_its_hashes(tmp_path, monkeypatch):
     found = logged["outputs.json"]
     assert list(found) == ["data/figures/a.png", "data/figures/deep/b.png", "data/t.json"]
     assert found["data/t.json"] == hashes(tmp_path / "data" / "t.json")
+
+
+def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path):
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/m.db")
+    ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    gone = _record(ended.pid)
+    ended.communicate()
+    processes = {
+        "gone": gone,
+        "reused": {**this_process(), "created": this_process()["created"] - 100},
+        "alive": this_process(),
+        "elsewhere": {**gone, "host": "another"},
+    }
+    try:
+        for name, process in processes.items():
+            mlflow.start_run(run_name=name, tags={"process": json.dumps(process)}, nested=True)
+        mlflow.start_run(run_name="untold", nested=True)
+        client = mlflow.MlflowClient()
+        end_killed_runs()
+        states = {r.info.run_name: r.info.status for r in client.search_runs(["0"])}
+        while mlflow.active_run():
+            mlflow.end_run()
+    finally:
+        mlflow.set_tracking_uri(before)
+    killed = {name for name, state in states.items() if state == "KILLED"}
+    assert killed == {"gone", "reused"}
+    assert {states[name] for name in ("alive", "elsewhere", "untold")} == {"RUNNING"}
+    end_killed_runs()  # without a run nothing happens
 
 
 def test_an_experiment_in_a_temporary_copy_is_logged_where_the_project_is(tmp_path):

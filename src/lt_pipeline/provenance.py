@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from hashlib import md5, sha1, sha256
@@ -18,6 +20,8 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import tracking
+from lt_pipeline.tracking import PROCESS
+from lt_pipeline.tuning.processes import is_alive, this_process
 
 OUTPUTS = "outputs.json"
 LOCK = "dvc.lock"
@@ -55,9 +59,11 @@ class ProvenanceHooks:
         self.catalog = catalog
         found = {tag: os.environ.get(variable) for variable, tag in FROM_DVC.items()}
         found |= {"command": command(run_params), "dvc_lock": blob_id(self.project / LOCK)}
+        found[PROCESS] = json.dumps(this_process())
         tracking.set_tags({name: value for name, value in found.items() if value})
         # kedro-mlflow's: an object's address, this machine's path, what the command says in full
         tracking.drop_tags({*run_params, "kedro_command"} - {"env"})
+        end_killed_runs()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -80,6 +86,20 @@ class ProvenanceHooks:
     def _relative(self, path: Path) -> str:
         inside = path.is_relative_to(self.project)
         return (path.relative_to(self.project) if inside else path).as_posix()
+
+
+def end_killed_runs() -> None:
+    """End the runs of this experiment whose process was killed: MLflow calls them running.
+
+    Only a process of this machine can be known to be gone. Without an active run nothing happens.
+    """
+    active, client = mlflow.active_run(), mlflow.MlflowClient()
+    if active is None:
+        return
+    for run in client.search_runs([active.info.experiment_id], "attributes.status = 'RUNNING'"):
+        process = json.loads(run.data.tags.get(PROCESS, "{}"))
+        if process.get("host") == socket.gethostname() and not is_alive(process):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def command(run_params: Mapping[str, Any]) -> str:

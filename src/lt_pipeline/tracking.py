@@ -40,12 +40,14 @@ NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
 FIRST_STAGES = ("train", "pretrain")
+# the tag that says which process a run is of
+PROCESS = "process"
 # the tag of a sweep and its trials: the name of the Optuna study
 STUDY = "study"
 # what a run below another one has in common with it
 INHERITED = (
-    "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit", "python",
-    "versions",
+    PROCESS, "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit",
+    "python", "versions",
 )  # fmt: skip
 
 

@@ -77,6 +77,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     assert 1 <= saved < 40, "the run was over before it was killed"
     output = project.kedro(*arguments)
     assert f"resumes after epoch {saved}" in output
+    states = [run.info.status for run in runs_of(project.tracking_uri)]
+    assert sorted(states) == ["FINISHED", "KILLED"]
     whole.kedro(*arguments)
     one, two = model_of(project), model_of(whole)
     assert one.keys() == two.keys()
