@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def test_a_run_is_tagged_with_its_stage_its_lock_and_its_model(tmp_path, tags, m
     hooks = ProvenanceHooks()
     hooks.project = tmp_path
     hooks.before_pipeline_run({"pipeline_names": ["ce"]}, catalog)
+    assert json.loads(tags.pop("process"))["pid"] == os.getpid()
     assert tags == {
         "command": "kedro run --pipelines=ce",
         "dvc_stage": "ce",

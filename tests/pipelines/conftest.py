@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 from pipeline_projects import Project, copy_project
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """A test that chooses a tracking server does not choose it for those behind it."""
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri("")
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 @pytest.fixture(scope="session")

@@ -32,14 +32,10 @@ def experiment(tmp_path, empty_database):
     """A tracking database of its own, and an experiment in it."""
     database = tmp_path / "mlflow.db"
     database.write_bytes(empty_database.read_bytes())
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(f"sqlite:///{database}")
-    mlflow.set_registry_uri(f"sqlite:///{database}")
     found = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
     mlflow.set_experiment("digits")
-    yield found
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    return found
 
 
 def log_run(method, seed=0, *, recall=None, holdout=None, data="d", register=False, **parameters):
@@ -96,7 +92,7 @@ def test_finished_runs_of_methods_are_found_and_no_others(experiment):
         mlflow.log_metric("test/accuracy", 0.9)
     with mlflow.start_run(run_name="evaluated again"):
         mlflow.log_metric("test/accuracy", 0.9)
-    runs, recalls, notes = collect()
+    runs, recalls, notes, _ = collect()
     assert set(runs["run_id"]) == set(wanted)
     assert runs["seed"].tolist() == [0, 1, 0]
     assert "ood/odin/mean/auroc" in runs
@@ -139,7 +135,7 @@ def test_table_pictures_and_report_hold_together(experiment):
                 method, seed, recall=RECALL[method] + (seed**2 if method == "ce" else seed) / 90
             )
     log_run("dbm", 0)
-    runs, recalls, notes = collect()
+    runs, recalls, notes, _ = collect()
     papers = [
         {
             "paper": "P & Q",
@@ -215,7 +211,7 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     best = log_run("ce", 1, recall=0.3, holdout=0.8, register=True)
     log_run("ce", 2, recall=0.3, holdout=0.6, register=True)
     log_run("dbm", recall=0.3, holdout=0.99)  # not deployed
-    found = crown(collect()[0], "digits-lt-ir20")
+    found = crown(collect()[3], "digits-lt-ir20")
     assert aliases() == {"digits-lt-ir20": {"champion": 1}}
     assert (found["run_id"], found["version"], found["value"]) == (best, 1, 0.8)
     assert found["sentence"] == (
@@ -225,27 +221,52 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     shown = mlflow.MlflowClient().get_model_version("digits-lt-ir20", "1").description
     assert shown.startswith("Copy of ce-digits-lt-ir20 2, of ce with seed 1, whose mean recall")
     # asked again, nothing changes
-    assert crown(collect()[0], "digits-lt-ir20") == found
+    assert crown(collect()[3], "digits-lt-ir20") == found
     # a better one of another method has the same address, and the one before is there below it
     log_run("more", 1, recall=0.9, holdout=0.95, register=True)
-    assert crown(collect()[0], "digits-lt-ir20")["model_uri"] == found["model_uri"]
+    assert crown(collect()[3], "digits-lt-ir20")["model_uri"] == found["model_uri"]
     assert aliases() == {"digits-lt-ir20": {"champion": 2}}
     sources = [mlflow.MlflowClient().get_model_version("digits-lt-ir20", k).source for k in "12"]
     assert sources == ["models:/ce-digits-lt-ir20/2", "models:/more-digits-lt-ir20/2"]
     # of another data set it is left alone
-    crown(collect()[0], "digits-lt-ir10")
+    crown(collect()[3], "digits-lt-ir10")
     assert aliases() == {"digits-lt-ir20": {"champion": 2}, "digits-lt-ir10": {"champion": 1}}
+
+
+def test_what_is_compared_does_not_choose_the_champion(experiment):
+    best = log_run("more", holdout=0.95, register=True)
+    log_run("ce", holdout=0.5, register=True)
+    # the latest run of more has other parameters, and hides the first in the table
+    log_run("more", 1, holdout=0.2, register=True, more={"options": {"rank": 0.3}})
+    for options in ({}, {"methods": ["ce"]}, {"same_images": False}):
+        runs, *_, candidates = collect(**options)
+        assert best not in set(runs["run_id"]) or options == {"same_images": False}
+        assert crown(candidates, "digits-lt-ir20")["run_id"] == best, options
+
+
+def test_a_champion_on_other_images_is_replaced_and_named(experiment):
+    log_run("ce", holdout=0.9, register=True, data="other")
+    with mlflow.start_run():
+        card = {**CARD, "data_hash": "other"}
+        crown(nodes.collect({}, card)[3], "digits-lt-ir20")
+    new = log_run("more", holdout=0.5, register=True)
+    found = crown(collect()[3], "digits-lt-ir20")
+    assert found["run_id"] == new
+    assert found["sentence"].endswith(
+        "is 50.0 %. The one before, version 1, was judged by other images."
+    )
+    assert "The one before" not in crown(collect()[3], "digits-lt-ir20")["sentence"]
 
 
 def test_without_a_hold_out_there_is_no_champion(experiment):
     log_run("ce", recall=0.9, register=True)
-    found = crown(collect()[0], "digits-lt-ir20")
+    found = crown(collect()[3], "digits-lt-ir20")
     assert found["model_uri"] is None
     assert "No champion is set: no run has a hold-out" in found["sentence"]
     assert "data.validation=0.1" in found["sentence"]
     assert aliases() == {}
     log_run("more", holdout=0.5)
-    found = crown(collect()[0], "digits-lt-ir20")
+    found = crown(collect()[3], "digits-lt-ir20")
     assert "no run with a hold-out has a registered model" in found["sentence"]
 
 

@@ -43,10 +43,10 @@ def free_port():
 
 
 @pytest.fixture
-def crowned(finished, monkeypatch):
+def crowned(finished):
     """The project, its model the champion of its data set."""
     project, _ = finished
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    mlflow.set_tracking_uri(project.tracking_uri)
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
     run = {"run_id": version.run_id, "label": "more", "seed": 0, champion.METRIC: 0.9}

@@ -46,21 +46,17 @@ def test_a_pace_that_is_not_known_is_said():
 def test_paces_are_of_finished_runs_of_the_experiment(empty_database, tmp_path):
     database = tmp_path / "mlflow.db"
     database.write_bytes(empty_database.read_bytes())
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{database}")
-    try:
-        assert earlier_paces() == {}
-        mlflow.set_experiment("digits")
-        for seconds in (100.0, 300.0, 900.0):
-            with mlflow.start_run():
-                mlflow.set_tag("method", "ce")
-                mlflow.log_params({"training.epochs": 100, "model.backbone": "resnet8"})
-                mlflow.log_metric("cost/training_seconds", seconds)
+    assert earlier_paces() == {}
+    mlflow.set_experiment("digits")
+    for seconds in (100.0, 300.0, 900.0):
         with mlflow.start_run():
-            mlflow.log_metric("cost/training_seconds", 5)  # of no method
-            assert earlier_paces() == {("ce", "resnet8"): 3.0}
-    finally:
-        mlflow.set_tracking_uri(before)
+            mlflow.set_tag("method", "ce")
+            mlflow.log_params({"training.epochs": 100, "model.backbone": "resnet8"})
+            mlflow.log_metric("cost/training_seconds", seconds)
+    with mlflow.start_run():
+        mlflow.log_metric("cost/training_seconds", 5)  # of no method
+        assert earlier_paces() == {("ce", "resnet8"): 3.0}
 
 
 def test_every_table_is_a_pipeline_of_a_study():

@@ -7,6 +7,7 @@ import os
 from optuna.trial import TrialState
 
 from lt_pipeline.tuning.processes import is_alive, this_process
+from lt_pipeline.tuning.storage import JOURNAL
 from lt_pipeline.tuning.study import PROCESS, counted, release_lost, to_start
 from sweeps import task
 
@@ -37,6 +38,19 @@ def test_a_trial_that_begins_again_is_not_lost_with_the_process_of_the_first(tmp
     again = one.study.ask()
     assert PROCESS not in again.user_attrs
     assert release_lost(one.study, one.sweep.config, ["first"]) == []
+
+
+def test_a_line_that_was_not_finished_costs_no_more_than_itself(tmp_path):
+    task(tmp_path, search=LINE).study.ask()
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"work')
+    other = task(tmp_path, search=LINE)
+    assert len(other.study.trials) == 1
+    other.study.ask()
+    assert journal.read_bytes().startswith(whole)
+    assert len(task(tmp_path, search=LINE).study.trials) == 2
+    assert not list(tmp_path.glob("*.lock*"))
 
 
 def test_a_process_on_another_machine_lives_as_long_as_its_owner(tmp_path):

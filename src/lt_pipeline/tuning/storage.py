@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from copy import deepcopy
@@ -16,7 +17,11 @@ from optuna.storages import (
     RDBStorage,
     RetryHeartbeatStaleTrialCallback,
 )
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import (
+    BaseJournalBackend,
+    JournalFileBackend,
+    JournalFileSymlinkLock,
+)
 from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -76,10 +81,26 @@ def open_storage(
 
 def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        _cut_last_line(path)
     try:
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to search anew") from error
+
+
+def _cut_last_line(path: Path) -> None:
+    """Cut a line that a process left unfinished when it was killed: the next would be glued to it.
+
+    Under the lock nobody is in the middle of one.
+    """
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _database(url: str, config: TuneConfig) -> BaseStorage:

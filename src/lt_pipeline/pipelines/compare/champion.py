@@ -21,6 +21,8 @@ Values = dict[str, Any]
 def crown(runs: pd.DataFrame, slug: str) -> Values:
     """Make the model of the run with the highest recall on the hold-out the champion.
 
+    ``runs`` are all on the same images, so that they share the hold-out.
+
     It becomes the newest version of the registered model ``slug``, so that what is deployed has one
     address whichever method it is of; versions below are the champions before. Without a hold-out
     nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None where there
@@ -56,7 +58,11 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
         f"{origin}, of {run['label']} with seed {run['seed']}, whose mean recall on the hold-out "
         f"is {100 * run[METRIC]:.1f} %."
     )
-    copy = _copied(version, slug, f"Copy of {what}")
+    before = _champion(slug)
+    copy = _copied(version, slug, before, f"Copy of {what}")
+    replaced = ""
+    if before is not None and _data_hash(before) != run["data_hash"]:
+        replaced = f" The one before, version {before.version}, was judged by other images."
     return {
         "model_uri": uri,
         "version": int(copy.version),
@@ -64,17 +70,30 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
         "run_id": run["run_id"],
         "metric": METRIC,
         "value": float(run[METRIC]),
-        "sentence": f"The champion is {uri}: {what}",
+        "sentence": f"The champion is {uri}: {what}{replaced}",
     }
 
 
-def _copied(version: ModelVersion, slug: str, description: str) -> ModelVersion:
-    """Return ``version`` as a version of the model ``slug``, with the alias."""
-    client, origin = mlflow.MlflowClient(), f"models:/{version.name}/{version.version}"
+def _champion(slug: str) -> ModelVersion | None:
     try:
-        now = client.get_model_version_by_alias(slug, ALIAS)
+        return mlflow.MlflowClient().get_model_version_by_alias(slug, ALIAS)
     except MlflowException:
-        now = None
+        return None
+
+
+def _data_hash(version: ModelVersion) -> str | None:
+    try:
+        run = mlflow.MlflowClient().get_run(str(version.run_id))
+    except MlflowException:
+        return None
+    return run.data.tags.get("data_hash")
+
+
+def _copied(
+    version: ModelVersion, slug: str, now: ModelVersion | None, description: str
+) -> ModelVersion:
+    """Return ``version`` as a version of the model ``slug``, with the alias that ``now`` has."""
+    client, origin = mlflow.MlflowClient(), f"models:/{version.name}/{version.version}"
     if now is None or now.source != origin:
         # MLflow says on stderr what it registers, in the middle of the run's own lines
         with redirect_stderr(StringIO()):

@@ -36,10 +36,13 @@ CAPTIONS = {
 }
 
 
-def collect(compare: Values, card: Values) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Return the runs to compare, the recalls of their classes, and what is missing.
+def collect(
+    compare: Values, card: Values
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str], pd.DataFrame]:
+    """Return the runs to compare, the recalls of their classes, what is missing, and candidates.
 
-    They are of the MLflow experiment that this run is logged to, the data set's.
+    They are of the MLflow experiment that this run is logged to, the data set's. Candidates for the
+    champion are all runs on these images, whatever is compared.
 
     Raises:
         ValueError: if there is no run to compare, naming what to do.
@@ -63,7 +66,8 @@ def collect(compare: Values, card: Values) -> tuple[pd.DataFrame, pd.DataFrame, 
     labels = chosen.set_index("run_id")["label"]
     recalls = recalls[recalls["run_id"].isin(labels.index)]
     notes = [*unread, *left_out, *comparison.differing_settings(chosen)]
-    return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes
+    candidates, _ = comparison.choose(runs, CompareConfig(variants=True), found.data_hash)
+    return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
 
 
 def tabulate(
@@ -81,9 +85,9 @@ def tabulate(
     }
 
 
-def crown(card: Values, runs: pd.DataFrame) -> Values:
+def crown(card: Values, candidates: pd.DataFrame) -> Values:
     """Name the champion; see ``champion.crown``."""
-    return champion.crown(runs, DataCard.from_json(card).config.slug)
+    return champion.crown(candidates, DataCard.from_json(card).config.slug)
 
 
 def write(summary: pd.DataFrame, standing: Values, card: Values) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 collect,
                 inputs=["params:compare", "data_card"],
-                outputs=["runs", "recalls", "notes"],
+                outputs=["runs", "recalls", "notes", "candidates"],
                 name="collect",
             ),
             Node(
@@ -23,7 +23,7 @@ def create_pipeline() -> Pipeline:
                 outputs=["summary", "standing"],
                 name="tabulate",
             ),
-            Node(crown, inputs=["data_card", "runs"], outputs="champion", name="crown"),
+            Node(crown, inputs=["data_card", "candidates"], outputs="champion", name="crown"),
             Node(
                 write,
                 inputs=["summary", "standing", "data_card"],
