@@ -18,7 +18,10 @@ from lt_pipeline.comparison import (
 )
 
 
-def run(method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, rank=1, **metrics):
+def run(
+    method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, rank=1, experiment="",
+    **metrics,
+):  # fmt: skip
     config = {
         "method": method,
         "seed": seed,
@@ -35,6 +38,7 @@ def run(method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, r
         "seed": seed,
         "data_hash": data,
         "started": started,
+        "experiment": experiment,
         "config": json.dumps(config),
         "test/accuracy": accuracy,
         **metrics,
@@ -65,10 +69,23 @@ def test_only_runs_on_the_same_images_count_unless_told():
     found, notes = chosen(*runs)
     assert found["seed"].tolist() == [0]
     assert notes == [
-        "1 runs on other images of this data set are left out; compare.same_images=false takes them"
+        "1 run on other images of this data set left out (another data.seed or "
+        "data.validation); compare.same_images=false takes them"
     ]
     found, notes = chosen(*runs, same_images=False)
-    assert (len(found), notes) == (2, [])
+    assert len(found) == 2
+    assert notes == [
+        "the runs are on 2 different draws of the data set, of which some may have fewer training "
+        "images"
+    ]
+
+
+def test_experiments_of_dvc_are_no_runs_of_the_method_unless_told():
+    runs = (run("ce", 0, 0.5), run("ce", 0, 0.9, started=1, rank=4, experiment="steep"))
+    found, notes = chosen(*runs)
+    assert found["test/accuracy"].tolist() == [0.5]
+    assert notes == ["1 run of DVC experiments left out; compare.variants=true shows them"]
+    assert chosen(*runs, variants=True)[0]["test/accuracy"].tolist() == [0.5, 0.9]
 
 
 def test_of_a_run_that_was_repeated_the_latest_counts():
@@ -87,7 +104,7 @@ def test_a_method_has_the_parameters_of_its_latest_run_or_a_row_for_each():
     found, notes = chosen(*runs)
     assert found[["label", "test/accuracy"]].to_numpy().tolist() == [["more", 0.6], ["ce", 0.7]]
     assert notes == [
-        "2 runs of ce with other parameters than its latest are left out; "
+        "2 runs of ce with other parameters than the latest left out; "
         "compare.variants=true shows them"
     ]
     found, notes = chosen(*runs, variants=True)

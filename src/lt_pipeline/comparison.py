@@ -48,7 +48,7 @@ MEASURES = {
     "cost/training_images_per_second": Measure("training images/s"),
     "cost/scoring_images_per_second": Measure("scoring images/s"),
     "cost/parameters_trained": Measure("parameters trained"),
-    "cost/parameters_deployed": Measure("deployed"),
+    "cost/parameters_deployed": Measure("parameters deployed"),
     "cost/peak_memory_mib": Measure("peak MiB"),
 }
 
@@ -105,8 +105,9 @@ def choose(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the runs to compare, with a ``label`` each, and what was left out, in sentences.
 
-    ``runs`` have a row each: ``method``, ``title``, ``seed``, ``data_hash``, ``started`` (sortable)
-    and ``config`` (the experiment as JSON). Of runs that differ in nothing the latest counts.
+    ``runs`` have a row each: ``method``, ``title``, ``seed``, ``data_hash``, ``started``, which can
+    be sorted, ``config`` (the experiment as JSON) and ``experiment`` (DVC's name, empty where it is
+    none). Of runs that differ in nothing the latest counts.
     """
     notes: list[str] = []
     if options.methods:
@@ -115,10 +116,20 @@ def choose(
         here = runs["data_hash"] == data_hash
         if (~here).any():
             notes.append(
-                f"{(~here).sum()} runs on other images of this data set are left out; "
-                f"compare.same_images=false takes them"
+                f"{_count((~here).sum())} on other images of this data set left out (another "
+                f"data.seed or data.validation); compare.same_images=false takes them"
             )
         runs = runs[here]
+    elif (sets := runs["data_hash"].nunique()) > 1:
+        notes.append(
+            f"the runs are on {sets} different draws of the data set, of which some may have fewer "
+            f"training images"
+        )
+    if not options.variants and (tried := runs["experiment"] != "").any():
+        notes.append(
+            f"{_count(tried.sum())} of DVC experiments left out; compare.variants=true shows them"
+        )
+        runs = runs[~tried]
     recipes = [recipe(json.loads(text)) for text in runs["config"]]
     runs = runs.assign(recipe=recipes).sort_values("started", kind="stable")
     runs = runs.drop_duplicates(["recipe", "seed", "data_hash"], keep="last")
@@ -126,13 +137,17 @@ def choose(
         latest = runs.groupby("title")["recipe"].transform("last")
         for title, others in runs[runs["recipe"] != latest].groupby("title"):
             notes.append(
-                f"{len(others)} runs of {title} with other parameters than its latest are left "
-                f"out; compare.variants=true shows them"
+                f"{_count(len(others))} of {title} with other parameters than the latest left out; "
+                f"compare.variants=true shows them"
             )
         runs = runs[runs["recipe"] == latest]
     missing = [name for name in options.methods or () if name not in set(runs["method"])]
     notes += [f"no run of {name} yet: kedro run --pipelines={name}" for name in missing]
     return runs.assign(label=_labels(runs)).drop(columns="recipe").reset_index(drop=True), notes
+
+
+def _count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def recipe(config: Mapping[str, Any]) -> str:

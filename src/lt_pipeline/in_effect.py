@@ -1,9 +1,14 @@
-"""What a run's parameters mean for its catalog: the blocks in effect, and files that fit them."""
+"""What a run's parameters mean: what is asked for at all, the blocks in effect, files that fit."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from kedro.config import AbstractConfigLoader, OmegaConfigLoader
+from kedro.framework.context import KedroContext
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
@@ -12,6 +17,51 @@ from lt_pipeline.config import SHARED, ExperimentConfig
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.schema import unknown
 from lt_pipeline.study import StudyConfig
+
+# blocks whose names conf/ is free to choose, so that null for a wrong one would mean nothing
+_OPEN = re.compile(r"studies\.[^.]+\.arms\.|[^.]+_search\.|tune\.search\.")
+
+
+def check_environment(context: KedroContext) -> None:
+    """Refuse an environment that is not in conf/.
+
+    Raises:
+        ValueError: with the nearest name.
+    """
+    conf, name = Path(context.project_path) / "conf", context.env
+    if name and not (conf / name).is_dir():
+        known = sorted(path.parent.name for path in conf.glob("*/globals.yml"))
+        raise ValueError(unknown("environment", name, known))
+
+
+def check_left_out(loader: AbstractConfigLoader) -> None:
+    """Refuse to take out, by null on the command line, what is not in conf/.
+
+    Arms of studies and what sweeps search have names of their own; all others are checked where
+    they are read.
+
+    Raises:
+        ValueError: with the nearest name.
+    """
+    given = tracking.flatten(loader.runtime_params or {}, ".")
+    taken = [name for name, value in given if value is None and _OPEN.match(name)]
+    if not taken or not isinstance(loader, OmegaConfigLoader):
+        return
+    written = OmegaConfigLoader(
+        conf_source=loader.conf_source,
+        env=loader.env,
+        base_env=loader.base_env,
+        default_run_env=loader.default_run_env,
+        merge_strategy=loader.merge_strategy,
+    )["parameters"]
+    for name in taken:
+        block: Any = written
+        *parents, last = name.split(".")
+        for parent in parents:
+            block = block.get(parent) if isinstance(block, Mapping) else None
+        if not isinstance(block, Mapping) or last not in block:
+            valid = list(block) if isinstance(block, Mapping) else []
+            raise ValueError(f"{'.'.join(parents)}: {unknown('name', last, valid)}")
 
 
 def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:

@@ -15,10 +15,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from pipeline_projects import Project
 
+from lt_pipeline.comparison import Measure
 from lt_pipeline.config import ExperimentConfig
 from lt_pipeline.pipelines.compare import nodes
 from lt_pipeline.pipelines.compare.champion import crown
-from lt_pipeline.pipelines.compare.documents import Row, html_table, latex, markdown
+from lt_pipeline.pipelines.compare.documents import Row, html_table, latex, markdown, table_rows
 from toys import toy_card
 
 pytestmark = pytest.mark.slow
@@ -100,7 +101,7 @@ def test_finished_runs_of_methods_are_found_and_no_others(experiment):
     assert recalls.groupby("label").size().to_dict() == {"ce": 8, "more": 4}
     assert not any("tune more" in note for note in notes)
     assert any("run evaluated again" in note and "config.json" in note for note in notes)
-    assert any(note.startswith("1 runs on other images") for note in notes)
+    assert any(note.startswith("1 run on other images") for note in notes)
 
 
 def test_a_run_of_an_earlier_version_is_compared_without_detectors(experiment):
@@ -122,7 +123,7 @@ def test_without_a_run_it_says_what_to_do(experiment):
     with pytest.raises(ValueError, match=re.escape(message)):
         collect()
     log_run("ce", data="other")
-    with pytest.raises(ValueError, match="no finished run on these images .1 runs on other images"):
+    with pytest.raises(ValueError, match="no finished run on these images .1 run on other images"):
         collect()
     with pytest.raises(ValueError, match="no finished run of dbm on these images .*no run of dbm"):
         collect(methods=["dbm"], same_images=False)
@@ -190,6 +191,14 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+
+
+def test_an_interval_without_width_is_not_shown():
+    own = {"label": "ce", "runs": 1, "a": 1.0, "a low": 1.0, "a high": 1.0}
+    own |= {"b": 0.9, "b low": 0.8, "b high": 1.0}
+    measures = {name: Measure(name, 100, 1) for name in "ab"}
+    _, (row,) = table_rows(pd.DataFrame([own]), [], measures)
+    assert list(row.cells) == ["ce", "1", "100.0", "90.0 [80.0, 100.0]"]
 
 
 def test_cells_of_tables_are_escaped():

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from lt_pipeline import screen
 from lt_pipeline.comparison import shown_measures
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.pipelines.compare.documents import table_rows
@@ -32,16 +30,10 @@ def print_comparison(
     summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: Values
 ) -> None:
     """Print the main columns, what to know of them, and what is missing."""
-    found, console = DataCard.from_json(card), Console()
+    found, console = DataCard.from_json(card), screen.console()
     measures = {name: m for name, m in shown_measures(summary).items() if name in SHOWN}
     headings, rows = table_rows(summary, standing["beside_papers"], measures)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, heading in enumerate(headings):
-        widest = max(map(len, heading.split()))
-        table.add_column(heading, justify="right" if place else "left", min_width=widest)
-    for row in rows:
-        first = f"  {row.cells[0]}" if row.of_paper else row.cells[0]
-        table.add_row(first, *row.cells[1:], style="italic" if row.of_paper else None)
+    table = screen.table(headings, ((row.cells, row.of_paper) for row in rows))
     console.print()
     console.print(f"Methods on {found.config.title}: balanced test set, last epoch")
     console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")

@@ -64,7 +64,8 @@ def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
         none = pd.isna(spread) or (spread == 0 and measure.digits == 0)
         return text if none else f"{text} ± {_number(spread, measure)}"
     ends = [row.get(f"{name} {end}", float("nan")) for end in ("low", "high")]
-    if pd.isna(ends[0]):
+    # where every image is right, or none, drawing them again cannot tell how sure that is
+    if pd.isna(ends[0]) or ends[0] == ends[1]:
         return text
     return f"{text} [{', '.join(_number(end, measure) for end in ends)}]"
 
@@ -189,7 +190,8 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; position: st
   background: #fff; }
 td small { display: block; color: #777; font-size: 11px; line-height: 1.2; }
 tr.paper td { color: #0072B2; font-style: italic; } tr.paper td:first-child { padding-left: 1em; }
-table.text td, table.text th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.text td, table.text th { text-align: left; white-space: normal; min-width: 5em;
+  max-width: 34em; overflow-wrap: break-word; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.6rem 2.4rem; }
 figure { margin: 0; max-width: 680px; } img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: 13px; }

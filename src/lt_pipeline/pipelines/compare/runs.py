@@ -84,6 +84,7 @@ def _row(run: Run, config: Values) -> Values:
         "title": _title(config),
         "seed": config["seed"],
         "data_hash": tags.get("data_hash", ""),
+        "experiment": tags.get("dvc_experiment", ""),
         "started": run.info.start_time,
         "commit": tags.get("mlflow.source.git.commit", "unknown"),
         "command": tags.get("command", ""),
