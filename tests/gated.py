@@ -13,7 +13,7 @@ from lt_pipeline.pipelines.tune.task import Task
 class Gated(Task):
     """Trains nothing: one epoch, then nothing until it may go on."""
 
-    def train(self, config, report):
+    def train(self, config, report, number):
         value = config["training"]["learning_rate"]
         report(1, value)
         while not self._opened():

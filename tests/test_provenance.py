@@ -137,7 +137,13 @@ def test_every_file_of_a_run_is_logged_with_its_hashes(tmp_path, monkeypatch):
     assert found["data/t.json"] == hashes(tmp_path / "data" / "t.json")
 
 
-def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path):
+def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path, monkeypatch):
+    search = mlflow.MlflowClient.search_runs
+    monkeypatch.setattr(
+        mlflow.MlflowClient,
+        "search_runs",
+        lambda self, *words, **options: search(self, *words, **{**options, "max_results": 1}),
+    )
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/m.db")
     ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -155,7 +161,7 @@ def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path):
         mlflow.start_run(run_name="untold", nested=True)
         client = mlflow.MlflowClient()
         end_killed_runs()
-        states = {r.info.run_name: r.info.status for r in client.search_runs(["0"])}
+        states = {r.info.run_name: r.info.status for r in tracking.find_runs(client, ["0"])}
         while mlflow.active_run():
             mlflow.end_run()
     finally:
@@ -164,6 +170,29 @@ def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path):
     assert killed == {"gone", "reused"}
     assert {states[name] for name in ("alive", "elsewhere", "untold")} == {"RUNNING"}
     end_killed_runs()  # without a run nothing happens
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [("raise KeyboardInterrupt", "KILLED"), ("mlflow.end_run()", "FINISHED")]
+)
+def test_a_run_that_was_interrupted_is_not_finished(tmp_path, ends, status):
+    code = f"""
+import mlflow
+from kedro.io import DataCatalog
+from lt_pipeline.provenance import ProvenanceHooks
+from pathlib import Path
+
+mlflow.set_tracking_uri("sqlite:///{tmp_path}/m.db")
+mlflow.start_run()
+hooks = ProvenanceHooks()
+hooks.project = Path({str(tmp_path)!r})
+hooks.before_pipeline_run({{}}, DataCatalog())
+{ends}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ("KeyboardInterrupt" in done.stderr) == (status == "KILLED"), done.stderr
+    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db").search_runs(["0"])
+    assert run.info.status == status
 
 
 def test_an_experiment_in_a_temporary_copy_is_logged_where_the_project_is(tmp_path):

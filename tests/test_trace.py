@@ -79,6 +79,9 @@ def runs(project):
     logged = {path.relative_to(project).as_posix(): hashes(path) for path in files}
     model.with_name("gone").unlink()
     client.log_dict(found["ce"], logged, "outputs.json")
+    images = project / "data" / "03_primary" / "train.safetensors"
+    logged = {images.relative_to(project).as_posix(): hashes(images)}
+    client.log_dict(found["data_prep"], logged, "outputs.json")
     client.log_dict(found["ce"], {"method": "ce"}, "config.json")
     client.create_registered_model("ce-digits")
     source = f"runs:/{found['ce']}/model"
@@ -208,6 +211,78 @@ def test_the_command_prints_text_or_json(project, runs, monkeypatch):
     assert "None" not in text
     facts = json.loads(CliRunner().invoke(main, [runs["ce"], "--json"]).output)
     assert facts == trace(runs["ce"], project)
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Have MLflow give two runs at once, as it gives a thousand."""
+    search = MlflowClient.search_runs
+
+    def two(self, *words, **options):
+        return search(self, *words, **{**options, "max_results": 2})
+
+    monkeypatch.setattr(MlflowClient, "search_runs", two)
+
+
+@pytest.fixture
+def sweep(project, runs):
+    """Trials after all other runs, which inherited what their data are."""
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    tags = {"data_hash": DATA, "mlflow.parentRunId": runs["ce"]}
+    trials = [
+        client.create_run(experiment, tags={**tags, "trial": str(n)}).info.run_id for n in range(5)
+    ]
+    yield trials
+    for run in trials:
+        client.delete_run(run)
+
+
+def test_what_made_something_is_found_behind_many_trials(project, runs, small_pages, sweep):
+    assert trace(runs["ce"], project)["data"]["made by"] == [runs["data_prep"]]
+    assert found_runs(trace("data/06_models/ce/table.csv", project)) == [runs["ce"]]
+    shown = found_runs(trace(DATA, project))
+    assert shown[0] == runs["data_prep"], "or it would not be among those that are shown"
+    assert set(shown) == {*runs.values(), *sweep}
+
+
+def test_trials_are_not_asked_for_files(project, runs, sweep, monkeypatch):
+    asked, logged = [], traced._logged
+    monkeypatch.setattr(
+        traced, "_logged", lambda client, run: asked.append(run.info.run_id) or logged(client, run)
+    )
+    trace("data/06_models/ce/table.csv", project)
+    assert set(asked) == set(runs.values())
+
+
+def test_changed_data_come_from_no_run(project, runs):
+    images = project / "data" / "03_primary" / "train.safetensors"
+    images.write_text("changed")
+    try:
+        with pytest.raises(ValueError, match="made elsewhere or changed since"):
+            trace(str(images), project)
+    finally:
+        images.write_text("images")
+
+
+def test_a_password_in_a_command_of_old_is_not_shown(project, runs):
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    old = "kedro run --params=tune.storage=postgresql://h/d?user=me&password=secret"
+    run = client.create_run(experiment, tags={"command": old, COMMIT: "1234567"})
+    try:
+        facts = [trace(run.info.run_id, project), trace("1234567", project)]
+    finally:
+        client.delete_run(run.info.run_id)
+    assert "secret" not in str(facts)
+    assert facts[0]["command"] == facts[1]["runs"][0]["command"] == old.replace("secret", "***")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"data_hash": "abcdef"}', "{"])
+def test_a_data_card_of_no_run_is_one_line(project, runs, tmp_path, content):
+    (tmp_path / "data_card.json").write_text(content)
+    with pytest.raises(ValueError, match=r"\A.+\Z"):
+        trace(str(tmp_path / "data_card.json"), project)
 
 
 def test_long_lists_of_runs_are_cut_with_their_number():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -7,9 +8,16 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
+from rich.console import Console
 
-from lt_pipeline import tracking
+from lt_pipeline import reporting, tracking
+from lt_pipeline.tuning import storage
+from lt_pipeline.tuning.config import TuneConfig
+from lt_pipeline.tuning.runs import Tracked
+from lt_pipeline.tuning.storage import open_storage, place_of
 
 
 def test_nested_values_become_grouped_numbers():
@@ -136,14 +144,118 @@ def test_what_cannot_be_reached_is_refused_with_its_address(uri):
     assert "MLFLOW_TRACKING_URI" in str(found.value)
 
 
-def test_a_password_is_not_printed():
-    with pytest.raises(ConnectionError) as found:
-        tracking.check_server("http://user:secret@127.0.0.1:9")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:secret@127.0.0.1:9",
+        "http://:secret@127.0.0.1",
+        "http://user:a/secret@127.0.0.1:9",
+        "http://user:a@secret@127.0.0.1:9",
+        "http://127.0.0.1:9/?password=secret",
+        "postgresql+psycopg://user:secret@127.0.0.1:1/x",
+        "postgresql+psycopg://user:a@b:secret/c@h/x",
+        "postgresql+psycopg://127.0.0.1:1/x?user=me&password=secret",
+    ],
+)
+def test_a_password_is_not_printed(uri):
+    with pytest.raises(ConnectionError, match="cannot be reached") as found:
+        tracking.check_server(uri)
     assert "secret" not in str(found.value)
+    assert "***" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:secret@host:1/name", "postgresql://me:***@host:1/name"),
+        ("postgresql://me@srv:se@cret@host/name", "postgresql://me@srv:***@host/name"),
+        ("http://:secret@host", "http://:***@host"),
+        ("://:secret@", "://:***@"),
+        ("postgresql://u:a,b=c@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:a://b@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://h/d?user=u&password=S,1#2&x=y", "postgresql://h/d?user=u&password=***&x=y"),
+        (
+            "mssql+pyodbc:///?odbc_connect=X%3BPWD%3DS",
+            "mssql+pyodbc:///?odbc_connect=X%3BPWD%3D***",
+        ),
+        (
+            "--params=a=http://h:5000/x,tune.storage=postgresql://u:a@b/c,d@h:1/n,seed=1,b=x@y",
+            "--params=a=http://h:5000/x,tune.storage=postgresql://u:***@h:1/n,seed=1,b=x@y",
+        ),
+        (
+            "--params=tune.storage=postgresql://h/d?password=S,tune.trials=2",
+            "--params=tune.storage=postgresql://h/d?password=***,tune.trials=2",
+        ),
+    ],
+)
+def test_passwords_are_hidden_and_nothing_else(text, shown):
+    assert tracking.masked(text) == shown
+    assert tracking.masked(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:5000/#/experiments",
+        "sqlite:////home/me@work/mlflow.db",
+        "postgresql://host:5432/name,tune.study=me@home",
+        "http://host:5000 is down, write to me@home",
+        "data.path=a:b@c",
+    ],
+)
+def test_what_is_no_password_is_shown(text):
+    assert tracking.masked(text) == text
+
+
+PRINTED = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)
+
+
+@given(user=PRINTED.filter(lambda t: not {*":/"} & {*t}) | st.just(""), password=PRINTED)
+def test_no_password_of_an_address_is_shown(user, password):
+    # a comma before a name and a scheme end an address within a longer text
+    assume("://" not in password)
+    assume(not re.search(r",[\w.-]+=", password))
+    address = f"postgresql://{user}:{password}@host:1/name"
+    assert tracking.masked(address) == f"postgresql://{user}:***@host:1/name"
+    assert tracking.masked(f"x {address}, y") == f"x postgresql://{user}:***@host:1/name, y"
+
+
+def test_no_address_that_a_sweep_prints_has_the_password(tmp_path, monkeypatch, capsys):
+    for url in ("postgresql://me:a@secret@h/d", "postgresql://h/d?user=me&password=secret"):
+        config = TuneConfig(storage=url)
+        assert place_of(config, tmp_path) == tracking.masked(url)
+        monkeypatch.setattr(storage, "RDBStorage", raising(ValueError("port 'secret'")))
+        with pytest.raises(ConnectionError, match="this is no address") as refused:
+            open_storage(config, tmp_path)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"http://me:\*\*\*@localhost:5000") as unreachable:
+        Tracked(uri="http://me:secret@localhost:5000", parent="run").check_reach(2)
+    assert "secret" not in str(unreachable.value)
+    reporting._print_where(Console(), "http://me:secret@server:5000")
+    assert "open http://me:***@server:5000\n" in capsys.readouterr().out
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+def test_parameters_are_logged_by_their_paths_in_conf():
+    config = {"method": "ce", "seed": 1, "options": {"a": {"b": 2}}, "training": {"epochs": 3}}
+    assert tracking.by_method(config) == {
+        "method": "ce",
+        "seed": 1,
+        "training.epochs": 3,
+        "ce.options.a.b": 2,
+    }
+    assert "options" in config
+
+
+@pytest.mark.parametrize("user", ["", "me:secret@", "me:a@b@"])
 @pytest.mark.parametrize(("status", "reachable"), [(200, True), (500, False)])
-def test_a_server_is_asked_for_its_health(status, reachable):
+def test_a_server_is_asked_for_its_health(status, reachable, user):
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -157,7 +269,7 @@ def test_a_server_is_asked_for_its_health(status, reachable):
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    uri = f"http://127.0.0.1:{server.server_port}"
+    uri = f"http://{user}127.0.0.1:{server.server_port}"
     try:
         if reachable:
             tracking.check_server(uri)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
+import optuna
 import pytest
 import yaml
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
 
+from lt_pipeline import methods
+from lt_pipeline.tuning import summary
+from lt_pipeline.tuning.space import Space
+from lt_pipeline.tuning.study import trials_table
 from lt_pipeline.tuning.summary import main, markdown
 from toys import PROJECT
 
@@ -61,25 +70,32 @@ def test_workers_that_cannot_work_together_stop_the_sweep(tmp_path, workers, sto
     assert not (tmp_path / "output").exists()
 
 
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """A folder whose kedro writes down what it was called with."""
-    binary = tmp_path / ".venv/bin/kedro"
-    binary.parent.mkdir(parents=True)
-    binary.write_text(
-        '#!/bin/bash\nprintf "%s\\n" "$@" > called\n'
-        'echo "${OPTUNA_STORAGE-unset} ${MLFLOW_TRACKING_URI-unset}" > secrets\n'
+    program(
+        tmp_path / ".venv/bin/kedro",
+        'printf "%s\\n" "$@" > called\n'
+        'echo "${OPTUNA_STORAGE-unset} ${MLFLOW_TRACKING_URI-unset}" > secrets',
     )
-    binary.chmod(0o755)
     return tmp_path
+
+
+BOTH = "method=dbm,tune.trials=7,tune.timeout=79200"
 
 
 @pytest.mark.parametrize(
     ("worker", "more", "wanted"),
     [
-        ("1", "", "method=dbm,tune.trials=7"),
-        ("2", "", "method=dbm,tune.trials=7,tune.judge=false"),
-        ("1", "training.epochs=5,seed=1", "method=dbm,tune.trials=7,training.epochs=5,seed=1"),
+        ("1", "", BOTH),
+        ("2", "", f"{BOTH},tune.judge=false"),
+        ("1", "training.epochs=5,seed=1", f"{BOTH},training.epochs=5,seed=1"),
     ],
 )
 def test_every_worker_joins_the_study_and_one_judges(stand_in, worker, more, wanted):
@@ -93,23 +109,90 @@ def test_every_worker_joins_the_study_and_one_judges(stand_in, worker, more, wan
     assert (stand_in / "secrets").read_text() == "unset http://host:5000\n"
 
 
+def test_no_trial_starts_so_late_that_github_would_end_it():
+    job = yaml.safe_load((WORKFLOWS / "gpu-sweep.yml").read_text())["jobs"]["sweep"]
+    (limit,) = re.findall(r"tune\.timeout=(\d+)", script("gpu-sweep.yml", "sweep", "Sweep"))
+    assert 60 * job["timeout-minutes"] - int(limit) >= 7200
+
+
+@pytest.mark.parametrize(
+    ("workflow", "job"), [("gpu-sweep.yml", "sweep"), ("gpu-tests.yml", "test")]
+)
+def test_a_second_job_finds_what_the_first_one_kept(tmp_path, workflow, job):
+    first, second, *_ = yaml.safe_load((WORKFLOWS / workflow).read_text())["jobs"][job]["steps"]
+    assert first["uses"].startswith("actions/checkout@")
+    assert first["with"]["clean"] is False, "or it deletes all that git ignores"
+    assert second["name"] == "Clean"
+    kept = [
+        ".venv/bin/python",
+        "data/01_raw/cifar/x.bin",
+        "data/06_models/digits/tune/more/journal.log",
+        "data/06_models/digits/tune/more/trials/abc/train.pt",
+        "mlflow.db",
+        "mlartifacts/digits/a.json",
+    ]
+    reports = ["data/08_reporting/old/tune/more/trials.csv", "data/08_reporting/old/more/m.json"]
+    for name in (*kept, *reports, "gpu-reports/old.csv", "src/gone/module.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(PROJECT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", ".gitignore"], cwd=tmp_path, check=True)
+    done = bash(script(workflow, job, "Clean"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    left = {name for name in left if not name.startswith(".git")}
+    # the summary of a sweep is of that one only
+    assert left == {*kept, *(reports[1:] if job == "sweep" else reports)}
+
+
+VALUES = (0.5, 0.25, 0.75, None, 0.875)
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
+    """What a sweep leaves of trials that ended, one that broke and one that was stopped."""
+    study = optuna.create_study(direction="maximize")
+    states = [TrialState.COMPLETE] * 3 + [TrialState.FAIL, TrialState.PRUNED]
+    for value, state in zip(VALUES, states, strict=True):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=value,
+                params={"options.rank": 0.1},
+                distributions={"options.rank": FloatDistribution(0.1, 0.4)},
+            )
+        )
+    space = Space.read({"options": {"rank": {"low": 0.1, "high": 0.4}}}, "more_search")
     folder = tmp_path / "data/08_reporting/digits/tune/more"
     folder.mkdir(parents=True)
-    trials = {"trial": range(12), "value": [t / 20 for t in range(12)], "rank": [0.1] * 12}
-    pd.DataFrame(trials).to_csv(folder / "trials.csv", index=False)
-    (folder / "judged.json").write_text(json.dumps({"test": {"accuracy": 0.75}, "cost": {"s": 1}}))
+    trials_table(study, space).to_csv(folder / "trials.csv", index=False)
+    judged = {"test/accuracy": 0.75, "validation/mean_recall": 0.5, "cost/seconds": 1.0}
+    (folder / "judged.json").write_text(json.dumps(judged))
     return folder
 
 
 def test_the_summary_has_the_best_trials_first_and_the_test_set_last(sweep):
     lines = markdown(sweep).splitlines()
-    rows = [line for line in lines if line.startswith("| 1")]
-    assert lines[0] == "12 trials; the best 10:"
-    assert rows[0].split("|")[1:3] == [" 11 ", " 0.55 "]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines if "| 0.1 |" in line]
+    assert lines[0] == "5 trials, 3 of them to the end; the best 3:"
+    assert lines[2].startswith("| trial | validation/mean_recall | ")
+    assert rows == [["2", "0.75"], ["0", "0.5"], ["1", "0.25"]]
     assert lines[-1] == "| test/accuracy | 0.75 |"
     assert "cost" not in "".join(lines)
+
+
+def test_the_summary_has_the_best_few_of_many_trials(sweep, monkeypatch):
+    monkeypatch.setattr(summary, "SHOWN", 2)
+    assert "3 of them to the end; the best 2:" in markdown(sweep)
+    assert "| 1 | 0.25 |" not in markdown(sweep)
+
+
+def test_a_machine_that_only_helped_has_no_empty_table(sweep):
+    (sweep / "judged.json").write_text("{}")
+    lines = markdown(sweep).splitlines()
+    assert lines[-1].startswith("The test set is not read yet")
+    assert not [line for line in lines if "test set |" in line]
 
 
 def test_a_sweep_that_never_ended_is_said_in_a_line(tmp_path, capsys):
@@ -118,14 +201,90 @@ def test_a_sweep_that_never_ended_is_said_in_a_line(tmp_path, capsys):
 
 
 def test_the_summary_step_writes_a_table(sweep, tmp_path):
-    binary = tmp_path / ".venv/bin/python"
-    binary.parent.mkdir(parents=True)
-    binary.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
-    binary.chmod(0o755)
+    program(tmp_path / ".venv/bin/python", f'exec {sys.executable} "$@"')
     page = tmp_path / "summary.md"
     names = {"METHOD": "more", "ENVIRONMENT": "base", "WORKER": "1"}
     paths = {"GITHUB_STEP_SUMMARY": str(page), "PYTHONPATH": str(PROJECT / "src")}
     done = bash(script("gpu-sweep.yml", "sweep", "Summary"), tmp_path, **names, **paths)
     assert done.returncode == 0, done.stderr
-    assert page.read_text().startswith("## more on base, worker 1\n12 trials")
+    assert page.read_text().startswith("## more on base, worker 1\n5 trials, 3 of")
     assert "| test/accuracy | 0.75 |" in page.read_text()
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A clone with an environment that is up to date, and whose Python writes down its calls.
+
+    CUDA is there if the file ``cuda`` is.
+    """
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(PROJECT / name, tmp_path)
+    program(
+        tmp_path / ".venv/bin/python",
+        'echo "$*" >> calls\n'
+        '[ "$1" != -c ] || [ -e cuda ] || { echo "no CUDA device" >&2; exit 1; }',
+    )
+    for name in (".python", ".core", ".dev"):
+        (tmp_path / ".venv" / name).touch()
+    return tmp_path
+
+
+def test_the_install_step_brings_the_driver_of_the_storage(installed):
+    done = bash(script("gpu-sweep.yml", "sweep", "Install"), installed)
+    assert done.returncode == 0, done.stderr
+    (call,) = (installed / "calls").read_text().splitlines()
+    assert call.startswith("-m pip install")
+    assert call.endswith("-e .[postgres]")
+
+
+def test_the_gpu_is_shown_before_it_is_tested(tmp_path):
+    program(tmp_path / "bin/nvidia-smi", 'echo "$*" > called')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    text = script("gpu-tests.yml", "test", "The GPU")
+    assert bash(text, tmp_path, PATH=path).returncode == 0
+    assert "--query-gpu=name" in (tmp_path / "called").read_text()
+    program(tmp_path / "bin/nvidia-smi", "exit 9")
+    assert bash(text, tmp_path, PATH=path).returncode == 9
+
+
+def test_gpu_tests_are_run_where_cuda_is_and_fail_elsewhere(installed):
+    text = script("gpu-tests.yml", "test", "Tests on the GPU")
+    done = bash(text, installed)
+    assert done.returncode != 0
+    assert "no CUDA device" in done.stderr
+    assert "pytest" not in (installed / "calls").read_text()
+    (installed / "cuda").touch()
+    assert bash(text, installed).returncode == 0
+    assert (installed / "calls").read_text().splitlines()[-1] == "-m pytest -m gpu"
+
+
+def test_the_cost_step_writes_the_tables_of_both_scripts_to_the_page(tmp_path, monkeypatch):
+    """The scripts themselves take their arguments, but measure nothing."""
+    (tmp_path / "benchmarks").symlink_to(PROJECT / "benchmarks")
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    program(
+        tmp_path / ".venv/bin/python",
+        'echo "$*" >> calls\nfor out; do :; done\necho "table of $1" > "$out"',
+    )
+    page = tmp_path / "summary.md"
+    text = script("gpu-tests.yml", "test", "Cost of a step")
+    done = bash(text, tmp_path, GITHUB_STEP_SUMMARY=str(page))
+    assert done.returncode == 0, done.stderr
+    assert sorted(page.read_text().splitlines()) == [
+        "table of benchmarks/branch_cost.py",
+        "table of benchmarks/step_cost.py",
+    ]
+    for call in (tmp_path / "calls").read_text().splitlines():
+        name, *words = call.split()
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        asked = importlib.import_module(Path(name).stem).parse()
+        assert asked.out.parent == Path("gpu-reports")
+        assert {*getattr(asked, "methods", [])} <= {*methods.available()}
+
+
+def test_every_script_of_the_gpu_workflows_is_run_here():
+    told = Path(__file__).read_text()
+    for workflow in ("gpu-sweep.yml", "gpu-tests.yml"):
+        for job in yaml.safe_load((WORKFLOWS / workflow).read_text())["jobs"].values():
+            for step in job["steps"]:
+                assert "run" not in step or f'"{step["name"]}")' in told, step

@@ -29,6 +29,8 @@ from lt_pipeline.config import (
 from lt_pipeline.engine.device import choose_device
 from lt_pipeline.in_effect import (
     arms,
+    check_environment,
+    check_left_out,
     check_saved,
     forget_finished,
     keep_to_the_study,
@@ -41,11 +43,12 @@ from lt_pipeline.pipelines.compare.console import print_comparison
 from lt_pipeline.pipelines.method.ood import headline
 from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.pipelines.tune import tuned_method
 from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import unknown
 from lt_pipeline.tuning.config import method_name
 
-COMPARE, SPACE = "compare", "tune."
+COMPARE = "compare"
 
 
 @contextmanager
@@ -65,8 +68,10 @@ class ProjectHooks:
         """Check names, parameters and the tracking server before kedro-mlflow opens anything."""
         self.project = Path(context.project_path)
         with _one_line():
+            check_environment(context)
             names = _pipeline_names()
             check_parameters(context.params)
+            check_left_out(context.config_loader)
             # Kedro would read all files once more for its catalog
             context.config_loader["parameters"] = context.params
             _shape_pipelines(names, context.params)
@@ -124,14 +129,16 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters = catalog.load("parameters")
         data = data_config(parameters)
-        swept = _swept(pipeline)
+        swept = [name for name in [tuned_method(pipeline)] if name]
         names = _subjects(pipeline) or [f"tune {method}" for method in swept]
         methods_run = [e.method for e in self.experiments] or swept
         device = str(choose_device(parameters.get("device", "auto")))
+        seed = parameters.get("seed", 0)
         tracking.set_tags(
             {
-                **tracking.provenance(self.project, parameters.get("seed", 0), device),
-                "mlflow.runName": f"{_title(names, self.experiments)} · {data.slug}",
+                **tracking.provenance(self.project, seed, device),
+                "mlflow.runName": _title(names, self.experiments)
+                + f" · {data.slug}{f' · seed {seed}' if seed else ''}",
                 "data": data.slug,
                 **({"method": "+".join(methods_run)} if methods_run else {}),
             }
@@ -250,12 +257,6 @@ def _trained(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of."""
     spaces = {node.namespace for node in pipeline.nodes}
     return [name for name in (*methods.available(), *STUDIES) if name in spaces]
-
-
-def _swept(pipeline: Pipeline) -> list[str]:
-    """Return the methods whose parameters ``pipeline`` searches."""
-    spaces = {node.namespace or "" for node in pipeline.nodes}
-    return sorted(s.removeprefix(SPACE) for s in spaces if s.startswith(SPACE))
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:

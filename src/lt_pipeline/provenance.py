@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import md5, sha1, sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import tracking
+from lt_pipeline.command_line import kedro_run
 from lt_pipeline.tracking import PROCESS
 from lt_pipeline.tuning.processes import is_alive, this_process
 
@@ -31,17 +33,6 @@ FROM_DVC = {
     "DVC_STAGE": "dvc_stage",
     "DVC_EXP_NAME": "dvc_experiment",
     "DVC_EXP_BASELINE_REV": "dvc_baseline",
-}
-# run_params of Kedro: what narrows a run down, and its option
-NARROWED = {
-    "pipeline_names": "--pipelines",
-    "namespaces": "--namespaces",
-    "tags": "--tags",
-    "node_names": "--nodes",
-    "from_nodes": "--from-nodes",
-    "to_nodes": "--to-nodes",
-    "from_inputs": "--from-inputs",
-    "to_outputs": "--to-outputs",
 }
 
 
@@ -64,6 +55,9 @@ class ProvenanceHooks:
         # kedro-mlflow's: an object's address, this machine's path, what the command says in full
         tracking.drop_tags({*run_params, "kedro_command"} - {"env"})
         end_killed_runs()
+        active = mlflow.active_run()
+        if active:
+            atexit.register(end_interrupted, active.info.run_id)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -88,6 +82,16 @@ class ProvenanceHooks:
         return (path.relative_to(self.project) if inside else path).as_posix()
 
 
+def end_interrupted(run_id: str) -> None:
+    """End a run that its process leaves behind as killed: of Ctrl-C Kedro tells no hook.
+
+    MLflow itself would end it as finished when the process exits.
+    """
+    if mlflow.active_run() and mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING":
+        while mlflow.active_run():
+            mlflow.end_run("KILLED")
+
+
 def end_killed_runs() -> None:
     """End the runs of this experiment whose process was killed: MLflow calls them running.
 
@@ -96,40 +100,25 @@ def end_killed_runs() -> None:
     active, client = mlflow.active_run(), mlflow.MlflowClient()
     if active is None:
         return
-    for run in client.search_runs([active.info.experiment_id], "attributes.status = 'RUNNING'"):
+    running = "attributes.status = 'RUNNING'"
+    # all pages first: those that end are no longer on them
+    for run in list(tracking.find_runs(client, [active.info.experiment_id], running)):
         process = json.loads(run.data.tags.get(PROCESS, "{}"))
         if process.get("host") == socket.gethostname() and not is_alive(process):
             client.set_terminated(run.info.run_id, "KILLED")
 
 
 def command(run_params: Mapping[str, Any]) -> str:
-    """Return the line that repeats a run: as it was typed, or what says the same.
-
-    A value of ``--params`` that is not plain, which only Python can give, is written as Python
-    writes it.
-    """
+    """Return the line that repeats a run: as it was typed, or what says the same."""
     context = click.get_current_context(silent=True)
     if context is None or context.command.name != "run":
-        return shlex.join(["kedro", "run", *map(tracking.masked, _options(run_params))])
+        return kedro_run(run_params)
     typed = sys.argv[1:] if "run" in sys.argv[1:] else ["run", *sys.argv[1:]]
     # KEDRO_ENV chooses an environment, too
     env = os.environ.get("KEDRO_ENV")
     told = any(word in ("--env", "-e") or word.startswith("--env=") for word in typed)
     typed = [tracking.masked(word) for word in typed]
     return shlex.join(["kedro", *typed, *([] if told or not env else ["--env", env])])
-
-
-def _options(run_params: Mapping[str, Any]) -> Iterator[str]:
-    for name, option in NARROWED.items():
-        if run_params.get(name):
-            yield f"{option}={','.join(run_params[name])}"
-    if run_params.get("env"):
-        yield f"--env={run_params['env']}"
-    given = dict(tracking.flatten(run_params.get("runtime_params") or {}, "."))
-    if given:
-        yield "--params=" + ",".join(f"{name}={value}" for name, value in given.items())
-    if run_params.get("only_missing_outputs"):
-        yield "--only-missing-outputs"
 
 
 def hashes(path: Path) -> dict[str, str]:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from lt_pipeline import screen
 from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.tracking import masked
+from lt_pipeline.tuning.config import JUDGED_BY
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -35,13 +37,12 @@ def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> 
         if any(key in metrics["test"] for metrics in finished.values())
     }
     title = f"{card.config.title}: balanced test set, last epoch, %"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
-    for heading in shown.values():
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    for name, metrics in finished.items():
-        cells = [f"{100 * metrics['test'][key]:.1f}" for key in shown]
-        table.add_row(name, *cells)
+    rows = [
+        ([name, *(f"{100 * metrics['test'][key]:.1f}" for key in shown)], False)
+        for name, metrics in finished.items()
+    ]
+    table = screen.table(["method", *shown.values()], rows)
+    table.title = title
     return table
 
 
@@ -55,7 +56,7 @@ def print_results(
 
     ``strange`` is what the node ``ood`` found, by method.
     """
-    console = Console()
+    console = screen.console()
     found = DataCard.from_json(card)
     console.print()
     console.print(results_table(finished, found))
@@ -89,17 +90,14 @@ def print_results(
 def print_stages(name: str, stages: pd.DataFrame) -> None:
     """Print what each stage of a method led to, in per cent; of branches, their mean."""
     branches = stages["role"] == "branch"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
-    for key in STAGE_COLUMNS:
-        table.add_column(COLUMNS[key], justify="right")
+    table = screen.table(["stage", *(COLUMNS[key] for key in STAGE_COLUMNS)])
     for row in stages[~branches].to_dict("records"):
         if branches.any() and row["stage"] == "merge":
             mean = stages[branches][list(STAGE_COLUMNS)].mean()
             cells = [f"{100 * mean[key]:.1f}" for key in STAGE_COLUMNS]
             table.add_row(f"mean of {branches.sum()} branches", *cells)
         table.add_row(row["stage"], *(f"{100 * row[key]:.1f}" for key in STAGE_COLUMNS))
-    console = Console()
+    console = screen.console()
     console.print()
     console.print(f"Stages of {name}, %")
     console.print(table)
@@ -109,16 +107,9 @@ def print_study(
     name: str, standing: Mapping[str, Any], card: dict[str, Any], tracking_uri: str
 ) -> None:
     """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
-    found, console = DataCard.from_json(card), Console()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, heading in enumerate(standing["headings"]):
-        widest = max(map(len, heading.split()))
-        table.add_column(heading, justify="right" if place else "left", min_width=widest)
-    for row in standing["rows"]:
-        cells, paper = row["cells"], row["of_paper"]
-        table.add_row(
-            f"  {cells[0]}" if paper else cells[0], *cells[1:], style="italic" if paper else None
-        )
+    found, console = DataCard.from_json(card), screen.console()
+    rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
+    table = screen.table(standing["headings"], rows)
     console.print()
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {found.config.title}: balanced test set, last epoch, %")
@@ -141,17 +132,14 @@ def print_sweep(
 ) -> None:
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
     found = DataCard.from_json(card)
-    column = "validation/mean_recall"
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = trials[trials["state"] == "complete"]
-    shown = ended.sort_values(column, ascending=False, kind="stable")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", "hold-out mean recall", *best["params"]):
-        table.add_column(heading, justify="right")
+    shown = ended.sort_values(JUDGED_BY, ascending=False, kind="stable")
+    table = screen.table(["trial", "hold-out mean recall", *best["params"]])
     for row in shown.head(BEST_TRIALS).to_dict("records"):
         values = [_plain(row[path]) for path in best["params"]]
-        table.add_row(str(row["trial"]), f"{100 * row[column]:.1f}", *values)
-    console = Console()
+        table.add_row(str(row["trial"]), f"{100 * row[JUDGED_BY]:.1f}", *values)
+    console = screen.console()
     console.print()
     console.print(f"{best['study']} on {found.config.title}: mean recall on the hold-out, %")
     console.print(table)
@@ -194,4 +182,5 @@ def _print_groups(console: Console, card: DataCard) -> None:
 def _print_where(console: Console, tracking_uri: str) -> None:
     local = tracking_uri.startswith("sqlite:")
     how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
-    console.print(f"Everything about this run is in the MLflow UI: {how}")
+    text = f"Everything about this run is in the MLflow UI: {masked(how)}"
+    console.print(text, soft_wrap=True)

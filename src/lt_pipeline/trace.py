@@ -37,6 +37,9 @@ TAGS = {
     "dvc_lock": "started from this dvc.lock",
     COMMIT: "ran this commit",
 }
+CARD = "data_card.json"
+# trials of sweeps and arms of studies log no files of their own, and there are many of them
+WITH_FILES = "tags.trial IS NULL and tags.kept_from_before IS NULL"
 SHORTEST = 6
 SHOWN_RUNS = 20
 # the part of settings.py that is needed here: all of it imports every method
@@ -97,7 +100,6 @@ def of_run(client: MlflowClient, run: Run, project: Path) -> Facts:
         "uncommitted changes": {"True": "yes", "False": "no"}.get(
             tags.get("git_dirty", ""), "unknown"
         ),
-        "command": tags.get("command", "unknown"),
         "seed": tags.get("seed", "unknown"),
         "device": tags.get("device", "unknown"),
         "parameters": {
@@ -134,6 +136,8 @@ def _heading(run: Run) -> Facts:
         "name": run.info.run_name,
         "status": run.info.status,
         "started": f"{started:%Y-%m-%d %H:%M:%S} UTC",
+        # earlier versions did not hide every password
+        "command": tracking.masked(run.data.tags.get("command", "unknown")),
     }
 
 
@@ -141,14 +145,16 @@ def _of_file(client: MlflowClient, path: Path, project: Path) -> Facts:
     """Return the runs that made a file, or that made or used data."""
     if path.name == LOCK:
         return _of_lock(client, path.parent)
-    runs = _runs_with(client, "model_hash", hashes(path)["sha256"])
-    card = path.with_name("data_card.json")
-    if not runs and card.is_file():
-        return _of_hash(client, json.loads(card.read_text())["data_hash"], str(path))
+    found = hashes(path)
+    runs = _runs_with(client, "model_hash", found["sha256"])
     if runs:
         return _answer(runs, "model_hash")
-    found = hashes(path)
-    made = [run for run in _all_runs(client) if found in _logged(client, run).values()]
+    if path.name == CARD:
+        # it says which data it is of; of a file that stands beside it nothing follows from it
+        return _of_hash(client, json.loads(path.read_text()).get("data_hash", "?"), str(path))
+    made = [run for run in _all_runs(client, WITH_FILES) if found in _logged(client, run).values()]
+    if made and path.with_name(CARD).is_file() and "data_hash" in made[0].data.tags:
+        return _of_hash(client, made[0].data.tags["data_hash"], str(path))
     if made:
         return {"what": "made this file", "runs": [_heading(run) for run in made]}
     raise ValueError(
@@ -180,20 +186,21 @@ def _of_hash(client: MlflowClient, value: str, what: str) -> Facts:
 
 
 def _answer(runs: list[Run], tag: str) -> Facts:
-    shown = [{**_heading(run), "command": run.data.tags.get("command")} for run in runs]
+    shown = [_heading(run) for run in runs]
     if tag == "data_hash":
         for run, facts in zip(runs, shown, strict=True):
             facts["data"] = "made" if run.data.tags.get("data_made") else "used"
+        # those that made it could be behind all that are shown
+        shown.sort(key=lambda facts: facts["data"] != "made")
     return {"what": TAGS[tag], tag: runs[0].data.tags[tag], "runs": shown}
 
 
-def _runs_with(client: MlflowClient, tag: str, beginning: str) -> list[Run]:
-    return _all_runs(client, f"tags.`{tag}` LIKE '{beginning}%'")
+def _runs_with(client: MlflowClient, tag: str, beginning: str, *more: str) -> list[Run]:
+    return list(_all_runs(client, " and ".join((f"tags.`{tag}` LIKE '{beginning}%'", *more))))
 
 
-def _all_runs(client: MlflowClient, only: str = "") -> list[Run]:
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    return list(client.search_runs(experiments, only, order_by=["attributes.start_time DESC"]))
+def _all_runs(client: MlflowClient, only: str) -> Iterator[Run]:
+    return tracking.find_runs(client, [e.experiment_id for e in client.search_experiments()], only)
 
 
 def _run(client: MlflowClient, run_id: str) -> Run | None:
@@ -224,15 +231,14 @@ def _run_of_model(
 def _makers(client: MlflowClient, run: Run) -> list[str] | str:
     """Return the runs that made the data which ``run`` found."""
     value = run.data.tags.get("data_hash")
-    if not value:
-        return "unknown"
-    made = [r for r in _runs_with(client, "data_hash", value) if r.data.tags.get("data_made")]
-    return [r.info.run_id for r in made] or "unknown"
+    made = _runs_with(client, "data_hash", value, "tags.data_made = 'True'") if value else []
+    return [run.info.run_id for run in made] or "unknown"
 
 
 def _artifacts(client: MlflowClient, run: Run, name: str) -> str | None:
-    names = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
-    return f"runs:/{run.info.run_id}/{name}" if name in names else None
+    run_id = run.info.run_id
+    logged = name in [artifact.path for artifact in client.list_artifacts(run_id)]
+    return f"runs:/{run_id}/{name}" if logged else None
 
 
 def _logged(client: MlflowClient, run: Run) -> Mapping[str, dict[str, str]]:
@@ -248,16 +254,13 @@ def _logged(client: MlflowClient, run: Run) -> Mapping[str, dict[str, str]]:
 def _outputs(client: MlflowClient, run: Run, project: Path) -> Iterator[tuple[str, str]]:
     """Yield every output with its hash and whether it is still there."""
     for name, found in _logged(client, run).items():
-        path = project / name
-        if not path.is_file():
-            state = "no longer there"
-        else:
-            state = "there" if hashes(path) == found else "another one is there now"
-        yield name, f"{found['sha256']}  {state}"
+        now = hashes(project / name) if (project / name).is_file() else None
+        state = "there" if now == found else "another one is there now"
+        yield name, f"{found['sha256']}  {state if now else 'no longer there'}"
 
 
 def _shown(client: MlflowClient) -> str:
-    return tracking.without_password(client.tracking_uri)
+    return tracking.masked(client.tracking_uri)
 
 
 def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -12,15 +12,15 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,6 +40,14 @@ NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
 FIRST_STAGES = ("train", "pretrain")
+# ``user:password@``, where both may have an @ and the user may be empty; and ``password=...``.
+# A parameter of ``--params`` ends at a comma before the next one's name; a port is no password.
+BEFORE_HOST = re.compile(
+    r"(://[^:/\s]*:)(?:(?:(?!,[\w.-]+=|://)\S)*@|(?!\d{1,5}(?:[/?,\s]|$))\S*@)"
+)
+IN_QUERY = re.compile(
+    r"((?:password|passwd|pwd)(?:=|%3D))(?:(?!,[\w.-]+=)[^&\s])+", flags=re.IGNORECASE
+)
 # the tag that says which process a run is of
 PROCESS = "process"
 # the tag of a sweep and its trials: the name of the Optuna study
@@ -150,6 +158,17 @@ def set_tags(values: Mapping[str, Any]) -> None:
     _log_batch(tags=[RunTag(name, str(value)) for name, value in values.items()])
 
 
+def find_runs(client: mlflow.MlflowClient, experiments: list[str], only: str = "") -> Iterator[Run]:
+    """Yield all runs of ``experiments`` that a filter lets through, the newest first."""
+    token, order = None, ["attributes.start_time DESC"]
+    while True:
+        page = client.search_runs(experiments, only, order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def drop_tags(names: Iterable[str]) -> None:
     """Delete those of ``names`` that the active run has; without a run, nothing happens."""
     run = mlflow.active_run()
@@ -175,6 +194,12 @@ def flatten(
             yield from flatten(value, separator, f"{prefix}{name}{separator}")
         else:
             yield f"{prefix}{name}", value
+
+
+def by_method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment's ``config`` as parameters by the paths that they have in conf/."""
+    kept = {name: value for name, value in config.items() if name != "options"}
+    return dict(flatten({**kept, config["method"]: {"options": config["options"]}}, "."))
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -240,31 +265,35 @@ def check_server(uri: str) -> None:
     Raises:
         ConnectionError: naming the address, what went wrong and where to change it.
     """
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition(":")[0]
     try:
         if scheme in ("http", "https"):
-            with urlopen(Request(f"{uri.rstrip('/')}/health"), timeout=TIMEOUT_SECONDS):
+            # anyone may ask for it, and urllib takes a user for a part of the host's name
+            parts = urlsplit(uri)
+            host = parts.netloc.rpartition("@")[2]
+            address = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/health").geturl()
+            with urlopen(Request(address), timeout=TIMEOUT_SECONDS):
                 return
         elif scheme == "sqlite":
             Path(uri.removeprefix("sqlite:///")).parent.stat()
         elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
             create_engine(uri).connect().close()
-    except (URLError, OSError, SQLAlchemyError, ImportError) as error:
+    except (OSError, SQLAlchemyError, ImportError, HTTPException, ValueError) as error:
         raise ConnectionError(
-            f"the MLflow tracking server {without_password(uri)} cannot be reached "
-            f"({str(error).splitlines()[0]}); start it, or change server.mlflow_tracking_uri in "
+            f"the MLflow tracking server {masked(uri)} cannot be reached "
+            f"({reason(error)}); start it, or change server.mlflow_tracking_uri in "
             f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"
         ) from error
 
 
+def reason(error: Exception) -> str:
+    """Return in a line, and without a password, why an address cannot be reached."""
+    if isinstance(error, HTTPException | ValueError):
+        # what Python says of a port that is no number may be a part of the password
+        return "this is no address"
+    return masked(str(error).partition("\n")[0])
+
+
 def masked(text: str) -> str:
-    """Return ``text`` without the passwords of the addresses in it."""
-    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
-
-
-def without_password(uri: str) -> str:
-    """Return ``uri`` as it can be shown."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return uri.replace(f":{parts.password}@", ":***@")
+    """Return ``text``, which may be an address, without the passwords of the addresses in it."""
+    return IN_QUERY.sub(r"\1***", BEFORE_HOST.sub(r"\1***@", text))

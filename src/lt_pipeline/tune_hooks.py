@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline import tracking
-from lt_pipeline.config import SHARED, search_of
+from lt_pipeline.command_line import kedro_run
+from lt_pipeline.config import SHARED, merged, search_of
 from lt_pipeline.engine.device import choose_device
+from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reporting import print_sweep
-from lt_pipeline.tuning.config import STORAGE_VARIABLE, Sweep, with_holdout
+from lt_pipeline.tuning.config import JUDGED_BY, STORAGE_VARIABLE, Sweep, with_holdout
+from lt_pipeline.tuning.space import Space
 
-SPACE = "tune."
 # what a repeated run is not told again
 OWN = ("method", "tune")
 
@@ -26,11 +30,16 @@ OWN = ("method", "tune")
 class TuneHooks:
     """What this project adds to a Kedro run that tunes a method."""
 
+    def __init__(self) -> None:
+        self.storage = ExitStack()
+
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Check the sweep and its storage, and hold images out where the data have no hold-out."""
+        # that of an earlier session, which may have ended in any way
+        self.storage.close()
         if not tuned_method(pipeline):
             return
         try:
@@ -42,6 +51,8 @@ class TuneHooks:
             _reach_cluster(sweep)
         except (ValueError, ConnectionError) as error:
             raise click.ClickException(str(error)) from error
+        if sweep.config.storage is not None:
+            self.storage.enter_context(_in_the_environment(sweep.config.storage))
         space = search_of(sweep.method)
         read = (*SHARED, "data", *OWN, space, sweep.method, *sweep.base.options.built_on)
         kept = {name: parameters[name] for name in read if name in parameters}
@@ -55,9 +66,12 @@ class TuneHooks:
         if not dataset_name.startswith(SPACE):
             return
         if dataset_name.endswith(".best"):
-            tracking.log_metrics({"best/validation/mean_recall": data["value"]})
+            tracking.log_metrics({f"best/{JUDGED_BY}": data["value"]})
         if dataset_name.endswith(".judged"):
+            from lt_pipeline.tuning.runs import publish_judged
+
             tracking.log_metrics(data)
+            publish_judged(data)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(
@@ -67,6 +81,7 @@ class TuneHooks:
 
         It goes first, as kedro-mlflow ends the run.
         """
+        self.storage.close()
         method = tuned_method(pipeline)
         if not method or f"{SPACE}{method}.judged" not in pipeline.all_outputs():
             return
@@ -82,30 +97,37 @@ class TuneHooks:
             mlflow.get_tracking_uri(),
         )
 
-
-def tuned_method(pipeline: Pipeline) -> str | None:
-    """Return the method that ``pipeline`` tunes, if it does."""
-    spaces = {node.namespace or "" for node in pipeline.nodes}
-    found = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
-    return next(found, None)
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Forget the storage that the nodes were told."""
+        self.storage.close()
 
 
 def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     """Return the command that trains the best trial as the method's own pipeline does."""
-    given = dict(tracking.flatten(run_params.get("runtime_params") or {}, "."))
-    searched = (*OWN, search_of(best["method"]))
-    told = {name: value for name, value in given.items() if name.split(".")[0] not in searched}
-    told["data.validation"] = best["validation"]
-    told |= {f"{best['method']}.{path}": value for path, value in best["params"].items()}
-    environment = f" --env={run_params['env']}" if run_params.get("env") else ""
-    values = ",".join(f"{name}={value}" for name, value in told.items())
-    return f"kedro run --pipelines={best['method']}{environment} --params={values}"
+    method, given = best["method"], run_params.get("runtime_params") or {}
+    searched = (*OWN, search_of(method))
+    kept = {name: value for name, value in given.items() if name not in searched}
+    found = {"data": {"validation": best["validation"]}, method: Space.nested(best["params"])}
+    again = {"pipeline_names": [method], "runtime_params": merged(kept, found)}
+    return kedro_run({**again, "env": run_params.get("env")})
+
+
+@contextmanager
+def _in_the_environment(storage: str) -> Iterator[None]:
+    """Tell nodes and workers the storage without a parameter, which would be logged."""
+    before = os.environ.get(STORAGE_VARIABLE)
+    os.environ[STORAGE_VARIABLE] = storage
+    try:
+        yield
+    finally:
+        os.environ.pop(STORAGE_VARIABLE, None)
+        if before is not None:
+            os.environ[STORAGE_VARIABLE] = before
 
 
 def _logged(sweep: Sweep, own_space: bool) -> dict[str, Any]:
     """Return the block ``tune`` without what this sweep does not read, and without a password."""
-    if sweep.config.storage is not None:
-        os.environ[STORAGE_VARIABLE] = sweep.config.storage
     changes: dict[str, Any] = {"storage": None, **({"search": {}} if own_space else {})}
     return sweep.config.model_copy(update=changes).model_dump(mode="json")
 

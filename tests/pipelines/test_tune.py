@@ -58,13 +58,18 @@ def test_a_sweep_through_kedro(project):
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"trials.csv", "best.json", "judged.json", "figures"} <= names
 
-    # all of it is kept: a second run trains nothing, and stands below the first
-    again = project.kedro(*arguments, f"--params={params}")
+    # all of it is kept: a second run trains what is new, and that stands below the first, too
+    again = project.kedro(*arguments, f"--params={params},tune.trials=5,tune.workers=1")
     assert "4 trials of dbm-digits-lt-ir10 are there from before" in again
-    assert pd.read_csv(folder / "trials.csv").equals(trials)
-    _, more = runs_of(project)
-    (second,) = [run for key, run in more.items() if key not in runs]
-    assert second.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    more = pd.read_csv(folder / "trials.csv")
+    pd.testing.assert_frame_equal(more[:4], trials, check_dtype=False)
+    assert more["state"].tolist() == ["complete"] * 5
+    _, found = runs_of(project)
+    new = {key: run for key, run in found.items() if key not in runs}
+    assert len(new) == 2
+    assert more["mlflow_run"][4] in new
+    for run in new.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
     # the command it ends with gives the same
     (command,) = re.findall(r"^ +(kedro run .*)$", output, flags=re.MULTILINE)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline
 
 from lt_pipeline import methods, tune_hooks
 from lt_pipeline.config import check_parameters, search_of
+from lt_pipeline.pipelines.tune import create_pipeline
 from lt_pipeline.tracking import masked
 from lt_pipeline.tuning.config import Sweep, TuneConfig, tune_config, with_holdout
 from sweeps import parameters
@@ -130,6 +135,32 @@ def test_the_storage_may_be_a_variable_of_the_environment(monkeypatch):
     assert tune_config({}).storage is None
 
 
+def test_the_nodes_of_a_session_know_its_storage_and_those_of_the_next_do_not(monkeypatch):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.setattr(tune_hooks, "_reach_storage", lambda sweep: None)
+    hooks, pipeline = tune_hooks.TuneHooks(), create_pipeline("more")
+    url = "postgresql://me:secret@host:1/name"
+
+    def storage(**tune):
+        catalog = DataCatalog({"parameters": MemoryDataset(parameters("more", **tune))})
+        hooks.before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
+        assert "secret" not in str(catalog.load("parameters"))
+        return Sweep(catalog.load("parameters")).config.storage
+
+    assert storage(storage=url) == url
+    hooks.on_pipeline_error()
+    assert "OPTUNA_STORAGE" not in os.environ
+    assert storage(storage=url) == url
+    hooks.after_pipeline_run({}, Pipeline([]), DataCatalog())
+    assert "OPTUNA_STORAGE" not in os.environ
+    # also where the first was interrupted
+    assert storage(storage=url) == url
+    assert storage() is None
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://from/outside")
+    assert storage(storage=url) == url
+    assert storage() == "postgresql://from/outside"
+
+
 def test_neither_parameters_nor_commands_that_are_logged_have_the_password(monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "")
     url = "postgresql://me:secret@host:1/name"
@@ -138,8 +169,6 @@ def test_neither_parameters_nor_commands_that_are_logged_have_the_password(monke
     assert "secret" not in str(logged)
     assert logged["search"] == {}
     assert tune_hooks._logged(Sweep(parameters()), own_space=False)["search"]
-    # and yet the nodes, and their workers, know it
-    assert Sweep({**parameters("more"), "tune": logged}).config.storage == url
     assert masked(f"--params=seed=1,tune.storage={url},a=2") == (
         "--params=seed=1,tune.storage=postgresql://me:***@host:1/name,a=2"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -40,7 +41,7 @@ def quick(monkeypatch):
     """Trials that train nothing; returns the learning rates that were tried."""
     tried = []
 
-    def train(self, config, report):
+    def train(self, config, report, number):
         tried.append(config["training"]["learning_rate"])
         for epoch in (1, 2, 3):
             report(epoch, score(config))
@@ -87,7 +88,7 @@ def test_a_finished_search_does_nothing_and_more_trials_go_on(tmp_path, quick):
 def test_trials_that_fall_behind_the_median_are_stopped(tmp_path, monkeypatch):
     steps = []
 
-    def train(self, config, report):
+    def train(self, config, report, number):
         number = len(steps)
         steps.append(0)
         value = 0.1 if number == 7 else 0.5
@@ -109,7 +110,7 @@ def test_trials_that_fall_behind_the_median_are_stopped(tmp_path, monkeypatch):
 
 
 def test_hyperband_stops_trials_too(tmp_path, monkeypatch):
-    def train(self, config, report):
+    def train(self, config, report, number):
         for epoch in range(1, 28):
             report(epoch, score(config))
         return score(config)
@@ -122,7 +123,7 @@ def test_hyperband_stops_trials_too(tmp_path, monkeypatch):
 
 
 def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monkeypatch):
-    def train(self, config, report):
+    def train(self, config, report, number):
         if config["training"]["learning_rate"] > 0.1:
             raise ValueError("the loss term is nan")
         return score(config)
@@ -138,7 +139,7 @@ def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monke
 
 
 def test_no_trial_at_all_is_one_line_with_the_reason(tmp_path, monkeypatch):
-    def train(self, config, report):
+    def train(self, config, report, number):
         raise ValueError("the loss term is nan")
 
     monkeypatch.setattr(Task, "train", train)
@@ -149,7 +150,7 @@ def test_no_trial_at_all_is_one_line_with_the_reason(tmp_path, monkeypatch):
 
 
 def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
-    def train(self, config, report):
+    def train(self, config, report, number):
         raise KeyError("a bug")
 
     monkeypatch.setattr(Task, "train", train)
@@ -208,6 +209,156 @@ def test_a_trial_that_dies_again_and_again_is_given_up_and_counts(tmp_path, quic
     assert to_start(one.study, one.sweep.config) == 1
     one.search().run()
     assert len(quick) == 1
+
+
+class Killed(BaseException):
+    """The end of a process that nothing catches."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, KeyError, Killed])
+@pytest.mark.parametrize("lost", [3, 12])
+def test_a_trial_that_is_lost_changes_none_of_the_others(tmp_path, monkeypatch, error, lost):
+    tried, fail = [], [lost]
+
+    def train(self, config, report, number):
+        tried.append(number)
+        if number in fail:
+            fail.remove(number)
+            raise error
+        return score(config)
+
+    monkeypatch.setattr(Task, "train", train)
+    one, whole = (task(tmp_path / name, search=LINE, trials=14) for name in "ab")
+    with pytest.raises(error):
+        one.search().run()
+    if error is Killed:
+        release_lost(one.study, one.sweep.config, [this_process()["key"]])
+    one.search().run()
+    # it is tried again as what it was, at once
+    assert tried == [*range(lost + 1), lost, *range(lost + 2, 15)]
+    whole.search().run()
+    failed, again = one.study.trials[lost : lost + 2]
+    assert failed.state == TrialState.FAIL
+    assert again.params == failed.params
+    kept = [t.params for t in one.study.trials if t.state == TrialState.COMPLETE]
+    assert kept == [t.params for t in whole.study.trials]
+
+
+def test_a_trial_that_is_interrupted_again_and_again_is_given_up(tmp_path, monkeypatch):
+    def train(self, config, report, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, search=LINE, trials=1, retries=1)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            one.search().run()
+    one.search().run()
+    assert [t.state for t in one.study.trials] == [TrialState.FAIL] * 2
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_process_goes_on_whose_trial_another_one_gave_up(tmp_path, monkeypatch, reports, caplog):
+    asleep = [0]
+
+    def train(self, config, report, number):
+        if number in asleep:
+            asleep.remove(number)
+            release_lost(other.study, other.sweep.config, [this_process()["key"]])
+            if reports:
+                report(1, 0.5)
+        return score(config)
+
+    monkeypatch.setattr(Task, "train", train)
+    one, other = (task(tmp_path, search=LINE, trials=2) for _ in range(2))
+    one.search().run()
+    assert "Trial 0 was given up by another process" in caplog.text
+    states = [t.state for t in one.study.trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert one.study.trials[1].params == one.study.trials[0].params
+
+
+def test_values_that_the_method_refuses_together_count_as_a_trial_that_fell_behind(tmp_path, quick):
+    space = {"epochs": {"choices": [2, 10]}, "warmup_epochs": {"choices": [0, 5]}}
+    one = task(tmp_path, search={"training": space}, trials=12, pruner="none")
+    one.search().run()
+    for trial in one.study.trials:
+        refused = trial.params == {"training.epochs": 2, "training.warmup_epochs": 5}
+        assert trial.state == (TrialState.PRUNED if refused else TrialState.COMPLETE)
+        assert refused == ("warmup_epochs" in trial.user_attrs.get(REASON, ""))
+    assert len(quick) < len(one.study.trials) == 12
+
+
+def test_trials_with_equal_values_do_not_disturb_each_other(tmp_path):
+    one = task(tmp_path, epochs=3, search=LINE)
+    config = one.sweep.experiment({"training.learning_rate": 0.05}).model_dump(mode="json")
+    values = []
+
+    def report(step, value):
+        if step == 2:
+            (state,) = tmp_path.rglob("*.pt")
+            # another worker does the whole of it, and tidies up
+            values.append(one.train(config, lambda step, value: None, 1))
+            assert list(tmp_path.rglob("*.pt")) == [state]
+
+    values.append(one.train(config, report, 0))
+    assert values[0] == values[1]
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+class Clock:
+    """Time that passes only where something is waited for; then, another machine ends a trial."""
+
+    def __init__(self, one, trial):
+        self.one, self.trial, self.waited = one, trial, 0
+
+    def time(self):
+        return 1000.0
+
+    def sleep(self, seconds):
+        self.waited += 1
+        self.one.study.tell(self.trial, 0.5)
+
+
+def elsewhere(one, monkeypatch):
+    """A trial that runs in another process, and the time until it ends."""
+    trial = one.study.ask()
+    trial.suggest_float("training.learning_rate", 0.001, 1.0, log=True)
+    trial.set_user_attr(PROCESS, this_process())
+    clock = Clock(one, trial)
+    monkeypatch.setattr(nodes, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_trials_that_run_elsewhere_are_waited_for_also_behind_the_timeout(
+    tmp_path, quick, monkeypatch, judge
+):
+    one = replace(task(tmp_path, search=LINE, trials=1, judge=judge), deadline=1.0)
+    clock = elsewhere(one, monkeypatch)
+    nodes._do_trials(one)
+    # one that does not judge has else no best trial to end with
+    assert clock.waited == 1
+    assert best_trial(one.study).value == 0.5
+
+
+def test_a_machine_that_helps_does_not_wait_once_there_is_a_best_trial(
+    tmp_path, quick, monkeypatch
+):
+    found = parameters(search=LINE, trials=2, judge=False)
+    one = task(tmp_path, found)
+    clock = elsewhere(one, monkeypatch)
+    _, best, _ = nodes.search(found, one.card, *one.sets, tmp_path)
+    assert clock.waited == 0
+    assert (best["trial"], best["to_start"], best["running"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("to_start", "running"), [(0, 1), (1, 0)])
+def test_the_test_set_is_not_read_while_trials_are_left(to_start, running, caplog):
+    best = {"to_start": to_start, "running": running}
+    with caplog.at_level("INFO"):
+        assert nodes.judge(parameters(), {}, best, *[None] * 6) == {}
+    assert "The test set is not read: 1 trials are left" in caplog.text
 
 
 def test_a_number_that_another_process_has_now_is_not_the_process():
@@ -274,7 +425,7 @@ def test_a_trial_gives_what_the_methods_own_nodes_give(tmp_path):
     one = task(tmp_path, method="mislas", search=LINE, trials=1)
     reported = []
     config = one.sweep.experiment({"training.learning_rate": 0.05}).model_dump(mode="json")
-    found = one.train(config, lambda step, value: reported.append((step, value)))
+    found = one.train(config, lambda step, value: reported.append((step, value)), 0)
     train, validation, auxiliary = sets()
     test = toy_images((6, 6, 6, 6), seed=2)
     folder = tmp_path / "own"
@@ -300,7 +451,7 @@ def test_stages_that_lead_nowhere_are_not_trained(tmp_path, monkeypatch):
     one = task(tmp_path, method="btm", trials=1)
     assert one.sweep.base.options.references
     config = one.sweep.experiment({}).model_dump(mode="json")
-    assert 0 <= one.train(config, lambda step, value: None) <= 1
+    assert 0 <= one.train(config, lambda step, value: None, 0) <= 1
     assert set(asked) == {"line", "branch"}
 
 
@@ -316,13 +467,14 @@ def test_a_stopped_trial_leaves_no_state_and_a_killed_one_its_own(tmp_path):
         return report
 
     with pytest.raises(KeyboardInterrupt):
-        one.train(config, stop(KeyboardInterrupt()))
+        one.train(config, stop(KeyboardInterrupt()), 0)
     assert list((tmp_path / "trials").rglob("*.pt"))
     again = []
     with pytest.raises(optuna.TrialPruned):
         one.train(
             config,
             lambda step, value: again.append(step) or stop(optuna.TrialPruned())(step, value),
+            0,
         )
     assert again == [1, 2]
     assert not list((tmp_path / "trials").rglob("*.pt"))

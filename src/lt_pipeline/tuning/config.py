@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lt_pipeline import methods
+from lt_pipeline import methods, tracking
 from lt_pipeline.config import ExperimentConfig, data_config, merged, search_of
 from lt_pipeline.data.prepare import DataConfig
 from lt_pipeline.schema import Config, one_line_errors, unknown
@@ -17,6 +17,8 @@ from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
+# the metric, and the column, that trials are judged by
+JUDGED_BY = "validation/mean_recall"
 # what decides nothing of what a trial gives
 INDIFFERENT = ("device", "evaluation")
 
@@ -43,7 +45,7 @@ class TuneConfig(Config):
         heartbeat: seconds between the signs of life of a trial in a database. One without any for
             twice as long is lost, and tried again.
         retries: how often a trial whose process died is tried again.
-        timeout: seconds after which no further trial starts; null is never.
+        timeout: seconds after which no further trial starts, and those that run end; null is never.
         judge: train the best once more and read the test set. False on machines that only help.
         search: the space of methods without one of their own, which stands beside a method's block
             in conf/: ``more_search`` is that of ``more``.
@@ -121,7 +123,7 @@ class Sweep:
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for trials to be compared, in plain types."""
         fixed = self.base.model_dump(mode="json", exclude=set(INDIFFERENT))
-        flat = dict(_flat(fixed))
+        flat = dict(tracking.flatten(fixed, "."))
         searched = {path: d.model_dump(mode="json") for path, d in self.space.dimensions.items()}
         return {
             "another search space": searched,
@@ -159,11 +161,3 @@ def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:
         return dict(parameters)
     share = tune_config(parameters).validation
     return {**parameters, "data": merged(parameters.get("data"), {"validation": share})}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

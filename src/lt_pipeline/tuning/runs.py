@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from optuna import Study, TrialPruned
 from optuna.trial import Trial, TrialState
 
 from lt_pipeline import tracking
+from lt_pipeline.tuning.config import JUDGED_BY
 from lt_pipeline.tuning.study import REASON, RUN, kept_trials
 
 PARENT = "mlflow_parent"
@@ -49,7 +50,8 @@ class Tracked:
         parent = study.user_attrs.get(PARENT)
         if parent is None or not _is_there(parent, experiment):
             study.set_user_attr(PARENT, own)
-            parent = own
+            # of machines that begin at one moment it is the last one's
+            parent = study.user_attrs[PARENT]
         if parent != own:
             tracking.set_tags({BELOW: parent})
         tags = mlflow.MlflowClient().get_run(own).data.tags
@@ -74,7 +76,8 @@ class Tracked:
         if machines > 1 and self.parent and (stored or parts.hostname in LOOPBACK):
             server = f"{socket.gethostname()}:5000"
             raise ValueError(
-                f"trials run on {machines} machines, but only this one can log to {self.uri}: "
+                f"trials run on {machines} machines, but only this one can log to "
+                f"{tracking.masked(self.uri)}: "
                 f"start `mlflow server --host 0.0.0.0 --allowed-hosts {server}` here and set "
                 f"MLFLOW_TRACKING_URI=http://{server}"
             )
@@ -86,18 +89,16 @@ class Tracked:
             yield
             return
         mlflow.set_tracking_uri(self.uri)
-        method = config["method"]
-        shown = {**config, method: {"options": config["options"]}}
-        del shown["options"]
         with mlflow.start_run(
             experiment_id=self.experiment,
             run_name=title,
             nested=True,
-            parent_run_id=self.parent,
             tags={**self.tags, "seed": str(config["seed"]), "trial": str(trial.number)},
         ) as run:
+            # MLflow itself starts runs only below the active one
+            tracking.set_tags({BELOW: self.parent})
             trial.set_user_attr(RUN, run.info.run_id)
-            tracking.log_params(dict(tracking.flatten(shown, ".")))
+            tracking.log_params(tracking.by_method(config))
             try:
                 yield
             except TrialPruned:
@@ -109,15 +110,18 @@ class Tracked:
             tracking.set_tags({"trial_state": "complete"})
 
     def close_lost(self, study: Study) -> None:
-        """End the runs of trials whose process died."""
+        """Mark the runs of trials whose process died, but for those on an earlier server."""
         client = mlflow.MlflowClient()
         for trial in kept_trials(study) if self.parent else []:
             run = trial.user_attrs.get(RUN)
             if run is None or trial.state != TrialState.FAIL:
                 continue
-            if client.get_run(run).info.status == "RUNNING":
-                client.set_tag(run, "trial_state", "lost")
-                client.set_terminated(run, "FAILED")
+            with suppress(MlflowException):
+                found = client.get_run(run)
+                if "trial_state" not in found.data.tags:
+                    client.set_tag(run, "trial_state", "lost")
+                if found.info.status == "RUNNING":
+                    client.set_terminated(run, "FAILED")
 
     def publish(
         self, trials: pd.DataFrame, best: Mapping[str, Any], figures: Mapping[str, Figure]
@@ -130,10 +134,22 @@ class Tracked:
         client.log_dict(self.parent, dict(best), "best.json")
         for name, figure in figures.items():
             client.log_figure(self.parent, figure, f"figures/{name}")
-        client.log_metric(self.parent, "best/validation/mean_recall", best["value"])
-        if not best["to_start"]:
-            # the process that began it may have been killed
-            client.set_terminated(self.parent, "FINISHED")
+        client.log_metric(self.parent, f"best/{JUDGED_BY}", best["value"])
+
+
+def publish_judged(judged: Mapping[str, float]) -> None:
+    """Log the test set's metrics to the study's run, if the active one stands below it.
+
+    That ends the sweep, and so that run: the process that began it may have been killed.
+    """
+    active = mlflow.active_run()
+    if active is None or not judged:
+        return
+    parent = mlflow.MlflowClient().get_run(active.info.run_id).data.tags.get(BELOW)
+    if parent is not None:
+        with mlflow.start_run(run_id=parent, nested=True):
+            tracking.log_metrics(judged)
+            mlflow.log_dict(dict(judged), "judged.json")
 
 
 def _is_there(run: str, experiment: str) -> bool:

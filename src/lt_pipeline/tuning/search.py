@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import optuna
 import torch
 from optuna import Study, TrialPruned
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.processes import this_process
@@ -22,9 +22,11 @@ from lt_pipeline.tuning.study import (
     REASON,
     SURPLUS,
     counted,
+    first_attempt,
     is_surplus,
     suggest,
     to_start,
+    try_again,
 )
 
 LOGGER = logging.getLogger(__name__)
@@ -36,8 +38,11 @@ Report = Callable[[int, float], None]
 class Train(Protocol):
     """Trains a configuration; returns the hold-out's mean recall at the end."""
 
-    def __call__(self, config: dict[str, Any], report: Report) -> float:
-        """Train ``config``, calling ``report`` after epochs."""
+    def __call__(self, config: dict[str, Any], report: Report, number: int) -> float:
+        """Train ``config``, calling ``report`` after epochs.
+
+        ``number`` is that of the trial, and of the first one where it is tried again.
+        """
 
 
 class Surplus(Exception):  # noqa: N818
@@ -63,8 +68,34 @@ class Search:
     def run(self, after: Callable[[], None] = lambda: None) -> None:
         """Do trials while there are some to do, calling ``after`` behind each."""
         while self.more():
-            self.study.optimize(self.objective, n_trials=1, catch=(Surplus,))
+            self._do_one()
             after()
+
+    def _do_one(self) -> None:
+        """Do a trial. One that is interrupted, or ends with a bug, is queued again."""
+        found: list[FrozenTrial] = []
+
+        def objective(trial: Trial) -> float:
+            try:
+                return self.objective(trial)
+            finally:
+                # as it is before Optuna notes its end
+                found.append(self.study.get_trials(deepcopy=False)[trial.number])
+
+        try:
+            self.study.optimize(objective, n_trials=1, catch=(Surplus,))
+        except (Exception, KeyboardInterrupt):
+            if not found:
+                raise
+            if not found[0].state.is_finished():
+                try_again(self.study, self.sweep.config, found[0].number)
+                raise
+            LOGGER.warning(
+                "Trial %d was given up by another process: this one gave no sign of life for %d s "
+                "(tune.heartbeat)",
+                found[0].number,
+                2 * self.sweep.config.heartbeat,
+            )
 
     def objective(self, trial: Trial) -> float:
         """Return what the sweep maximises: the finished method's mean recall on the hold-out.
@@ -76,13 +107,22 @@ class Search:
             raise Surplus
         trial.set_user_attr(PROCESS, this_process(self.owner))
         values = suggest(self.sweep.space, trial)
-        config = self.sweep.experiment(values).model_dump(mode="json")
-        with self.tracked.trial(trial, f"trial {trial.number} · {short(values)}", config):
-            try:
-                return self.train(config, lambda step, value: _report(trial, step, value))
-            except (ValueError, torch.OutOfMemoryError) as error:
-                trial.set_user_attr(REASON, str(error).splitlines()[0])
-                raise TrialPruned(str(error)) from error
+        title = f"trial {trial.number} · {short(values)}"
+        with _fell_behind(trial):
+            config = self.sweep.experiment(values).model_dump(mode="json")
+        with self.tracked.trial(trial, title, config), _fell_behind(trial):
+            number = first_attempt(self.study.trials[trial.number])
+            return self.train(config, lambda step, value: _report(trial, step, value), number)
+
+
+@contextmanager
+def _fell_behind(trial: Trial) -> Iterator[None]:
+    """Count ``trial`` as one that fell behind where what is inside is refused, and note why."""
+    try:
+        yield
+    except (ValueError, torch.OutOfMemoryError) as error:
+        trial.set_user_attr(REASON, str(error).partition("\n")[0])
+        raise TrialPruned(str(error)) from error
 
 
 def _report(trial: Trial, step: int, value: float) -> None:
@@ -116,12 +156,12 @@ class Follower:
             done, total = len(self.told), self.sweep.config.trials
             LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *_told(trial))
 
-    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+    def _ended(self) -> list[FrozenTrial]:
         found = counted(self.study, self.sweep.config)
         return [trial for trial in found if trial.state.is_finished()]
 
 
-def _told(trial: optuna.trial.FrozenTrial) -> tuple[int, str, str]:
+def _told(trial: FrozenTrial) -> tuple[int, str, str]:
     if trial.state == TrialState.COMPLETE:
         how = f"{100 * (trial.value or 0):.1f} %"
     elif trial.state == TrialState.PRUNED:

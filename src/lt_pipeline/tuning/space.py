@@ -88,7 +88,8 @@ class Space(Config):
             )
         return cls(dimensions=found)
 
-    def nested(self, values: Mapping[str, Value]) -> dict[str, Any]:
+    @staticmethod
+    def nested(values: Mapping[str, Value]) -> dict[str, Any]:
         """Return ``values``, by path, as the method's block has them."""
         block: dict[str, Any] = {}
         for path, value in values.items():

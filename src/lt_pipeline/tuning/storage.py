@@ -23,9 +23,9 @@ from optuna.storages.journal import (
     JournalFileSymlinkLock,
 )
 from optuna.trial import FrozenTrial
-from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from lt_pipeline.tracking import masked, reason
 from lt_pipeline.tuning.config import TuneConfig
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -74,7 +74,7 @@ def open_storage(
         driver = " (pip install 'lt_pipeline[postgres]' brings PostgreSQL's driver)" * known
         raise ConnectionError(
             f"tune.storage {place_of(config, folder)} cannot be reached "
-            f"({str(error).splitlines()[0]}){driver}; start it, or leave tune.storage null for "
+            f"({reason(error)}){driver}; start it, or leave tune.storage null for "
             f"a file on this machine"
         ) from error
 
@@ -126,7 +126,4 @@ def place_of(config: TuneConfig, folder: Path) -> str:
     """Return where trials are, for people: without the password."""
     if config.storage is None:
         return str(folder / JOURNAL)
-    try:
-        return make_url(config.storage).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return config.storage.split("@")[-1]
+    return masked(config.storage)

@@ -19,7 +19,7 @@ from optuna.storages import fail_stale_trials
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lt_pipeline.tuning.config import Sweep, TuneConfig
+from lt_pipeline.tuning.config import JUDGED_BY, Sweep, TuneConfig
 from lt_pipeline.tuning.processes import is_alive
 from lt_pipeline.tuning.space import Range, Space, Value
 from lt_pipeline.tuning.storage import TryAgain, open_storage, place_of
@@ -77,7 +77,7 @@ def _short(value: Any) -> str:
 
 
 class SeededSampler(BaseSampler):
-    """Proposes what follows from the seed, the trial's number and the trials before.
+    """Proposes what follows from the seed, the trial's place and the trials before.
 
     A search that was stopped goes on as if it had not been, and no two processes propose alike.
     """
@@ -88,7 +88,7 @@ class SeededSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Start anew with the seed of ``trial``."""
-        digest = sha256(f"{self.config.seed}/{trial.number}".encode()).digest()
+        digest = sha256(f"{self.config.seed}/{_place(study, trial)}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big")
         random = self.config.sampler == "random"
         self._current = RandomSampler(seed) if random else TPESampler(seed=seed)
@@ -218,6 +218,11 @@ def release_lost(study: optuna.Study, config: TuneConfig, dead: Sequence[str] = 
     return lost
 
 
+def try_again(study: optuna.Study, config: TuneConfig, number: int) -> None:
+    """Queue the failed trial ``number`` again, if it has not been tried too often."""
+    TryAgain(config.retries)(study, study.trials[number])
+
+
 def _fail(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Return whether it was this process that failed ``trial``: one of all that try."""
     try:
@@ -230,6 +235,17 @@ def _history(trial: FrozenTrial) -> list[int]:
     """Return the trials that ``trial`` repeats, as Optuna's callback notes them."""
     found: list[int] = trial.system_attrs.get("retry_history", [])
     return found
+
+
+def first_attempt(trial: FrozenTrial) -> int:
+    """Return the number of the trial that ``trial`` repeats, or its own."""
+    return (_history(trial) or [trial.number])[0]
+
+
+def _place(study: optuna.Study, trial: FrozenTrial) -> int:
+    """Return the number that ``trial`` had if none had been tried again, or was one too many."""
+    first = first_attempt(trial)
+    return sum(t.number < first and not _history(t) for t in kept_trials(study))
 
 
 def _attempts(trial: FrozenTrial) -> int:
@@ -250,7 +266,7 @@ def trials_table(study: optuna.Study, space: Space) -> pd.DataFrame:
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
-                "validation/mean_recall": trial.value,
+                JUDGED_BY: trial.value,
                 "epochs": trial.last_step,
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
                 **{path: trial.params.get(path) for path in space.dimensions},
@@ -261,6 +277,11 @@ def trials_table(study: optuna.Study, space: Space) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def any_ended(study: optuna.Study) -> bool:
+    """Return whether a trial went to its end, so that there is a best one."""
+    return any(t.state == TrialState.COMPLETE for t in kept_trials(study))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:

@@ -13,7 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from lt_pipeline.tuning.config import JUDGED_BY
+
 SHOWN = 10
+FOR_MACHINES = ["state", "repeats", "reason", "process"]
 
 
 def markdown(folder: Path) -> str:
@@ -27,20 +30,24 @@ def markdown(folder: Path) -> str:
     if not (folder / "trials.csv").exists():
         raise ValueError(f"{folder} has no trials.csv: no sweep has ended there")
     trials = pd.read_csv(folder / "trials.csv")
-    best = trials.sort_values("value", ascending=False).head(SHOWN)
-    parts = [f"{len(trials)} trials; the best {len(best)}:", _table(best)]
-    if (folder / "judged.json").exists():
-        judged = json.loads((folder / "judged.json").read_text())
-        numbers = {name: value for name, value in _flat(judged) if name.startswith("test/")}
+    # the value of one that was stopped is of its last epoch, which is none to compare
+    ended = trials[trials["state"] == "complete"]
+    best = ended.sort_values(JUDGED_BY, ascending=False, kind="stable").head(SHOWN)
+    went = f"{len(trials)} trials, {len(ended)} of them to the end; the best {len(best)}:"
+    parts = [went, _table(best.drop(columns=FOR_MACHINES))]
+    numbers = {n: v for n, v in _judged(folder).items() if n.startswith("test/")}
+    if numbers:
         shown = pd.DataFrame({"metric": list(numbers), "test set": list(numbers.values())})
         parts += ["The best trial, trained once more, on the test set:", _table(shown)]
+    else:
+        parts.append("The test set is not read yet: trials are left, or another machine does it.")
     return "\n\n".join(parts)
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, float]]:
-    if isinstance(values, dict):
-        return [pair for name, v in values.items() for pair in _flat(v, f"{prefix}{name}/")]
-    return [(prefix.rstrip("/"), values)] if isinstance(values, int | float) else []
+def _judged(folder: Path) -> dict[str, float]:
+    """Return the metrics of the best trial; none where the sweep is not at its end."""
+    path = folder / "judged.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def _table(rows: pd.DataFrame) -> str:
@@ -50,7 +57,8 @@ def _table(rows: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
 
 
 def main(folders: Sequence[str]) -> int:

@@ -20,7 +20,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lt_pipeline import tracking
 from lt_pipeline.config import ExperimentConfig
 
-PAGE = 1000
 BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
 COMPARED = ("test/", "validation/", "cost/")
 RECALLS = ("class", "name", "group", "training_images", "test_images", "recall")
@@ -34,18 +33,9 @@ def finished_runs(experiment_id: str) -> Iterator[Run]:
     Arms of studies and trials of sweeps are below others: their parents compare them. A sweep
     itself has the metrics of its best trial, and is no run of a method either.
     """
-    client, token = mlflow.MlflowClient(), None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            "attributes.status = 'FINISHED' and metrics.\"test/accuracy\" >= 0",
-            max_results=PAGE,
-            page_token=token,
-        )
-        yield from (run for run in page if not BELOW_OR_SWEEP & set(run.data.tags))
-        token = page.token
-        if not token:
-            return
+    only = "attributes.status = 'FINISHED' and metrics.\"test/accuracy\" >= 0"
+    found = tracking.find_runs(mlflow.MlflowClient(), [experiment_id], only)
+    yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
 
 
 def read_runs(experiment_id: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

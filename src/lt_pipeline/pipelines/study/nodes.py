@@ -224,11 +224,10 @@ def _nested_run(name: str, config: Values, kept: bool) -> Iterator[None]:
         yield
         return
     tags = mlflow.MlflowClient().get_run(parent.info.run_id).data.tags
-    method = config["method"]
-    shown = {**config, method: {"options": config["options"]}}
-    del shown["options"]
     with mlflow.start_run(run_name=name, nested=True):
         tracking.set_tags({key: tags[key] for key in tracking.INHERITED if key in tags})
-        tracking.set_tags({"seed": config["seed"], "method": method, "kept_from_before": kept})
-        tracking.log_params(dict(tracking.flatten(shown, ".")))
+        tracking.set_tags(
+            {"seed": config["seed"], "method": config["method"], "kept_from_before": kept}
+        )
+        tracking.log_params(tracking.by_method(config))
         yield

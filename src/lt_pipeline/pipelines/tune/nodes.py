@@ -44,7 +44,7 @@ def search(
     # Optuna takes a quarter of a second, which only sweeps should
     from lt_pipeline.pipelines.tune.task import Task
     from lt_pipeline.tuning.pictures import study_figures
-    from lt_pipeline.tuning.study import best_trial, kept_trials, to_start, trials_table
+    from lt_pipeline.tuning.study import best_trial, kept_trials, running, to_start, trials_table
 
     if not len(validation):
         raise ValueError("trials are judged by a hold-out, but there is none: data.validation=0.2")
@@ -69,6 +69,7 @@ def search(
         "validation": sweep.data.validation,
         "trials": trials["state"].value_counts().to_dict(),
         "to_start": to_start(study, sweep.config),
+        "running": len(running(study)),
         "storage": task.place,
     }
     title = f"{sweep.method} on {DataCard.from_json(card).config.title}: {len(trials)} trials"
@@ -80,9 +81,12 @@ def search(
 
 
 def _do_trials(task: Task) -> None:
-    """Do trials here or in workers, until none is left and none of another machine goes on."""
+    """Do trials here or in workers, until none is left and none of another machine goes on.
+
+    The latter is of no interest to a machine that only helps, once there is a best trial.
+    """
     from lt_pipeline.tuning.search import Follower
-    from lt_pipeline.tuning.study import release_lost, running
+    from lt_pipeline.tuning.study import any_ended, release_lost, running, to_start
 
     mine, config = task.search(), task.sweep.config
     tell = Follower(task.study, task.sweep)
@@ -103,7 +107,9 @@ def _do_trials(task: Task) -> None:
         elif mine.more():
             _let_workers(task, follow)
         others = running(task.study)
-        if not others or not config.judge or not (mine.more() or task.in_time):
+        awaited = others and (config.judge or not any_ended(task.study))
+        # what others start after the timeout, this process does not wait for
+        if not awaited or (to_start(task.study, config) and not task.in_time):
             return
         LOGGER.info("Waiting for trials %s of other machines", [t.number for t in others])
         time.sleep(WAIT_SECONDS)
@@ -141,14 +147,17 @@ def judge(
     Nothing is trained or read before the sweep is at its end, or where ``tune.judge`` is false.
     """
     sweep = Sweep(parameters)
-    if best["to_start"] or not sweep.config.judge:
-        why = f"{best['to_start']} trials are left" if best["to_start"] else "tune.judge is false"
+    left = best["to_start"] + best["running"]
+    if left or not sweep.config.judge:
+        why = f"{left} trials are left" if left else "tune.judge is false"
         LOGGER.info("The test set is not read: %s", why)
         return {}
     config = sweep.experiment(best["params"]).model_dump(mode="json")
     sets = (train, validation, test, auxiliary)
-    trial = folder / "trials"
-    metrics = run_once(config, card, sets, raw_folder, trial / f"best-{best['trial']}")
-    # what stages of several trials have in common
-    shutil.rmtree(trial / "shared", ignore_errors=True)
+    trials = folder / "trials"
+    metrics = run_once(config, card, sets, raw_folder, trials / f"best-{best['trial']}")
+    # what stages of several trials have in common, and what lost trials left that ended elsewhere
+    for path in trials.iterdir():
+        if not path.name.startswith("best-"):
+            shutil.rmtree(path, ignore_errors=True)
     return metrics

@@ -6,6 +6,8 @@ from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.pipelines.tune.nodes import judge, search
 
+# the namespace of a sweep is this and the method
+SPACE = "tune."
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 
@@ -33,7 +35,14 @@ def create_pipeline(method: str) -> Pipeline:
                 name="judge",
             ),
         ],
-        namespace=f"tune.{method}",
+        namespace=f"{SPACE}{method}",
         inputs={*SETS, "data_card", "raw_folder"},
         parameters={"parameters"},
     )
+
+
+def tuned_method(pipeline: Pipeline) -> str | None:
+    """Return the method that ``pipeline`` tunes, if it does."""
+    spaces = {node.namespace or "" for node in pipeline.nodes}
+    found = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
+    return next(found, None)

@@ -21,13 +21,12 @@ from lt_pipeline.engine.device import choose_device
 from lt_pipeline.engine.predict import accuracies
 from lt_pipeline.pipelines.method.nodes import fingerprint, load_stage, stages_of
 from lt_pipeline.pipelines.study.nodes import run_stages
-from lt_pipeline.tuning.config import Sweep
+from lt_pipeline.tuning.config import JUDGED_BY, Sweep
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.search import Report, Search
 from lt_pipeline.tuning.storage import place_of
 from lt_pipeline.tuning.study import open_study
 
-JUDGED_BY = "validation/mean_recall"
 NOWHERE = Tracked()
 
 
@@ -82,12 +81,14 @@ class Task:
         """Return this process's part."""
         return Search(self.study, self.sweep, self.tracked, self.train, self.deadline, self.owner)
 
-    def train(self, config: dict[str, Any], report: Report) -> float:
+    def train(self, config: dict[str, Any], report: Report, number: int) -> float:
         """Train ``config`` and return the finished method's mean recall on the hold-out.
 
-        A training that was killed goes on where it was if the same is tried again.
+        A training that was killed goes on where it was if the same is tried again: ``number`` is
+        that of the first attempt.
         """
-        folder = self.folder / "trials" / fingerprint(config, self.card)[:16]
+        # two trials may have equal values, and be trained at the same time
+        folder = self.folder / "trials" / f"{number}-{fingerprint(config, self.card)[:16]}"
         train, validation, auxiliary = self.sets
         nothing = validation[validation.labels[:0]]
         stages = [stage for stage in stages_of(config) if stage.role != "reference"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import sys
 
 from lt_pipeline.pipelines.tune.task import Task
@@ -13,6 +14,8 @@ from lt_pipeline.tuning.processes import end_with
 def main() -> None:
     """Do trials of the study that the task names, until there are enough."""
     logging.basicConfig(level=logging.INFO)
+    # Ctrl-C reaches the one that waits for the workers, too, and that one ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     task: Task = pickle.load(sys.stdin.buffer)
     end_with(task.parent)
     task.search().run()

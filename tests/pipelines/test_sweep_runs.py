@@ -1,0 +1,112 @@
+"""What MLflow has of a sweep that several runs work on."""
+
+from __future__ import annotations
+
+import shutil
+
+import mlflow
+import pytest
+from optuna.trial import TrialState
+
+from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.tuning.runs import BELOW, PARENT, Tracked, publish_judged
+from lt_pipeline.tuning.study import RUN
+from sweeps import task
+
+LINE = {"training": {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}}
+
+
+@pytest.fixture
+def client(tmp_path, empty_database, monkeypatch):
+    """A server of this test's own, and trials that train nothing."""
+    monkeypatch.setattr(Task, "train", lambda self, config, report, number: 0.5)
+    shutil.copy(empty_database, tmp_path / "m.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/m.db")
+    experiment = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", experiment)
+    return mlflow.MlflowClient()
+
+
+def sweep(folder, trials):
+    """Do what is left of ``trials`` below the active run."""
+    one = task(folder, search=LINE, trials=trials).tracked_by_the_active_run()
+    one.search().run()
+    return one
+
+
+def test_trials_of_a_later_run_stand_below_the_first_one(tmp_path, client):
+    with mlflow.start_run() as first:
+        sweep(tmp_path, 1)
+    with mlflow.start_run() as second:
+        one = sweep(tmp_path, 3)
+        assert mlflow.active_run().info.run_id == second.info.run_id
+    runs = [client.get_run(trial.user_attrs[RUN]) for trial in one.study.trials]
+    assert len({run.info.run_id for run in runs}) == 3
+    for run in [*runs, client.get_run(second.info.run_id)]:
+        assert run.data.tags[BELOW] == first.info.run_id
+        assert run.info.status == "FINISHED"
+
+
+def test_of_two_machines_that_begin_at_one_moment_one_is_the_first(tmp_path, client, monkeypatch):
+    one = task(tmp_path, search=LINE)
+    (experiment,) = {e.experiment_id for e in client.search_experiments() if e.name == "digits"}
+    other = client.create_run(experiment).info.run_id
+    alone = one.study.set_user_attr
+
+    def both(name, value):
+        alone(name, value)
+        alone(name, other)
+
+    monkeypatch.setattr(one.study, "set_user_attr", both)
+    with mlflow.start_run() as own:
+        assert Tracked.of(one.study).parent == other
+    assert client.get_run(own.info.run_id).data.tags[BELOW] == other
+
+
+def test_a_lost_trial_is_told_as_lost_and_one_of_another_server_does_not_matter(tmp_path, client):
+    one = task(tmp_path, search=LINE)
+    with mlflow.start_run():
+        tracked = Tracked.of(one.study)
+        experiment = tracked.experiment
+        known = {s: client.create_run(experiment).info.run_id for s in ("RUNNING", "KILLED")}
+        client.set_terminated(known["KILLED"], "KILLED")
+        for run in ("0" * 32, *known.values()):
+            trial = one.study.ask()
+            trial.set_user_attr(RUN, run)
+            one.study.tell(trial, state=TrialState.FAIL)
+        tracked.close_lost(one.study)
+    found = {status: client.get_run(run) for status, run in known.items()}
+    assert {s: run.info.status for s, run in found.items()} == {
+        "RUNNING": "FAILED",
+        "KILLED": "KILLED",
+    }
+    assert {run.data.tags["trial_state"] for run in found.values()} == {"lost"}
+
+
+def test_the_run_that_began_a_sweep_ends_with_the_judgement_that_another_makes(tmp_path, client):
+    one = task(tmp_path, search=LINE, trials=1)
+    (experiment,) = {e.experiment_id for e in client.search_experiments() if e.name == "digits"}
+    first = client.create_run(experiment, run_name="tune ce").info.run_id
+    one.study.set_user_attr(PARENT, first)
+    with mlflow.start_run() as second:
+        one = sweep(tmp_path, 1)
+        best = {"value": 0.5, "to_start": 0, "running": 0}
+        one.tracked.publish(one.study.trials_dataframe(), best, {})
+        assert client.get_run(first).info.status == "RUNNING"
+        publish_judged({})
+        assert client.get_run(first).info.status == "RUNNING"
+        publish_judged({"test/accuracy": 0.25})
+        assert mlflow.active_run().info.run_id == second.info.run_id
+    found = client.get_run(first)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "tune ce")
+    assert found.data.metrics == {"best/validation/mean_recall": 0.5, "test/accuracy": 0.25}
+    names = {artifact.path for artifact in client.list_artifacts(first)}
+    assert names == {"trials.csv", "best.json", "judged.json"}
+
+
+def test_the_run_that_judges_its_own_sweep_has_it_once(client):
+    with mlflow.start_run() as run:
+        publish_judged({"test/accuracy": 0.25})
+        assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    assert client.get_run(run.info.run_id).data.metrics == {}
+    publish_judged({"test/accuracy": 0.25})
