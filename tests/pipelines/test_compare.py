@@ -224,11 +224,11 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     assert aliases() == {"digits-lt-ir20": {"champion": 1}}
     assert (found["run_id"], found["version"], found["value"]) == (best, 1, 0.8)
     assert found["sentence"] == (
-        "The champion is models:/digits-lt-ir20@champion: ce-digits-lt-ir20 2, of ce with seed 1, "
+        "The champion is models:/digits-lt-ir20@champion: ce-digits-lt-ir20/2, of ce with seed 1, "
         "whose mean recall on the hold-out is 80.0 %."
     )
     shown = mlflow.MlflowClient().get_model_version("digits-lt-ir20", "1").description
-    assert shown.startswith("Copy of ce-digits-lt-ir20 2, of ce with seed 1, whose mean recall")
+    assert shown.startswith("Copy of ce-digits-lt-ir20/2, of ce with seed 1, whose mean recall")
     # asked again, nothing changes
     assert crown(collect()[3], "digits-lt-ir20") == found
     # a better one of another method has the same address, and the one before is there below it

@@ -54,7 +54,7 @@ def _version(run_id: str, slug: str) -> ModelVersion | None:
 
 
 def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
-    uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name} {version.version}"
+    uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name}/{version.version}"
     what = (
         f"{origin}, of {run['label']} with seed {run['seed']}, whose mean recall on the hold-out "
         f"is {100 * run[JUDGED_BY]:.1f} %."

@@ -183,7 +183,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; }
 th { text-align: right; vertical-align: bottom; border-bottom: 1.5px solid #333; padding: 4px 6px;
-  font-weight: 600; max-width: 5.6em; }
+  font-weight: 600; max-width: 7em; }
 td { text-align: right; padding: 4px 6px; border-bottom: 1px solid #eee; white-space: nowrap;
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
