@@ -43,9 +43,9 @@ def measured(values, prepared, folder, tracked):
 
         return called
 
-    def train(self, config, report):
+    def train(self, config, report, number):
         started, aside[0] = time.monotonic(), 0.0
-        found = once(self, config, timed(report))
+        found = once(self, config, timed(report), number)
         trained.append(time.monotonic() - started - aside[0])
         return found
 
