@@ -9,10 +9,10 @@ import yaml
 from kedro.config import OmegaConfigLoader
 
 from lt_pipeline import methods
-from lt_pipeline.comparison import flat
 from lt_pipeline.config import ExperimentConfig, data_config
 from lt_pipeline.papers import beside_arms, beside_papers, read_papers, why_none
 from lt_pipeline.pipelines.study import STUDIES, TABLES
+from lt_pipeline.schema import flatten
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.study import StudyConfig
 from toys import PROJECT
@@ -224,7 +224,7 @@ def test_the_papers_settings_are_those_of_their_environments(environment, method
     assert list(dict.fromkeys(row["source"] for row in rows)) == sources
     every = {name for paper in published() for name in paper.where} - {"data.groups.sizes"}
     one = json.loads(found["config"][0])
-    assert every <= set(flat({**one, "data": settings}))
+    assert every <= set(dict(flatten({**one, "data": settings}, ".")))
 
 
 def in_environment(environment, method):

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from lt_pipeline import reporting, tracking
+from lt_pipeline.schema import flatten
 from lt_pipeline.tuning import storage
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.runs import Tracked
@@ -23,7 +24,7 @@ from lt_pipeline.tuning.storage import open_storage, place_of
 def test_nested_values_become_grouped_numbers():
     values = {"test": {"accuracy": 0.5, "floor": 1}, "rule": "x", "ok": True, "left": []}
     assert tracking.numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
-    assert dict(tracking.flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
+    assert dict(flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
 
 
 def test_a_relative_database_belongs_to_the_project(tmp_path):

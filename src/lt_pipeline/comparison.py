@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from lt_pipeline.config import MethodName
 from lt_pipeline.data.longtail import GROUP_NAMES
 from lt_pipeline.metrics.significance import paired_difference, recall_interval
-from lt_pipeline.schema import Config, one_line_errors
+from lt_pipeline.schema import Config, flatten, one_line_errors
 from lt_pipeline.study import Column, first_detector
 
 Values = dict[str, Any]
@@ -156,21 +156,10 @@ def recipe(config: Mapping[str, Any]) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of nested ``values`` by its dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def _labels(runs: pd.DataFrame) -> list[str]:
     """Return each run's title, with the parameters that tell apart several of one title."""
     differing: dict[str, list[str]] = {}
-    flattened = {text: flat(json.loads(text)) for text in runs["recipe"].unique()}
+    flattened = {text: dict(flatten(json.loads(text), ".")) for text in runs["recipe"].unique()}
     for title, recipes in runs.groupby("title")["recipe"].unique().items():
         own = [flattened[text] for text in recipes]
         names = sorted({name for one in own for name in one})
@@ -296,7 +285,7 @@ def differing_settings(runs: pd.DataFrame) -> list[str]:
     """Return a sentence for every setting that the compared methods should share and do not."""
     sentences = []
     flattened = {
-        label: flat(json.loads(text))
+        label: dict(flatten(json.loads(text), "."))
         for label, text in zip(runs["label"], runs["config"], strict=True)
     }
     for name in ("training.epochs", "training.batch_size", "model.backbone"):

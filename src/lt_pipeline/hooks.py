@@ -45,7 +45,7 @@ from lt_pipeline.pipelines.method.stages import stage_numbers
 from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.pipelines.tune import tuned_method
 from lt_pipeline.reporting import print_results, print_stages, print_study
-from lt_pipeline.schema import unknown
+from lt_pipeline.schema import flatten, unknown
 from lt_pipeline.tuning.config import method_name
 
 COMPARE = "compare"
@@ -143,11 +143,11 @@ class ProjectHooks:
                 **({"method": "+".join(methods_run)} if methods_run else {}),
             }
         )
-        written = dict(tracking.flatten(parameters, "."))
+        written = dict(flatten(parameters, "."))
         for experiment in self.experiments:
             resolved = experiment.model_dump(mode="json", exclude={"method", "seed", "device"})
             options = {experiment.method: {"options": resolved.pop("options")}}
-            found = tracking.flatten({**resolved, **options}, ".")
+            found = flatten({**resolved, **options}, ".")
             tracking.log_params({name: v for name, v in found if name not in written})
 
     @hook_impl

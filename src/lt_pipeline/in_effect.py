@@ -12,10 +12,9 @@ from kedro.framework.context import KedroContext
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
-from lt_pipeline import tracking
 from lt_pipeline.config import SHARED, ExperimentConfig
 from lt_pipeline.pipelines.study import STUDIES
-from lt_pipeline.schema import unknown
+from lt_pipeline.schema import flatten, unknown
 from lt_pipeline.study import StudyConfig
 
 # blocks whose names conf/ is free to choose, so that null for a wrong one would mean nothing
@@ -43,7 +42,7 @@ def check_left_out(loader: AbstractConfigLoader) -> None:
     Raises:
         ValueError: with the nearest name.
     """
-    given = tracking.flatten(loader.runtime_params or {}, ".")
+    given = flatten(loader.runtime_params or {}, ".")
     taken = [name for name, value in given if value is None and _OPEN.match(name)]
     if not taken or not isinstance(loader, OmegaConfigLoader):
         return
@@ -133,8 +132,8 @@ def check_saved(
         return
     if not catalog.exists(name):
         return
-    saved = dict(tracking.flatten(catalog.load(name), "."))
-    wanted = dict(tracking.flatten(experiment.model_dump(mode="json"), "."))
+    saved = dict(flatten(catalog.load(name), "."))
+    wanted = dict(flatten(experiment.model_dump(mode="json"), "."))
     for key in [*wanted, *saved]:
         if saved.get(key) != wanted.get(key):
             raise ValueError(

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, TypeAdapter, model_validator
 
-from lt_pipeline.comparison import flat
 from lt_pipeline.data.longtail import GROUP_NAMES
-from lt_pipeline.schema import Config, one_line_errors
+from lt_pipeline.schema import Config, flatten, one_line_errors
 
 Values = dict[str, Any]
 # What DARL prints of images of no class: ODIN's, as the mean over its own seven sets.
@@ -108,7 +107,7 @@ def beside_papers(
     configs = dict(zip(runs["label"], runs["config"], strict=True))
     rows: list[Values] = []
     for own in summary.to_dict("records"):
-        setting = flat({**json.loads(configs[own["label"]]), "data": data})
+        setting = dict(flatten({**json.loads(configs[own["label"]]), "data": data}, "."))
         for table in papers:
             for figures in table.rows.values():
                 if figures.method == own["title"]:
@@ -132,7 +131,7 @@ def beside_arms(
     """
     rows: list[Values] = []
     for own in summary.to_dict("records"):
-        setting = flat({**configs[own["label"]], "data": data})
+        setting = dict(flatten({**configs[own["label"]], "data": data}, "."))
         for table in papers:
             if table.study == study and own["label"] in table.rows:
                 rows += _gaps(own, setting, table, table.rows[own["label"]])
@@ -153,7 +152,7 @@ def why_none(
     for table in papers:
         for label, figures in table.rows.items():
             if table.study == study and label in configs:
-                setting = flat({**configs[label], "data": data})
+                setting = dict(flatten({**configs[label], "data": data}, "."))
                 found.append((_differing(table, figures, setting), table.source, label))
     if not found or not all(differing for differing, *_ in found):
         return None

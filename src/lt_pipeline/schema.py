@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -42,6 +42,17 @@ def unknown(kind: str, name: str, valid: Any) -> str:
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}valid: {', '.join(names)}"
+
+
+def flatten(
+    values: Mapping[str, Any], separator: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of nested ``values`` with its path joined by ``separator``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, separator, f"{prefix}{name}{separator}")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @contextmanager

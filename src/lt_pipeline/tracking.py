@@ -25,6 +25,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from lt_pipeline.schema import flatten
+
 # MLflow's own lines and progress bars would tear the run's apart.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -183,17 +185,6 @@ def _log_batch(**what: Any) -> None:
     run = mlflow.active_run()
     if run:
         mlflow.MlflowClient().log_batch(run.info.run_id, **what)
-
-
-def flatten(
-    values: Mapping[str, Any], separator: str, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of nested ``values`` with its path joined by ``separator``."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, separator, f"{prefix}{name}{separator}")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def by_method(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lt_pipeline import methods, tracking
+from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, data_config, merged, search_of
 from lt_pipeline.data.prepare import DataConfig
-from lt_pipeline.schema import Config, one_line_errors, unknown
+from lt_pipeline.schema import Config, flatten, one_line_errors, unknown
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
@@ -123,7 +123,7 @@ class Sweep:
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for trials to be compared, in plain types."""
         fixed = self.base.model_dump(mode="json", exclude=set(INDIFFERENT))
-        flat = dict(tracking.flatten(fixed, "."))
+        flat = dict(flatten(fixed, "."))
         searched = {path: d.model_dump(mode="json") for path, d in self.space.dimensions.items()}
         return {
             "another search space": searched,

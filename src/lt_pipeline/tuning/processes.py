@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from lt_pipeline.tuning.workers import POLL_SECONDS, STOP_SECONDS, keep_working
+from lt_pipeline.tuning.workers import POLL_SECONDS, STOP_SECONDS, keep_working, last_line
 
 
 def this_process(owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -95,7 +95,8 @@ class Process:
         """
         code = self.process.poll()
         if code is not None and code > 0:
-            raise ChildProcessError(f"a worker failed: {self._last_line()} (all of it: {self.log})")
+            said = last_line(self.log.read_text(errors="replace")) or "no output"
+            raise ChildProcessError(f"a worker failed: {said} (all of it: {self.log})")
         return code is not None
 
     @property
@@ -114,10 +115,6 @@ class Process:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-
-    def _last_line(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 def run_workers(

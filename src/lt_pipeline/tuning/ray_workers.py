@@ -25,7 +25,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.processes import cores, this_process
 from lt_pipeline.tuning.storage import JOURNAL
-from lt_pipeline.tuning.workers import STOP_SECONDS, keep_working, places
+from lt_pipeline.tuning.workers import STOP_SECONDS, keep_working, last_line, places
 
 # Ray reads them when it is imported. What it prints of processes that die would tear the lines of a
 # sweep apart, which say the same.
@@ -272,9 +272,8 @@ def _is_there(result: Any) -> bool:
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     # without the time and the place in Ray's own code
-    return lines[-1].split("] ", 1)[-1] if lines else ""
+    return last_line(text).split("] ", 1)[-1]
 
 
 def _code() -> str:

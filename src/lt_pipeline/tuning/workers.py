@@ -93,6 +93,12 @@ def _watch(active: list[Worker], follow: Callable[[list[str]], bool], restarts: 
             active.append(worker)
 
 
+def last_line(text: str) -> str:
+    """Return what ``text`` says last, empty if it says nothing."""
+    lines = (line.strip() for line in reversed(text.split("\n")))
+    return next(filter(None, lines), "")
+
+
 def places(
     nodes: Sequence[Mapping[str, float]], workers: int, device: str
 ) -> list[dict[str, float]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import mlflow
 
+from lt_pipeline import tracking
+
 Values = dict[str, Any]
 # of a method on a backbone
 Paces = dict[tuple[str, str], float]
@@ -22,11 +24,8 @@ def earlier_paces() -> Paces:
     active = mlflow.active_run()
     if active is None:
         return {}
-    runs = mlflow.MlflowClient().search_runs(
-        [active.info.experiment_id],
-        "attributes.status = 'FINISHED' and metrics.\"cost/training_seconds\" > 0",
-        max_results=1000,
-    )
+    only = "attributes.status = 'FINISHED' and metrics.\"cost/training_seconds\" > 0"
+    runs = tracking.find_runs(mlflow.MlflowClient(), [active.info.experiment_id], only)
     found: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         params, method = run.data.params, run.data.tags.get("method")
