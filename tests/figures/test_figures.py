@@ -178,9 +178,11 @@ def test_the_reliability_diagram_says_the_error():
 
 
 def test_the_logit_shift_has_a_bar_a_group():
-    figure = logit_shift_by_group({"many": 0.1, "few": 0.3}, "x")
-    assert [b.get_height() for b in bars(figure)] == [0.1, 0.3]
-    assert {"0.100", "0.300"} <= set(texts(figure).splitlines())
+    figure = logit_shift_by_group({"many": 0.00412, "few": 0.3}, {"many": 0, "few": 0.25}, "x")
+    assert [b.get_height() for b in bars(figure)] == [0.00412, 0.3]
+    assert {"0.00412", "0.3"} <= set(texts(figure).splitlines())
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["many\n0.0 % of predictions change", "few\n25.0 % of predictions change"]
     assert GROUP_COLOURS.keys() == {"many", "medium", "few"}
     assert is_png(figure)
 

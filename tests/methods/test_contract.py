@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 
 import lt_pipeline
 from lt_pipeline import methods
@@ -16,8 +18,11 @@ from lt_pipeline.data.batches import Batch, mixed_with_itself
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.mix import MixConfig
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.loop import fit
+from lt_pipeline.engine.device import autocast
+from lt_pipeline.engine.loop import choose_what_learns, fit, phase_config, trained_parameters
 from lt_pipeline.engine.phase import Stage
+from lt_pipeline.engine.stream import Stream
+from lt_pipeline.engine.together import fit_together
 from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
@@ -38,17 +43,20 @@ def create(request):
     return make
 
 
-def train(create, epochs=2, data=None, rate=0.05, seed=0):
-    """Train every stage as the pipeline does; return the finished method and the checkpoints."""
-    data = data or toy_images()
-    config = TrainingConfig(
+def training_config(epochs, **values):
+    return TrainingConfig(
         epochs=epochs,
-        batch_size=min(32, len(data)),
-        learning_rate=rate,
         warmup_epochs=1,
         schedule="cosine",
         augment=AugmentConfig(crop_padding=0, flip=0.0),
+        **{"batch_size": 32, "learning_rate": 0.05, **values},
     )
+
+
+def train(create, epochs=2, data=None, rate=0.05, seed=0):
+    """Train every stage as the pipeline does; return the finished method and the checkpoints."""
+    data = data or toy_images()
+    config = training_config(epochs, batch_size=min(32, len(data)), learning_rate=rate)
     checkpoints = {}
     for stage in create(seed).stages(create(seed).options):
         method = create(seed)
@@ -65,6 +73,42 @@ def train(create, epochs=2, data=None, rate=0.05, seed=0):
     method = resumed(create(seed), stage.name, checkpoints[stage.name])
     method.finish(data, data, CPU)
     return method, checkpoints
+
+
+def trained_stages(create, epochs):
+    """Yield every stage that learns, as it is after its training: method, phase, a batch of it.
+
+    Of branches, which differ in their images only, there is the first.
+    """
+    checkpoints, data, config = {}, toy_images(), training_config(epochs)
+    for stage in create().stages(create().options):
+        method, started = create(), {name: checkpoints[name] for name in stage.start}
+        method.start(stage, started)
+        if stage.role == "branch" and "branch" in checkpoints:
+            checkpoints[stage.name] = checkpoints["branch"]
+            continue
+        if stage.trains:
+            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+            seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
+            fit(method, phase, seen, config, seed=1, device=CPU, auxiliary=noise())
+            yield method, phase, one_batch(method, phase, seen, config)
+        else:
+            method.step(stage, started, data, CPU)
+        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
+        checkpoints.setdefault(stage.role, checkpoints[stage.name])
+
+
+def one_batch(method, phase, data, config):
+    stream = Stream(
+        phase,
+        data,
+        phase_config(config, phase),
+        views=method.views,
+        seed=2,
+        device=CPU,
+        auxiliary=noise(),
+    )
+    return next(iter(stream.epoch(0.5)))
 
 
 def resumed(method, stage, state):
@@ -178,6 +222,72 @@ def test_diagnosing_leaves_the_method_as_it_was(create):
     for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
         assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def gradients(method, phase, made, precision):
+    """Return the gradient of each loss term, as a step of the engine has it."""
+    choose_what_learns(method, phase)
+    method.start_epoch(phase, phase.epochs - 1)
+    learning = [p for _, p in trained_parameters(method, phase) if p.requires_grad]
+    config = TrainingConfig(precision=precision)
+    torch.manual_seed(0)
+    with autocast(config, CPU, exact=method.needs_float32):
+        terms = method.loss(made, 0.5)
+    found = {}
+    for name, term in terms.items():
+        parts = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
+        found[name] = torch.cat([part.double().flatten() for part in parts if part is not None])
+    return found
+
+
+def worst_cosine(stages):
+    """Return the least agreement of a term's gradient under bfloat16 with that in float64."""
+    worst = {}
+    for method, phase, made in stages:
+        exact = gradients(copy.deepcopy(method).double(), phase, made, "float32")
+        found = gradients(copy.deepcopy(method), phase, made, "bfloat16")
+        assert found.keys() == exact.keys()
+        for name, value in found.items():
+            worst[f"{phase.name} {name}"] = F.cosine_similarity(value, exact[name], dim=0).item()
+    return min(worst.items(), key=lambda item: item[1])
+
+
+def test_every_term_of_a_trained_network_survives_bfloat16(create):
+    """A term that does not says so by ``needs_float32``: see what becomes of MORE's without."""
+    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    assert cosine > 0.99, term
+
+
+@pytest.mark.parametrize("create", ["more"], indirect=True)
+def test_the_rebalancing_term_would_not_survive_it(create, monkeypatch):
+    monkeypatch.setattr(methods.get("more"), "needs_float32", False)
+    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    assert cosine < 0.9
+    assert term == "train rebalancing"
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_training_together_gives_what_training_alone_does(create, vmap):
+    """What networks are trained together on a GPU, and in threads on a CPU."""
+    method, config, sets = create(), training_config(2), [toy_images(seed=k) for k in (0, 1)]
+    stage = next(stage for stage in method.stages(method.options) if stage.trains)
+    method.start(stage, {})
+    method.double()
+    phase = {phase.name: phase for phase in method.phases(2)}[stage.name]
+
+    def together():
+        given = [phase, phase], sets, config
+        return fit_together(method, *given, seeds=[3, 4], device=CPU, vmap=vmap)
+
+    if phase.pair or phase.outliers or method.views:
+        with pytest.raises(ValueError, match="train them one after the other"):
+            together()
+        return
+    for (state, _), data, seed in zip(together(), sets, [3, 4], strict=True):
+        alone = copy.deepcopy(method)
+        fit(alone, phase, data, config, seed=seed, device=CPU)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.mark.gpu

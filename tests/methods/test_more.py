@@ -165,6 +165,22 @@ def test_weight_decay_of_the_tail_weights_is_a_choice():
     assert set(names) == {f"net.{n}" for n, _ in low_rank_parameters(more().net)}
 
 
+def test_the_diagnosis_does_not_depend_on_the_order_of_the_training_images():
+    """Batches of one class would say that many-shot classes are shifted more than they are."""
+    method, data, test = with_tail_weights(more()), toy_images((96, 96, 96, 96)), toy_images(seed=1)
+    mixed = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(1))]
+    by_class, shuffled = (method.diagnose(train, test, CPU) for train in (data, mixed))
+    for group, value in by_class["logit_shift"].items():
+        assert value == pytest.approx(shuffled["logit_shift"][group], rel=0.02)
+    assert by_class["changed_predictions"].keys() == {"many", "medium", "few", "all"}
+
+
+def test_without_a_tail_part_no_prediction_changes():
+    found = more().diagnose(toy_images(), toy_images(seed=1), CPU)
+    assert set(found["logit_shift"].values()) == {0.0}
+    assert set(found["changed_predictions"].values()) == {0.0}
+
+
 def test_a_stronger_penalty_leaves_less_of_the_tail_weights_on_head_classes():
     """What the loss is for: theta^t moves head logits least (table 4's order)."""
     config = TrainingConfig(

@@ -36,48 +36,81 @@ def test_statistics_are_tracked_again_after_an_error():
     assert net[0].track_running_stats
 
 
-def test_reestimation_puts_back_every_mode_and_momentum_also_after_an_error():
-    def failing():
-        yield batches()[0]
+def images(count=12):
+    """Images of which each is brighter than the one before, as sets are in order of the class."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 2, 3, 3, generator=generator) + torch.arange(count).view(-1, 1, 1, 1)
+
+
+def reestimate(net, given, **more):
+    reestimate_batchnorm(net, given, device=torch.device("cpu"), **more)
+
+
+def seen_batches(given, size):
+    """Return the batches that the statistics are of."""
+    seen, net = [], layer()
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    reestimate(net, given, batch_size=size)
+    return seen
+
+
+class Failing(nn.Module):
+    def forward(self, x):
         raise RuntimeError("mine")
 
+
+def test_reestimation_puts_back_every_mode_and_momentum_also_after_an_error():
     net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.3), nn.BatchNorm2d(2)).train()
     net[1].eval()
-    reestimate_batchnorm(net, batches())
+    reestimate(net, images())
     with pytest.raises(RuntimeError, match="mine"):
-        reestimate_batchnorm(net, failing())
-    assert [m.training for m in net.modules()] == [True, True, False]
-    assert [m.momentum for m in net] == [0.3, 0.1]
+        reestimate(net.append(Failing()), images())
+    assert [m.training for m in net.modules()] == [True, True, False, True]
+    assert [m.momentum for m in net[:2]] == [0.3, 0.1]
 
 
 def test_dropout_does_not_reach_the_statistics():
     net = nn.Sequential(nn.Dropout(0.5), *layer()).train()
-    reestimate_batchnorm(net, batches(1))
-    torch.testing.assert_close(net[1].running_mean, batches(1)[0].mean((0, 2, 3)))
+    reestimate(net, images())
+    torch.testing.assert_close(net[1].running_mean, images().mean((0, 2, 3)))
     assert net[0].training
 
 
-def test_the_statistics_are_those_of_the_pass_that_is_told():
-    net = layer()
-    reestimate_batchnorm(net, batches(1), forward=lambda x: net(2 * x))
-    torch.testing.assert_close(net[0].running_mean, 2 * batches(1)[0].mean((0, 2, 3)))
-
-
-def test_no_batch_is_refused_and_leaves_the_statistics():
+def test_no_image_is_refused_and_leaves_the_statistics():
     net = layer()
     net[0].running_mean.fill_(9.0)
-    with pytest.raises(ValueError, match="at least one batch"):
-        reestimate_batchnorm(net, [])
+    with pytest.raises(ValueError, match="at least one image"):
+        reestimate(net, images(0))
     assert (net[0].running_mean == 9).all()
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(12, [12]), (5, [4, 4, 4]), (7, [6, 6]), (100, [12])])
+def test_batches_are_equally_large_and_of_images_from_all_over_the_set(size, sizes):
+    seen = seen_batches(images(), size)
+    assert [len(batch) for batch in seen] == sizes
+    places = [batch.mean((1, 2, 3)).floor().int().tolist() for batch in seen]
+    assert sorted(place for batch in places for place in batch) == list(range(12))
+    assert all(place != sorted(place) for place in places)
+    assert [b.tolist() for b in seen] == [b.tolist() for b in seen_batches(images(), size)]
 
 
 def test_reestimated_statistics_are_the_mean_over_the_batches():
     net = layer().eval()
     net[0].running_mean.fill_(99.0)
-    reestimate_batchnorm(net, batches())
-    means = torch.stack([x.mean((0, 2, 3)) for x in batches()])
-    variances = torch.stack([x.var((0, 2, 3)) for x in batches()])
+    reestimate(net, images(), batch_size=5)
+    seen = seen_batches(images(), 5)
+    means = torch.stack([x.mean((0, 2, 3)) for x in seen])
+    variances = torch.stack([x.var((0, 2, 3)) for x in seen])
     torch.testing.assert_close(net[0].running_mean, means.mean(0))
     torch.testing.assert_close(net[0].running_var, variances.mean(0))
     assert not net.training
     assert net[0].momentum == 0.1
+
+
+def test_the_order_of_a_set_that_is_sorted_by_class_does_not_shrink_the_variance():
+    """What a batch of one class would: here all of the variance is between the classes."""
+    net = layer()
+    given = torch.arange(8).repeat_interleave(64).view(-1, 1, 1, 1).expand(-1, 2, 3, 3).float()
+    reestimate(net, given, batch_size=64)
+    ratio = net[0].running_var / given.var((0, 2, 3))
+    assert ((ratio > 0.9) & (ratio < 1.1)).all()

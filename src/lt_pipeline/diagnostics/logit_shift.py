@@ -26,6 +26,17 @@ def discrepancy_by_group(
     return by_group((full - general).square().sum(1), labels, longtail)
 
 
+def changed_predictions(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the share of images, by group and of ``all``, that the two networks class otherwise.
+
+    A shift of the logits that changes no decision changes no recall.
+    """
+    changed = (full.argmax(1) != general.argmax(1)).double()
+    return by_group_and_all(changed, labels, longtail)
+
+
 def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
     """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
     members = longtail.group_members(labels)

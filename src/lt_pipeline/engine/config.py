@@ -25,7 +25,8 @@ class TrainingConfig(Config):
         sampler: which images an epoch sees, and from which share of the run on.
         contrast: augmentation of the extra views that contrastive criteria ask for.
         gradient_clip: largest norm of the whole gradient; null is no clipping.
-        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
+        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
+            in rounding, as MORE's, is computed in float32 in any case.
         compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
         channels_last: memory format of the images; ``auto`` is true on CUDA.
         checkpoint_every: epochs between the states that a killed run resumes from.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,11 +32,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    """Return the autocast context of ``config.precision`` on ``device``."""
+def autocast(
+    config: TrainingConfig, device: torch.device, *, exact: bool = False
+) -> torch.autocast:
+    """Return the autocast context of ``config.precision`` on ``device``; ``exact`` has none."""
     wanted = config.precision == "bfloat16"
     wanted = wanted or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and not exact)
+
+
+@contextmanager
+def without_tf32(wanted: bool = True) -> Iterator[None]:
+    """Compute float32 with all of its digits inside the block, forward and backward.
+
+    TF32, which convolutions on a GPU use by default, has 10 bits where float32 has 23. The switch
+    is the process's, and is as before afterwards. Not ``wanted``, nothing changes.
+    """
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed and not wanted
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def memory_format(config: TrainingConfig, device: torch.device) -> torch.memory_format:

@@ -13,10 +13,11 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.device import autocast, memory_format
+from lt_pipeline.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import accuracies
 from lt_pipeline.engine.schedule import rate_factor
@@ -123,22 +124,13 @@ class Training:
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch; return its mean loss terms, learning rate, seconds and images/s."""
-        method, config = self.method, self.config
-        choose_what_learns(method, self.phase)
-        method.start_epoch(self.phase, epoch)
+        choose_what_learns(self.method, self.phase)
+        self.method.start_epoch(self.phase, epoch)
         step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
         for batch in self.stream.epoch(epoch / self.phase.epochs):
             step += 1
-            with autocast(config, self.device):
-                terms = method.loss(batch.in_format(self.format), step / self.steps)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
-            if config.gradient_clip:
-                torch.nn.utils.clip_grad_norm_(method.parameters(), config.gradient_clip)
-            self.optimizer.step()
-            self.schedule.step()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value.detach()
+            for name, value in self._step(batch.in_format(self.format), step / self.steps).items():
+                totals[name] = totals.get(name, 0.0) + value
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
         sums = torch.stack(list(totals.values())).tolist()
         means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
@@ -150,6 +142,20 @@ class Training:
             "train/seconds": seconds,
             "train/images_per_second": self.stream.images / seconds,
         }
+
+    def _step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Take one step; return its loss terms."""
+        method, exact = self.method, self.method.needs_float32
+        with without_tf32(exact):
+            with autocast(self.config, self.device, exact=exact):
+                terms = method.loss(batch, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+        if self.config.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return {name: value.detach() for name, value in terms.items()}
 
     def record(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add an epoch's values to the history."""

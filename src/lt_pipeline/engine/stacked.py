@@ -13,7 +13,7 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.mix import Mixed
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.device import autocast
+from lt_pipeline.engine.device import autocast, without_tf32
 from lt_pipeline.engine.loop import check_finite, choose_what_learns, sgd, trained_parameters
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.schedule import rate_factor
@@ -160,11 +160,13 @@ class StackedTraining:
                 method.start_epoch(phase, epoch)
 
     def _step(self, batch: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
-        with autocast(self.config, self.device):
-            terms = self.stack.terms(batch, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        # no network is in another one's loss, so that the sum's gradient is that of each
-        torch.stack(list(terms.values())).sum().backward()
+        exact = self.method.needs_float32
+        with without_tf32(exact):
+            with autocast(self.config, self.device, exact=exact):
+                terms = self.stack.terms(batch, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            # no network is in another one's loss, so that the sum's gradient is that of each
+            torch.stack(list(terms.values())).sum().backward()
         if self.config.gradient_clip:
             self.stack.clip(self.config.gradient_clip)
         self.optimizer.step()

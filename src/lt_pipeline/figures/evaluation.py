@@ -116,12 +116,17 @@ def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figu
     return figure
 
 
-def logit_shift_by_group(shift: Mapping[str, float], title: str) -> Figure:
-    """Draw the mean shift of the true class's logit by group (MORE, table 4)."""
+def logit_shift_by_group(
+    shift: Mapping[str, float], changed: Mapping[str, float], title: str
+) -> Figure:
+    """Draw the mean shift of the true class's logit by group (MORE, table 4).
+
+    ``changed`` is the share of each group's predictions that are others without the shift.
+    """
     figure, axes = new_figure(f"Logit shift: {title}", width=6, height=4)
-    names = list(shift)
-    bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in names], width=0.6)
-    axes.bar_label(bars, fmt="%.3f", padding=2)
+    names = [f"{name}\n{100 * changed[name]:.1f} % of predictions change" for name in shift]
+    bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in shift], width=0.6)
+    axes.bar_label(bars, fmt="%.3g", padding=2)
     axes.set_xlabel("group of the true class")
     axes.set_ylabel(r"mean $|f_y(\theta) - f_y(\theta^g)|$, logits")
     axes.margins(y=0.12)

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lt_pipeline.losses.functional import at_least_float32
+
 Ambiguity = Literal["softmax", "scaled_softmax", "class_means", "constant", "none"]
 
 
@@ -24,7 +26,7 @@ def energy(logits: Tensor, tau: float) -> Tensor:
         ValueError: unless tau > 0.
     """
     _check_tau(tau)
-    return -tau * (_wide(logits) / tau).logsumexp(-1)
+    return -tau * (at_least_float32(logits) / tau).logsumexp(-1)
 
 
 def energy_terms(logits: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +40,7 @@ def energy_terms(logits: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor,
         ValueError: unless tau > 0.
     """
     _check_tau(tau)
-    logits = _wide(logits)
+    logits = at_least_float32(logits)
     entropy = torch.special.entr(q).sum(-1)
     cross_entropy = -(q * (logits / tau).log_softmax(-1)).sum(-1)
     return tau * (cross_entropy - entropy), tau * entropy, (q * logits).sum(-1)
@@ -111,7 +113,3 @@ def adjusted_logits(logits: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 def _check_tau(tau: float) -> None:
     if not tau > 0:
         raise ValueError(f"tau must be > 0, but is {tau:g}")
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -71,8 +71,7 @@ class Criterion(nn.Module):
         Raises:
             ValueError: if a label names no class.
         """
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = losses.at_least_float32(logits)
         if self.margin is not None:
             logits = self.margin(logits, labels)
         return self.losses(logits, labels)
@@ -238,9 +237,11 @@ class BalancedContrastive(LogitAdjusted):
         projections = self.project(outputs.features.reshape(views * images, width))
         with torch.autocast(projections.device.type, enabled=False):
             contrast = losses.balanced_contrastive(
-                F.normalize(projections.float(), dim=1).view(views, images, -1)[1:],
+                F.normalize(losses.at_least_float32(projections), dim=1).view(views, images, -1)[
+                    1:
+                ],
                 labels,
-                F.normalize(self.project_centres(outputs.centres.float()), dim=1),
+                F.normalize(self.project_centres(losses.at_least_float32(outputs.centres)), dim=1),
                 self.config.temperature,
             )
         return {

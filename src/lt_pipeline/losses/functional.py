@@ -12,6 +12,15 @@ from torch.nn import functional as F
 NO_LABEL = torch.iinfo(torch.int64).min
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return ``values`` in float32, or in float64 if they are: half precision has too few digits.
+
+    What is rounded already stays so: it is for sums and exponentials of values, not for small
+    differences of large ones.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)_y, ``[B]`` (DBM, equation 1).
 
@@ -143,10 +152,13 @@ def check_counts(class_counts: Tensor) -> None:
 def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels ``[B]`` on the CPU that name no class; on a GPU this would be a wait a step.
 
+    Under ``torch.vmap`` labels have no values to look at, and pass.
+
     Raises:
         ValueError: naming the range.
     """
-    if labels.device.type != "cpu" or not len(labels):
+    batched = torch._C._functorch.is_batchedtensor(labels)
+    if labels.device.type != "cpu" or batched or not len(labels):
         return
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= classes:

@@ -18,6 +18,7 @@ from lt_pipeline.engine.phase import Phase, Stage
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses.config import CriterionConfig, CrossEntropyConfig
 from lt_pipeline.losses.criteria import Head, Outputs
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.models.network import ModelConfig, Network, build_network
 from lt_pipeline.schema import Config
 from lt_pipeline.weights import StateDict
@@ -161,6 +162,14 @@ class Method(nn.Module):
         """Return how many contrastive views of every image a batch must bring."""
         return self.criterion.views
 
+    @property
+    def needs_float32(self) -> bool:
+        """Return whether the loss at hand drowns in the rounding of bfloat16 and TF32.
+
+        Training then computes it and its gradient in float32, whatever ``training.precision`` says.
+        """
+        return False
+
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Change what changes between epochs; ``epoch`` counts from 0."""
         self.criterion.start_epoch(epoch, phase.epochs)
@@ -273,4 +282,4 @@ class Method(nn.Module):
 
     def ood_score(self, images: Tensor) -> Tensor:
         """Return how much every image looks like the training classes, ``[B]``; higher is more."""
-        return self.score(images).float().softmax(1).amax(1)
+        return at_least_float32(self.score(images)).softmax(1).amax(1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.losses.config import CriterionConfig, CrossEntropyConfig
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.experts import build_expert_network
 from lt_pipeline.models.network import Network
@@ -80,11 +81,11 @@ class ExpertMethod(Method):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the experts' features side by side, each of unit length, ``[B, K F]``."""
-        return F.normalize(self.net.features(images).float(), dim=2).flatten(1)
+        return F.normalize(at_least_float32(self.net.features(images)), dim=2).flatten(1)
 
     def class_centres(self) -> Tensor:
         """Return the experts' classifier weights side by side, each of unit length, ``[C, K F]``.
 
         The cosine to them is the mean of the experts' cosines.
         """
-        return F.normalize(self.net.centres.float(), dim=2).transpose(0, 1).flatten(1)
+        return F.normalize(at_least_float32(self.net.centres), dim=2).transpose(0, 1).flatten(1)

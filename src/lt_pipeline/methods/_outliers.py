@@ -11,6 +11,7 @@ from torch import Tensor
 from lt_pipeline.data.batches import Batch
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.losses.criteria import Outputs
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._base import Method, MethodOptions
 
 
@@ -69,7 +70,7 @@ class OutlierMethod(Method):
         """
         if batch.outliers is None:
             raise ValueError("a batch must bring outliers, but this one has none")
-        both = self.net(torch.cat([batch.images, batch.outliers])).float()
+        both = at_least_float32(self.net(torch.cat([batch.images, batch.outliers])))
         return both[: len(batch.images)], both[len(batch.images) :]
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -253,6 +253,11 @@ class Pretrained(Method):
         """Return how many views the stage at hand asks for."""
         return self.source.views if self.pretraining else 0
 
+    @property
+    def needs_float32(self) -> bool:
+        """Return what the method that is trained first says, while it is."""
+        return self.pretraining and self.source.needs_float32
+
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Change what changes between epochs of the stage at hand."""
         if self.pretraining:

@@ -24,6 +24,7 @@ from lt_pipeline.data.subsets import Short, balanced_subsets
 from lt_pipeline.engine.phase import Phase, Stage
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses.config import CriterionConfig, LabelAwareSmoothingConfig
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.methods._decoupled import (
     BACKBONE,
@@ -262,7 +263,7 @@ class BalancedTrainingAndMerging(Decoupled):
         if self.stage == "fc" or self.mix is None:
             return {"cross_entropy": self._cross_entropy(batch.images, batch.labels).mean()}
         images, first, second, share = batch.mixtures
-        logits = self.classify(self.net.features(images)).float()
+        logits = at_least_float32(self.classify(self.net.features(images)))
         losses = [F.cross_entropy(logits, label, reduction="none") for label in (first, second)]
         return {"cross_entropy": two_hot_loss(losses[0], losses[1], share).mean()}
 
@@ -300,7 +301,9 @@ class BalancedTrainingAndMerging(Decoupled):
             merged = weights.average(states, shares)
         self.take("merge", merged)
         if options.batchnorm == "reestimated":
-            self._reestimate(train.images, device)
+            size = self.options.branches.batch_size
+            self.to(device)
+            reestimate_batchnorm(self.net, train.images, device=device, batch_size=size)
         return {
             "shares": dict(zip(names, shares, strict=True)),
             "scores": dict(zip(names, scores, strict=False)),
@@ -348,15 +351,8 @@ class BalancedTrainingAndMerging(Decoupled):
         )
 
     def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.classify(self.net.features(images)).float()
+        logits = at_least_float32(self.classify(self.net.features(images)))
         return F.cross_entropy(logits, labels, reduction="none")
-
-    def _reestimate(self, images: Tensor, device: torch.device) -> None:
-        # they come class by class, and a batch of few classes varies less than one of all
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        parts = order.tensor_split(-(-len(order) // self.options.branches.batch_size))
-        self.to(device)
-        reestimate_batchnorm(self.net, (images[part].to(device) for part in parts))
 
     def _scores(self, train: ImageSet, device: torch.device) -> dict[str, float]:
         self.to(device)

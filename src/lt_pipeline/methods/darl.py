@@ -23,6 +23,7 @@ from lt_pipeline.engine.phase import Phase
 from lt_pipeline.figures.ambiguity import calibration_by_class
 from lt_pipeline.losses import ambiguity as losses
 from lt_pipeline.losses.ambiguity import Ambiguity
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.losses.local_global import expert_shifts
 from lt_pipeline.methods.lgla import LGLA, LglaOptions
 from lt_pipeline.models.network import ModelConfig
@@ -103,7 +104,7 @@ class DARL(LGLA):
         """
         plain, labels, mixed = self._parts(batch)
         own, cut = self._sizes(batch)[0], len(labels)
-        logits = self.net(torch.cat([plain.float(), mixed.images])).float()  # [N, K, C]
+        logits = at_least_float32(self.net(torch.cat([plain.float(), mixed.images])))  # [N, K, C]
         first = torch.cat([labels, mixed.first])
         energies, weight = self.ambiguity_weight(logits, first, cut)
         self._watch(energies[:own].mean(1), weight[:own].mean(1) - 1, labels[:own])

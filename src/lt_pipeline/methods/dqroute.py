@@ -25,6 +25,7 @@ from lt_pipeline.engine.predict import predict
 from lt_pipeline.figures.routing import class_weights, effective_classes, routing_by_group
 from lt_pipeline.losses import routing
 from lt_pipeline.losses.criteria import weighted
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._difficulty import ClassDifficulty
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.models.experts import ExpertHeads
@@ -156,8 +157,8 @@ class DQRoute(ExpertMethod):
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_cls (equation 10) and lambda_OOD L_OOD (equations 7 to 9)."""
         features = self.net.features(batch.images)
-        logits: Tensor = self.net.head(features).float()
-        gates = self.gates(features).squeeze(2).float()
+        logits: Tensor = at_least_float32(self.net.head(features))
+        gates = at_least_float32(self.gates(features).squeeze(2))
         share = self._routing(gates)
         if self.options.difficulty == "training":
             self.difficulty.watch(self._fused(self._known(logits), share), batch.labels)
@@ -292,8 +293,8 @@ class DQRoute(ExpertMethod):
 
     def _routed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, K, C]`` and alpha_k ``[B, K]`` of features ``[B, K, F]``."""
-        share = self._routing(self.gates(features).squeeze(2).float())
-        return self._known(self.net.head(features).float()), share
+        share = self._routing(at_least_float32(self.gates(features).squeeze(2)))
+        return self._known(at_least_float32(self.net.head(features))), share
 
     def _parts(self, images: Tensor) -> Tensor:
         """Return the experts' logits and, last, alpha_k, ``[B, K, C + 1]``."""

@@ -27,6 +27,7 @@ from lt_pipeline.losses import local_global as losses
 from lt_pipeline.losses.ambiguity import energy
 from lt_pipeline.losses.config import CrossEntropyConfig
 from lt_pipeline.losses.experts import by_expert
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.models.network import ModelConfig
 
@@ -103,7 +104,7 @@ class LGLA(ExpertMethod):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return every expert's loss."""
-        logits = self.net(batch.images).float()  # [B, K, C]
+        logits = at_least_float32(self.net(batch.images))  # [B, K, C]
         energies = energy(logits, self.options.tau).mean(1)
         self._watch(energies, torch.zeros_like(energies), batch.labels)
         found = self.expert_losses(logits, logits + self.shift, batch.labels)

@@ -22,7 +22,12 @@ from lt_pipeline.data.batches import Batch
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.diagnostics.logit_shift import discrepancy_by_group, logit_shift
+from lt_pipeline.diagnostics.logit_shift import (
+    changed_predictions,
+    discrepancy_by_group,
+    logit_shift,
+)
+from lt_pipeline.engine.device import without_tf32
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.figures.evaluation import logit_shift_by_group
@@ -118,6 +123,14 @@ class More(Method):
             return ()
         return [f"net.{name}" for name, _ in low_rank_parameters(self.net)]
 
+    @property
+    def needs_float32(self) -> bool:
+        """Return whether there is a discrepancy: a small difference of two large outputs.
+
+        Under bfloat16 it is mostly what the two passes were rounded by.
+        """
+        return self.options.amplitude > 0
+
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Freeze what the LoRA ablation freezes; MORE itself trains everything throughout."""
         super().start_epoch(phase, epoch)
@@ -137,7 +150,7 @@ class More(Method):
             general = self._general_logits(batch)
             if self.options.detach_general:
                 general = general.detach()
-            gap = discrepancy(outputs.logits.float(), general.float(), self.options.discrepancy)
+            gap = discrepancy(outputs.logits, general, self.options.discrepancy)
             alpha = schedule_weight(self.options.schedule, progress)
             terms["rebalancing"] = alpha * (self.rebalancing_weight[batch.labels] * gap).mean()
         return terms
@@ -145,7 +158,10 @@ class More(Method):
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device
     ) -> dict[str, dict[str, float]]:
-        """Return table 4's logit shift and the discrepancy of equation 2, by group of ``test``.
+        """Return what B A does to the logits and decisions on ``test``, by group.
+
+        That is table 4's logit shift, the discrepancy of equation 2, and the share of predictions
+        that are others with B A than without.
 
         Training compares both passes with each normalised by its own batch. Likewise here each
         gets BatchNorm statistics re-estimated on ``train``: the running ones are of theta alone,
@@ -159,12 +175,15 @@ class More(Method):
         return {
             "logit_shift": logit_shift(full, general, test.labels, longtail),
             "discrepancy": discrepancy_by_group(full, general, test.labels, longtail),
+            "changed_predictions": changed_predictions(full, general, test.labels, longtail),
         }
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the picture of table 4."""
-        return {"logit_shift": logit_shift_by_group(report["diagnostics"]["logit_shift"], title)}
+        """Return the picture of table 4, with the share of predictions that change."""
+        found = report["diagnostics"]
+        shift, changed = found["logit_shift"], found["changed_predictions"]
+        return {"logit_shift": logit_shift_by_group(shift, changed, title)}
 
     def fold(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""
@@ -173,8 +192,9 @@ class More(Method):
 
     def _reestimated_logits(self, train: ImageSet, test: ImageSet, device: torch.device) -> Tensor:
         kept = {name: value.clone() for name, value in self.net.state_dict().items()}
-        reestimate_batchnorm(self.net, (part.to(device) for part in train.images.split(256)))
-        logits = predict(self, self.score, test.images, device=device)
+        with without_tf32():
+            reestimate_batchnorm(self.net, train.images, device=device)
+            logits = predict(self, self.score, test.images, device=device)
         self.net.load_state_dict(kept)
         return logits
 

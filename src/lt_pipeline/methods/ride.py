@@ -23,6 +23,7 @@ from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses import experts as losses
 from lt_pipeline.losses.config import ClassBalancedConfig, CriterionConfig
 from lt_pipeline.losses.criteria import Outputs
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.losses.margins import LdamConfig
 from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
@@ -86,12 +87,12 @@ class Router(nn.Module):
 
         ``features`` are ``[B, K, F]``, ``logits`` ``[B, K, C]``.
         """
-        unit = F.normalize(features.float(), dim=2)
+        unit = F.normalize(at_least_float32(features), dim=2)
         seen = torch.stack([F.relu(layer(unit[:, k])) for k, layer in enumerate(self.hidden)], 1)
-        so_far = losses.running_mean(logits.float())[:, :-1] / self.scale
+        so_far = losses.running_mean(at_least_float32(logits))[:, :-1] / self.scale
         largest = so_far.topk(self.logits, dim=2).values  # [B, K - 1, L]
         gates: Tensor = self.output(torch.cat([largest, seen], 2))
-        return gates.squeeze(2).float()
+        return at_least_float32(gates.squeeze(2))
 
 
 class RoutingDiverseExperts(ExpertMethod):
@@ -162,7 +163,7 @@ class RoutingDiverseExperts(ExpertMethod):
         """Return the mean logits, ``[B, C]``, of all experts or, with ``route``, of those asked."""
         if not self.options.route:
             return super().classify(features)
-        logits = self.net.head(features).float()
+        logits = at_least_float32(self.net.head(features))
         return losses.routed(logits, self.router(features, logits))
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
@@ -206,7 +207,7 @@ class RoutingDiverseExperts(ExpertMethod):
     def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features ``[B, K, F]`` and logits ``[B, K, C]``."""
         features = self.net.features(images)
-        return features, self.net.head(features).float()
+        return features, at_least_float32(self.net.head(features))
 
     def _expert_terms(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the sum over the experts of their criterion and of minus lambda the diversity."""

@@ -28,6 +28,7 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.engine.predict import predict
 from lt_pipeline.losses import experts as losses
 from lt_pipeline.losses.config import CrossEntropyConfig
+from lt_pipeline.losses.functional import at_least_float32
 from lt_pipeline.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.metrics.classification import confusion_matrix, report
 from lt_pipeline.models.network import ModelConfig
@@ -137,7 +138,7 @@ class SelfSupervisedAggregation(ExpertMethod):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the three experts' losses."""
-        logits = self.net(batch.images).float()  # [B, 3, C]
+        logits = at_least_float32(self.net(batch.images))  # [B, 3, C]
         margin = self.criterion.margin
         if margin is not None:
             labels = batch.labels.repeat_interleave(len(SKILLS))
@@ -192,7 +193,7 @@ class SelfSupervisedAggregation(ExpertMethod):
         if config.contrast is not None:
             view = contrast_view(view, config.contrast, generator)
         logits: Tensor = self.net(view)
-        return logits.float()
+        return at_least_float32(logits)
 
     def _accuracy(self, scores: Tensor, test: ImageSet) -> dict[str, float]:
         """Return the mean recalls by group and, as ``all``, the accuracy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,29 +26,27 @@ def frozen_batchnorm_statistics(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate_batchnorm(
-    module: nn.Module,
-    batches: Iterable[Tensor],
-    forward: Callable[[Tensor], object] | None = None,
+    module: nn.Module, images: Tensor, *, device: torch.device, batch_size: int = 256
 ) -> None:
-    """Set the running statistics to the mean over ``batches`` of images; nothing else changes.
+    """Set the running statistics to the mean over batches of ``images``; nothing else changes.
 
-    ``forward`` is what is computed on a batch, ``module`` itself unless told. Every batch weighs
-    the same, whatever its size. Dropout is off meanwhile, as it is where the statistics are used.
+    ``images`` ``[N, ...]`` are what ``module`` takes, in any order: they are shuffled, always in
+    the same way. A set comes class by class, and a batch of few classes varies less than one of
+    all. Batches are equally large, at most ``batch_size``. Dropout is off meanwhile, as it is
+    where the statistics are used.
 
     Raises:
-        ValueError: if there is no batch; the statistics are then as they were.
+        ValueError: if there is no image; the statistics are then as they were.
     """
-    compute = module if forward is None else forward
+    if not len(images):
+        raise ValueError("re-estimating BatchNorm needs at least one image, but got none")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     layers = _layers(module)
-    count = 0
     with _estimating(module, layers):
-        for count, images in enumerate(batches, start=1):
-            if count == 1:
-                for layer in layers:
-                    layer.reset_running_stats()
-            compute(images)
-    if not count:
-        raise ValueError("re-estimating BatchNorm needs at least one batch, but got none")
+        for layer in layers:
+            layer.reset_running_stats()
+        for part in order.tensor_split(-(-len(order) // batch_size)):
+            module(images[part].to(device))
 
 
 @contextmanager
