@@ -110,15 +110,26 @@ def test_the_papers_targets_are_reached_by_a_larger_smoothing():
     torch.testing.assert_close(decoupled.label_aware_smoothing(logits(), LABELS, smoothing), wanted)
 
 
-def geometric_by_hand(scores, labels, log_prior, tau):
-    """-log of the geometric mean over the classes of the batch, as a product of averages."""
+def recalls_by_hand(scores, labels, log_prior, tau):
+    """The mean share of the true class over the images of each class of the batch."""
     weight = [math.exp(tau * value) for value in log_prior.tolist()]
     recall: dict[int, list[float]] = {}
     for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
         terms = [w * math.exp(z) for w, z in zip(weight, row, strict=True)]
         recall.setdefault(label, []).append(terms[label] / math.fsum(terms))
-    means = [math.fsum(values) / len(values) for values in recall.values()]
+    return [math.fsum(values) / len(values) for values in recall.values()]
+
+
+def geometric_by_hand(scores, labels, log_prior, tau):
+    """-log of the geometric mean over the classes of the batch, as a product of averages."""
+    means = recalls_by_hand(scores, labels, log_prior, tau)
     return -math.log(math.prod(means) ** (1 / len(means)))
+
+
+def p_mean_by_hand(scores, labels, log_prior, tau, p):
+    """The p-mean of -log recall over the classes of the batch."""
+    losses_by_class = [-math.log(r) for r in recalls_by_hand(scores, labels, log_prior, tau)]
+    return (math.fsum(x**p for x in losses_by_class) / len(losses_by_class)) ** (1 / p)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
@@ -144,6 +155,58 @@ def test_geometric_mean_of_any_batch(labels, seed, tau):
         torch.testing.assert_close(
             each[labels == c], each[labels == c][:1].expand_as(each[labels == c])
         )
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=12),
+    st.integers(0, 99),
+    st.floats(0, 2),
+    st.floats(1, 12),
+)
+def test_the_p_mean_of_any_batch(labels, seed, tau, p):
+    labels, scores = torch.tensor(labels), logits(len(labels), 5, seed)
+    log_prior = torch.linspace(-1, -4, 5, dtype=torch.float64)
+    found = decoupled.geometric_mean(scores, labels, log_prior, tau, p).mean()
+    assert found.item() == pytest.approx(p_mean_by_hand(scores, labels, log_prior, tau, p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_p_1_every_class_counts_the_same_and_its_images_share_alike(dtype):
+    scores, prior = logits().to(dtype), LOG_PRIOR.to(dtype)
+    found = decoupled.geometric_mean(scores, LABELS, prior, 1.0, 1.0)
+    log_right = -losses.balanced_softmax(scores, LABELS, prior)
+    for label in (0, 2, 3):
+        mine = label == LABELS
+        own = mine.sum().log() - log_right[mine].logsumexp(0)
+        wanted = own * len(LABELS) / (3 * mine.sum())
+        torch.testing.assert_close(found[mine], wanted.expand(int(mine.sum())))
+
+
+def test_the_larger_p_the_more_the_worst_class_counts():
+    scores = logits().requires_grad_()
+    values, shares = [], []
+    for p in (1.0, 2.0, 8.0, 1000.0):
+        loss = decoupled.geometric_mean(scores, LABELS, LOG_PRIOR, 1.0, p).mean()
+        (slope,) = torch.autograd.grad(loss, scores)
+        values.append(loss.item())
+        size = torch.stack([slope[c == LABELS].abs().sum() for c in (0, 2, 3)])
+        shares.append((size / size.sum()).tolist())
+    by_class = [-math.log(r) for r in recalls_by_hand(scores.detach(), LABELS, LOG_PRIOR, 1.0)]
+    worst = [0, 2, 1][max(range(3), key=lambda k: by_class[k])]  # they come as 0, 3, 2
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(max(by_class), rel=2e-3)
+    assert [share[worst] for share in shares] == sorted(share[worst] for share in shares)
+    assert shares[-1][worst] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 7.5])
+def test_a_batch_that_is_all_right_has_no_loss_and_no_gradient(p):
+    scores = 500 * F.one_hot(LABELS, 4).float()
+    scores.requires_grad_()
+    loss = decoupled.geometric_mean(scores, LABELS, LOG_PRIOR.float(), 1.0, p).mean()
+    (slope,) = torch.autograd.grad(loss, scores)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert slope.abs().max().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_one_image_a_class_makes_the_geometric_mean_balanced_softmax():
@@ -178,6 +241,7 @@ def test_large_logits_are_finite_and_so_are_their_gradients(size, dtype):
     smoothing = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=dtype)
     for loss in (
         decoupled.geometric_mean(scores, LABELS, LOG_PRIOR.to(dtype), 1.0).mean(),
+        decoupled.geometric_mean(scores, LABELS, LOG_PRIOR.to(dtype), 1.0, 5.0).mean(),
         decoupled.label_aware_smoothing(scores, LABELS, smoothing).mean(),
     ):
         (slope,) = torch.autograd.grad(loss, scores)
@@ -200,13 +264,21 @@ def test_gradients():
         lambda z: decoupled.label_aware_smoothing(z, LABELS, smoothing),
         lambda z: decoupled.geometric_mean(z, LABELS, LOG_PRIOR, 1.0),
         lambda z: decoupled.geometric_mean(z, LABELS, LOG_PRIOR, 1.0).mean(),
+        lambda z: decoupled.geometric_mean(z, LABELS, LOG_PRIOR, 1.0, 3.0).mean(),
     ):
         assert torch.autograd.gradcheck(loss, scores)
 
 
-@pytest.mark.parametrize("name", ["geometric_mean", "label_aware_smoothing"])
-def test_networks_side_by_side_have_the_losses_and_gradients_of_each_alone(name):
-    built = criterion(name=name)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "geometric_mean"},
+        {"name": "geometric_mean", "p": 3},
+        {"name": "label_aware_smoothing"},
+    ],
+)
+def test_networks_side_by_side_have_the_losses_and_gradients_of_each_alone(values):
+    built = criterion(**values)
     stacked = torch.stack([logits(seed=seed).float() for seed in range(3)])
     side_by_side = torch.func.vmap(torch.func.grad(lambda z: built(z, LABELS).mean()))(stacked)
     for found, scores in zip(side_by_side, stacked, strict=True):
@@ -237,6 +309,10 @@ def test_criteria_bind_the_losses_to_the_class_distribution():
         (
             {"name": "geometric_mean", "tau": 0.5},
             decoupled.geometric_mean(scores, LABELS, LOG_PRIOR.float(), 0.5),
+        ),
+        (
+            {"name": "geometric_mean", "p": 4},
+            decoupled.geometric_mean(scores, LABELS, LOG_PRIOR.float(), 1.0, 4.0),
         ),
     ]:
         torch.testing.assert_close(criterion(**values)(scores, LABELS), wanted)
@@ -269,6 +345,7 @@ def test_a_loss_of_the_batch_goes_with_outliers_and_not_with_experts():
         ({"shape": "exp"}, "shape"),
         ({"shape": "exponential", "power": 0}, "power"),
         ({"name": "geometric_mean", "tau": -1}, "tau"),
+        ({"name": "geometric_mean", "p": 0.5}, "p"),
     ],
 )
 def test_wrong_values_are_refused(values, message):

@@ -203,11 +203,15 @@ class GeometricMeanConfig(CriterionBase):
 
     Attributes:
         tau: of the log prior in the softmax; 1 is the balanced softmax, 0 the plain one.
+        p: exponent of the mean over classes; 1 is the geometric mean of their recalls, as BTM's
+            repository has it, and the larger it is, the more the worst class counts.
     """
 
     kind = GeometricMean
     name: Literal["geometric_mean"] = "geometric_mean"
     tau: NonNegativeFloat = 1.0
+    # below 1 the classes that are nearly right would weigh most
+    p: float = Field(default=1.0, ge=1)
 
 
 CriterionConfig = Annotated[

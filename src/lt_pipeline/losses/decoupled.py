@@ -66,17 +66,20 @@ def label_aware_smoothing(logits: Tensor, labels: Tensor, smoothing: Tensor) -> 
     return (1 - share) * right - share * F.log_softmax(logits, dim=1).mean(1)
 
 
-def geometric_mean(logits: Tensor, labels: Tensor, log_prior: Tensor, tau: float) -> Tensor:
-    """Return ``[B]`` values whose mean is -log of the geometric mean of the classes' recall.
+def geometric_mean(
+    logits: Tensor, labels: Tensor, log_prior: Tensor, tau: float, p: float = 1.0
+) -> Tensor:
+    """Return ``[B]`` values whose mean is the loss of GML's authors on a batch.
 
-    That is L = -(1 / |K|) sum over the classes c of the batch, K, of log r_c with r_c the mean of
-    p_i(c) over the images i of c, p being the softmax of logits + tau * log prior (``log_prior``
-    ``[C]``). No image has a loss of its own: the value of one is -log r_y, that of its class,
-    times B / (|K| n_y) for n_y images of it, so that every class counts the same.
+    That is L = ((1 / |K|) sum over the classes c of the batch, K, of (-log r_c)^p)^(1 / p) with r_c
+    the mean over the images i of c of their softmax's share of c, the softmax being that of logits
+    + tau * log prior (``log_prior`` ``[C]``); ``p`` >= 1. At p = 1 it is -log of the geometric mean
+    of the r_c; the larger p, the more the worst class counts. No image has a loss of its own: the
+    value of one is -log r_y, that of its class, times (-log r_y / L)^(p - 1), the class's weight in
+    the gradient of L, times B / (|K| n_y) for n_y images of it.
 
-    That GML maximises the geometric mean of recall is from BTM, section 1; GML's equations were not
-    at hand. Probabilities in the place of hits, the balanced softmax and that only classes in the
-    batch count (counting all would change the scale only) are our reading.
+    Source: the class ``ReweightedGMLLogAfterMean`` in BTM's repository, for tau = 1; it also lifts
+    each image's share to 1e-5, below which the image has no gradient.
 
     Raises:
         ValueError: if a label names no class.
@@ -85,7 +88,17 @@ def geometric_mean(logits: Tensor, labels: Tensor, log_prior: Tensor, tau: float
     same = labels[:, None] == labels
     members = log_right.expand_as(same).masked_fill(~same, -torch.inf)
     size = same.sum(1).to(log_right.dtype)
-    return weighted(size.log() - members.logsumexp(1), 1 / size, mean=True)
+    loss, share = size.log() - members.logsumexp(1), 1 / size
+    return weighted(loss * _tilt(loss.detach(), share, p), share, mean=True)
+
+
+def _tilt(loss: Tensor, share: Tensor, p: float) -> Tensor:
+    """Return (loss / L)^(p - 1), ``[B]``, for L the p-mean of ``loss`` weighted by ``share``."""
+    tiny = torch.finfo(loss.dtype).tiny
+    # over the largest, so that no power overflows; rounding can leave a loss just below 0
+    part = (loss / loss.max().clamp(min=tiny)).clamp(min=0)
+    mean = weighted(part**p, share, mean=True).mean() ** (1 / p)
+    return (part / mean.clamp(min=tiny)) ** (p - 1)
 
 
 class LabelAwareSmoothing(Criterion):
@@ -105,10 +118,10 @@ class LabelAwareSmoothing(Criterion):
 
 
 class GeometricMean(LogitAdjusted):
-    """Minus the log of the geometric mean of a batch's recall by class, softened (GML)."""
+    """Minus the log of the geometric mean of a batch's recall by class, softened, or its p-mean."""
 
     per_image: ClassVar[bool] = False
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the images' shares of the batch's loss, which is their mean, ``[B]``."""
-        return geometric_mean(logits, labels, self.log_prior, self.config.tau)
+        return geometric_mean(logits, labels, self.log_prior, self.config.tau, self.config.p)
