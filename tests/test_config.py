@@ -12,6 +12,7 @@ from lt_pipeline.config import (
     merged,
     method_options,
 )
+from lt_pipeline.data.profiles import profile_counts
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods.more import MoreOptions
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -67,6 +68,33 @@ def test_the_cifar_recipe_is_the_one_the_papers_figures_fit():
     assert training.augment.cutout == 16
     assert found.model.backbone == "resnet32"
     assert data_config(parameters("cifar100_lt")).groups.sizes == (35, 35, 30)
+
+
+@pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if "cifar" in name])
+def test_btm_has_the_papers_fine_tuning_on_cifar(environment):
+    options = ExperimentConfig.resolve("btm", parameters(environment)).options
+    for block in (options.branches, options.fc_classifier):
+        assert (block.batch_size, block.learning_rate, block.weight_decay) == (256, 5e-3, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "classes", "largest", "images"),
+    [("base", 10, 124, 94), ("smoke", 10, 60, 40), ("cifar100_lt_btm", 100, 500, 949)],
+)
+def test_a_fine_tuning_of_btm_has_as_many_steps_an_epoch_as_the_papers(
+    environment, classes, largest, images
+):
+    found = parameters(environment)
+    branches = ExperimentConfig.resolve("btm", found).options.branches
+    data = data_config(found)
+    counts = profile_counts(
+        data.profile,
+        classes=classes,
+        max_per_class=largest,
+        imbalance_ratio=data.imbalance_ratio,
+    )
+    assert sum(min(n, branches.images) for n in counts) == images
+    assert -(-images // branches.batch_size) == 4
 
 
 def test_a_methods_own_block_changes_single_values_of_what_is_shared():

@@ -263,9 +263,25 @@ def test_the_classifier_forgets_in_ten_epochs_on_all_images():
     assert phase.epochs == 10
     assert phase.trained == ("source.net.head",)
     assert phase.adapts == ()
+    assert phase.rates == {"source.net.head": 1.0}
     labels = toy_images().labels
     order = phase.sampler(labels, torch.Generator().manual_seed(0), 0.0)
     assert order.sort().values.tolist() == list(range(len(labels)))
+
+
+def test_the_classifier_forgets_as_it_is_fine_tuned_unless_told():
+    """ "We use the same training strategy for the first two steps" (section 4.1)."""
+
+    def recipe(phase):
+        config = phase_config(SHARED, phase).model_dump()
+        names = ("batch_size", "learning_rate", "weight_decay", "schedule", "warmup_epochs")
+        return [config[name] for name in names]
+
+    usual = phases(fc=True)
+    assert recipe(usual["fc"]) == recipe(usual["branch_0"]) == [256, 5e-3, 5e-4, "cosine", 0]
+    told = {"learning_rate": 0.1, "batch_size": None, "weight_decay": None}
+    as_mislas = phases(fc=True, fc_classifier=told)
+    assert recipe(as_mislas["fc"]) == recipe(as_mislas["stage_2"]) == [128, 0.1, 2e-4, "cosine", 0]
 
 
 def test_the_budget_is_that_of_the_method_that_is_trained_first():
@@ -326,6 +342,17 @@ def test_a_class_with_fewer_images_gives_all_or_is_filled_up():
             f"each of 3 subsets has {24 + size} images, {size} to 8 a class, and 1 of 4 classes "
             f"give all of them the same images"
         ) in method.notes()
+
+
+def test_notes_say_how_many_steps_a_fine_tuning_is_and_what_one_an_epoch_means():
+    def said(**branches):
+        return btm(branches=branches).notes()[1]
+
+    # 35 images: ten of three classes and all five of the last
+    assert said(batch_size=9) == "a fine-tuning is 120 steps, 4 an epoch"
+    assert said(batch_size=35, epochs=7).startswith("a fine-tuning is 7 steps, 1 an epoch: a batch")
+    assert "batch_size=9 makes it 4 an epoch" in said()
+    assert said(batch_size=35, short="fill") == "a fine-tuning is 60 steps, 2 an epoch"
 
 
 def test_notes_say_that_the_classifier_forgets():

@@ -59,6 +59,7 @@ def test_it_ends_with_a_table_and_says_what_the_subsets_are(merged):
     project, output = merged
     assert "digits, exponential, IR 10: balanced test set, last epoch, %" in output
     assert "btm: each of 3 subsets has 40 images, 4 to 4 a class" in output
+    assert "btm: a fine-tuning is 8 steps, 4 an epoch" in output
     assert "WARNING" not in output
     assert "Traceback" not in output
     assert all(ran(output, name) for name in ("subsets", *STAGES, "stages", "finish"))

@@ -83,6 +83,16 @@ class BranchesConfig(Config):
     together: bool = False
 
 
+# "the same training strategy for the first two steps" (section 4.1), which are FC and these
+FINE_TUNING = BranchesConfig()
+FC_STAGE = ClassifierConfig(
+    batch_size=FINE_TUNING.batch_size,
+    learning_rate=FINE_TUNING.learning_rate,
+    weight_decay=FINE_TUNING.weight_decay,
+    sampler=SamplerConfig(name="instance_balanced"),
+)
+
+
 class MergeConfig(Config):
     """How the fine-tuned networks become one (table 6).
 
@@ -108,7 +118,7 @@ class BtmOptions(DecoupledOptions):
         pretrain: the method that is trained first; MiSLAS's first stage in the paper.
         fc: train the classifier with cross-entropy on all images before the subsets, which a
             method that handles imbalance needs; ``auto`` asks the method.
-        fc_classifier: how.
+        fc_classifier: how; as the fine-tunings, in 10 epochs.
         when: subsets ``between`` the representation and the classifier's last training, or
             ``after`` it (table 8).
         branches: the subsets and fine-tunings.
@@ -122,9 +132,7 @@ class BtmOptions(DecoupledOptions):
 
     pretrain: str = "mixup"
     fc: bool | Literal["auto"] = "auto"
-    fc_classifier: ClassifierConfig = ClassifierConfig(
-        sampler=SamplerConfig(name="instance_balanced")
-    )
+    fc_classifier: ClassifierConfig = FC_STAGE
     when: Literal["between", "after"] = "between"
     branches: BranchesConfig = BranchesConfig()
     merge: MergeConfig = MergeConfig()
@@ -310,14 +318,15 @@ class BalancedTrainingAndMerging(Decoupled):
         }
 
     def notes(self) -> list[str]:
-        """Say how large the subsets are, and what comes before them."""
+        """Say how large the subsets are, how many steps they are, and what comes before them."""
         options, counts = self.options.branches, self.card.longtail.class_counts
         drawn = [min(n, options.images) for n in counts]
         each = [options.images] * len(counts) if options.short == "fill" else drawn
         found = [
             f"each of {options.sets} subsets has {sum(each)} images, {min(each)} to {max(each)} a "
             f"class, and {sum(n <= options.images for n in counts)} of {len(counts)} classes give "
-            f"all of them the same images"
+            f"all of them the same images",
+            self._pace(sum(each)),
         ]
         if self.options.has_fc:
             found.append(
@@ -348,6 +357,17 @@ class BalancedTrainingAndMerging(Decoupled):
                 "schedule": "cosine",
                 "warmup_epochs": 0,
             },
+        )
+
+    def _pace(self, images: int) -> str:
+        options = self.options.branches
+        steps = -(-images // options.batch_size)
+        said = f"a fine-tuning is {options.epochs * steps} steps, {steps} an epoch"
+        if steps > 1:
+            return said
+        return (
+            f"{said}: a batch holds the whole subset. btm.options.branches.batch_size="
+            f"{-(-images // 4)} makes it 4 an epoch, as in the paper's on CIFAR-100-LT"
         )
 
     def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ STUDIES = (
     "btm_merging",
     "btm_sizes",
     "btm_where",
+    "btm_fc",
     "btm_gml",
 )
 # The papers' tables that a study is of, by another name of its pipeline (docs/compare.md has all).
