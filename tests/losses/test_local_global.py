@@ -205,3 +205,44 @@ def test_no_value_is_read_on_the_host():
     z = torch.zeros(6, 3, 5, device="meta")
     assert local_global.angular_weight(z, labels, 30.0, member).shape == (6, 3)
     assert local_global.expert_shifts(z[0, 0], member, 2.0).shape == (3, 5)
+
+
+def test_shifts_for_many_priors_are_those_of_each():
+    member = local_global.half_groups(COUNTS, 2)
+    priors = noise(2, 4, 5).softmax(-1)
+    found = local_global.expert_shifts(priors, member, 2.5)
+    assert found.shape == (2, 4, 3, 5)
+    for index in itertools.product(range(2), range(4)):
+        torch.testing.assert_close(
+            found[index], local_global.expert_shifts(priors[index], member, 2.5)
+        )
+
+
+def test_a_level_prior_adds_nothing():
+    member = local_global.half_groups(COUNTS, 2)
+    shift = local_global.expert_shifts(torch.full((5,), 0.2).double(), member, 2.5)
+    logits = noise(3, 5)
+    torch.testing.assert_close((logits + shift).softmax(1), logits.softmax(1))
+
+
+def test_what_is_left_of_the_prior_is_what_the_best_logits_hold_beside_the_likelihood():
+    likelihood = noise(7, 5).softmax(0)  # p(x | y) of 7 images
+    shift = local_global.expert_shifts(PRIOR, local_global.half_groups(COUNTS, 2), 2.5)
+    joint = likelihood * PRIOR
+    best = noise(7, 3, 5).requires_grad_()
+    optimiser = torch.optim.LBFGS([best], max_iter=500, tolerance_grad=1e-12, tolerance_change=0)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = -(joint[:, None] * (best + shift).log_softmax(2)).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    held = (best.detach().mean(1) - likelihood.log()).log_softmax(1)  # up to a constant an image
+    left = local_global.prior_left(PRIOR, shift).log_softmax(0)
+    torch.testing.assert_close(held, left.expand_as(held), atol=1e-4, rtol=0)
+    assert torch.equal(
+        local_global.prior_left(torch.stack([PRIOR, PRIOR]), shift)[1],
+        local_global.prior_left(PRIOR, shift),
+    )

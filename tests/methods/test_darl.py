@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_pipeline.data.batches import Batch
+from lt_pipeline.data.longtail import LongTail, SplitGroups
+from lt_pipeline.data.mix import Mixed
+from lt_pipeline.data.profiles import Exponential, profile_counts
 from lt_pipeline.data.samplers import class_balanced
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
@@ -245,6 +250,105 @@ def test_the_adjustment_can_be_for_the_labels_that_a_step_shows():
     assert "imbalance of 2.5, the adjustment is for 2.5" in method.notes()[-1]
     plain = create(prior="step", balanced=0.0, mixed=0.0)
     torch.testing.assert_close(plain.shift, create().shift)
+
+
+def log_shifts(prior, tau_global=2.5):
+    """What the three experts add for ``prior``, from its definition; class 1 is the first group."""
+    top = max(prior)
+    one = [math.log(p if c == 1 else top) for c, p in enumerate(prior)]
+    two = [math.log(top if c == 1 else p) for c, p in enumerate(prior)]
+    return [one, two, [tau_global * math.log(p) for p in prior]]
+
+
+@pytest.mark.parametrize("pairs", ["balanced", "original"])
+@pytest.mark.parametrize("both", ["alternate", "halves"])
+def test_by_parts_every_image_is_adjusted_for_the_labels_of_its_own_draw(pairs, both):
+    method = create(
+        prior="parts", pairs=pairs, mix={"both": both}, angular=False, ambiguity="constant",
+        constant=1.5, original=0.5,
+    )  # fmt: skip
+    terms, _, logits, mixed = seen_by_the_network(method, batch())
+    z, own, plain = logits.detach().double(), 12, 36
+    _, labels, _ = method._parts(batch())
+    total = [0.0] * 3
+    for i in range(len(z)):
+        share = 1.0 if i < own else 0.0 if i < plain else mixed.share[i - plain].item()
+        tailed = 1.0 if i >= plain and pairs == "original" else share
+        shifts = log_shifts([tailed * n / 75 + (1 - tailed) / 4 for n in COUNTS])
+        for k in range(3):
+            scores = [z[i, k, c].item() + 1.5 * shifts[k][c] for c in range(4)]
+            log_sum = math.log(sum(math.exp(v) for v in scores))
+            if i < plain:
+                total[k] += log_sum - scores[labels[i]]
+            else:
+                first, second = mixed.first[i - plain], mixed.second[i - plain]
+                total[k] += log_sum - share * scores[first] - (1 - share) * scores[second]
+    assert mixed.share.unique().numel() == (2 if both == "halves" else 1)
+    for term, wanted in zip(terms.values(), total, strict=True):
+        assert term.item() == pytest.approx(wanted / len(z), rel=1e-4)
+
+
+def test_by_parts_the_long_tailed_draw_alone_is_adjusted_for_the_training_set():
+    alone = {"balanced": 0.0, "mixed": 0.0}
+    parts, training = (create(prior=prior, **alone) for prior in ("parts", "training"))
+    for (name, one), two in zip(
+        parts.loss(batch(), 0.5).items(), training.loss(batch(), 0.5).values(), strict=True
+    ):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+def test_by_parts_the_balanced_draw_gets_plain_cross_entropy():
+    method, logits = create(prior="parts"), torch.randn(5, 3, 4)
+    shift = method.step_shifts(0, 5, torch.empty(0))
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift))
+    labels = torch.tensor([0, 1, 2, 3, 1])
+    plain = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(3))
+    adjusted = (logits + shift).flatten(0, 1)
+    torch.testing.assert_close(F.cross_entropy(adjusted, labels.repeat_interleave(3)), plain)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_mixture_that_is_all_of_one_image_counts_as_that_image(share, monkeypatch):
+    method, given = create(prior="parts", angular=False, balanced=0.0), batch()
+    chosen = given if share else given.pair
+    ends = Mixed(chosen.images.float(), given.labels, given.pair.labels, torch.full((24,), share))
+    monkeypatch.setattr(method, "_mixture", lambda one, other: ends)
+    mixed = method.loss(given, 0.5)
+    if share:  # the draw twice over
+        given = Batch(*(torch.cat([part, part]) for part in given[:3]))
+    plainly = create(prior="parts", angular=False, mixed=0.0, balanced=1 - share)
+    for (name, one), two in zip(mixed.items(), plainly.loss(given, 0.5).values(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("counts", "third", "tau_global", "wanted"),
+    [
+        ((100, 500), 33, 2.5, {"lgla": 0.53, "training": 2.53, "step": 0.19, "parts": 0.25}),
+        ((10, 5000), 3, 3.0, {"lgla": 1.19, "training": 3.53, "step": 0.42, "parts": 0.56}),
+    ],
+)
+def test_the_note_says_whom_the_adjustment_favours_on_long_tailed_cifar(
+    counts, third, tau_global, wanted
+):
+    classes, most = counts
+    sizes = profile_counts(Exponential(), classes=classes, max_per_class=most, imbalance_ratio=100)
+    thirds = SplitGroups(rule="split", sizes=(third, classes - 2 * third, third))
+    card = replace(toy_card(sizes), longtail=LongTail.from_counts(sizes, groups=thirds))
+
+    def noted(kind, **options):
+        method = kind(kind.Options(tau_global=tau_global, **options), MODEL, card)
+        (found,) = re.findall(r"over many-shot ones by (\S+) nats", " ".join(method.notes()))
+        return float(found)
+
+    found = {"lgla": noted(LGLA), **{p: noted(DARL, prior=p) for p in [*wanted][1:]}}
+    assert found == pytest.approx(wanted, abs=0.011)
+    # LGLA's is what DARL has without its draws, and twice the adjustment adds its own share again
+    alone = {"balanced": 0.0, "mixed": 0.0}
+    assert noted(DARL, prior="parts", **alone) == found["lgla"]
+    none = noted(DARL, **alone, ambiguity="constant", constant=0.0)
+    twice = noted(DARL, **alone, ambiguity="constant", constant=2.0)
+    assert twice == pytest.approx(2 * found["lgla"] - none, abs=0.02)
 
 
 def test_many_steps_show_the_labels_that_are_expected_of_them():

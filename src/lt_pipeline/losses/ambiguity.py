@@ -84,6 +84,11 @@ def ambiguity_weight(
     return torch.full_like(energies, constant if mode == "constant" else 1.0)
 
 
+def mean_weight(mode: Ambiguity, constant: float) -> float:
+    """Return the mean E_hat, for ``softmax`` that of a large batch."""
+    return {"softmax": 1.0, "constant": constant, "none": 1.0}.get(mode, 2.0)
+
+
 def class_mean_energy(
     previous: Tensor, energies: Tensor, labels: Tensor, momentum: float
 ) -> Tensor:
@@ -104,8 +109,8 @@ def class_mean_energy(
 def adjusted_logits(logits: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
     """Return z + E_hat a, ``[B, K, C]``: equation 9, with which cross-entropy is taken.
 
-    ``logits`` z are ``[B, K, C]``, ``weight`` E_hat ``[B, K]``, and ``shift`` a ``[K, C]`` what
-    each expert adds without ambiguity, such as the log prior.
+    ``logits`` z are ``[B, K, C]``, ``weight`` E_hat ``[B, K]``, and ``shift`` a ``[K, C]``, or
+    ``[B, K, C]`` by sample, what each expert adds without ambiguity, such as the log prior.
     """
     return logits + weight[..., None] * shift
 

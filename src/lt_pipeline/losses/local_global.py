@@ -47,16 +47,17 @@ def half_groups(class_counts: Tensor, groups: int) -> Tensor:
 
 
 def local_shift(prior: Tensor, member: Tensor) -> Tensor:
-    """Return a local expert's shift for every group, ``[G, C]``, from ``member`` bool ``[G, C]``.
+    """Return a local expert's shift for every group, ``[..., G, C]``.
 
-    It is log ``prior`` ``[C]`` for the classes of the group and log max(prior) for all others: only
-    the former get margins relative to each other.
+    It is log ``prior`` ``[..., C]`` for the classes of the group, ``member`` bool ``[G, C]``, and
+    log max(prior) for all others: only the former get margins relative to each other.
     """
-    return torch.where(member, prior, prior.max()).log()
+    most = prior.amax(-1, keepdim=True)
+    return torch.where(member, prior[..., None, :], most[..., None, :]).log()
 
 
 def global_shift(prior: Tensor, tau_g: float) -> Tensor:
-    """Return the global expert's shift tau_g log ``prior``, ``[C]``.
+    """Return the global expert's shift tau_g log ``prior``, ``[..., C]`` as the prior.
 
     Above 1, as the authors' 2.5 (CIFAR-100) and 3 (CIFAR-10), it favours rare classes.
     """
@@ -64,11 +65,24 @@ def global_shift(prior: Tensor, tau_g: float) -> Tensor:
 
 
 def expert_shifts(prior: Tensor, member: Tensor, tau_g: float) -> Tensor:
-    """Return what each of K = G + 1 experts adds to its logits, ``[K, C]``, the global one last.
+    """Return what each of K = G + 1 experts adds to its logits, ``[..., K, C]``, the global last.
 
-    ``prior`` is ``[C]``, ``member`` bool ``[G, C]`` the classes of the local experts.
+    ``prior`` is ``[..., C]``, ``member`` bool ``[G, C]`` the classes of the local experts. For a
+    level prior all classes get the same, which adds nothing.
     """
-    return torch.cat([local_shift(prior, member), global_shift(prior, tau_g)[None]])
+    local, last = local_shift(prior, member), global_shift(prior, tau_g)
+    return torch.cat([local, last[..., None, :]], -2)
+
+
+def prior_left(seen: Tensor, shift: Tensor) -> Tensor:
+    """Return what the experts' mean logits hold for a class whatever the image, ``[..., C]``.
+
+    Where a loss sees labels distributed as p = ``seen`` ``[..., C]`` and adds a = ``shift``
+    ``[..., K, C]`` to the logits, it is least with the logits log p(x | y) + log p - a, and the
+    scores at test keep the mean over the experts of log p - a. It is 0 with balanced softmax, whose
+    a is log p; above 0 a class is favoured.
+    """
+    return (seen.log()[..., None, :] - shift).mean(-2)
 
 
 def angular_weight(

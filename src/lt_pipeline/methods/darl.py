@@ -24,7 +24,7 @@ from lt_pipeline.figures.ambiguity import calibration_by_class
 from lt_pipeline.losses import ambiguity as losses
 from lt_pipeline.losses.ambiguity import Ambiguity
 from lt_pipeline.losses.functional import at_least_float32
-from lt_pipeline.losses.local_global import expert_shifts
+from lt_pipeline.losses.local_global import expert_shifts, prior_left
 from lt_pipeline.methods.lgla import LGLA, LglaOptions
 from lt_pipeline.models.network import ModelConfig
 
@@ -37,8 +37,10 @@ class DarlOptions(LglaOptions):
         balanced: images of the class-balanced draw, likewise.
         mixed: mixtures, likewise.
         mix: how two images are mixed; with ``mixup`` and ``cutmix`` both false nothing is.
-        prior: whose labels the adjustment is for, ``training``, the long-tailed set's as in the
-            paper, or ``step``, those that a step shows: a third long-tailed, the rest levelled.
+        prior: whose labels the adjustment is for: ``training``, the long-tailed set's, as equation
+            7 defines them; ``step``, those that a step shows, a third long-tailed and the rest
+            levelled; or ``parts``, every part by its own: the long-tailed draw by the long-tailed
+            set's, the balanced one by none, a mixture by what its share makes of the two.
         pairs: an image of the long-tailed draw is mixed with one of the ``balanced`` draw (section
             4.1), or of the ``original`` one (section 4.2).
         ambiguity: E_hat of equation 9: ``softmax`` as it is written, 1 + softmax(E) over the
@@ -55,7 +57,7 @@ class DarlOptions(LglaOptions):
     balanced: float = Field(default=1.0, ge=0, le=1)
     mixed: float = Field(default=1.0, ge=0, le=1)
     mix: MixConfig = MixConfig()
-    prior: Literal["training", "step"] = "training"
+    prior: Literal["training", "step", "parts"] = "training"
     pairs: Literal["balanced", "original"] = "balanced"
     ambiguity: Ambiguity = "softmax"
     constant: NonNegativeFloat = 2.0
@@ -83,8 +85,9 @@ class DARL(LGLA):
     def __init__(self, options: DarlOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
         if options.prior == "step":
-            shift = expert_shifts(self.step_prior(), self.member, options.tau_global)
-            self.shift = shift.float()
+            self.shift = self._shifts(self.step_prior())
+        self.register_buffer("prior", card.longtail.prior.float())  # [C]
+        self.prior: Tensor
         start = losses.energy(torch.zeros(card.longtail.classes), options.tau)
         self.register_buffer(
             "class_energy", start.expand(options.experts, card.longtail.classes).clone()
@@ -108,7 +111,8 @@ class DARL(LGLA):
         first = torch.cat([labels, mixed.first])
         energies, weight = self.ambiguity_weight(logits, first, cut)
         self._watch(energies[:own].mean(1), weight[:own].mean(1) - 1, labels[:own])
-        adjusted = losses.adjusted_logits(logits, weight, self.shift)
+        shift = self.step_shifts(own, cut - own, mixed.share)
+        adjusted = losses.adjusted_logits(logits, weight, shift)
         # angles are compared with those of images of one class, for either label of a mixture
         plainly = (logits[:cut], labels)
         found = self.expert_losses(logits, adjusted, first, plainly)
@@ -136,6 +140,22 @@ class DARL(LGLA):
             class_energy=self.class_energy,
             labels=labels,
         )
+
+    def step_shifts(self, own: int, balanced: int, share: Tensor) -> Tensor:
+        """Return what experts add to a step's logits: ``[K, C]``, or ``[N, K, C]`` by ``parts``.
+
+        The step has ``own`` images as drawn, ``balanced`` ones and a mixture for each of ``share``
+        ``[M]``. The labels of a mixture are of both draws, by its share: one that is all of one
+        image is adjusted as that image.
+        """
+        if self.options.prior != "parts":
+            return self.shift
+        tailed = share if self.options.pairs == "balanced" else torch.ones_like(share)
+        tailed = torch.cat([share.new_ones(own), share.new_zeros(balanced), tailed])[:, None]
+        return self._shifts(tailed * self.prior + (1 - tailed) / len(self.prior))
+
+    def _shifts(self, prior: Tensor) -> Tensor:
+        return expert_shifts(prior, self.member, self.options.tau_global).float()
 
     def _sizes(self, batch: Batch) -> tuple[int, int, int]:
         """Return how many images of a step are as drawn, balanced and mixed."""
@@ -170,25 +190,52 @@ class DARL(LGLA):
 
     def notes(self) -> list[str]:
         """Say how far the labels of a step are from those that the adjustment stands for."""
-        prior, seen = self.card.longtail.prior, self.step_prior()
-        adjusted = seen if self.options.prior == "step" else prior
-        ratios = [float(p.max() / p.min()) for p in (seen, adjusted)]
+        _, priors = self.part_priors()
+        adjusted = {
+            "training": self.card.longtail.prior[None],
+            "step": self.step_prior()[None],
+            "parts": priors,
+        }[self.options.prior]
+        ratios = [f"{float(p.max() / p.min()):.1f}" for p in (self.step_prior(), *adjusted)]
         return [
             *super().notes(),
-            f"the labels of a training step have an imbalance of {ratios[0]:.1f}, the adjustment "
-            f"is for {ratios[1]:.1f}",
+            f"the labels of a training step have an imbalance of {ratios[0]}, the adjustment is "
+            f"for {', '.join(ratios[1:])}",
         ]
 
-    def step_prior(self) -> Tensor:
-        """Return the expected share of every class among a step's labels, float64 ``[C]``."""
+    def prior_left(self) -> Tensor:
+        """Return what the adjustment leaves in the mean logits, ``[C]``, at the mean E_hat.
+
+        By ``parts`` it is the mean over the images of a step, a mixture with the expected share: no
+        more than an estimate, as one network answers for all parts.
+        """
+        scale = losses.mean_weight(self.options.ambiguity, self.options.constant)
+        weights, priors = (found.to(self.prior) for found in self.part_priors())
+        if self.options.prior != "parts":
+            return prior_left(weights @ priors, scale * self.shift)
+        return weights @ prior_left(priors, scale * self._shifts(priors))
+
+    def part_priors(self) -> tuple[Tensor, Tensor]:
+        """Return the parts' shares of a step, ``[P]``, and their labels' expected distributions.
+
+        These are float64 ``[P, C]``: of the long-tailed draw, of the balanced one, of mixtures,
+        whose partner's labels are those of the draw that it comes from.
+        """
         options, prior = self.options, self.card.longtail.prior
         level = torch.full_like(prior, 1 / len(prior))
-        seen = options.original * prior + options.balanced * level
+        parts = [(options.original, prior), (options.balanced, level)]
         if options.mixed_share:
             share = expected_share(options.mix)
             partner = level if options.pairs == "balanced" else prior
-            seen = seen + options.mixed_share * (share * prior + (1 - share) * partner)
-        return seen / seen.sum()
+            parts.append((options.mixed_share, share * prior + (1 - share) * partner))
+        sizes, priors = zip(*[part for part in parts if part[0]], strict=True)
+        weights = torch.tensor(sizes, dtype=prior.dtype)
+        return weights / weights.sum(), torch.stack(priors)
+
+    def step_prior(self) -> Tensor:
+        """Return the expected share of every class among a step's labels, float64 ``[C]``."""
+        weights, priors = self.part_priors()
+        return weights @ priors
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:

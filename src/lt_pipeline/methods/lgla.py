@@ -187,12 +187,24 @@ class LGLA(ExpertMethod):
         }
 
     def notes(self) -> list[str]:
-        """Say which classes the local experts have."""
-        return [
+        """Say which classes the local experts have, and whom the adjustment favours."""
+        left, groups = self.prior_left(), self.card.longtail.groups
+        found = [
             "local experts are for "
             + " and ".join(f"{int(n)} classes" for n in self.member.sum(1))
             + ", from most to fewest training images, each with about as many images"
         ]
+        if {"few", "many"} <= groups.keys():
+            few, many = (float(left[[*groups[name]]].mean()) for name in ("few", "many"))
+            found.append(
+                f"adjusted like this, the mean logits favour few-shot classes over many-shot ones "
+                f"by {few - many:+.2f} nats"
+            )
+        return found
+
+    def prior_left(self) -> Tensor:
+        """Return what the adjustment leaves of the labels' prior in the mean logits, ``[C]``."""
+        return losses.prior_left(self.card.longtail.prior.to(self.shift), self.shift)
 
     def fold(self) -> None:
         """Drop the criterion, what is added to logits in training, and the statistics."""
