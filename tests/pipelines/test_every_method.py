@@ -147,7 +147,13 @@ def test_darl_through_kedro_is_shown_images_of_no_class(project):
     assert "Mean over 3 sets: uniform_noise, permuted_pixels, blurred; not there: gauss" in output
     assert "the labels of a training step have an imbalance of 3.0, the adjustment is for" in output
     folder = project.file("08_reporting", "smoke", "darl")
-    for name in ("ood/detection", "ood/groups", "ood/conflict", "figures/calibration_factor"):
+    for name in (
+        "ood/detection",
+        "ood/groups",
+        "ood/conflict",
+        "ood/conflict_adjusted",
+        "figures/calibration_factor",
+    ):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((folder / "ood.json").read_text())
     assert list(report["detectors"]) == ["odin", "msp", "energy"]

@@ -19,7 +19,7 @@ from lt_pipeline.detectors import DETECTORS
 from lt_pipeline.metrics.ood import mean_report
 from lt_pipeline.pipelines.method import ood as module
 from lt_pipeline.pipelines.method.nodes import load_finished
-from lt_pipeline.pipelines.method.ood import headline, judge
+from lt_pipeline.pipelines.method.ood import CONFLICTS, headline, judge
 from toys import COUNTS, toy_card, toy_images
 
 GROUPS = ("many", "medium", "few")
@@ -128,6 +128,7 @@ def test_the_papers_means_are_in_the_headline_where_they_are_there(there):
         "detectors": {"odin": {"svhn": {"auroc": 0.3, "fpr95": 0.5}, "mean": {"auroc": 0.4}}},
         "paper_means": {"odin": means},
         "conflict": {},
+        "conflict_adjusted": {},
         "averaged_over": ["svhn"],
     }
     found = tracking.numbers({"ood": headline(report)})
@@ -174,8 +175,8 @@ def test_the_report_has_every_detector_and_set_and_goes_through_json(tmp_path):
     report, figures = run.judge()
     assert json.loads(json.dumps(report)) == report
     assert set(report) == {
-        *("detectors", "paper_means", "energy", "conflict", "embedding"),
-        *("averaged_over", "left_out"),
+        *("detectors", "paper_means", "energy", "conflict", "conflict_adjusted"),
+        *("embedding", "averaged_over", "left_out"),
     }
     assert list(report["detectors"]) == ["max_logit", "own"]
     for sets in report["detectors"].values():
@@ -184,11 +185,12 @@ def test_the_report_has_every_detector_and_set_and_goes_through_json(tmp_path):
             assert {f"auroc_{group}" for group in GROUPS} < set(found)
             assert all(0 <= value <= 1 for value in found.values())
     assert list(report["energy"]) == [*GROUPS, "mixed", *MADE[:2]]
-    assert list(report["conflict"]) == [*MADE[:2], *MIXED]
-    for found in report["conflict"].values():
-        assert set(found) == {"cosine", "negative_share"}
-        assert set(found["cosine"]) == {*GROUPS, "all"}
-    assert set(figures) == {"detection.png", "groups.png", "conflict.png"}
+    for key in CONFLICTS:
+        assert list(report[key]) == [*MADE[:2], *MIXED]
+        for found in report[key].values():
+            assert set(found) == {"cosine", "negative_share"}
+            assert set(found["cosine"]) == {*GROUPS, "all"}
+    assert set(figures) == {"detection.png", "groups.png", *(f"{key}.png" for key in CONFLICTS)}
 
 
 def test_the_numbers_are_those_of_the_methods_own_scores(tmp_path):
@@ -241,15 +243,15 @@ def test_the_headline_is_small_and_has_no_more_than_metrics(tmp_path):
     values = tracking.numbers({"ood": shown})
     sets = 2
     of_the_mean = 5 + 2 * len(GROUPS)
-    # detectors * (the mean whole, two of every set), a cosine for every set and the mixtures, and
-    # how many sets there are
-    assert len(values) == 2 * (of_the_mean + 2 * sets) + sets + 3 + 1
+    # detectors * (the mean whole, two of every set), two cosines for every set and the mixtures,
+    # and how many sets there are
+    assert len(values) == 2 * (of_the_mean + 2 * sets) + 2 * (sets + 3) + 1
     assert values["ood/sets"] == sets
     assert all(math.isfinite(value) for value in values.values())
     assert shown["energy"]["mean"] == report["detectors"]["energy"]["mean"]
     assert set(shown["msp"]["uniform_noise"]) == {"auroc", "fpr95"}
-    wanted = report["conflict"]["mixed"]["cosine"]["all"]
-    assert values["ood/gradient_cosine/mixed"] == wanted
+    for key, name in CONFLICTS.items():
+        assert values[f"ood/{name}/mixed"] == report[key]["mixed"]["cosine"]["all"]
     # what studies put into their tables
     assert "ood/msp/mean/auroc" in values
     assert "ood/msp/mean/fpr95" in values
@@ -301,14 +303,14 @@ def test_some_rows_are_from_all_over():
 # how gradients conflict
 
 
-def gradients(method, images, targets):
+def gradients(method, images, targets, shift=0.0):
     """Gradients of the cross-entropy by the head's own parameters, one image at a time."""
     parameters = list(method.net.head.parameters())
     with torch.no_grad():
         features = method.net.features(images)
     rows = []
     for f, q in zip(features, targets, strict=True):
-        loss = F.cross_entropy(method.net.head(f[None]).double(), q[None])
+        loss = F.cross_entropy(method.net.head(f[None]).double() + shift, q[None])
         found = torch.autograd.grad(loss, parameters)
         rows.append(torch.cat([g.flatten() for g in found]).double())
     rows = torch.stack(rows)
@@ -321,15 +323,17 @@ def by_group(values, labels):
     return {**found, "all": float(values.mean())}
 
 
-def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path):
+@pytest.mark.parametrize("key", CONFLICTS)
+def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path, key):
     run = Run(tmp_path)
     report, _ = run.judge()
     method, test, one_hot = run.method, run.test, torch.eye(CLASSES).double()
-    own = gradients(method, test.images, one_hot[test.labels])
+    shift = method.card.longtail.log_prior if key == "conflict_adjusted" else 0.0
+    own = gradients(method, test.images, one_hot[test.labels], shift)
     outside = run.outside("uniform_noise")
     level = torch.full((len(outside), CLASSES), 1 / CLASSES).double()
     pairs = own @ gradients(method, outside, level).T
-    found = report["conflict"]["uniform_noise"]
+    found = report[key]["uniform_noise"]
     assert found["cosine"] == pytest.approx(by_group(pairs.mean(1), test.labels), abs=1e-4)
     conflicts = (pairs < 0).double().mean(1)
     assert found["negative_share"] == pytest.approx(by_group(conflicts, test.labels), abs=2e-3)
@@ -337,14 +341,14 @@ def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path):
     mixed = module._mixtures(test, run.config["seed"])
     share = mixed.share[:, None].double()
     target = share * one_hot[mixed.first] + (1 - share) * one_hot[mixed.second]
-    blended = gradients(method, mixed.images, target)
-    found = report["conflict"]["mixed"]["cosine"]
+    blended = gradients(method, mixed.images, target, shift)
+    found = report[key]["mixed"]["cosine"]
     assert found == pytest.approx(by_group((own @ blended.T).mean(1), test.labels), abs=1e-4)
     pushed = gradients(method, mixed.images, torch.full_like(target, 1 / CLASSES))
-    found = report["conflict"]["own_mixture_as_outlier"]["cosine"]
+    found = report[key]["own_mixture_as_outlier"]["cosine"]
     assert found == pytest.approx(by_group((own * pushed).sum(1), test.labels), abs=1e-4)
     partners = (own * blended).sum(1)
-    found = report["conflict"]["own_mixture"]
+    found = report[key]["own_mixture"]
     assert found["cosine"] == pytest.approx(by_group(partners, test.labels), abs=1e-4)
     conflicts = by_group((partners < 0).double(), test.labels)
     assert found["negative_share"] == pytest.approx(conflicts, abs=1e-6)
@@ -382,7 +386,7 @@ def test_only_so_many_images_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(module.gradient_conflict, "conflict_by_group", watched)
     monkeypatch.setattr(module, "COMPARED", 4)
     Run(tmp_path).judge()
-    assert sizes == [(12, 4), (12, 4), (12, 12)]
+    assert sizes == [(12, 4), (12, 4), (12, 12)] * 2
 
 
 @pytest.mark.parametrize("name", ["sade", "dqroute", "lgla", "darl"])
@@ -391,4 +395,4 @@ def test_experts_are_judged(tmp_path, name):
     assert all(
         math.isfinite(value) for value in tracking.numbers({"ood": headline(report)}).values()
     )
-    assert len(figures) == 3
+    assert len(figures) == 4

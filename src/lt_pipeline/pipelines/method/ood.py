@@ -30,6 +30,8 @@ LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]
 # Gradients are compared of this many images a group, with as many of every OOD set.
 COMPARED = 200
+# Conflicts of the report, and what the headline calls their cosines.
+CONFLICTS = {"conflict": "gradient_cosine", "conflict_adjusted": "gradient_cosine_adjusted"}
 # Test images that are mixed with one share and one box; half of them each way.
 MIXED_AT_ONCE = 16
 
@@ -73,11 +75,14 @@ def examine(
     mixed = _mixtures(test, found.seed)
     blended = look(method, mixed.images, device)
     report = _detect(found, method, train, inside, outside, test)
+    seen = (method, inside, outside, (mixed, blended), test, found.seed)
+    log_prior = method.card.longtail.log_prior
     return {
         "detectors": report,
         "paper_means": {name: _paper_means(of) for name, of in report.items()},
         "energy": _energies(inside, outside, blended, test, method),
-        "conflict": _conflict(method, inside, outside, (mixed, blended), test, found.seed),
+        "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
+        "conflict_adjusted": _conflict(*seen, log_prior),
         "embedding": _embedding(found, method, inside, outside, blended, test),
         "averaged_over": list(sets),
         "left_out": left_out,
@@ -94,6 +99,9 @@ def _pictures(config: Values, card: Values, report: Values) -> dict[str, Figure]
         "detection": figures.ood_by_set(detectors, title),
         "groups": figures.ood_by_group(next(iter(detectors.values())), title),
         "conflict": figures.conflict(report["conflict"], title),
+        "conflict_adjusted": figures.conflict(
+            report["conflict_adjusted"], f"{title}, adjusted logits"
+        ),
     }
     plane = report["embedding"]
     if plane:
@@ -123,8 +131,9 @@ def headline(report: Values) -> Values:
         | report["paper_means"][name]
         for name, sets in report["detectors"].items()
     }
-    cosines = {name: found["cosine"]["all"] for name, found in report["conflict"].items()}
-    return {**shown, "gradient_cosine": cosines, "sets": len(report["averaged_over"])}
+    for key, shown_as in CONFLICTS.items():
+        shown[shown_as] = {name: found["cosine"]["all"] for name, found in report[key].items()}
+    return {**shown, "sets": len(report["averaged_over"])}
 
 
 def _sets(
@@ -224,15 +233,18 @@ def _conflict(
     mixtures: tuple[Mixed, Seen],
     test: ImageSet,
     seed: int,
+    shift: Tensor,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return how gradients by the readout agree with those of the test images (equations 1 to 5).
 
-    All losses are cross-entropies of the method's logits as they are at test. The other images are,
-    in all pairs, those of each set under outlier exposure and the mixtures under the loss of their
-    two labels (``mixed``); and paired with the first image in it, each mixture under the latter
-    (``own_mixture``) and under outlier exposure (``own_mixture_as_outlier``): that pair differs in
-    the loss alone. The readout is linear: in features of unit length under a cosine head, and in
-    those of all experts.
+    All losses are cross-entropies of the method's logits as they are at test, those to labels with
+    ``shift`` ``[C]`` added: nothing, or the log prior of equation 7, as in training, which section
+    3.2 says makes tail classes suffer more. Outlier exposure has no labels to adjust for. The other
+    images are, in all pairs, those of each set under outlier exposure and the mixtures under the
+    loss of their two labels (``mixed``); and paired with the first image in it, each mixture under
+    the latter (``own_mixture``) and under outlier exposure (``own_mixture_as_outlier``): that pair
+    differs in the loss alone. The readout is linear: in features of unit length under a cosine
+    head, and in those of all experts.
     """
     longtail, labels = method.card.longtail, test.labels.cpu()
     chosen = sample_by_group(labels, longtail, COMPARED, seed)
@@ -241,7 +253,7 @@ def _conflict(
     head = gradient_conflict.Head(weight, bias if hasattr(readout, "bias") else None)
     classes = longtail.classes
     one_hot = torch.eye(classes, dtype=torch.float64)
-    own = gradient_conflict.residual(head.logits(features), one_hot[labels[chosen]])
+    own = gradient_conflict.residual(head.logits(features) + shift, one_hot[labels[chosen]])
     result = {}
     for name, seen in outside.items():
         others = linear_readout(readout, _some(seen.features, COMPARED))[0]
@@ -254,7 +266,7 @@ def _conflict(
     share = mixed.share[chosen, None].double()
     target = share * one_hot[mixed.first[chosen]] + (1 - share) * one_hot[mixed.second[chosen]]
     others = linear_readout(readout, blended.features[chosen])[0]
-    pulled = gradient_conflict.residual(head.logits(others), target)
+    pulled = gradient_conflict.residual(head.logits(others) + shift, target)
     pushed = gradient_conflict.residual(head.logits(others), torch.full_like(target, 1 / classes))
     given = (own, features, labels[chosen])
     rest = (others, head, longtail)
