@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from functools import cache
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from kedro.config import OmegaConfigLoader
 
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, data_config
+from lt_pipeline.methods.darl import DarlOptions
 from lt_pipeline.papers import beside_arms, beside_papers, read_papers, why_none
 from lt_pipeline.pipelines.study import STUDIES, TABLES
 from lt_pipeline.schema import flatten
@@ -255,9 +258,20 @@ def test_a_variant_does_not_stand_beside_the_papers_row_of_the_method():
 
 
 def test_tables_with_figures_have_a_pipeline():
-    named = {
-        f"table_{entry.paper.lower()}_{entry.table}": entry.study
-        for entry in published()
-        if entry.table
+    studies = defaultdict(set)  # of one table, too, where it is read in several ways
+    for entry in published():
+        if entry.table:
+            studies[f"table_{entry.paper.lower()}_{entry.table}"].add(entry.study)
+    assert [name for name in studies if TABLES.get(name) not in studies[name]] == []
+
+
+def test_darls_figure_stands_beside_every_reading_of_its_prior():
+    arms = parameters("base")["studies"]["darl_prior"]["arms"]
+    readings = {*get_args(DarlOptions.model_fields["prior"].annotation)}
+    assert {name: arm["options"]["prior"] for name, arm in arms.items() if name != "LGLA"} == {
+        name: name for name in readings
     }
-    assert named.items() <= TABLES.items()
+    (table,) = (entry for entry in published() if entry.study == "darl_prior")
+    assert {*table.rows} == {"LGLA", *readings}
+    wheres = [{**entry.where, **row.where} for entry in published() for row in entry.rows.values()]
+    assert not any("options.prior" in where for where in wheres)

@@ -31,6 +31,7 @@ STUDIES = (
     "darl_baselines",
     "darl_outliers",
     "darl_parts",
+    "darl_prior",
     "darl_ambiguity",
     "darl_alpha",
     "darl_tau",
