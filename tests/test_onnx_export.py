@@ -84,6 +84,10 @@ def test_the_difference_is_the_largest_of_all_answers():
                 found["b"][2] -= 0.25
             return found
 
+    class Spoilt(Plain):
+        def forward(self, images):
+            return {name: value * torch.nan for name, value in super().forward(images).items()}
+
     images = toy_images().images
     program = torch.onnx.export(
         Plain().eval(),
@@ -97,6 +101,8 @@ def test_the_difference_is_the_largest_of_all_answers():
     content = program.model_proto.SerializeToString()
     assert largest_difference(content, Plain(), images) < 1e-6
     assert largest_difference(content, Shifted(), images) == pytest.approx(0.25, abs=1e-6)
+    # one that is no number is no small one
+    assert np.isnan(largest_difference(content, Spoilt(), images))
 
 
 @pytest.mark.parametrize("name", ["mor", "data_prep"])

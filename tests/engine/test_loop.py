@@ -166,6 +166,65 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_name():
         run(method(kind=Broken), config())
 
 
+class LastStep(Method):
+    """Its loss is finite all the way; the gradient of its last step is nan."""
+
+    def loss(self, batch, progress):
+        found = super().loss(batch, progress)
+        if progress == 1:
+            # the root's slope at 0 is infinite, and 0 times that is nan
+            found["root"] = (0 * self.net.head.weight).sum().sqrt()
+        return found
+
+
+def test_what_the_last_step_makes_of_the_weights_is_seen(tmp_path):
+    wanted = "weights are nan or infinite in epoch 2 of phase 'train': lower training.learning_rate"
+    resume, reported = ResumeFile(tmp_path / "train.pt", "run"), []
+    with pytest.raises(ValueError, match=wanted):
+        run(
+            method(kind=LastStep),
+            config(epochs=2),
+            resume=resume,
+            report=lambda phase, epoch, values: reported.append(values),
+        )
+    assert len(reported) == 1
+    assert all(math.isfinite(value) for value in reported[0].values())
+    kept = resume.load()
+    assert kept["epoch"] == 1, "a run goes on from the last state that was whole"
+    assert all(value.isfinite().all() for value in kept["method"].values())
+
+
+def test_statistics_that_are_no_numbers_are_seen_as_weights_are():
+    class Overflowing(Method):
+        def start_epoch(self, phase, epoch):
+            # batches normalise by their own in training: no loss ever sees it
+            next(m for m in self.modules() if hasattr(m, "running_var")).running_var.fill_(math.inf)
+
+    with pytest.raises(ValueError, match="weights are nan or infinite in epoch 1"):
+        run(method(kind=Overflowing), config(epochs=2))
+
+
+def test_weights_are_looked_at_without_another_transfer(monkeypatch):
+    training, moved = config(epochs=2), []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda tensor: moved.append(tensor.shape) or tolist(tensor)
+    )
+    run(method(), training)
+    # one loss term, and whether all is finite
+    assert moved == [(2,), (2,)]
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_scores_that_are_no_numbers_stop_the_run_where_they_are_made(name):
+    class Overflowing(Method):
+        def score(self, images):
+            return 1e38 * (1 + super().score(images).square()) * 1e38
+
+    with pytest.raises(ValueError, match="those of 75 of 75 images are nan or infinite"):
+        run(method(kind=Overflowing), config(), monitors={name: toy_images(seed=5)})
+
+
 def test_a_batch_larger_than_the_set_is_refused():
     with pytest.raises(
         ValueError, match=r"training.batch_size must be <= .* is 100 with 75 images"

@@ -295,6 +295,22 @@ def test_a_loss_that_is_no_number_names_its_network(vmap):
         together(method(Broken), phases(), sets=sets, vmap=vmap)
 
 
+@BOTH_WAYS
+def test_weights_that_the_last_step_spoils_name_their_network(vmap):
+    class LastStep(Plain):
+        def loss(self, batch, progress):
+            found = super().loss(batch, progress)
+            # 0 all the way, and of infinite slope at the end, for the network whose images are dark
+            light = batch.images.double().mean() + (progress < 1)
+            return {**found, "root": (light * self.net.head.weight.square().sum()).sqrt()}
+
+    sets = subsets()
+    sets[1] = replace(sets[1], images=torch.zeros_like(sets[1].images))
+    wanted = "weights are nan or infinite in epoch 2 of phase 'branch_1': lower training.learning_r"
+    with pytest.raises(ValueError, match=wanted):
+        together(method(LastStep), phases(epochs=2), sets=sets, vmap=vmap)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

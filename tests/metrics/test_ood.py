@@ -170,8 +170,3 @@ def test_the_mean_over_sets_is_that_of_every_value():
 def test_a_side_without_images_is_refused():
     with pytest.raises(ValueError, match="has 1 inside and 0 outside"):
         ood_report(torch.ones(1), torch.ones(0), torch.zeros(1).long(), LongTail.from_counts([5]))
-
-
-def test_a_score_that_is_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="NaN"):
-        report_of(torch.tensor([1.0, float("nan")]), torch.zeros(2))

@@ -111,3 +111,26 @@ def test_what_is_wrong_with_a_sweep_is_one_line_before_anything_runs(project, pa
     assert message in output
     assert "Traceback" not in output
     assert not project.file("03_primary").exists()
+
+
+def test_a_training_that_diverges_in_its_last_step_is_one_line_and_no_trial(project):
+    # one step, after which the weights are large, and finite
+    shared = "training.epochs=1,training.warmup_epochs=0,training.batch_size=150"
+    code, output = project.run(
+        *("kedro", "run", "--pipelines=ce", "--env=smoke"),
+        f"--params={shared},training.learning_rate=1e37",
+    )
+    assert code == 1
+    assert "images are nan or infinite: the training diverged; lower training.learning" in output
+    assert "Traceback" not in output
+    path = project.folder / "conf" / "base" / "parameters_tune.yml"
+    rates = "ce_search: {training: {learning_rate: {choices: [0.05, 1.0e+37]}}}"
+    path.write_text(f"{path.read_text()}\n{rates}\n")
+    tune = "method=ce,tune.trials=4,tune.sampler=random,tune.judge=false"
+    output = project.kedro("--pipelines=tune", "--env=smoke", f"--params={shared},{tune}")
+    trials = pd.read_csv(project.file("08_reporting", "smoke", "tune", "ce", "trials.csv"))
+    diverged = trials["training.learning_rate"] > 1
+    assert set(trials["state"][diverged]) == {"pruned"}
+    assert set(trials["state"][~diverged]) == {"complete"}
+    assert trials["reason"][diverged].str.contains("scores must be finite").all()
+    assert re.search(r"learning_rate 1e\+37: scores must be finite", output)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from lt_pipeline.pipelines.tune import nodes
@@ -136,6 +137,51 @@ def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monke
     assert all(t.params["training.learning_rate"] > 0.1 for t in pruned)
     assert pruned[0].user_attrs[REASON] == "the loss term is nan"
     assert len(one.study.trials) == 6
+
+
+# epochs between looks at the hold-out: 0 is none before the end
+@pytest.mark.parametrize("monitor_every", [0, 1])
+def test_a_trial_whose_scores_are_no_numbers_is_stopped_with_the_reason(tmp_path, monitor_every):
+    rates = {"training": {"learning_rate": {"choices": [0.05, 1e37]}}}
+    found = parameters(search=rates, trials=4, sampler="random", pruner="none")
+    # one step: no loss sees what it did to the weights, which are large, and finite
+    found["training"] |= {"batch_size": 75, "monitor_every": monitor_every}
+    one = task(tmp_path, found)
+    one.search().run()
+    states = {trial.params["training.learning_rate"]: trial for trial in one.study.trials}
+    assert states[0.05].state == TrialState.COMPLETE
+    assert states[1e37].state == TrialState.PRUNED
+    assert states[1e37].user_attrs[REASON] == (
+        "scores must be finite, but those of 16 of 16 images are nan or infinite: the training "
+        "diverged; lower training.learning_rate, or set training.gradient_clip"
+    )
+    assert best_trial(one.study).params["training.learning_rate"] == 0.05
+    assert not list((tmp_path / "trials").rglob("*.pt"))
+
+
+def test_a_trial_whose_last_step_spoils_the_weights_is_stopped_with_the_reason(
+    tmp_path, monkeypatch
+):
+    step = torch.optim.SGD.step
+
+    def last(self, *arguments):
+        step(self, *arguments)
+        if self.param_groups[0]["initial_lr"] > 0.1:
+            self.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", last)
+    rates = {"training": {"learning_rate": {"choices": [0.05, 0.2]}}}
+    found = parameters(search=rates, trials=4, sampler="random")
+    found["training"] |= {"batch_size": 75}
+    one = task(tmp_path, found)
+    one.search().run()
+    states = {trial.params["training.learning_rate"]: trial for trial in one.study.trials}
+    assert states[0.05].state == TrialState.COMPLETE
+    assert states[0.2].state == TrialState.PRUNED
+    assert states[0.2].user_attrs[REASON] == (
+        "weights are nan or infinite in epoch 1 of phase 'train': lower training.learning_rate, or "
+        "set training.gradient_clip"
+    )
 
 
 def test_no_trial_at_all_is_one_line_with_the_reason(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import accuracies
 from lt_pipeline.engine.schedule import rate_factor
 from lt_pipeline.engine.stream import Stream
+from lt_pipeline.metrics.finite import ADVICE
 
 if TYPE_CHECKING:
     from lt_pipeline.methods._base import Method
@@ -57,7 +58,7 @@ def fit(
 
     Raises:
         ValueError: if the set does not fill one batch, the phase asks for outliers and there are
-            none, or a loss is no longer finite.
+            none, or a loss, a weight or a monitored score is no longer finite.
     """
     training = Training(method, phase, train, config, seed, device, auxiliary)
     training.restore(resume.load() if resume else None)
@@ -132,10 +133,11 @@ class Training:
             for name, value in self._step(batch.in_format(self.format), step / self.steps).items():
                 totals[name] = totals.get(name, 0.0) + value
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
-        sums = torch.stack(list(totals.values())).tolist()
+        state = [*method.parameters(), *method.buffers()]
+        *sums, finite = torch.stack([*totals.values(), all_finite(state)]).tolist()
         means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
         seconds = time.monotonic() - started
-        check_finite(means, self.phase, epoch)
+        check_finite(means, bool(finite), self.phase, epoch)
         return {
             **{f"train/{name}": value for name, value in means.items()},
             "train/learning_rate": float(self.schedule.get_last_lr()[0]),
@@ -271,15 +273,26 @@ def sgd(
     )
 
 
-def check_finite(means: Mapping[str, float], phase: Phase, epoch: int) -> None:
-    """Refuse to go on with a loss that is no number.
+def all_finite(tensors: Iterable[Tensor], networks: tuple[int, ...] = ()) -> Tensor:
+    """Return 1.0 where all of ``tensors`` are finite and 0.0 where not, without a transfer.
+
+    Integers are. Tensors of K ``networks`` at once are ``[K, ...]``, and so is what is returned.
+    """
+    finite = [t.isfinite().reshape(*networks, -1).all(-1) for t in tensors if t.is_floating_point()]
+    return torch.stack(finite).all(0).float()
+
+
+def check_finite(means: Mapping[str, float], weights: bool, phase: Phase, epoch: int) -> None:
+    """Refuse to go on with a loss that is no number, or with such weights.
+
+    ``weights`` says whether they are finite behind the epoch: no loss has seen what its last step
+    made of them.
 
     Raises:
         ValueError: naming the term, and what to do.
     """
-    for name, value in means.items():
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss term {name!r} is {value} in epoch {epoch + 1} of phase "
-                f"{phase.name!r}: lower training.learning_rate, or set training.gradient_clip"
-            )
+    wrong = [f"the loss term {name!r} is {v}" for name, v in means.items() if not math.isfinite(v)]
+    if not weights:
+        wrong.append("weights are nan or infinite")
+    if wrong:
+        raise ValueError(f"{wrong[0]} in epoch {epoch + 1} of phase {phase.name!r}: {ADVICE}")

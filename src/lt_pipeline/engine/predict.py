@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.data.images import ImageSet
+from lt_pipeline.metrics.finite import check_finite_scores
 
 
 @torch.no_grad()
@@ -22,9 +23,14 @@ def predict(
     """Return ``score`` of uint8 ``images`` ``[N, C, H, W]`` as float32 on the CPU, N first.
 
     ``module`` is what ``score`` computes with; it is put into evaluation mode.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
     module.eval()
-    return torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    scores = torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    check_finite_scores(scores)
+    return scores
 
 
 def accuracies(
@@ -33,6 +39,9 @@ def accuracies(
     """Return the ``accuracy`` on ``data`` and the ``mean_recall`` of the classes it has.
 
     On a long-tailed hold-out the first is that of the frequent classes; choose by the second.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
     labels = data.labels.cpu()
     right = (predict(module, score, data.images, device=device).argmax(1) == labels).double()

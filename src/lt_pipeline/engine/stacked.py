@@ -14,7 +14,13 @@ from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.mix import Mixed
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.device import autocast, without_tf32
-from lt_pipeline.engine.loop import check_finite, choose_what_learns, sgd, trained_parameters
+from lt_pipeline.engine.loop import (
+    all_finite,
+    check_finite,
+    choose_what_learns,
+    sgd,
+    trained_parameters,
+)
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.schedule import rate_factor
 from lt_pipeline.engine.stream import Stream
@@ -120,10 +126,11 @@ class StackedTraining:
             for name, value in self._step(_stacked(batches), step / self.steps).items():
                 totals[name] = totals.get(name, 0.0) + value
         # the one transfer of an epoch, which also waits for the device
-        sums = torch.stack(list(totals.values()), 1).tolist()
+        finite = all_finite(self.stack.stacked.values(), (len(self.phases),))
+        sums = torch.stack([*totals.values(), finite], 1).tolist()
         return [
-            self._values(epoch, dict(zip(totals, row, strict=True)), phase)
-            for row, phase in zip(sums, self.phases, strict=True)
+            self._values(epoch, dict(zip(totals, row, strict=True)), bool(whole), phase)
+            for (*row, whole), phase in zip(sums, self.phases, strict=True)
         ]
 
     def shown(self, k: int) -> AbstractContextManager[Method]:
@@ -173,9 +180,11 @@ class StackedTraining:
         self.schedule.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    def _values(self, epoch: int, sums: Mapping[str, float], phase: Phase) -> dict[str, float]:
+    def _values(
+        self, epoch: int, sums: Mapping[str, float], finite: bool, phase: Phase
+    ) -> dict[str, float]:
         means = {name: value / self.steps_per_epoch for name, value in sums.items()}
-        check_finite(means, phase, epoch)
+        check_finite(means, finite, phase, epoch)
         return {
             **{f"train/{name}": value for name, value in means.items()},
             "train/learning_rate": float(self.schedule.get_last_lr()[0]),

@@ -64,7 +64,7 @@ def fit_together(
     Raises:
         ValueError: if the arguments are not K each, the phases differ in more than the name or
             ask for pairs, outliers or views, the sets are not of one shape or do not fill one
-            batch, or a loss is no longer finite.
+            batch, or a loss, a weight or a monitored score is no longer finite.
     """
     _check_alike(phases, sets, seeds)
     _check_plain(method, phases[0])

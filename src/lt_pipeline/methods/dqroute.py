@@ -297,9 +297,10 @@ class DQRoute(ExpertMethod):
         return self._known(at_least_float32(self.net.head(features))), share
 
     def _parts(self, images: Tensor) -> Tensor:
-        """Return the experts' logits and, last, alpha_k, ``[B, K, C + 1]``."""
-        known, share = self._routed(self.net.features(images))
-        return torch.cat([known, share[:, :, None]], 2)
+        """Return the experts' logits for all classes and, last, alpha_k, ``[B, K, C + 1]``."""
+        features = self.net.features(images)
+        share = self._routing(self.gates(features).squeeze(2).float())
+        return torch.cat([self.net.head(features).float(), share[:, :, None]], 2)
 
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device
@@ -308,6 +309,7 @@ class DQRoute(ExpertMethod):
         self.to(device)
         found = predict(self, self._parts, test.images, device=device)
         logits, share, longtail = found[..., :-1], found[..., -1], self.card.longtail
+        logits = self._known(logits.to(device)).cpu()
         alike = torch.full_like(share, 1 / share.shape[1])
         rivals = {
             "accuracy_routed_probabilities": routing.fused_log_probability(logits, share),

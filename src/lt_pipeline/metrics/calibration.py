@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lt_pipeline.metrics.finite import check_finite_scores
+
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the mean of |accuracy - confidence| over equally wide bins, weighted by their images.
 
     Guo et al., On calibration of modern neural networks (ICML 2017), equation 3. ``scores``
     ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
+    check_finite_scores(scores)
     # here, because importing it takes a second that the start of a run can spare
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -34,7 +40,11 @@ def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
 
     Bins are [k / bins, (k + 1) / bins), the last one with 1, as in the error above. ``scores``
     ``[N, C]`` are logits, ``labels`` is ``[N]``.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
+    check_finite_scores(scores)
     confidence, predicted = scores.double().softmax(1).max(1)
     right = (predicted == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)

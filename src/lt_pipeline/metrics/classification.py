@@ -7,13 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.metrics.finite import check_finite_scores
 
 
 def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
     """Return images by true class (row) and class of the highest score (column), int64 ``[C, C]``.
 
     ``scores`` is ``[N, C]``, ``labels`` ``[N]``.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
+    check_finite_scores(scores)
     # here, because importing it takes a second that the start of a run can spare
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.data.longtail import LongTail
+from lt_pipeline.metrics.finite import check_finite_scores
 
 KEPT = 0.95
 
@@ -27,7 +28,7 @@ def ood_report(
     groups without images are left out.
 
     Raises:
-        ValueError: if either side has no image, or a score is not finite (scikit-learn's).
+        ValueError: if either side has no image, or a score is nan or infinite.
     """
     if not len(inside) or not len(outside):
         raise ValueError(
@@ -58,7 +59,11 @@ def mean_report(reports: Collection[Mapping[str, float]]) -> dict[str, float]:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half."""
+    """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
+    """
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(*_curve(inside, outside)))
@@ -69,7 +74,11 @@ def fpr95(wanted: Tensor, others: Tensor) -> float:
 
     The threshold is the largest score t with at least 95 % of ``wanted`` >= t; ``others`` that
     tie with it are accepted, too.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
     """
+    check_finite_scores(torch.cat([wanted, others]))
     ranked = wanted.double().sort(descending=True).values
     needed = -int(-KEPT * len(ranked) // 1)
     return float((others.double() >= ranked[needed - 1]).double().mean())
@@ -77,4 +86,6 @@ def fpr95(wanted: Tensor, others: Tensor) -> float:
 
 def _curve(inside: Tensor, outside: Tensor) -> tuple[Any, Any]:
     truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    return truth.numpy(), torch.cat([inside, outside]).double().cpu().numpy()
+    scores = torch.cat([inside, outside]).double()
+    check_finite_scores(scores)
+    return truth.numpy(), scores.cpu().numpy()
