@@ -22,7 +22,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lt_pipeline.comparison import Measure, over_seeds, with_differences
 from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config, merged
+from lt_pipeline.pipelines.compare.differences import Paired
+from lt_pipeline.pipelines.compare.documents import table_rows
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.method.nodes import configure
 from lt_pipeline.pipelines.study.nodes import run_once
@@ -121,12 +124,18 @@ def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str,
 
 
 def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return mean and standard deviation over seeds, in per cent, a row a label."""
+    """Return mean and deviation over seeds, in per cent, a row a label.
+
+    Accuracy has its paired difference from the first label's, with a 95 % interval.
+    """
     table = pd.DataFrame(rows)
-    shown = [name for name in SHOWN if name in table]
-    grouped = 100 * table.groupby("label", sort=False)[shown].agg(["mean", "std"])
-    grouped["runs"] = table.groupby("label", sort=False).size()
-    return grouped.round(1)
+    measures = {name: Measure(name, 100, 1) for name in SHOWN if name in table}
+    first = table["label"].iloc[0]
+    means = over_seeds(table, "label", list(measures))
+    own = with_differences(means, table, first, ["accuracy"]).reset_index()
+    paired = Paired("accuracy", measures["accuracy"], first)
+    headings, found = table_rows(own, [], measures, "label", paired=paired)
+    return pd.DataFrame([row.cells for row in found], columns=headings).set_index("label")
 
 
 if __name__ == "__main__":

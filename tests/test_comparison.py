@@ -12,10 +12,16 @@ from lt_pipeline.comparison import (
     differing_settings,
     first_two,
     in_words,
+    over_seeds,
+    paired,
     shown_measures,
     study_measures,
     summarise,
+    with_differences,
 )
+from lt_pipeline.pipelines.compare.differences import Paired
+from lt_pipeline.pipelines.compare.documents import html_table, table_rows
+from toys import PROJECT
 
 
 def run(
@@ -165,10 +171,13 @@ def test_the_first_two_are_paired_by_seed_and_images():
     assert (found["first"], found["second"], found["pairs"]) == ("more", "ce", 2)
     assert found["mean"] == pytest.approx(0.07)
     assert found["sd"] == pytest.approx(0.02 / 2**0.5)
-    assert "more minus ce: +7.00 points of accuracy (sd 1.41 over 2 common seeds)" in in_words(
-        found
+    # the quantile of t with one degree of freedom is 12.7062: with two seeds nothing is sure
+    assert [found["low"], found["high"]] == pytest.approx([0.07 - 0.127062, 0.07 + 0.127062])
+    assert in_words(found) == (
+        "more minus ce: +7.00 points of accuracy [-5.71, +19.71] (paired 95 % interval; sd 1.41 "
+        "over 2 common seeds); paired t test: t = 7.00, p = 0.0903; a difference of this size "
+        "takes 3 seeds to be found."
     )
-    assert "paired t test: t = 7.00, p = 0.0903" in in_words(found)
 
 
 def test_what_cannot_be_tested_is_said():
@@ -182,11 +191,122 @@ def test_what_cannot_be_tested_is_said():
     once, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
     found = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
     assert in_words(found) == (
-        "more minus ce: +10.00 points of accuracy on the one seed that both have; a test needs two."
+        "more minus ce: +10.00 points of accuracy on the one seed that both have; an interval and "
+        "a test need two."
     )
     same, _ = chosen(*(run(m, s, a) for m, a in (("ce", 0.5), ("more", 0.75)) for s in (0, 1)))
     found = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
     assert "all the same, so there is nothing to test" in in_words(found)
+
+
+ACCURACY = "test/accuracy"
+SHOWN = comparison.MEASURES[ACCURACY]
+
+
+def differing(*runs, **options):
+    """The table of ``runs`` and the cells of its last two columns by label."""
+    found, _ = chosen(*runs, **options)
+    summary = summarise(found, recalls_of(found), "accuracy")
+    columns = Paired(ACCURACY, SHOWN, summary["label"].iloc[0])
+    headings, rows = table_rows(summary, [], {ACCURACY: SHOWN}, paired=columns)
+    return headings, {row.cells[0]: row.cells[-2:] for row in rows}
+
+
+def test_every_row_has_its_paired_difference_from_the_first():
+    runs = [run("best", seed, value) for seed, value in enumerate((0.90, 0.95, 0.91))]
+    runs += [run("mid", seed, value) for seed, value in enumerate((0.86, 0.90, 0.89))]
+    # 10, 11 and 12 below; one seed in common; none; the same below in both
+    runs += [run("low", seed, value) for seed, value in enumerate((0.80, 0.84, 0.79))]
+    runs += [run("once", 2, 0.86), run("alone", 7, 0.2)]
+    runs += [run("even", seed, value) for seed, value in ((0, 0.40), (1, 0.45))]
+    headings, cells = differing(*runs)
+    assert headings[-2:] == ["accuracy % minus best", "seeds needed"]
+    assert cells == {
+        "best": ["", ""],
+        # -4, -5 and -2: sd 1.53, half an interval 4.3027 * 1.53 / sqrt 3
+        "mid": ["-3.67 [-7.5, +0.1]", "4"],
+        "low": ["-11.00 [-13.5, -8.5]", "3"],
+        "once": ["-5.00 (one seed)", "-"],
+        "alone": ["no common seed", "-"],
+        "even": ["-50.00 (in every seed)", "-"],
+    }
+    assert differing(*runs[:3])[0] == ["method", "runs", "accuracy %"], "one row differs from none"
+
+
+def test_pairs_are_of_one_seed_and_one_set_of_images_and_have_the_metric():
+    few = "test/few"
+    runs, _ = chosen(
+        run("ce", 0, 0.5, **{few: 0.1}),
+        run("ce", 1, 0.5, **{few: 0.1}),
+        run("ce", 1, 0.5, data="other", **{few: 0.3}),
+        run("more", 1, 0.6, **{few: 0.2}),
+        run("more", 0, 0.6, **{few: float("nan")}),
+        run("more", 0, 0.6, data="other", **{few: 0.9}),
+        same_images=False,
+    )
+    found = paired(runs, "label", "more", "ce", few)
+    assert (found["pairs"], found["mean"]) == (1, pytest.approx(0.1))
+    assert paired(runs, "label", "more", "ce", ACCURACY)["pairs"] == 2
+
+
+def test_means_and_deviations_are_one_function_and_in_order():
+    runs = pd.DataFrame({"arm": ["z", "a", "z"], "seed": [0, 0, 1], "x": [0.1, 0.5, 0.3]})
+    table = over_seeds(runs, "arm", ["x"])
+    assert table.index.tolist() == ["z", "a"]
+    assert table["runs"].tolist() == [2, 1]
+    assert table["x"].tolist() == pytest.approx([0.2, 0.5])
+    assert table["x sd"]["z"] == pytest.approx(0.02**0.5)
+    assert pd.isna(table["x sd"]["a"])
+    differences = with_differences(table, runs, "a", ["x"])
+    assert differences.loc["z", "x difference"] == pytest.approx(-0.4)
+    assert differences.loc["z", "x difference pairs"] == 1
+    assert differences.loc["a"].filter(like="difference").isna().all()
+
+
+def test_a_papers_own_difference_stands_below_with_the_seeds_that_it_takes():
+    more, la = (0.3259, 0.3219, 0.3174), (0.3286, 0.3165, 0.3236)
+    runs, _ = chosen(
+        *(run("la", seed, value) for seed, value in enumerate(la)),
+        *(run("more", seed, value) for seed, value in enumerate(more)),
+    )
+    summary = summarise(runs, recalls_of(runs), "accuracy")
+    figures = {"la": 0.507, "more": 0.514}
+    beside = [
+        {
+            "label": label,
+            "metric": ACCURACY,
+            "ours": 0.32,
+            "paper": value,
+            "source": "MORE, table 1",
+        }
+        for label, value in figures.items()
+    ]
+    columns = Paired(ACCURACY, SHOWN, "la")
+    _, rows = table_rows(summary, beside, {ACCURACY: SHOWN}, paired=columns)
+    assert [row.cells[-2:] for row in rows] == [
+        ["", ""],
+        ["", ""],
+        ["-0.12 [-1.6, +1.4]", "207"],
+        ["+0.7", "8"],
+    ]
+    alone = [one for one in beside if one["label"] == "more"]
+    _, rows = table_rows(summary, alone, {ACCURACY: SHOWN}, paired=columns)
+    assert rows[-1].cells[-2:] == ["", ""], "the paper has no figure for the other one"
+    assert "<td>-0.12<small>[-1.6, +1.4]</small></td>" in html_table(["m"], rows)
+    assert "<td>+0.12<small>[-1, +2]</small></td>" in html_table(
+        ["m"], [rows[0]._replace(cells=["+0.12 [-1, +2]"])]
+    )
+
+
+def test_the_benchmarks_print_the_difference_from_their_first_label(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    from compare_seeds import read, summary
+
+    found = summary(read(PROJECT / "benchmarks/results/cifar100_lt_ir100_resnet8.csv"))
+    assert found.columns[-2:].tolist() == ["accuracy minus ce", "seeds needed"]
+    assert found.loc["logit_adjustment", "accuracy"] == "32.3 ± 0.6"
+    assert found.loc["logit_adjustment"].tolist()[-2:] == ["+4.62 [+2.9, +6.3]", "3"]
+    assert found.loc["decomposition_only"].tolist()[-2:] == ["+4.85 (one seed)", "-"]
 
 
 def test_what_the_methods_should_share_and_do_not_is_said():

@@ -56,7 +56,10 @@ def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
     ]
     notes = ["CE, P, table 1: " + "a long reason " * 12]
     standing = {"headings": ["arm", "runs", "accuracy %"], "rows": rows, "notes": notes}
-    for beside, said in (([{}], "behind a paper's figure: ours minus it"), ([], "over seeds)")):
+    for beside, said in (
+        ([{}], "behind a paper's figure: ours minus it, not paired"),
+        ([], "over seeds)"),
+    ):
         found = {**standing, "beside_papers": beside}
         print_study("table_x", found, toy_card().to_json(), "sqlite:///x.db")
         printed = capsys.readouterr().out

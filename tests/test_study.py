@@ -91,6 +91,10 @@ def test_an_arm_goes_over_its_methods_own_block():
         ({"title": "t", "sweep": {**SWEEP, "values": []}}, "studies.s.sweep.values"),
         ({"title": "t", "arm": ARMS}, "did you mean 'arms'"),
         ({"title": "t", "arms": ARMS, "columns": ["S"]}, "studies.s.columns.0: .*separability"),
+        (
+            {"title": "t", "arms": {**ARMS, "c": None}, "against": "c"},
+            "studies.s: against must be null or one of .*'a', 'b'.*, but is 'c'",
+        ),
     ],
 )
 def test_wrong_studies_are_refused_in_one_line(block, message):
@@ -103,6 +107,13 @@ def test_an_arm_with_a_wrong_parameter_is_refused():
     study = StudyConfig.read("s", {"title": "t", "sweep": {**SWEEP, "path": "options.K"}})
     with pytest.raises(ValueError, match="arm 'K = 0.1': dbm.options: unknown parameter 'K'"):
         study.experiments(parameters())
+
+
+def test_differences_are_from_the_first_arm_or_the_one_that_is_named():
+    assert StudyConfig.read("s", {"title": "t", "arms": ARMS}).reference == "a"
+    assert StudyConfig.read("s", {"title": "t", "arms": ARMS, "against": "b"}).reference == "b"
+    swept = StudyConfig.read("s", {"title": "t", "sweep": SWEEP, "against": "K = 0.3"})
+    assert swept.reference == "K = 0.3"
 
 
 def test_a_null_arm_is_taken_out():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -23,6 +23,17 @@ Sorting = Literal[
 _IRRELEVANT = ("seed", "device", "evaluation")
 # the groups a bootstrap is worth showing of; all classes go by no name
 GROUPS = GROUP_NAMES
+# what makes runs of two rows a pair, as far as they have it
+_PAIRED_BY = ("seed", "data_hash")
+# what tables have of paired_difference, by the name behind the metric's
+DIFFERENCE = {
+    "difference": "mean",
+    "difference sd": "sd",
+    "difference low": "low",
+    "difference high": "high",
+    "difference pairs": "pairs",
+    "seeds needed": "pairs_needed",
+}
 
 
 class Measure(NamedTuple):
@@ -200,13 +211,60 @@ def study_measures(columns: Iterable[Any], chosen: Iterable[Column]) -> dict[str
     return {name: measure for name, measure in found.items() if name in names}
 
 
+def over_seeds(runs: pd.DataFrame, by: str, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return a row each value of the column ``by``: how many ``runs``, and the ``metrics``' means.
+
+    Under ``<metric> sd`` stands the standard deviation (n - 1).
+    """
+    grouped = runs.groupby(by, sort=False)
+    means, spread = grouped[list(metrics)].mean(), grouped[list(metrics)].std()
+    table = means.join(spread.add_suffix(" sd"))
+    table.insert(0, "runs", grouped.size())
+    return table
+
+
+def paired(runs: pd.DataFrame, by: str, one: str, other: str, metric: str) -> Values:
+    """Return ``paired_difference`` of ``metric``, ``one`` minus ``other`` in the column ``by``.
+
+    Runs are pairs when seed and, where it is there, data hash agree; those without the metric are
+    left out. With no pair only ``pairs`` is returned, which is 0.
+    """
+    keys = [name for name in _PAIRED_BY if name in runs]
+    values = runs.pivot(index=keys, columns=by, values=metric)[[one, other]].dropna()
+    if values.empty:
+        return {"pairs": 0}
+    return paired_difference(values[one].tolist(), values[other].tolist())
+
+
+def with_differences(
+    table: pd.DataFrame, runs: pd.DataFrame, reference: str, metrics: Iterable[str]
+) -> pd.DataFrame:
+    """Return ``table``, indexed by what the runs are grouped by, with paired differences.
+
+    Each row's ``metrics`` less those of the row ``reference``, over the seeds that both have: the
+    columns ``<metric> <name>`` for the names of ``DIFFERENCE``. The reference itself has none.
+    """
+    found = {
+        label: {
+            f"{metric} {name}": of.get(key)
+            for metric in metrics
+            for of in [paired(runs, str(table.index.name), label, reference, metric)]
+            for name, key in DIFFERENCE.items()
+        }
+        for label in table.index
+        if label != reference
+    }
+    return table.join(pd.DataFrame.from_dict(found, orient="index").astype(float))
+
+
 def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:
     """Return a row a label, the best by ``sort_by`` first.
 
     Each metric has its mean over seeds and, under ``<metric> sd``, their standard deviation. A
     single run has a 95 % bootstrap interval of accuracy and groups in place of it, under
-    ``<metric> low`` and ``<metric> high``. ``recalls`` have ``run_id``, ``group``, ``test_images``
-    and ``recall``, a row a run and class.
+    ``<metric> low`` and ``<metric> high``. Those of the test set have how far they are from the
+    first row's, as in ``with_differences``. ``recalls`` have ``run_id``, ``group``,
+    ``test_images`` and ``recall``, a row a run and class.
 
     Raises:
         ValueError: if no run has the metric to sort by.
@@ -216,10 +274,7 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
             f"compare.sort_by is {sort_by}, which no run has: no class is in that group"
         )
     metrics = list(shown_measures(runs.columns))
-    grouped = runs.groupby("label", sort=False)
-    mean, spread = grouped[metrics].mean(), grouped[metrics].std()
-    table = mean.join(spread.add_suffix(" sd"))
-    table.insert(0, "runs", grouped.size())
+    table, grouped = over_seeds(runs, "label", metrics), runs.groupby("label", sort=False)
     table.insert(1, "seeds", grouped["seed"].agg(lambda s: " ".join(map(str, sorted(set(s))))))
     for name in ("method", "title"):
         table.insert(0, name, grouped[name].first())
@@ -228,7 +283,9 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
             own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]
             for metric, (low, high) in _intervals(own).items():
                 table.loc[label, [f"{metric} low", f"{metric} high"]] = low, high
-    return table.sort_values(f"test/{sort_by}", ascending=False, kind="stable").reset_index()
+    table = table.sort_values(f"test/{sort_by}", ascending=False, kind="stable")
+    tested = [metric for metric in metrics if metric.startswith("test/")]
+    return with_differences(table, runs, str(table.index[0]), tested).reset_index()
 
 
 def _intervals(recalls: pd.DataFrame) -> dict[str, tuple[float, float]]:
@@ -244,24 +301,14 @@ def _intervals(recalls: pd.DataFrame) -> dict[str, tuple[float, float]]:
 def first_two(runs: pd.DataFrame, summary: pd.DataFrame, sort_by: Sorting) -> Values | None:
     """Return how far the first row is ahead of the second, over the seeds that both have.
 
-    What ``paired_difference`` gives, with the labels of both and the metric, and ``pairs`` 0 where
-    they have no seed in common; None when there is one row only. Runs are pairs when seed and
-    images agree.
+    What ``paired`` gives, with the labels of both and the metric; None when there is one row only.
     """
     if len(summary) < 2:
         return None
     metric = f"test/{sort_by}"
     first, second = summary["label"].iloc[0], summary["label"].iloc[1]
-    by_label = {
-        label: runs[runs["label"] == label].set_index(["seed", "data_hash"])[metric]
-        for label in (first, second)
-    }
-    both = by_label[first].index.intersection(by_label[second].index, sort=True)
-    named = {"first": first, "second": second, "metric": metric}
-    if not len(both):
-        return {**named, "pairs": 0}
-    pairs = [by_label[label].loc[both].tolist() for label in (first, second)]
-    return {**named, **paired_difference(*pairs)}
+    found = paired(runs, "label", first, second, metric)
+    return {"first": first, "second": second, "metric": metric, **found}
 
 
 def in_words(found: Mapping[str, Any] | None) -> str:
@@ -274,11 +321,17 @@ def in_words(found: Mapping[str, Any] | None) -> str:
         return f"{first} and {second} have no seed in common: their difference cannot be tested."
     ahead = f"{first} minus {second}: {100 * found['mean']:+.2f} points of {metric}"
     if pairs < 2:
-        return f"{ahead} on the one seed that both have; a test needs two."
-    spread = f"{ahead} (sd {100 * found['sd']:.2f} over {pairs} common seeds)"
+        return f"{ahead} on the one seed that both have; an interval and a test need two."
     if found["p_value"] is None:
+        spread = f"{ahead} (sd {100 * found['sd']:.2f} over {pairs} common seeds)"
         return f"{spread}; the differences are all the same, so there is nothing to test."
-    return f"{spread}; paired t test: t = {found['statistic']:.2f}, p = {found['p_value']:.3g}."
+    interval = f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+    needed = found["pairs_needed"]
+    size = f"; a difference of this size takes {needed:,} seeds to be found" if needed else ""
+    return (
+        f"{ahead} {interval} (paired 95 % interval; sd {100 * found['sd']:.2f} over {pairs} common "
+        f"seeds); paired t test: t = {found['statistic']:.2f}, p = {found['p_value']:.3g}{size}."
+    )
 
 
 def differing_settings(runs: pd.DataFrame) -> list[str]:

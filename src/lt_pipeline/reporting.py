@@ -113,8 +113,9 @@ def print_study(
     console.print()
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {found.config.title}: balanced test set, last epoch, %")
-    behind = "; behind a paper's figure: ours minus it" if standing["beside_papers"] else ""
-    console.print(f"(mean ± standard deviation over seeds{behind})")
+    behind = "; behind a paper's figure: ours minus it, not paired"
+    told = behind if standing["beside_papers"] else ""
+    console.print(f"(mean ± standard deviation over seeds{told})")
     console.print(table)
     _print_groups(console, found)
     for note in standing["notes"]:

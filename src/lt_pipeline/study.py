@@ -72,6 +72,7 @@ class StudyConfig(Config):
         seeds: runs of every arm, with the same images and seeds 0, 1, ...
         arms: by label; of a study with a ``sweep`` they are its baselines.
         sweep: the values of one parameter.
+        against: the arm that the others' paired differences are from; null is the first.
         columns: what its table shows beside accuracies, time and images of no class.
     """
 
@@ -79,6 +80,7 @@ class StudyConfig(Config):
     seeds: PositiveInt = 3
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
+    against: str | None = None
     columns: tuple[Column, ...] = ()
 
     @field_validator("arms", mode="before")
@@ -98,6 +100,8 @@ class StudyConfig(Config):
         twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
         if twice:
             raise ValueError(f"arms need names and values that differ, but {twice} do not")
+        if self.against not in (None, *labels):
+            raise ValueError(f"against must be null or one of {labels}, but is {self.against!r}")
         return self
 
     @classmethod
@@ -109,6 +113,11 @@ class StudyConfig(Config):
         """
         with one_line_errors(f"studies.{name}"):
             return cls.model_validate(block)
+
+    @property
+    def reference(self) -> str:
+        """Return the label of the arm that differences are from."""
+        return self.against or next(iter(self.all_arms()))
 
     def all_arms(self) -> dict[str, Arm]:
         """Return every arm by label."""

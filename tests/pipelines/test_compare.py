@@ -150,16 +150,23 @@ def test_table_pictures_and_report_hold_together(experiment):
     assert summary["label"].tolist() == ["more", "dbm bs", "ce"]
     assert summary["runs"].tolist() == [3, 1, 3]
     assert standing["first_two"]["pairs"] == 1
-    assert "a test needs two" in standing["in_words"]
+    assert "an interval and a test need two" in standing["in_words"]
     text, tex, fragment = nodes.write(summary, standing, CARD)
     assert "| more | 3 | 61.1 ± 1.1 |" in text
     assert "| *P & Q, table 1* |  | *70.0* |" in text
+    assert text.startswith("| method | runs | accuracy % |")
+    assert " accuracy % minus more | seeds needed |\n" in text
+    # 20, 20 and 17.8 below
+    assert re.search(r"\| ce \| 3 \| .* \| -19\.26 \[-22\.4, -16\.1\] \| 2 \|\n", text)
+    assert re.search(r"\| dbm bs \| 1 \| .* \| -10\.00 \(one seed\) \| - \|\n", text)
     assert re.search(r"\| dbm bs \| 1 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
     assert r"more & 3 & 61.1 $\pm$ 1.1 &" in tex
     assert r"\textit{P \& Q, table 1}" in tex
     assert r"\toprule" in tex
     assert tex.count("{") == tex.count("}")
     assert "<td>61.1<small>± 1.1</small></td>" in fragment
+    assert "<td>-19.26<small>[-22.4, -16.1]</small></td>" in fragment
+    assert "-19.26 [-22.4, -16.1] & 2" in tex
     figures, pictures = nodes.draw(summary, recalls, CARD)
     assert (
         set(figures)
@@ -181,6 +188,8 @@ def test_table_pictures_and_report_hold_together(experiment):
     assert "&lt;fewer&gt; images" in page
     assert "A champion." in page
     assert "-8.9" in page, "the gap to the paper"
+    assert "mean minus figure, not paired" in page
+    assert "paired 95 % interval" in page
     assert all(run_id in page for run_id in runs["run_id"])
 
 
@@ -287,6 +296,7 @@ def test_compare_through_kedro(finished, tmp_path):
         "--pipelines=compare", "--env=smoke", "--params=compare.methods=more,compare.variants=true"
     )
     assert "Methods on digits, exponential, IR 10: balanced test set, last epoch" in output
+    assert "paired 95 %" not in output, "there is one row"
     assert "One method only: there is nothing to compare it with." in output
     assert "No champion is set: no run has a hold-out" in output
     assert "WARNING" not in output

@@ -110,13 +110,22 @@ def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     runs = pd.DataFrame(
         {"arm": ["z", "a", "z", "a"], "seed": [0, 0, 1, 1], "test/accuracy": [0.1, 0.5, 0.3, 0.5]}
     )
-    table, arms = summarise(runs)
+    arguments = {"studies": {"s": {"title": "t", "arms": {n: {"method": "ce"} for n in "za"}}}}
+    table, arms = summarise("s")(arguments, runs)
     assert table["arm"].tolist() == ["z", "a"]
     assert table["runs"].tolist() == [2, 2]
     assert table["test/accuracy"].tolist() == pytest.approx([0.2, 0.5])
     assert table["test/accuracy sd"].tolist() == pytest.approx([0.02**0.5, 0.0])
     assert arms["a"]["test/accuracy"] == {"mean": 0.5, "sd": 0.0}
-    _, alone = summarise(runs[runs["seed"] == 0])
+    # 0.4 and 0.2 above z: mean 0.3, sd 0.1414, half an interval 12.7062 * 0.1
+    ahead = table.set_index("arm").loc["a"].filter(like="difference").tolist()
+    assert ahead == pytest.approx([0.3, 0.02**0.5, 0.3 - 1.27062, 0.3 + 1.27062, 2], rel=1e-5)
+    arguments["studies"]["s"]["against"] = "a"
+    table, _ = summarise("s")(arguments, runs)
+    ahead = table.set_index("arm")["test/accuracy difference"]
+    assert ahead["z"] == pytest.approx(-0.3)
+    assert pd.isna(ahead["a"])
+    _, alone = summarise("s")(arguments, runs[runs["seed"] == 0])
     assert alone["z"] == {"test/accuracy": {"mean": 0.1}}, "one seed has no deviation"
 
 
@@ -138,16 +147,25 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     spread = {f"{name} sd": [0.01, 0.02] for name in means}
     floor = {"test/recall_floor": [1e-3, 1e-3]}
     summary = pd.DataFrame({"arm": ["CE", "DBM"], "runs": [2, 2], **means, **spread, **floor})
+    ahead = {"difference": 0.1, "difference sd": 0.02, "difference low": -0.08}
+    ahead |= {"difference high": 0.28, "difference pairs": 2, "seeds needed": 3}
+    summary = summary.join(
+        pd.DataFrame([{f"test/accuracy {k}": v for k, v in ahead.items()}], index=[1])
+    )
     standing, text = tabulate("s")(arguments, card, summary, PAPERS)
-    assert standing["headings"] == ["arm", "runs", "accuracy %", "geom. mean %"]
+    assert standing["headings"] == [
+        "arm", "runs", "accuracy %", "geom. mean %", "accuracy % minus CE", "seeds needed",
+    ]  # fmt: skip
     assert [row["cells"] for row in standing["rows"]] == [
-        ["CE", "2", "50.0 ± 1.0", "10.0 ± 1.0"],
-        ["P, table 1", "", "44.0 (+6.0)", "12.0 (-2.0)"],
-        ["DBM", "2", "60.0 ± 2.0", "20.0 ± 2.0"],
+        ["CE", "2", "50.0 ± 1.0", "10.0 ± 1.0", "", ""],
+        ["P, table 1", "", "44.0 (+6.0)", "12.0 (-2.0)", "", ""],
+        ["DBM", "2", "60.0 ± 2.0", "20.0 ± 2.0", "+10.00 [-8.0, +28.0]", "3"],
     ]
     assert [row["of_paper"] for row in standing["rows"]] == [False, True, False]
     assert standing["notes"] == [
         "The harmonic mean takes a recall of zero as 0.001",
+        "Minus another row: mean of the differences seed by seed and its paired 95 % interval; "
+        "seeds needed: to find a difference of that size with 80 % power",
         "CE, P, table 1: a smaller network",
     ]
     assert "| *P, table 1* |  | *44.0 (+6.0)* |" in text
@@ -156,7 +174,7 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     arguments["training"]["epochs"] = 2
     standing, text = tabulate("s")(arguments, card, summary, PAPERS)
     assert standing["beside_papers"] == []
-    (_, said) = standing["notes"]
+    (*_, said) = standing["notes"]
     assert said.endswith("as of CE training.epochs is 2, not 1")
     assert said in text
 
@@ -169,6 +187,7 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     assert "(mean ± standard deviation over seeds)" in output
     assert "No figure of DBM, figure 3 is beside ours, as of BS data.source is digits" in output
     assert "14 to train" in output
+    assert "seed by seed and its paired 95 % interval; seeds needed: to find a" in output
     assert "K = 0.5 (seed 0 1)" in " ".join(output.split())
     assert "1/14  BS · seed 0" in output
     assert "14/14  K = 0.5 · seed 1" in output
@@ -182,6 +201,14 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
         *(f"K = {k}" for k in (0.05, 0.1, 0.2, 0.3, 0.5)),
     ]
     assert summary["runs"].tolist() == [2] * 7
+    accuracy = pd.read_csv(folder / "runs.csv").pivot(
+        index="seed", columns="arm", values="test/accuracy"
+    )
+    ahead = summary.set_index("arm").loc["K = 0.3"]
+    apart = accuracy["K = 0.3"] - accuracy["BS"]
+    assert ahead["test/accuracy difference"] == pytest.approx(apart.mean())
+    assert ahead["test/accuracy difference sd"] == pytest.approx(apart.std())
+    assert "accuracy % minus BS" in " ".join((folder / "table.md").read_text().split())
     for name in ("accuracy", "angle", "separability"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)

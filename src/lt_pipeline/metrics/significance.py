@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+# what intervals cover, and the share of studies in which a difference that is there is found
+LEVEL, POWER = 0.95, 0.8
+# more pairs than anybody has: a difference that needs them is 0 but for rounding
+MOST = 2**30
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Return mean and standard deviation of ``first - second`` and Student's t test of the pairs.
 
-    The runs stand in the same order, each pair with the same seed and the same images. ``sd`` and
-    what the test gives are None with fewer than two pairs; the test is None, too, where all
-    differences are the same number, as they then have no spread to judge by.
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], level: float = LEVEL
+) -> dict[str, Any]:
+    """Return mean and standard deviation of ``first - second`` and what Student's t says of them.
+
+    The runs stand in the same order, each pair with the same seed and the same images. Beside
+    ``pairs``, ``mean`` and ``sd`` these are the two-sided interval ``low`` to ``high`` that covers
+    ``level``, the test's ``statistic`` and ``p_value``, and the ``pairs_needed`` for a difference
+    of this size. ``sd`` and all that needs it are None with fewer than two pairs; the latter is
+    None, too, where all differences are the same number, as they then have no spread to judge by.
 
     Raises:
-        ValueError: if there is no pair, or one of them is not whole.
+        ValueError: if there is no pair, one of them is not whole, or a number is not finite.
     """
     if not first or len(first) != len(second):
         raise ValueError(
@@ -24,21 +36,57 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
             f"and {len(second)}"
         )
     differences = np.subtract(first, second, dtype=float)
-    found: dict[str, Any] = {
-        "pairs": len(differences),
-        "mean": float(differences.mean()),
-        "sd": None,
-        "statistic": None,
-        "p_value": None,
-    }
+    if not np.isfinite(differences).all():
+        raise ValueError(f"pairs need finite numbers, but their differences are {differences}")
+    found: dict[str, Any] = {"pairs": len(differences), "mean": float(differences.mean())}
+    found |= dict.fromkeys(("sd", "low", "high", "statistic", "p_value", "pairs_needed"))
     if len(differences) > 1:
         found["sd"] = float(differences.std(ddof=1))
         if np.ptp(differences) > np.finfo(float).eps * np.abs(differences).max():
             from scipy import stats  # a second to import, and every run comes by here
 
             tested = stats.ttest_rel(first, second)
+            low, high = tested.confidence_interval(level)
+            found |= {"low": float(low), "high": float(high)}
             found |= {"statistic": float(tested.statistic), "p_value": float(tested.pvalue)}
+            found["pairs_needed"] = pairs_needed(found["mean"], found["sd"], 1 - level)
     return found
+
+
+def pairs_needed(
+    difference: float, sd: float, alpha: float = 1 - LEVEL, power: float = POWER
+) -> int | None:
+    """Return the fewest pairs whose two-sided t test finds ``difference`` with chance ``power``.
+
+    ``sd`` is the standard deviation of the differences between pairs, in the same unit, taken for
+    the true one; ``alpha`` is the chance to find one that is not there. The statistic then has a
+    noncentral t distribution with n - 1 degrees of freedom and noncentrality
+    sqrt(n) difference / sd (Cohen 1988, chapter 2). None is where no number of pairs is enough, or
+    ``MOST`` are not: a difference of 0 but for rounding.
+
+    Raises:
+        ValueError: if there is no spread.
+    """
+    if not sd > 0:
+        raise ValueError(f"sd must be > 0 to say how many pairs are needed, but is {sd}")
+    chance = partial(_power, effect=difference / sd, alpha=alpha)
+    enough = 2
+    while chance(enough) < power:
+        enough *= 2
+        if enough > MOST:
+            return None
+    return bisect_left(range(enough), power, lo=max(enough // 2, 2), key=chance)
+
+
+def _power(pairs: int, effect: float, alpha: float) -> float:
+    """Return the chance that the two-sided t test of ``pairs`` finds a mean of ``effect`` sd."""
+    from scipy import stats
+
+    freedom, shift = pairs - 1, math.sqrt(pairs) * abs(effect)
+    limit = stats.t.isf(alpha / 2, freedom)
+    # of the wrong sign; scipy has nan where that is below 1e-14
+    wrong = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))
+    return float(stats.nct.sf(limit, freedom, shift) + wrong)
 
 
 def recall_interval(

@@ -9,6 +9,7 @@ import pandas as pd
 from lt_pipeline import screen
 from lt_pipeline.comparison import shown_measures
 from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.pipelines.compare.differences import LEGEND, Paired
 from lt_pipeline.pipelines.compare.documents import table_rows
 
 # the others are in the files
@@ -32,11 +33,14 @@ def print_comparison(
     """Print the main columns, what to know of them, and what is missing."""
     found, console = DataCard.from_json(card), screen.console()
     measures = {name: m for name, m in shown_measures(summary).items() if name in SHOWN}
-    headings, rows = table_rows(summary, standing["beside_papers"], measures)
+    paired = Paired.of_first(standing)
+    headings, rows = table_rows(summary, standing["beside_papers"], measures, paired=paired)
     table = screen.table(headings, ((row.cells, row.of_paper) for row in rows))
     console.print()
     console.print(f"Methods on {found.config.title}: balanced test set, last epoch")
     console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
+    if paired:
+        console.print(f"({LEGEND})")
     console.print(table)
     console.print(f"Groups: {found.longtail.group_rule}.")
     for sentence in (standing["in_words"], champion["sentence"]):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lt_pipeline.comparison import Measure
+from lt_pipeline.pipelines.compare.differences import Paired
 
 Values = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
@@ -34,24 +35,30 @@ def table_rows(
     first: str = "method",
     *,
     gaps: bool = False,
+    paired: Paired | None = None,
 ) -> tuple[list[str], list[Row]]:
     """Return headings, and the rows of methods and of papers as text.
 
     A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
     interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
     no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
+    ``paired`` adds its columns, where there are differences.
     """
     measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
+    paired = paired if paired and paired.there(summary) else None
     rows = []
     for own in summary.to_dict("records"):
         cells = [_cell(own, name, measure) for name, measure in measures.items()]
+        cells += paired.cells(own) if paired else []
         rows.append(Row([own["label"], str(own["runs"]), *cells], of_paper=False))
         given = [found for found in beside if found["label"] == own["label"]]
         for source in dict.fromkeys(found["source"] for found in given):
             said = {f["metric"]: f for f in given if f["source"] == source}
             texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
+            texts += paired.cells_of_paper(own, source, beside) if paired else []
             rows.append(Row([source, "", *texts], of_paper=True))
-    return [first, "runs", *(m.heading for m in measures.values())], rows
+    headings = [first, "runs", *(m.heading for m in measures.values())]
+    return headings + (paired.headings if paired else []), rows
 
 
 def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
@@ -135,7 +142,7 @@ def _html_cell(text: str) -> str:
     """Return the cell with the spread behind a number in small type on a line of its own."""
     for mark in (" ± ", " ["):
         number, found, rest = text.partition(mark)
-        if found and number.replace(",", "").replace(".", "").lstrip("-").isdigit():
+        if found and number.replace(",", "").replace(".", "").lstrip("+-").isdigit():
             return f"{escape(number)}<small>{escape((mark + rest).strip())}</small>"
     return escape(text)
 
@@ -224,7 +231,8 @@ def html_report(
         _list(sentences),
     ]
     if gaps[1]:
-        parts.append(f"<h2>Gap to the papers, in points</h2>{_text_table(*gaps)}")
+        what = "Gap to the papers, in points: mean minus figure, not paired"
+        parts.append(f"<h2>{what}</h2>{_text_table(*gaps)}")
     if notes:
         parts.append(f"<h2>What is not in the table, and what to know of it</h2>{_list(notes)}")
     parts.append("<h2>Pictures</h2><div class='pictures'>")

@@ -21,6 +21,7 @@ from lt_pipeline.figures.compare import (
 from lt_pipeline.figures.study import by_arm
 from lt_pipeline.papers import beside_papers, read_papers
 from lt_pipeline.pipelines.compare import champion, documents
+from lt_pipeline.pipelines.compare.differences import LEGEND, Paired
 from lt_pipeline.pipelines.compare.runs import read_runs
 
 Values = dict[str, Any]
@@ -143,8 +144,8 @@ def report(
     return documents.html_report(
         title=_title(card),
         lead=(
-            f"Mean ± standard deviation over seeds{intervals}. Last epoch; nothing is chosen by "
-            f"the test set. Groups: {found.longtail.group_rule}."
+            f"Mean ± standard deviation over seeds{intervals}; {LEGEND}. Last epoch; nothing is "
+            f"chosen by the test set. Groups: {found.longtail.group_rule}."
         ),
         table=documents.html_table(*_rows(summary, standing)),
         sentences=[standing["in_words"], chosen["sentence"]],
@@ -157,7 +158,8 @@ def report(
 
 def _rows(summary: pd.DataFrame, standing: Values) -> tuple[list[str], list[documents.Row]]:
     measures = comparison.shown_measures(summary)
-    return documents.table_rows(summary, standing["beside_papers"], measures)
+    paired = Paired.of_first(standing)
+    return documents.table_rows(summary, standing["beside_papers"], measures, paired=paired)
 
 
 def _title(card: Values) -> str:

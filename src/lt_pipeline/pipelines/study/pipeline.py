@@ -81,7 +81,12 @@ def create_pipeline(study: str) -> Pipeline:
                 outputs="runs",
                 name="train_arms",
             ),
-            Node(summarise, inputs="runs", outputs=["summary", "arms"], name="summarise"),
+            Node(
+                summarise(study),
+                inputs=["parameters", "runs"],
+                outputs=["summary", "arms"],
+                name="summarise",
+            ),
             Node(
                 tabulate(study),
                 inputs=["parameters", "data_card", "summary", "papers"],

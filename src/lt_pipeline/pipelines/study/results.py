@@ -8,23 +8,36 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.comparison import study_measures
+from lt_pipeline.comparison import MEASURES, over_seeds, study_measures, with_differences
 from lt_pipeline.data.longtail import GROUP_NAMES
 from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.figures.study import by_arm, over_values
 from lt_pipeline.papers import beside_arms, read_papers, why_none
+from lt_pipeline.pipelines.compare.differences import LEGEND, Paired
 from lt_pipeline.pipelines.compare.documents import markdown, table_rows
 from lt_pipeline.study import StudyConfig, first_detector, slug
 
 Values = dict[str, Any]
+# what arms' differences are of in the table; the file has the other metrics' as well
+JUDGED = "test/accuracy"
 
 
-def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
-    """Return mean and standard deviation over seeds: a table, and by arm for MLflow."""
-    grouped = runs.drop(columns="seed").groupby("arm", sort=False)
-    mean, spread = grouped.mean(), grouped.std()
-    table = mean.join(spread.add_suffix(" sd"))
-    table.insert(0, "runs", grouped.size())
+def summarise(study: str) -> Callable[..., tuple[pd.DataFrame, Values]]:
+    """Return the node that puts the runs of ``study`` together."""
+
+    def over_arms(parameters: Values, runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
+        """Return mean, deviation and paired differences over seeds: a table, by arm for MLflow."""
+        reference = StudyConfig.read(study, parameters["studies"][study]).reference
+        table = over_seeds(runs, "arm", list(runs.columns.drop(["arm", "seed"])))
+        tested = [metric for metric in study_measures(table, ()) if metric.startswith("test/")]
+        arms = _by_arm(table)
+        return with_differences(table, runs, reference, tested).reset_index(), arms
+
+    return over_arms
+
+
+def _by_arm(table: pd.DataFrame) -> Values:
+    """Return what MLflow is told of every arm: means and deviations of what is drawn."""
     drawn = [column for columns, *_ in _shown(table).values() for column in columns.values()]
     arms: Values = {}
     for label, row in table.iterrows():
@@ -34,7 +47,7 @@ def summarise(runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
                 arm[name] = {"mean": float(row[name])}
             if name in row and row["runs"] > 1:
                 arm[name]["sd"] = float(row[f"{name} sd"])
-    return table.reset_index(), arms
+    return arms
 
 
 def tabulate(study: str) -> Callable[..., tuple[Values, str]]:
@@ -51,11 +64,13 @@ def tabulate(study: str) -> Callable[..., tuple[Values, str]]:
         own = summary.rename(columns={"arm": "label"})
         beside = beside_arms(study, configs, own, published, data)
         measures = study_measures(summary, found.columns)
-        headings, rows = table_rows(own, beside, measures, "arm", gaps=True)
+        paired = Paired(JUDGED, MEASURES[JUDGED], found.reference)
+        headings, rows = table_rows(own, beside, measures, "arm", gaps=True, paired=paired)
         reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
         none = why_none(study, configs, published, data)
         floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
-        notes = [floor, *dict.fromkeys(reasons), *([none] if none else [])]
+        told = [LEGEND.capitalize()] if paired.there(summary) else []
+        notes = [floor, *told, *dict.fromkeys(reasons), *([none] if none else [])]
         standing = {
             "headings": headings,
             "rows": [row._asdict() for row in rows],
