@@ -97,6 +97,14 @@ def test_a_fine_tuning_of_btm_has_as_many_steps_an_epoch_as_the_papers(
     assert -(-images // branches.batch_size) == 4
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_ride_s_diversity_is_0_45_on_cifar_100_and_the_constructor_s_elsewhere(environment):
+    found = parameters(environment)
+    ride = ExperimentConfig.resolve("ride", found).options
+    cifar100 = data_config(found).source == "cifar100"
+    assert (ride.diversity, ride.temperature_gamma) == (0.45 if cifar100 else 0.2, 0.05)
+
+
 def test_a_methods_own_block_changes_single_values_of_what_is_shared():
     shared = {"training": {"epochs": 9, "warmup_epochs": 1, "augment": {"flip": 0.1}}}
     own = {"training": {"augment": {"cutout": 2}}, "model": {"head": "cosine"}}
