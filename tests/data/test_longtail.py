@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_pipeline.data.longtail import CountGroups, LongTail, SplitGroups, ThirdsGroups, class_counts
+from lt_pipeline.data.longtail import (
+    GROUP_NAMES,
+    CountGroups,
+    LongTail,
+    SplitGroups,
+    ThirdsGroups,
+    class_counts,
+)
 
 counts_lists = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 
@@ -78,6 +85,11 @@ def test_members_of_groups_are_by_true_class_and_absent_groups_are_left_out():
         "many": [False, True, False, True],
         "few": [True, False, True, False],
     }
+
+
+def test_places_of_groups_name_each_class_s_group():
+    places = LongTail.from_counts([5, 200, 50, 8]).group_places
+    assert [GROUP_NAMES[place] for place in places] == ["few", "many", "medium", "few"]
 
 
 def test_class_counts_include_classes_without_an_image():

@@ -40,12 +40,23 @@ def test_the_hold_out_is_stratified_and_never_empties_a_class(validation, ratio)
     assert min(cut.card.longtail.class_counts) >= 1
     assert torch.equal(held + class_counts(cut.train.labels, 4), before)
     wanted = (validation * before).round().minimum(before - 1).long()
+    if validation:
+        wanted = wanted.maximum((before >= 3).long())
     assert torch.equal(held, wanted)
     # groups stay those of the whole long-tailed set
     assert cut.card.longtail.class_groups == whole.card.longtail.class_groups
     assert set(cut.train_index.tolist()).isdisjoint(cut.validation_index.tolist())
     together = {*cut.train_index.tolist(), *cut.validation_index.tolist()}
     assert together == set(whole.train_index.tolist())
+
+
+def test_a_hold_out_has_an_image_of_every_class_with_three_and_never_the_last_one():
+    source = Source(toy_images((30, 30, 30, 30)), SOURCE.test)
+    # of 30, 13, 6, 3 images, then of 30, 12, 4, 2 and 30, 9, 3, 1
+    for ratio, held in ((10, [3, 1, 1, 1]), (15, [3, 1, 1, 0]), (30, [3, 1, 1, 0])):
+        cut = prepare(source, DataConfig(imbalance_ratio=ratio, validation=0.1))
+        assert class_counts(cut.validation.labels, 4).tolist() == held, ratio
+    assert len(prepare(source, DataConfig(imbalance_ratio=10)).validation) == 0
 
 
 def test_the_manifest_finds_every_image_again():

@@ -373,7 +373,7 @@ def test_a_phase_may_train_several_submodules():
     run(trained, config(epochs=2), phase=Phase("train", 2, trains=("net.head", "criterion")))
     changed = {name for name, p in trained.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"net.head.weight", "net.head.bias"}
-    assert trained.criterion.seen.any(), "the criterion was in training, too"
+    assert trained.criterion.known.any(), "the criterion was in training, too"
 
 
 def test_the_hold_out_is_followed_by_accuracy_and_by_class():

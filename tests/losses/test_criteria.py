@@ -128,7 +128,8 @@ def test_half_precision_logits_give_a_single_precision_loss(name):
 @pytest.mark.parametrize("margin", MARGINS)
 def test_what_it_knows_of_the_classes_is_in_the_checkpoint(name, margin):
     state = criterion(name=name, margin=margin).state_dict()
-    assert all(value.shape == (3,) for value in state.values())
+    # by class, or one number for all
+    assert all(value.shape in {(3,), ()} for value in state.values())
     assert ("margin.margin" in state) == (margin in ("ldam", "dbm"))
     assert name == "cross_entropy" or set(state) - {"margin.margin"}
 
@@ -156,13 +157,13 @@ def test_deferred_reweighting_starts_at_its_share_of_the_run():
 
 def test_difficulty_is_that_of_the_epoch_before():
     built = criterion(name="difficulty_balanced", tau=1.0, weighted_mean=True)
-    built.start_epoch(0, 3)
+    built.end_epoch()
     # class 0: 1 of 2 right; class 1: 0 of 1; class 2: nothing seen
     logits = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
     labels = torch.tensor([0, 0, 1])
     plain = losses.cross_entropy(logits, labels)
     torch.testing.assert_close(built(logits, labels), plain)
-    built.start_epoch(1, 3)
+    built.end_epoch()
     # difficulties 0.5 and 1; class 2 counts as their mean
     assert built.class_weight.tolist() == pytest.approx([0.5 / 0.75, 1 / 0.75, 1.0])
     weight = torch.tensor([0.5, 0.5, 1.0])
@@ -173,14 +174,60 @@ def test_difficulty_is_that_of_the_epoch_before():
 
 
 def test_difficulty_of_the_holdout_ignores_the_training_batches():
-    built = criterion(name="difficulty_balanced", tau=1.0, difficulty="validation")
+    built = criterion(name="difficulty_balanced", tau=1.0, difficulty="validation", shrinkage=0.0)
     assert built.config.wants_validation
     assert not criterion(name="difficulty_balanced").config.wants_validation
     built(LOGITS, LABELS)
     assert not built.seen.any()
     built.observe(torch.eye(3)[[0, 1, 0]] * 9, torch.tensor([0, 1, 2]))
-    built.start_epoch(1, 2)
+    built.end_epoch()
     assert built.class_weight.tolist() == [0, 0, 3]
+
+
+def hold_out_criterion(**values):
+    # groups: many, medium, few, few
+    longtail = LongTail.from_counts([500, 50, 5, 4])
+    given = {"name": "difficulty_balanced", "tau": 1.0, "difficulty": "validation", **values}
+    return criterion(longtail=longtail, **given)
+
+
+def test_accuracies_of_the_hold_out_are_shrunk_towards_their_groups():
+    logits, labels = torch.eye(4)[[0, 0, 2, 2, 0]] * 9, torch.tensor([0, 0, 2, 2, 3])
+    for shrinkage, few in ((0.0, [1.0, 0.0]), (3.0, [4 / 5, 2 / 4])):  # of the group: 2 of 3
+        built = hold_out_criterion(shrinkage=shrinkage)
+        built.observe(logits, labels)
+        built.end_epoch()
+        assert built.accuracy[[0, 2, 3]].tolist() == pytest.approx([1.0, *few])
+        assert built.known.tolist() == [True, False, True, True]
+        # class 1, alone in its group and not seen, counts as the mean of the others
+        assert built.class_weight[1].item() == pytest.approx(1)
+
+
+def test_training_accuracies_are_not_shrunk():
+    built = hold_out_criterion(difficulty="training", shrinkage=3.0)
+    built(torch.eye(4)[[2, 2, 0]] * 9, torch.tensor([2, 2, 3]))
+    built.end_epoch()
+    assert built.accuracy[[2, 3]].tolist() == [1, 0]
+
+
+def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_in_training_only():
+    counts = [100, 50, 20, 10, 5]
+    for difficulty, noted in (("training", 1), ("validation", 0)):
+        built = criterion(
+            longtail=LongTail.from_counts(counts), name="difficulty_balanced", shrinkage=0.0,
+            difficulty=difficulty,
+        )  # fmt: skip
+        assert built.follow() == {"difficulty/size_correlation": 0}
+        for wrong, found in (([0, 1, 2, 3, 4], -1), ([4, 3, 2, 1, 0], 1)):
+            labels = torch.arange(5).repeat_interleave(4)
+            right = torch.cat([torch.arange(4) >= n for n in wrong])
+            logits = torch.eye(5)[torch.where(right, labels, (labels + 1) % 5)]
+            show = built.observe if built.config.wants_validation else built
+            show(logits, labels)
+            built.end_epoch()
+            value = built.follow()["difficulty/size_correlation"]
+            assert value == pytest.approx(found, abs=1e-5)
+        assert len(built.notes()) == noted
 
 
 def test_right_answers_are_counted_without_the_margin():

@@ -164,6 +164,17 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
     assert all(torch.isfinite(p.grad).all() for p in method.parameters())
 
 
+def test_what_the_criterion_follows_and_notes_is_said(create):
+    method = create()
+    method.criterion.notes = lambda: ["noted by the criterion"]
+    method.criterion.follow = lambda: {"criterion/followed": 1.0}
+    assert "noted by the criterion" in method.notes()
+    trained = [stage for stage in method.stages(method.options) if stage.trains][-1]
+    method.start(trained, {})
+    on_criterion = getattr(method, "on_criterion", not method.options.built_on)
+    assert ("criterion/followed" in method.follow()) == on_criterion
+
+
 def test_scores_do_not_depend_on_the_batch(create):
     method, _ = train(create, epochs=1)
     method.eval()

@@ -247,10 +247,13 @@ def test_difficulty_is_measured_on_the_fused_predictions_of_the_epoch(balance):
     assert not method.difficulty.sums.any()
 
 
-@pytest.mark.parametrize(("epochs", "gamma"), [(10, 0.4), (200, 0.02)])
-def test_gamma_fits_the_number_of_epochs_where_none_is_given(epochs, gamma):
+@pytest.mark.parametrize(
+    ("epochs", "total", "gamma"), [(10, 4.0, 0.4), (200, 4.0, 0.02), (50, 10.0, 0.2)]
+)
+def test_gamma_fits_the_number_of_epochs_where_the_total_is_given(epochs, total, gamma):
+    assert DqrouteOptions().gamma_total == 4
     found = []
-    for options in ({}, {"gamma": gamma}):
+    for options in ({"gamma_total": total}, {"gamma": gamma}):
         method = create(**options)
         method.loss(batch(), 0.5)
         method.end_epoch(Phase("train", epochs), None, CPU)
@@ -309,13 +312,16 @@ def test_a_class_keeps_what_it_had_and_one_never_seen_is_as_hard_as_the_others()
 
 
 def test_difficulty_of_the_hold_out_is_its_own_and_not_the_training_s():
-    method = distinct(create(difficulty="validation", smoothing=0.0, gamma=0.5))
+    method = distinct(create(difficulty="validation", smoothing=0.0, gamma=0.5, shrinkage=2.0))
     before = method.difficulty.log_weight.clone()
     method.loss(batch(), 0.5)
     assert not method.difficulty.sums.any()
-    held_out = toy_images((6, 5, 4), seed=5, noise=200.0)  # none of the rarest class
+    held_out = toy_images((6, 5, 4), seed=5, noise=200.0)  # none of the rarest class and group
     method.end_epoch(PHASE, held_out, CPU)
     found = seen(method, Batch(held_out.images, held_out.labels, torch.arange(15)))
+    many = (6 * found[:, 0] + 5 * found[:, 1]) / 11  # classes 0 and 1 are a group, 2 is one
+    for c, images in ((0, 6), (1, 5)):
+        found[:, c] = (images * found[:, c] + 2 * many) / (images + 2)
     found = torch.cat([found, found.mean(1, keepdim=True)], 1)
     torch.testing.assert_close(method.difficulty.entropy, found[0])
     torch.testing.assert_close(method.difficulty.accuracy, found[1])
@@ -501,6 +507,7 @@ def test_what_is_followed_is_by_group():
         "difficulty/effective_classes": pytest.approx(
             math.exp(-sum(w * math.log(w) for w in (0.1, 0.4, 0.2, 0.3)))
         ),
+        "difficulty/size_correlation": 0,
         "difficulty/weight_many": pytest.approx(weight[:2].mean().item()),
         "difficulty/weight_medium": pytest.approx(weight[2].item()),
         "difficulty/weight_few": pytest.approx(weight[3].item()),
@@ -508,6 +515,33 @@ def test_what_is_followed_is_by_group():
         "difficulty/entropy_medium": pytest.approx(0.5),
         "difficulty/entropy_few": pytest.approx(0.7),
     }
+
+
+def run_epochs(method, difficulties):
+    """Let epochs pass in which one of ten images is wrong for every tenth of difficulty."""
+    for wrong in difficulties:
+        images = torch.full((4,), 10.0)
+        method.difficulty.sums.copy_(
+            torch.stack([images, torch.zeros(4), 10 - torch.tensor(wrong)])
+        )
+        method.end_epoch(PHASE, None, CPU)
+
+
+HARD_TAIL, HARD_HEAD = [1.0, 2, 3, 4], [4.0, 3, 2, 1]
+
+
+def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_where_it_does_harm():
+    method = create(smoothing=0.0)
+    for epochs, value in ((1, -1.0), (1, 1.0)):
+        run_epochs(method, [HARD_TAIL if value < 0 else HARD_HEAD] * epochs)
+        assert method.follow()["difficulty/size_correlation"] == pytest.approx(value, abs=1e-5)
+    assert "turned its sign in epoch 2" in method.notes()[-1]
+    assert "-1.00 at the lowest and is +1.00 now" in method.notes()[-1]
+    for quiet in ({"alpha": None}, {"alpha": 0.0}):
+        method = create(smoothing=0.0, **quiet)
+        run_epochs(method, [HARD_TAIL, HARD_HEAD])
+        assert not any("turned" in note for note in method.notes())
+    assert not create(difficulty="validation").difficulty.size_correlation.warns
 
 
 def test_a_run_says_what_say_difficulty_had():
@@ -547,6 +581,59 @@ def test_diagnosis_is_that_of_every_fusion_by_group():
         }
 
 
+def remarked(alone, routed, **options):
+    accuracy = {
+        f"accuracy_{name}": {"all": found} for name, found in zip(EXPERTS, alone, strict=True)
+    }
+    fused = {
+        "accuracy_routed_probabilities": {"all": routed},
+        "accuracy_routed_logits": {"all": 1.0},
+    }
+    return create(**options).remarks({**accuracy, **fused})
+
+
+def test_routing_that_adds_hardly_anything_to_the_best_expert_is_remarked_on():
+    (said,) = remarked([0.239, 0.213, 0.158], 0.2414)
+    assert said == (
+        "routing adds +0.24 points, less than 0.5, to what E_G alone gets right of the test images "
+        "(23.9 %), the best of the experts on them"
+    )
+    assert "adds -1.00 points" in remarked([0.1, 0.25, 0.158], 0.24)[0]
+    assert "what E_M alone" in remarked([0.1, 0.25, 0.158], 0.24)[0]
+    assert remarked([0.239, 0.213, 0.158], 0.2441) == []
+    assert remarked([0.239, 0.213, 0.158], 0.2414, fuse="logits") == [], "what is deployed counts"
+    assert remarked([0.239, 0.213, 0.158], 0.2414, route=False) == [], "nothing is routed"
+
+
+def test_the_remark_is_of_what_was_diagnosed():
+    method, test = distinct(create()), toy_images(seed=3)
+    found = method.diagnose(toy_images(), test, CPU)
+    best = max(found[f"accuracy_{name}"]["all"] for name in EXPERTS)
+    gain = found["accuracy_routed_probabilities"]["all"] - best
+    assert bool(method.remarks(found)) == (100 * gain < 0.5)
+
+
+def test_one_expert_is_a_network_of_its_own_with_the_class_weights():
+    method, given = create(experts=1, route=False, reduced=False), batch()
+    assert method.net(given.images).shape == (len(given.labels), 1, 4)
+    assert method.net.width == 64
+    method.difficulty.log_weight.copy_(torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
+    weight = method.class_weight()[given.labels]
+    each = F.cross_entropy(method.net(given.images)[:, 0], given.labels, reduction="none")
+    terms = method.loss(given, 0.5)
+    assert set(terms) == {"classification"}
+    torch.testing.assert_close(terms["classification"], (weight * each).sum() / weight.sum())
+    method.eval()
+    with torch.no_grad():
+        alone = method.net(given.images)[:, 0].softmax(1)
+        torch.testing.assert_close(method.answer(given.images)["probabilities"], alone)
+    assert method.notes()[0] == "one expert has all classes"
+    diagnosed = method.diagnose(toy_images(), toy_images(seed=3), CPU)
+    report = {"series": method.series(), "diagnostics": diagnosed}
+    assert "routing" in DQRoute.draw(report, method.card.longtail, "dqroute")
+    assert method.remarks(diagnosed) == []
+
+
 def test_the_folded_network_keeps_no_statistics():
     method = create()
     method.fold()
@@ -554,7 +641,15 @@ def test_the_folded_network_keeps_no_statistics():
 
 
 def test_wrong_options_are_refused():
-    for wrong in ({"experts": 4}, {"alpha": 2}, {"keep": 1.5}, {"ood_loss": "hinge"}):
+    for wrong in (
+        {"experts": 2},
+        {"experts": 4},
+        {"shrinkage": -1},
+        {"gamma_total": -1},
+        {"alpha": 2},
+        {"keep": 1.5},
+        {"ood_loss": "hinge"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DqrouteOptions.model_validate(wrong)
     with pytest.raises(ValueError, match="choose one that reads logits only"):
@@ -563,6 +658,10 @@ def test_wrong_options_are_refused():
         DqrouteOptions(ood_weight=0)
     for trained in ({"route": False}, {"detach_routing": False}):
         assert DqrouteOptions(ood_weight=0, **trained).ood_weight == 0
+    with pytest.raises(ValueError, match="route must be false with experts: 1"):
+        DqrouteOptions(experts=1)
+    with pytest.raises(ValueError, match="gamma is of one epoch and gamma_total of all"):
+        DqrouteOptions(gamma=0.1, gamma_total=2.0)
     with pytest.raises(ValueError, match="fuse must be probabilities with group_mode: masked"):
         DqrouteOptions(group_mode="masked", fuse="logits")
     with pytest.raises(ValueError, match="tail_below must be < medium_below"):

@@ -35,7 +35,7 @@ def test_every_method_can_be_tuned(method):
 
 def test_the_papers_parameters_are_searched():
     searched = {m: set(Sweep(parameters(m)).space.dimensions) for m in methods.available()}
-    assert searched["dqroute"] == {"options.alpha", "options.gamma", "options.balance"}
+    assert searched["dqroute"] == {"options.alpha", "options.gamma_total", "options.balance"}
     assert searched["more"] == {"options.amplitude", "options.rank"}
     assert searched["dbm"] == {"options.criterion.margin.K", "options.criterion.margin.tau"}
     assert searched["darl"] == {"options.mix.alpha", "options.tau"}

@@ -175,6 +175,11 @@ class LongTail:
         }
         return {name: classes for name, classes in members.items() if classes}
 
+    @property
+    def group_places(self) -> Tensor:
+        """Return the place of each class's group in ``GROUP_NAMES``, int64 ``[C]``."""
+        return torch.tensor([GROUP_NAMES.index(name) for name in self.class_groups])
+
     def group_members(self, labels: Tensor) -> Mapping[str, Tensor]:
         """Return, by group, which of ``labels`` ``[N]`` belong to it, bool ``[N]``.
 

@@ -41,9 +41,9 @@ class DataConfig(Config):
     """What the data are: a source, the long tail cut from it, and how classes are grouped.
 
     ``max_per_class`` defaults to the source's smallest class. ``validation`` is the share of each
-    class of the long-tailed training set that is held out for model selection; the papers train
-    on all of it, so none is by default. ``auxiliary`` are images of no class, for the methods that
-    train on some.
+    class of the long-tailed training set that is held out for model selection, at least one image
+    of a class that has three; the papers train on all of it, so none is by default. ``auxiliary``
+    are images of no class, for the methods that train on some.
     """
 
     source: str = "digits"
@@ -166,7 +166,7 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     )
     by_class = _shuffled_by_class(source.train.labels, len(counts), config.seed)
     _check_enough(counts, by_class, source.train.class_names)
-    held = [min(round(config.validation * n), n - 1) for n in counts]
+    held = [_held_out(config.validation, n) for n in counts]
     validation_index = torch.cat([index[:h] for index, h in zip(by_class, held, strict=True)])
     train_index = torch.cat(
         [index[h:n] for index, h, n in zip(by_class, held, counts, strict=True)]
@@ -183,6 +183,12 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     sets = (train, validation, source.test, outside)
     card = _card(longtail, sets, config)
     return PreparedData(*sets, train_index, validation_index, card)
+
+
+def _held_out(share: float, images: int) -> int:
+    """Return how many of a class's images are held out: never the last, and one of three."""
+    least = int(share > 0 and images >= 3)
+    return min(max(round(share * images), least), images - 1)
 
 
 def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:

@@ -133,7 +133,7 @@ class Training:
             for name, value in self._step(batch.in_format(self.format), step / self.steps).items():
                 totals[name] = totals.get(name, 0.0) + value
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
-        state = [*method.parameters(), *method.buffers()]
+        state = [*self.method.parameters(), *self.method.buffers()]
         *sums, finite = torch.stack([*totals.values(), all_finite(state)]).tolist()
         means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
         seconds = time.monotonic() - started

@@ -131,6 +131,8 @@ class DifficultyBalancedConfig(CriterionBase):
         tau: exponent of the difficulty; null is the authors' dynamic one.
         difficulty: where it is measured after every epoch: on the ``training`` batches as they
             went by, or on the ``validation`` hold-out, as the authors do (needs data.validation).
+        shrinkage: on the hold-out, how many images of its group's mean a class's accuracy counts
+            beside its own; 0 counts none, as the authors do.
         weighted_mean: divide a batch's loss by its weights; else by its images, as the authors'
             code for CIFAR does. Classes that are always right weigh nothing.
     """
@@ -139,6 +141,7 @@ class DifficultyBalancedConfig(CriterionBase):
     name: Literal["difficulty_balanced"] = "difficulty_balanced"
     tau: NonNegativeFloat | None = None
     difficulty: Literal["training", "validation"] = "training"
+    shrinkage: NonNegativeFloat = 8.0
     weighted_mean: bool = False
 
     @property

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lt_pipeline.data.longtail import LongTail
 from lt_pipeline.losses import functional as losses
+from lt_pipeline.losses.difficulty import SizeCorrelation, with_group
 
 if TYPE_CHECKING:
     from lt_pipeline.losses.config import (
@@ -90,6 +91,17 @@ class Criterion(nn.Module):
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Learn from the hold-out's ``logits`` ``[N, C]`` and ``labels`` ``[N]`` after an epoch."""
 
+    def end_epoch(self) -> None:
+        """Learn from the epoch that is over."""
+
+    def follow(self) -> dict[str, float]:
+        """Return what else is worth a curve over the epochs, by name."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the results must know of this run, a sentence each."""
+        return []
+
 
 class ClassBalanced(Criterion):
     """Cross-entropy weighted by the effective number of samples (Cui et al. 2019)."""
@@ -161,11 +173,14 @@ class DifficultyBalanced(Criterion):
             self.register_buffer(name, torch.zeros(longtail.classes))
         self.register_buffer("known", torch.zeros(longtail.classes, dtype=torch.bool))
         self.register_buffer("class_weight", torch.ones(longtail.classes))
+        self.register_buffer("group", longtail.group_places, persistent=False)
+        self.size_correlation = SizeCorrelation(longtail, warns=not config.wants_validation)
         self.correct: Tensor
         self.seen: Tensor
         self.accuracy: Tensor
         self.known: Tensor
         self.class_weight: Tensor
+        self.group: Tensor
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every image, ``[B]``, and count what was right."""
@@ -183,22 +198,35 @@ class DifficultyBalanced(Criterion):
         """Count what of the hold-out is right; ``logits`` ``[N, C]``, ``labels`` ``[N]``."""
         self._count(logits.to(self.seen.device), labels.to(self.seen.device))
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the weights by the epoch before; the first has none and weights all alike.
+    def end_epoch(self) -> None:
+        """Set the weights of the next epoch; the first has none before and weights all alike.
 
-        A class of which nothing was seen keeps the accuracy it had; one that was never seen, as
-        in a hold-out without images of it, is taken for as hard as the others on average.
+        On a hold-out, a class's accuracy is shrunk towards its group's. A class of which nothing
+        was seen keeps the accuracy it had; one of which nothing was ever known is taken for as
+        hard as the others on average.
         """
         if not self.seen.any():
             return
-        found = self.correct / self.seen.clamp(min=1)
-        self.accuracy.copy_(torch.where(self.seen > 0, found, self.accuracy))
-        self.known |= self.seen > 0
+        shrinkage = self.config.shrinkage if self.config.wants_validation else 0.0
+        sums = torch.stack([self.seen, self.correct])
+        images, right = with_group(sums, self.group, shrinkage)
+        seen = images > 0
+        self.accuracy.copy_(torch.where(seen, right / images.where(seen, 1.0), self.accuracy))
+        self.known |= seen
         self.class_weight.copy_(
             losses.difficulty_weight(self.accuracy, self.known, self.config.tau)
         )
+        self.size_correlation.update(self.class_weight)
         self.correct.zero_()
         self.seen.zero_()
+
+    def follow(self) -> dict[str, float]:
+        """Return the rank correlation of difficulty and class size."""
+        return {"difficulty/size_correlation": float(self.size_correlation.value)}
+
+    def notes(self) -> list[str]:
+        """Say where that correlation turned its sign."""
+        return self.size_correlation.notes()
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor) -> None:

@@ -208,8 +208,11 @@ class Method(nn.Module):
         Raises:
             ValueError: if the criterion needs a hold-out and there is none.
         """
-        if not self.options.criterion.wants_validation:
-            return
+        if self.options.criterion.wants_validation:
+            self._show_hold_out(validation, device)
+        self.criterion.end_epoch()
+
+    def _show_hold_out(self, validation: ImageSet | None, device: torch.device) -> None:
         if validation is None:
             raise ValueError(
                 f"the criterion {self.options.criterion.name!r} measures difficulty on a hold-out: "
@@ -220,7 +223,7 @@ class Method(nn.Module):
 
     def follow(self) -> dict[str, float]:
         """Return what else is worth a curve over the epochs, by name."""
-        return {}
+        return self.criterion.follow()
 
     def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
         """Do what follows the last stage, on top of its weights; return what it found.
@@ -241,6 +244,10 @@ class Method(nn.Module):
 
     def notes(self) -> list[str]:
         """Return what a reader of the results must know of this run, a sentence each."""
+        return self.criterion.notes()
+
+    def remarks(self, diagnosed: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Return more notes: of what ``diagnose`` returned."""
         return []
 
     @classmethod

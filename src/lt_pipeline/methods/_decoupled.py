@@ -152,6 +152,10 @@ class Decoupled(Pretrained):
         if self.on_criterion:
             Method.end_epoch(self, phase, validation, device)
 
+    def follow(self) -> dict[str, float]:
+        """Return what is worth a curve in the stage at hand."""
+        return Method.follow(self) if self.on_criterion else super().follow()
+
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the terms of the stage at hand."""
         if self.pretraining:

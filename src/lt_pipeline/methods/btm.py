@@ -323,6 +323,7 @@ class BalancedTrainingAndMerging(Decoupled):
         drawn = [min(n, options.images) for n in counts]
         each = [options.images] * len(counts) if options.short == "fill" else drawn
         found = [
+            *super().notes(),
             f"each of {options.sets} subsets has {sum(each)} images, {min(each)} to {max(each)} a "
             f"class, and {sum(n <= options.images for n in counts)} of {len(counts)} classes give "
             f"all of them the same images",

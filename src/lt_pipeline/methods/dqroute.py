@@ -34,26 +34,30 @@ from lt_pipeline.models.network import ModelConfig
 EXPERTS = ("E_G", "E_M", "E_T")
 # class weights and their effective number are kept at this many points of the run, for pictures
 SNAPSHOTS = 51
-# gamma accumulates over the epochs; by this much in all, weights come to differ by exp(4) at most
-REACH = 4.0
+# routing that adds less than this to the best expert alone, in points, is remarked on
+LEAST_GAIN = 0.5
 
 
 class DqrouteOptions(ExpertOptions):
     """What DQRoute can be told; docs/methods/dqroute.md says what the paper leaves open.
 
     Attributes:
-        experts: three, as the groups of classes are.
+        experts: three, as the groups of classes are; or one, for all classes and without routing,
+            which leaves the class weights.
         medium_below: tau_m, the training images below which a class is E_M's, too.
         tail_below: tau_t, below which it is E_T's, too.
         alpha: share of the difficulty weight against the quantity weight (equation 3); null is no
             class weight at all, the ablation "OOD only" of figure 4.
-        gamma: how much an epoch's difficulty adds to a weight's logarithm (equation 2); null is 4
-            over the number of epochs, as it accumulates.
+        gamma: how much an epoch's difficulty adds to a weight's logarithm (equation 2); null is
+            ``gamma_total`` over the number of epochs, as it accumulates.
+        gamma_total: how much all epochs add: weights come to differ by exp(gamma_total) at most.
         keep: how much of that logarithm an epoch leaves; 1 is equation 2, less has a fixed point.
         balance: lambda of equation 1, the say of accuracy against entropy.
         smoothing: of entropy and accuracy over the epochs; 0 takes each epoch's alone.
         difficulty: where both are measured: on the ``training`` batches as they went by, or on the
             ``validation`` hold-out (needs data.validation). Never on the test set.
+        shrinkage: on the hold-out, how many images of its group's mean a class's figures count
+            beside its own; 0 counts none.
         quantity: q_c of equation 3.
         weighted_mean: divide a batch's loss by its weights; else by its images.
         warmup: share of the epochs with equal routing and no update of the difficulty weight.
@@ -68,15 +72,17 @@ class DqrouteOptions(ExpertOptions):
         fuse: ``probabilities`` (equation 6) or ``logits``.
     """
 
-    experts: Literal[3] = 3
+    experts: Literal[1, 3] = 3
     medium_below: PositiveInt = 100
     tail_below: PositiveInt = 20
     alpha: float | None = Field(default=0.5, ge=0, le=1)
     gamma: NonNegativeFloat | None = None
+    gamma_total: NonNegativeFloat = 4.0
     keep: float = Field(default=1.0, ge=0, le=1)
     balance: NonNegativeFloat = 1.0
     smoothing: float = Field(default=0.9, ge=0, lt=1)
     difficulty: Literal["training", "validation"] = "training"
+    shrinkage: NonNegativeFloat = 8.0
     quantity: routing.Quantity = "inverse"
     weighted_mean: bool = True
     warmup: float = Field(default=0.025, ge=0, lt=1)
@@ -101,7 +107,19 @@ class DqrouteOptions(ExpertOptions):
                 "fuse must be probabilities with group_mode: masked, whose experts have no logits "
                 "for the classes of others"
             )
+        if self.experts == 1 and self.route:
+            raise ValueError("route must be false with experts: 1, as there is nothing to route")
+        usual = type(self).model_fields["gamma_total"].default
+        if self.gamma is not None and self.gamma_total != usual:
+            raise ValueError(
+                "gamma is of one epoch and gamma_total of all: set one of them, and leave gamma "
+                "null or gamma_total as it is"
+            )
         return self
+
+    def gamma_of(self, epochs: int) -> float:
+        """Return gamma of each of ``epochs`` epochs."""
+        return self.gamma_total / epochs if self.gamma is None else self.gamma
 
     @property
     def wants_validation(self) -> bool:
@@ -118,16 +136,22 @@ class DQRoute(ExpertMethod):
     def __init__(self, options: DqrouteOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
         longtail = card.longtail
-        self.gates = ExpertHeads("linear", len(EXPERTS), self.net.width, 1, scale=1.0)
-        member, self.rule = routing.expert_classes(
+        self.names = EXPERTS[: options.experts]
+        self.gates = ExpertHeads("linear", options.experts, self.net.width, 1, scale=1.0)
+        member, rule = routing.expert_classes(
             longtail.class_counts, options.medium_below, options.tail_below
         )
-        self.register_buffer("member", member)  # [K, C]
+        self.rule = rule if options.experts > 1 else "one expert has all classes"
+        self.register_buffer("member", member[: options.experts])  # [K, C]
+        on_training = options.difficulty == "training"
         self.difficulty = ClassDifficulty(
-            longtail.classes,
+            longtail,
             keep=options.keep,
             balance=options.balance,
             smoothing=options.smoothing,
+            shrinkage=0.0 if on_training else options.shrinkage,
+            # without a say, difficulty can do no harm
+            warns=on_training and bool(options.alpha),
         )
         quantity = routing.quantity_weight(longtail.counts, options.quantity)
         self.register_buffer("quantity", quantity.float())
@@ -230,18 +254,23 @@ class DQRoute(ExpertMethod):
                 )
             found = predict(self, self.score, validation.images, device=device)
             self.difficulty.watch(found.to(device), validation.labels.to(device))
-        gamma = REACH / phase.epochs if self.options.gamma is None else self.options.gamma
-        self.difficulty.update(None if self.warming else gamma)
+        self.difficulty.update(None if self.warming else self.options.gamma_of(phase.epochs))
 
     def follow(self) -> dict[str, float]:
-        """Return how many classes share the weight, and entropy and weight by group."""
+        """Return how many classes share the weight, and entropy and weight by group.
+
+        ``size_correlation`` is the rank correlation of difficulty and class size.
+        """
         longtail, weight = self.card.longtail, self.class_weight()
         labels = torch.arange(longtail.classes, device=weight.device)
-        found = {"effective_classes": self.difficulty.effective_classes}
+        found = {
+            "effective_classes": self.difficulty.effective_classes,
+            "size_correlation": float(self.difficulty.size_correlation.value),
+        }
         for name, values in (("weight", weight), ("entropy", self.difficulty.entropy)):
             by = by_group(values, labels, longtail)
             found |= {f"{name}_{group}": value for group, value in by.items()}
-        return {f"difficulty/{name}": value for name, value in found.items()}
+        return super().follow() | {f"difficulty/{name}": value for name, value in found.items()}
 
     def series(self) -> dict[str, list[list[float]]]:
         """Return over the run the class weights, ``[S][C]``, and the effective classes, ``[1][S]``.
@@ -257,7 +286,7 @@ class DQRoute(ExpertMethod):
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
         """Return the pictures of weights over training and of routing by group."""
         found, series = report["diagnostics"], report["series"]
-        shares = {name: found[f"routing_{name}"] for name in EXPERTS}
+        shares = {name: found[f"routing_{name}"] for name in EXPERTS if f"routing_{name}" in found}
         return {
             "class_weights": class_weights(series["class_weight"], longtail, title),
             "effective_classes": effective_classes(
@@ -270,12 +299,28 @@ class DQRoute(ExpertMethod):
         """Say which classes the experts have, and how much difficulty had to say in the end."""
         alpha, weight = self.options.alpha, self.class_weight()
         if alpha is None:
-            return [self.rule, "classes have no weights (alpha is null)"]
+            return [*super().notes(), self.rule, "classes have no weights (alpha is null)"]
         return [
+            *super().notes(),
             self.rule,
             f"difficulty weights leave {self.difficulty.effective_classes:.2f} of {len(weight)} "
             f"effective classes, and have a share alpha of {alpha:g} in class weights that end at "
             f"{float(weight.min()):.2g} to {float(weight.max()):.2g}",
+            *self.difficulty.size_correlation.notes(),
+        ]
+
+    def remarks(self, diagnosed: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Say so where routing adds hardly anything to the best of its experts alone."""
+        if not self.options.route:
+            return []
+        alone = {name: 100 * diagnosed[f"accuracy_{name}"]["all"] for name in self.names}
+        best = max(alone, key=lambda name: alone[name])
+        gain = 100 * diagnosed[f"accuracy_routed_{self.options.fuse}"]["all"] - alone[best]
+        if gain >= LEAST_GAIN:
+            return []
+        return [
+            f"routing adds {gain:+.2f} points, less than {LEAST_GAIN:g}, to what {best} alone gets "
+            f"right of the test images ({alone[best]:.1f} %), the best of the experts on them"
         ]
 
     def classify(self, features: Tensor) -> Tensor:
@@ -315,11 +360,11 @@ class DQRoute(ExpertMethod):
             "accuracy_routed_probabilities": routing.fused_log_probability(logits, share),
             "accuracy_routed_logits": routing.fused_logits(logits, share),
             "accuracy_equal_probabilities": routing.fused_log_probability(logits, alike),
-            **{f"accuracy_{name}": logits[:, k] for k, name in enumerate(EXPERTS)},
+            **{f"accuracy_{name}": logits[:, k] for k, name in enumerate(self.names)},
         }
         result = {
             f"routing_{name}": by_group(share[:, k], test.labels, longtail)
-            for k, name in enumerate(EXPERTS)
+            for k, name in enumerate(self.names)
         }
         for name, scores in rivals.items():
             right = (scores.argmax(1) == test.labels).double()

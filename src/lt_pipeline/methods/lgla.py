@@ -155,7 +155,7 @@ class LGLA(ExpertMethod):
     def follow(self) -> dict[str, float]:
         """Return energy and E_hat - 1 by group."""
         labels = torch.arange(self.card.longtail.classes, device=self.ambiguity.device)
-        return {
+        return super().follow() | {
             f"ambiguity/{name}_{group}": value
             for name, values in zip(("energy", "weight_above_1"), self.ambiguity, strict=True)
             for group, value in by_group(values[-1], labels, self.card.longtail).items()
@@ -190,9 +190,10 @@ class LGLA(ExpertMethod):
         """Say which classes the local experts have, and whom the adjustment favours."""
         left, groups = self.prior_left(), self.card.longtail.groups
         found = [
+            *super().notes(),
             "local experts are for "
             + " and ".join(f"{int(n)} classes" for n in self.member.sum(1))
-            + ", from most to fewest training images, each with about as many images"
+            + ", from most to fewest training images, each with about as many images",
         ]
         if {"few", "many"} <= groups.keys():
             few, many = (float(left[[*groups[name]]].mean()) for name in ("few", "many"))

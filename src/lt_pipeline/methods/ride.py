@@ -179,8 +179,9 @@ class RoutingDiverseExperts(ExpertMethod):
     def notes(self) -> list[str]:
         """Say that routing here is a measure and no saving."""
         return [
+            *super().notes(),
             "RIDE's experts are computed as one batch: experts_used counts what an image would "
-            "need, and routing itself saves no time"
+            "need, and routing itself saves no time",
         ]
 
     def diagnose(

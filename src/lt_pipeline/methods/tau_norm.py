@@ -87,8 +87,8 @@ class TauNormalisation(Pretrained):
     def notes(self) -> list[str]:
         """Say which tau was chosen."""
         if self.options.tau is not None:
-            return []
-        return [f"tau = {self.used:g} has the best mean recall on the hold-out"]
+            return super().notes()
+        return [*super().notes(), f"tau = {self.used:g} has the best mean recall on the hold-out"]
 
     @torch.no_grad()
     def normalise(self, tau: float) -> None:

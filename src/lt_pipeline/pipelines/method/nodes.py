@@ -149,7 +149,8 @@ def finish(
     device = choose_device(found.device)
     finished = method.finish(train, validation, device)
     trained = parameter_count(method)
-    diagnosed, series, notes = method.diagnose(train, test, device), method.series(), method.notes()
+    diagnosed, series = method.diagnose(train, test, device), method.series()
+    notes = [*method.notes(), *method.remarks(diagnosed)]
     before = predict(method.to(device), method.score, test.images, device=device)
     method.fold()
     after = predict(method, method.score, test.images, device=device)
