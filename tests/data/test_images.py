@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
@@ -28,6 +30,14 @@ def test_selecting_keeps_images_with_their_labels(train):
     chosen = train[index]
     assert torch.equal(chosen.images, train.images[index])
     assert torch.equal(chosen.labels, train.labels[index])
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_the_hash_is_of_what_lies_in_memory(train, count):
+    part = ImageSet(train.images[:count].flip(3), train.labels[:count], train.class_names)
+    said = repr(((count, 1, 8, 8), train.class_names)).encode()
+    raw = bytes(part.images.flatten().tolist()) + part.labels.numpy().astype("<i8").tobytes()
+    assert part.content_hash() == hashlib.sha256(said + raw).hexdigest()
 
 
 def test_the_hash_follows_images_labels_shape_and_names(train):

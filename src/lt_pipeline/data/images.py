@@ -61,6 +61,6 @@ class ImageSet:
     def content_hash(self) -> str:
         """Return the SHA-256 of shapes, images, labels and names: equal data, equal hash."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().tobytes())
-        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+        for part in (self.images, self.labels):
+            digest.update(part.cpu().contiguous().numpy().data)  # as it lies in memory, no copy
         return digest.hexdigest()

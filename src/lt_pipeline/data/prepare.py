@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor
@@ -14,9 +16,11 @@ from torch import Tensor
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.data.ood import AUXILIARY_SETS, check_name
-from lt_pipeline.data.profiles import Exponential, Profile, profile_counts
+from lt_pipeline.data.profiles import Exponential, Profile, largest_that_fits, profile_counts
 from lt_pipeline.data.sources import SOURCES, Source
 from lt_pipeline.schema import Config, unknown
+
+CHUNK = 2**20  # pixels of one channel that are counted at a time
 
 
 class AuxiliaryConfig(Config):
@@ -40,16 +44,22 @@ class AuxiliaryConfig(Config):
 class DataConfig(Config):
     """What the data are: a source, the long tail cut from it, and how classes are grouped.
 
-    ``max_per_class`` defaults to the source's smallest class. ``validation`` is the share of each
-    class of the long-tailed training set that is held out for model selection, at least one image
-    of a class that has three; the papers train on all of it, so none is by default. ``auxiliary``
-    are images of no class, for the methods that train on some.
+    ``order`` says which classes become rare: by ``label`` the last ones, by ``size`` those of which
+    the source has the fewest images. ``max_per_class``, the images of the largest class, defaults
+    to the source's smallest class, and in the order of size to the most with which no class is
+    asked for more than it has. ``index`` chooses a class's images: ``seeded`` by torch's generator,
+    ``published`` as the released codes do (docs/data.md); both by ``seed``. ``validation`` is the
+    share of each class of the long-tailed training set that is held out for model selection, at
+    least one image of a class that has three; the papers train on all of it, so none is by default.
+    ``auxiliary`` are images of no class, for the methods that train on some.
     """
 
     source: str = "digits"
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=100.0, ge=1, allow_inf_nan=False)
     max_per_class: PositiveInt | None = None
+    order: Literal["label", "size"] = "label"
+    index: Literal["seeded", "published"] = "seeded"
     validation: float = Field(default=0.0, ge=0, lt=1)
     seed: NonNegativeInt = 0
     groups: Groups = CountGroups()
@@ -157,15 +167,8 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
         ValueError: if a class would be left without a training image, or the source has fewer
             images of a class than the profile asks for.
     """
-    available = class_counts(source.train.labels, len(source.train.class_names))
-    counts = profile_counts(
-        config.profile,
-        classes=len(available),
-        max_per_class=config.max_per_class or int(available.min()),
-        imbalance_ratio=config.imbalance_ratio,
-    )
-    by_class = _shuffled_by_class(source.train.labels, len(counts), config.seed)
-    _check_enough(counts, by_class, source.train.class_names)
+    counts = _wanted(source.train, config)
+    by_class = INDEX[config.index](source.train.labels, len(counts), config.seed)
     held = [_held_out(config.validation, n) for n in counts]
     validation_index = torch.cat([index[:h] for index, h in zip(by_class, held, strict=True)])
     train_index = torch.cat(
@@ -197,31 +200,92 @@ def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:
     return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
 
 
-def _shuffled_by_class(labels: Tensor, classes: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    return [order[labels[order] == c] for c in range(classes)]
+def _wanted(train: ImageSet, config: DataConfig) -> list[int]:
+    """Return the images that each class of ``train`` keeps, in label order."""
+    available = class_counts(train.labels, len(train.class_names))
+    by_size = config.order == "size"
+    labels = torch.arange(len(available))
+    # of equals the first stays in front
+    ranked = available.argsort(descending=True, stable=True) if by_size else labels
+    has = available[ranked].tolist()
+    fits = largest_that_fits(config.profile, has, config.imbalance_ratio)
+    counts = profile_counts(
+        config.profile,
+        classes=len(has),
+        max_per_class=config.max_per_class or (fits if by_size else min(has)),
+        imbalance_ratio=config.imbalance_ratio,
+    )
+    short = [rank for rank, wanted in enumerate(counts) if wanted > has[rank]]
+    if short:
+        c = int(ranked[short[0]])
+        raise ValueError(
+            f"data.max_per_class asks for {counts[short[0]]} images of class {c} "
+            f"({train.class_names[c]!r}), but the source has {has[short[0]]}: in the order of "
+            f"{config.order} it must be <= {fits}"
+        )
+    return torch.tensor(counts)[ranked.argsort()].tolist()
 
 
-def _check_enough(counts: list[int], by_class: list[Tensor], names: tuple[str, ...]) -> None:
-    for c, (wanted, index) in enumerate(zip(counts, by_class, strict=True)):
-        if wanted > len(index):
-            raise ValueError(
-                f"data.max_per_class asks for {wanted} images of class {c} ({names[c]!r}), "
-                f"but the source has {len(index)}"
-            )
+def _by_class(labels: Tensor, classes: int, order: Tensor) -> Sequence[Tensor]:
+    """Return, class by class, those of the positions ``order`` ``[N]`` that are of it, in order."""
+    sizes = class_counts(labels, classes).tolist()
+    parts: Sequence[Tensor] = order[labels[order].argsort(stable=True)].split(sizes)
+    return parts
+
+
+def _seeded(labels: Tensor, classes: int, seed: int) -> Sequence[Tensor]:
+    """Return the positions of every class, in an order by torch's generator."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return _by_class(labels, classes, order)
+
+
+def _published(labels: Tensor, classes: int, seed: int) -> Sequence[Tensor]:
+    """Return the positions of every class as the released codes shuffle them (LDAM-DRW's first).
+
+    One shuffle a class, in label order, by numpy's legacy generator.
+    """
+    random = np.random.RandomState(seed)
+    parts = _by_class(labels, classes, torch.arange(len(labels)))
+    return [torch.from_numpy(random.permutation(part.numpy())) for part in parts]
+
+
+INDEX: dict[str, Callable[[Tensor, int, int], Sequence[Tensor]]] = {
+    "seeded": _seeded,
+    "published": _published,
+}
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation by channel of uint8 ``[N, C, H, W]``, fractions of 1.
+
+    From counts of the 256 levels, so that all sums are exact: only the results are rounded, and
+    nothing larger than a part of the images is copied.
+    """
+    levels = torch.arange(256)
+    rows = max(1, CHUNK // images[0, 0].numel())
+    moments = []
+    for channel in images.unbind(1):
+        counts = torch.stack(
+            [torch.bincount(part.flatten(), minlength=256) for part in channel.split(rows)]
+        ).sum(0)
+        moments.append([int((counts * levels**power).sum()) for power in range(3)])
+    mean = tuple(total / (255 * n) for n, total, _ in moments)
+    std = tuple(
+        math.sqrt((n * squares - total**2) / (255 * n) ** 2) for n, total, squares in moments
+    )
+    return mean, std
 
 
 def _card(longtail: LongTail, sets: Sequence[ImageSet], config: DataConfig) -> DataCard:
     """Return the card of the training set, which is the first of ``sets``."""
     train = sets[0]
-    pixels = train.images.double() / 255
+    mean, std = pixel_statistics(train.images)
     hashes = "".join(part.content_hash() for part in sets)
     return DataCard(
         longtail=longtail,
         channels=train.shape[0],
-        mean=tuple(pixels.mean(dim=(0, 2, 3)).tolist()),
-        std=tuple(pixels.std(dim=(0, 2, 3), correction=0).tolist()),
+        mean=mean,
+        std=std,
         settings=config.model_dump(mode="json"),
         data_hash=sha256(hashes.encode()).hexdigest(),
     )

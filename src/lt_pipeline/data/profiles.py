@@ -8,6 +8,8 @@ and Places-LT (Liu et al., Large-scale long-tailed recognition in an open world,
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -69,16 +71,37 @@ def profile_counts(
     Raises:
         ValueError: if a class would keep no image.
     """
-    last = max(classes - 1, 1)
-    counts = [
-        # the small offset keeps 5000 * 0.02 = 100 from becoming 99 by the last bit
-        math.floor(max_per_class * profile.share(c / last, imbalance_ratio) + 1e-9)
-        for c in range(classes)
-    ]
+    counts = _counts(profile, classes, max_per_class, imbalance_ratio)
     if min(counts) < 1:
         raise ValueError(
-            f"data.imbalance_ratio {imbalance_ratio:g} leaves class {counts.index(0)} without a "
+            f"data.imbalance_ratio {imbalance_ratio:g} leaves the rarest class without a "
             f"training image, because the largest class has {max_per_class}: "
             f"it must be <= {max_per_class}"
         )
     return counts
+
+
+def largest_that_fits(
+    profile: Exponential | Step | Pareto, available: Sequence[int], imbalance_ratio: float
+) -> int:
+    """Return the most images of the first class with which no class keeps more than it has.
+
+    ``available`` are the images there are of each class, in the order of the profile.
+    """
+
+    def too_many(largest: int) -> bool:
+        counts = _counts(profile, len(available), largest, imbalance_ratio)
+        return any(n > has for n, has in zip(counts, available, strict=True))
+
+    return bisect_left(range(1, available[0] + 1), True, key=too_many)
+
+
+def _counts(
+    profile: Exponential | Step | Pareto, classes: int, max_per_class: int, imbalance_ratio: float
+) -> list[int]:
+    last = max(classes - 1, 1)
+    # the small offset keeps 5000 * 0.02 = 100 from becoming 99 by the last bit
+    return [
+        math.floor(max_per_class * profile.share(c / last, imbalance_ratio) + 1e-9)
+        for c in range(classes)
+    ]
