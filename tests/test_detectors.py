@@ -399,18 +399,10 @@ def test_vim_takes_from_the_energy_what_lies_off_the_principal_space(kind, dimen
         for part in linear_readout(method.net.head, features_of(method, toy_images().images))
     )
     test = linear_readout(method.net.head, features_of(method, images))[0].double().numpy()
-    origin = -np.linalg.pinv(weight) @ bias
-    centred = train - origin
-    values, vectors = np.linalg.eigh(centred.T @ centred)
     spanned = np.linalg.matrix_rank(train, tol=1e-5)
-    rest = vectors[:, np.argsort(-values)[dimensions or spanned // 2 :]]
-    residual = np.linalg.norm(centred @ rest, axis=1)
-    alpha = (train @ weight.T + bias).max(1).mean() / residual.mean()
-    energy = np.log(np.exp(test @ weight.T + bias).sum(1))
-    wanted = energy - alpha * np.linalg.norm((test - origin) @ rest, axis=1)
+    wanted = vim(train, weight, bias, test, dimensions or spanned // 2)
     found = scores("vim", method, images, vim_dimensions=dimensions)
-    # the library computes in float32
-    np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_vim_and_nnguide_are_those_of_pytorch_ood_run_by_themselves():
@@ -419,7 +411,8 @@ def test_vim_and_nnguide_are_those_of_pytorch_ood_run_by_themselves():
     own, other = (features_of(method, x) for x in (train.images, images))
     vim = ViM(None, 9, head.weight, head.bias).fit_features(own, train.labels)
     found = scores("vim", method, images, vim_dimensions=9)
-    torch.testing.assert_close(found, -vim.predict_features(other))
+    # the library computes in float32
+    torch.testing.assert_close(found.float(), -vim.predict_features(other), rtol=1e-3, atol=1e-3)
     guide = NNGuide(None, head, 6).fit_features(own, train.labels)
     found = scores("nnguide", method, images, nnguide=6)
     torch.testing.assert_close(found, -guide.predict_features(other))
@@ -478,6 +471,41 @@ def test_mahalanobis_and_its_relative_are_of_scikit_learns_covariances(kind):
     np.testing.assert_allclose(found, -to_classes.min(1), rtol=1e-6)
     relative = DETECTORS["relative_mahalanobis"](fitting)(seen)
     np.testing.assert_allclose(relative, -(to_classes - to_all).min(1), rtol=1e-6)
+
+
+def vim(train, weight, bias, test, dimensions):
+    """ViM as its authors write it, in float64."""
+    origin = -np.linalg.pinv(weight) @ bias
+    values, vectors = np.linalg.eigh((train - origin).T @ (train - origin))
+    rest = vectors[:, np.argsort(-values)[dimensions:]]
+    off, away = (np.linalg.norm((x - origin) @ rest, axis=1) for x in (train, test))
+    alpha = (train @ weight.T + bias).max(1).mean() / off.mean()
+    return np.log(np.exp(test @ weight.T + bias).sum(1)) - alpha * away
+
+
+@pytest.mark.parametrize("name", ["vim", "mahalanobis", "relative_mahalanobis"])
+def test_whatever_takes_a_covariance_is_exact_where_its_axes_differ_by_10_000(name):
+    generator = torch.Generator().manual_seed(8)
+    method = fresh()
+    width = method.net.width
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    axes = torch.logspace(0, -4, width)[:, None] * turn
+    labels = torch.arange(CLASSES).repeat(250)
+    train = torch.randn(len(labels), width, generator=generator) @ axes + 1
+    test = torch.randn(200, width, generator=generator) @ axes + 1
+    told = SMALL.model_copy(update={"vim_dimensions": 50})
+    fitting = module.Fitting(method, told, CPU, answers(features=train), labels)
+    found = DETECTORS[name](fitting)(answers(features=test)).numpy()
+    head = [part.detach().double().numpy() for part in method.net.head.parameters()]
+    train, test, labels = train.double().numpy(), test.double().numpy(), labels.numpy()
+    if name == "vim":
+        wanted = vim(train, *head, test, 50)
+    else:
+        distances = mahalanobis(train, labels, test)
+        if name == "relative_mahalanobis":
+            distances = distances - mahalanobis(train, np.zeros_like(labels), test)
+        wanted = -distances.min(1)
+    assert np.abs(found - wanted).max() < 1e-6 * wanted.std()
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])

@@ -206,17 +206,36 @@ def _nnguide(fitting: Fitting) -> Detector:
 
 
 def _vim(fitting: Fitting) -> Detector:
+    """Wang et al. (2022): the energy, less how far an image lies off the principal space.
+
+    In float64: pytorch-ood's covariance is float32, in which variances below 1e-7 of the largest
+    are noise, and the residual lies along those.
+    """
     head = fitting.method.net.head
-    features, weight, bias = linear_readout(head, fitting.train.features)
-    spanned = len(_axes(features.double())[0])
+    train, weight, bias = (part.double() for part in linear_readout(head, fitting.train.features))
+    spanned = len(_axes(train)[0])
     dimensions = fitting.config.vim_dimensions or spanned // 2
     if dimensions >= spanned:
         raise ValueError(
             f"evaluation.detector.vim_dimensions must be below the {spanned} dimensions that the "
             f"features of the training images have, but is {dimensions}"
         )
-    found = _library("ViM")(None, dimensions, weight, bias).fit_features(features, fitting.labels)
-    return lambda seen: -found.predict_features(linear_readout(head, seen.features)[0])
+    # where all logits are 0, nearly; weights come from float32, and what is rounding there is 0
+    rounding = max(weight.shape) * torch.finfo(torch.float32).eps
+    origin = -torch.linalg.pinv(weight, rtol=rounding) @ bias
+    centred = train - origin
+    # from the smallest variance to the largest
+    rest = torch.linalg.eigh(centred.T @ centred)[1][:, : train.shape[1] - dimensions]
+    logits, off = train @ weight.T + bias, torch.linalg.vector_norm(centred @ rest, dim=1)
+    alpha = logits.amax(1).mean() / off.mean()
+
+    def score(seen: Seen) -> Tensor:
+        features = linear_readout(head, seen.features)[0].double()
+        residual = torch.linalg.vector_norm((features - origin) @ rest, dim=1)
+        likeness: Tensor = (features @ weight.T + bias).logsumexp(1) - alpha * residual
+        return likeness
+
+    return score
 
 
 def _react(fitting: Fitting) -> Detector:
@@ -253,8 +272,9 @@ def _distances(train: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     Directions without variance in ``train`` are left out, as by a pseudo-inverse.
     """
     features = _flat(train).double()
-    classes, member = labels.unique(return_inverse=True)
-    means = torch.stack([features[labels == c].mean(0) for c in classes])
+    member, size = labels.unique(return_inverse=True, return_counts=True)[1:]
+    means = features.new_zeros(len(size), features.shape[1]).index_add_(0, member, features)
+    means /= size[:, None]
     variance, directions = _axes(features - means[member])
     whiten = directions * variance.rsqrt()
 

@@ -22,6 +22,9 @@ def ood_report(
     ``fpr95`` is that of OpenOOD and DARL, where images of no class are what is looked for: the
     share of ``inside`` that is turned away when 95 % of ``outside`` is. ``fpr95_in`` is the other
     way round, as in COCL: the share of ``outside`` that passes when 95 % of ``inside`` does.
+    ``aupr_in`` and ``aupr_out`` are average precisions (scikit-learn's, as in Hendrycks' code), the
+    sums of precision times the step of recall, with that side as the one looked for; OpenOOD's AUPR
+    is the trapezoid under the curve.
 
     ``inside`` ``[N]`` are scores of test images with true classes ``labels`` ``[N]``, ``outside``
     ``[M]`` those of images of no class. A group's are its own images against all of ``outside``;
