@@ -6,7 +6,12 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.figures.routing import class_weights, effective_classes, routing_by_group
+from lt_pipeline.figures.routing import (
+    class_weights,
+    effective_classes,
+    routing_by_group,
+    size_correlation,
+)
 from lt_pipeline.figures.style import LINE_COLOURS
 
 # counts 300, 200, 50, 5 are classes 1, 3, 2, 0
@@ -50,6 +55,22 @@ def test_effective_classes_are_a_line_under_the_number_of_classes():
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > 4
     assert axes.get_title(loc="left") == "Effective classes: dqroute on digits"
+    assert is_png(figure)
+
+
+def test_the_correlation_is_a_line_around_zero_on_its_whole_range():
+    figure = size_correlation([0.0, -0.8, 0.4], "dqroute on digits")
+    axes = figure.axes[0]
+    line, zero = axes.lines
+    assert line.get_xdata().tolist() == [0, 50, 100]
+    assert line.get_ydata().tolist() == [0.0, -0.8, 0.4]
+    assert set(zero.get_ydata()) == {0}
+    low, high = axes.get_ylim()
+    assert low < -1 < 1 < high
+    assert {text.get_text() for text in axes.texts} == {
+        "rarer classes are harder",
+        "rarer classes are easier",
+    }
     assert is_png(figure)
 
 

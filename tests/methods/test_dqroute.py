@@ -492,9 +492,14 @@ def test_the_weights_over_training_are_kept_for_the_pictures():
     assert effective[13] == pytest.approx(followed[0])
     report = {"series": series, "diagnostics": method.diagnose(toy_images(), toy_images(), CPU)}
     drawn = DQRoute.draw(report, method.card.longtail, "dqroute")
-    assert set(drawn) == {"class_weights", "effective_classes", "routing"}
-    line = drawn["effective_classes"].axes[0].lines[0]
-    assert line.get_ydata().tolist() == pytest.approx(effective)
+    (correlation,) = series["size_correlation"]
+    followed = [point["value"] for point in history["difficulty/size_correlation"]]
+    assert [correlation[place] for place in (11, 13, 25, 38)] == pytest.approx([0, *followed[:3]])
+    assert any(followed)
+    assert set(drawn) == {"class_weights", "effective_classes", "size_correlation", "routing"}
+    for name, values in (("effective_classes", effective), ("size_correlation", correlation)):
+        line = drawn[name].axes[0].lines[0]
+        assert line.get_ydata().tolist() == pytest.approx(values)
 
 
 def test_what_is_followed_is_by_group():

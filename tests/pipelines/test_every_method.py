@@ -111,8 +111,16 @@ def test_dqroute_is_deployed_with_its_routing(project):
     output = project.kedro("--pipelines=dqroute", "--env=smoke")
     assert "experts have 10 / 6 / 3 classes (two thirds and a third by rank" in output
     folder = project.file("08_reporting", "smoke", "dqroute")
-    for name in ("class_weights", "routing", "recall_by_count"):
+    for name in ("class_weights", "size_correlation", "routing", "recall_by_count"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = {
+        name: values["all"] for name, values in metrics["diagnostics"].items() if "all" in values
+    }
+    gain = found["accuracy_routed_probabilities"] - max(
+        found[f"accuracy_{name}"] for name in ("E_G", "E_M", "E_T")
+    )
+    assert any("routing adds" in note for note in metrics["notes"]) == (100 * gain < 0.5)
     deployed = json.loads(
         project.file("06_models", "smoke", "dqroute", "deployed.json").read_text()
     )

@@ -60,6 +60,24 @@ def effective_classes(history: Sequence[float], classes: int, title: str) -> Fig
     return figure
 
 
+def size_correlation(history: Sequence[float], title: str) -> Figure:
+    """Draw the rank correlation of class difficulty and class size over the run.
+
+    ``history`` ``[S]`` holds it, in [-1, 1], at S >= 2 equally spaced points of the run.
+    """
+    figure, axes = new_figure(f"Difficulty and class size: {title}", width=6.4, height=4.0)
+    done = [100 * place / (len(history) - 1) for place in range(len(history))]
+    axes.plot(done, history, color=LINE_COLOURS[0])
+    axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
+    for height, name in ((-0.95, "rarer classes are harder"), (0.9, "rarer classes are easier")):
+        axes.annotate(name, (99, height), ha="right", va="center", color=GREY)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_xlabel("training done, %")
+    axes.set_ylabel("rank correlation of difficulty\nand training images")
+    return figure
+
+
 def routing_by_group(routing: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     """Draw the mean routing weight of every expert by the group of the true class, stacked.
 

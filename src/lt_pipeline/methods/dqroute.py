@@ -22,7 +22,12 @@ from lt_pipeline.data.prepare import DataCard
 from lt_pipeline.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import predict
-from lt_pipeline.figures.routing import class_weights, effective_classes, routing_by_group
+from lt_pipeline.figures.routing import (
+    class_weights,
+    effective_classes,
+    routing_by_group,
+    size_correlation,
+)
 from lt_pipeline.losses import routing
 from lt_pipeline.losses.criteria import weighted
 from lt_pipeline.losses.functional import at_least_float32
@@ -32,7 +37,7 @@ from lt_pipeline.models.experts import ExpertHeads
 from lt_pipeline.models.network import ModelConfig
 
 EXPERTS = ("E_G", "E_M", "E_T")
-# class weights and their effective number are kept at this many points of the run, for pictures
+# class weights and what is followed of them are kept at this many points of the run, for pictures
 SNAPSHOTS = 51
 # routing that adds less than this to the best expert alone, in points, is remarked on
 LEAST_GAIN = 0.5
@@ -157,10 +162,12 @@ class DQRoute(ExpertMethod):
         self.register_buffer("quantity", quantity.float())
         self.register_buffer("weight_history", torch.ones(SNAPSHOTS, longtail.classes))
         self.register_buffer("effective_history", torch.full((SNAPSHOTS,), 1.0 * longtail.classes))
+        self.register_buffer("correlation_history", torch.zeros(SNAPSHOTS))
         self.member: Tensor
         self.quantity: Tensor
         self.weight_history: Tensor
         self.effective_history: Tensor
+        self.correlation_history: Tensor
         self.warming = options.warmup > 0
 
     def class_weight(self) -> Tensor:
@@ -177,6 +184,7 @@ class DQRoute(ExpertMethod):
         moment = round(done * (SNAPSHOTS - 1))
         self.weight_history[moment:] = self.class_weight()
         self.effective_history[moment:] = self.difficulty.effective_classes
+        self.correlation_history[moment:] = self.difficulty.size_correlation.value
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_cls (equation 10) and lambda_OOD L_OOD (equations 7 to 9)."""
@@ -273,18 +281,20 @@ class DQRoute(ExpertMethod):
         return super().follow() | {f"difficulty/{name}": value for name, value in found.items()}
 
     def series(self) -> dict[str, list[list[float]]]:
-        """Return over the run the class weights, ``[S][C]``, and the effective classes, ``[1][S]``.
+        """Return over the run the class weights, ``[S][C]``, and two curves, each ``[1][S]``.
 
-        The latter are how many classes share the difficulty weight.
+        They are of how many classes share the difficulty weight, and of the rank correlation of
+        difficulty and class size, which is 0 until the first epoch is over.
         """
         return {
             "class_weight": self.weight_history.tolist(),
             "effective_classes": [self.effective_history.tolist()],
+            "size_correlation": [self.correlation_history.tolist()],
         }
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the pictures of weights over training and of routing by group."""
+        """Return the pictures of weights and difficulty over training, and of routing by group."""
         found, series = report["diagnostics"], report["series"]
         shares = {name: found[f"routing_{name}"] for name in EXPERTS if f"routing_{name}" in found}
         return {
@@ -292,6 +302,7 @@ class DQRoute(ExpertMethod):
             "effective_classes": effective_classes(
                 series["effective_classes"][0], longtail.classes, title
             ),
+            "size_correlation": size_correlation(series["size_correlation"][0], title),
             "routing": routing_by_group(shares, title),
         }
 
@@ -374,5 +385,6 @@ class DQRoute(ExpertMethod):
     def fold(self) -> None:
         """Drop the criterion and the statistics of the training."""
         super().fold()
-        for name in ("difficulty", "quantity", "weight_history", "effective_history"):
+        histories = ("weight_history", "effective_history", "correlation_history")
+        for name in ("difficulty", "quantity", *histories):
             delattr(self, name)
