@@ -12,6 +12,8 @@ from torch import Tensor
 from lt_pipeline.data.samplers import (
     SAMPLERS,
     SamplerConfig,
+    class_aware,
+    class_balanced,
     class_probabilities,
     draw,
     instance_balanced,
@@ -38,7 +40,8 @@ def expected_probabilities(name: str, counts: list[int]) -> list[float]:
     total, present = sum(counts), sum(n > 0 for n in counts)
     if name == "progressively_balanced":
         return [(1 - HALFWAY) * n / total + HALFWAY * (n > 0) / present for n in counts]
-    power = {"instance_balanced": 1, "square_root": 0.5, "class_balanced": 0, "reverse": -1}[name]
+    powers = {"instance_balanced": 1, "square_root": 0.5, "reverse": -1}
+    power = powers.get(name, 0)  # class_balanced and class_aware
     weights = [n**power if n else 0.0 for n in counts]
     return [weight / sum(weights) for weight in weights]
 
@@ -176,6 +179,54 @@ def test_progressively_balanced_turns_to_the_tail_as_the_phase_goes_on() -> None
         drawn = labels[SAMPLERS["progressively_balanced"](labels, seeded(), done)]
         tail = 0.1 * (1 - done) + 0.5 * done
         assert_follows(torch.bincount(drawn), [1 - tail, tail])
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    seed=st.integers(0, 99),
+)
+def test_class_aware_goes_through_classes_and_images_in_turn(counts: list[int], seed: int) -> None:
+    labels = labelled(counts)
+    positions = class_aware(labels, seeded(seed))
+    runs = labels[positions].split(4)
+    assert all(len(set(run.tolist())) == 1 for run in runs)
+    rounds = [int(run[0]) for run in runs]
+    present = [c for c, n in enumerate(counts) if n]
+    for part in torch.tensor(rounds).split(len(present)):
+        assert len(set(part.tolist())) == len(part)  # no class twice in a round
+    for c in present:
+        for part in positions[labels[positions] == c].split(counts[c]):
+            assert len(set(part.tolist())) == len(part)  # no image twice in a round
+
+
+def test_a_class_aware_batch_of_128_has_31_of_100_classes_and_a_class_balanced_one_72() -> None:
+    counts = [int(500 * 100 ** (-c / 99) + 1e-9) for c in range(100)]  # CIFAR-100-LT
+    labels = labelled(counts)
+    classes = {
+        sampler: [
+            len(labels[batch].unique())
+            for seed in range(5)
+            for batch in sampler(labels, seeded(seed)).split(128)[:-1]
+        ]
+        for sampler in (class_aware, class_balanced)
+    }
+    assert max(classes[class_aware]) == 32
+    means = {sampler: sum(found) / len(found) for sampler, found in classes.items()}
+    assert means[class_aware] == pytest.approx(31, abs=0.6)
+    # 100 (1 - 0.99^128)
+    assert means[class_balanced] == pytest.approx(72.4, abs=0.6)
+
+
+def test_class_aware_draws_every_round_anew() -> None:
+    labels = labelled([30] * 10)
+    drawn = labels[class_aware(labels, seeded())].tolist()[::4]  # 75 turns
+    rounds = [tuple(drawn[at : at + 10]) for at in range(0, 70, 10)]
+    assert len(set(rounds)) == 7
+    images = class_aware(labelled([400, 3]), seeded()).tolist()
+    tail = set((labelled([400, 3]) == 1).nonzero().squeeze(1).tolist())
+    orders = [image for image in images if image in tail][:60]
+    assert len({tuple(orders[at : at + 3]) for at in range(0, 60, 3)}) == 6  # all there are
 
 
 @pytest.mark.parametrize(

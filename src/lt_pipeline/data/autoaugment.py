@@ -2,6 +2,7 @@
 
 Every image draws its own sub-policy, its own coin for each of the two operations, and its own sign.
 Images that then need the same operation, magnitude and sign go through torchvision as one batch.
+Its shifts are cut off to whole pixels, where code on PIL images rounds (docs/methods/more.md).
 """
 
 from __future__ import annotations

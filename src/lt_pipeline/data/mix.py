@@ -120,7 +120,8 @@ def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor
 def draw_box(height: int, width: int, share: float, random: np.random.Generator) -> Box:
     """Draw a box of about (1 - share) of an image's pixels, of its shape (CutMix, equation 2).
 
-    Its centre is uniform over the pixels, and what reaches past the border is lost.
+    Its centre is uniform over the pixels, and what reaches past the border is lost. Its sides are
+    the nearest whole numbers; in the authors' code they are even, rounded down.
     """
     side = math.sqrt(1 - share)
     top, bottom = _interval(height, side, random)

@@ -2,7 +2,8 @@
 
 Kang et al. (ICLR 2020): the next image is of class j with probability p_j ∝ n_j^q, where n_j counts
 the images of class j, and is any image of that class. q = 1 is instance-balanced, 1/2 square-root,
-0 class-balanced. The reverse sampler of BBN (Zhou et al., CVPR 2020) is q = -1.
+0 class-balanced. The reverse sampler of BBN (Zhou et al., CVPR 2020) is q = -1. Released codes, as
+Kang et al.'s and MiSLAS's, balance by taking classes and images in turn: ``class_aware``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from lt_pipeline.schema import Config
 # (labels [N], generator on the CPU, share of the phase's epochs that are over, in [0, 1))
 # -> positions of one epoch, int64 [N]
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]
+
+IN_A_ROW = 4  # images of a class that class_aware takes at a time, as released
 
 
 def instance_balanced(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
@@ -48,6 +51,34 @@ def progressively_balanced(labels: Tensor, generator: torch.Generator, done: flo
     Kang et al. (2020), equation 2: epoch t of T draws with (1 - t/T) p_IB + t/T p_CB.
     """
     return draw(labels, progressive_probabilities(torch.bincount(labels), done), generator)
+
+
+def class_aware(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
+    """Return N positions of ``labels`` ``[N]``: all classes in turn, four images of each in a row.
+
+    As in the released codes of Kang et al. (2020) and MiSLAS: every round over the classes is in a
+    new random order, and so is every round over the images of a class. Epochs are independent here;
+    there, rounds go on over their borders.
+    """
+    counts = torch.bincount(labels)
+    present = counts.nonzero().squeeze(1)
+    turns = _rounds(present, -(-len(labels) // IN_A_ROW), generator)
+    classes = turns.repeat_interleave(IN_A_ROW)[: len(labels)]
+    images = labels.argsort(stable=True).split(counts.tolist())
+    wanted = torch.bincount(classes, minlength=len(counts)).tolist()
+    positions = torch.empty_like(labels)
+    positions[classes.argsort(stable=True)] = torch.cat(
+        [_rounds(images[c], wanted[c], generator) for c in present.tolist()]
+    )
+    return positions
+
+
+def _rounds(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` of ``values`` ``[V]``: all of them in random order, again and again."""
+    rounds = [values[:0]]
+    for _ in range(-(-count // len(values))):
+        rounds.append(values[torch.randperm(len(values), generator=generator)])
+    return torch.cat(rounds)[:count]
 
 
 def class_probabilities(counts: Tensor, power: float) -> Tensor:
@@ -101,6 +132,7 @@ SAMPLERS: dict[str, Sampler] = {
     "class_balanced": class_balanced,
     "progressively_balanced": progressively_balanced,
     "reverse": reverse,
+    "class_aware": class_aware,
 }
 
 
@@ -112,7 +144,12 @@ class SamplerConfig(Config):
     """
 
     name: Literal[
-        "instance_balanced", "square_root", "class_balanced", "progressively_balanced", "reverse"
+        "instance_balanced",
+        "square_root",
+        "class_balanced",
+        "progressively_balanced",
+        "reverse",
+        "class_aware",
     ] = "instance_balanced"
     defer: Annotated[float, Field(ge=0, lt=1)] = 0
 

@@ -113,7 +113,7 @@ class FocalConfig(CriterionBase):
 
     Attributes:
         gamma: 0 is cross-entropy.
-        beta: above 0 weights the classes as ``class_balanced`` does.
+        beta: above 0 weights the classes as ``class_balanced`` does, in front of the focal loss.
         weighted_mean: divide a batch's loss by its weights; else by its images, as LDAM's code.
     """
 

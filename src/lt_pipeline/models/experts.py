@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_pipeline.models.backbones import build_backbone
-from lt_pipeline.models.heads import HEADS, unit
+from lt_pipeline.models.heads import HEADS, HeadInit, start_kaiming, unit
 from lt_pipeline.models.network import ModelConfig, Network, build_network
 from lt_pipeline.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
 from lt_pipeline.schema import unknown
@@ -126,9 +126,15 @@ class ExpertHeads(nn.Module):
     """
 
     def __init__(
-        self, kind: str, experts: int, features: int, classes: int, scale: float = 1.0
+        self,
+        kind: str,
+        experts: int,
+        features: int,
+        classes: int,
+        scale: float = 1.0,
+        init: HeadInit = "uniform",
     ) -> None:
-        """Build heads of ``kind``; ``scale`` is the cosine heads' s.
+        """Build heads of ``kind``; ``scale`` is the cosine heads' s, ``init`` linear ones' start.
 
         Raises:
             ValueError: for a kind that is not in ``heads.HEADS``.
@@ -142,6 +148,8 @@ class ExpertHeads(nn.Module):
         if kind == "linear":
             self.weight = nn.Parameter(weight)
             self.bias = nn.Parameter(torch.empty(experts, classes).uniform_(-bound, bound))
+            if init == "kaiming":
+                start_kaiming(self.weight)
         else:
             self.weight = nn.Parameter(F.normalize(weight, dim=2))
 
@@ -203,7 +211,9 @@ def build_expert_network(
             build_backbone(config.backbone, channels, config.pretrained) for _ in range(experts - 1)
         ]
         backbone = ExpertResNet([plain.backbone, *others])
-    head = ExpertHeads(config.head, experts, backbone.features, classes, config.scale)
+    head = ExpertHeads(
+        config.head, experts, backbone.features, classes, config.scale, config.head_init
+    )
     return Network(plain.normalize, backbone, head)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 from lt_pipeline.schema import unknown
 
 HEADS = ("linear", "cosine")
+HeadInit = Literal["uniform", "kaiming"]
 
 
 class CosineHead(nn.Module):
@@ -34,17 +38,31 @@ class CosineHead(nn.Module):
         return self.scale * self.cosines(features)
 
 
-def build_head(name: str, features: int, classes: int, scale: float) -> nn.Module:
-    """Return the head ``name``; ``scale`` is the cosine head's s.
+def build_head(
+    name: str, features: int, classes: int, scale: float, init: HeadInit = "uniform"
+) -> nn.Module:
+    """Return the head ``name``; ``scale`` is the cosine head's s, ``init`` the linear one's start.
 
     Raises:
         ValueError: for a name that is not in ``HEADS``.
     """
     if name == "linear":
-        return nn.Linear(features, classes)
+        head = nn.Linear(features, classes)
+        if init == "kaiming":
+            start_kaiming(head.weight)
+        return head
     if name == "cosine":
         return CosineHead(features, classes, scale)
     raise ValueError(unknown("head", name, HEADS))
+
+
+def start_kaiming(weight: Tensor) -> None:
+    """Draw a linear head's ``weight`` ``[..., C, F]`` from N(0, 2 / F) (He et al., ICCV 2015).
+
+    As the released codes of LDAM's family. Its deviation is sqrt(6) = 2.4 times that of
+    ``nn.Linear``'s own start, which is uniform in [-F^(-1/2), F^(-1/2)].
+    """
+    nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[-1]))
 
 
 def unit(x: Tensor) -> Tensor:
