@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
@@ -54,6 +56,24 @@ def their_move(image: Tensor, move: Move, fill: int) -> Tensor:
 
 def test_the_policy_is_torchvisions() -> None:
     assert list(POLICY) == THEIRS._get_policies(AutoAugmentPolicy.CIFAR10)
+
+
+def test_shifts_are_cut_off_to_whole_pixels_where_released_codes_round() -> None:
+    used = {(name, level) for steps in POLICY for name, _, level in steps if "Translate" in name}
+    ramp = torch.arange(1, 33, dtype=torch.uint8).expand(1, 1, 32, 32)
+    found = {}
+    for name, level in used:
+        image = ramp if name == "TranslateX" else ramp.mT
+        released = Image.fromarray(image[0, 0].numpy()).transform(
+            (32, 32), Image.Transform.AFFINE, shifted(name, 150 / 331 * 32 * level / 9), fillcolor=0
+        )
+        ours = Move(name, level, True).apply(image, 0)
+        found[int((ours == 0).sum()) // 32] = int((np.asarray(released) == 0).sum()) // 32
+    assert found == {4: 5, 12: 13, 14: 15}
+
+
+def shifted(name: str, pixels: float) -> tuple[float, ...]:
+    return (1, 0, pixels, 0, 1, 0) if name == "TranslateX" else (1, 0, 0, 0, 1, pixels)
 
 
 def test_the_signed_operations_are_torchvisions() -> None:

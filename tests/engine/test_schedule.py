@@ -22,6 +22,11 @@ def test_warm_up_rises_linearly_and_ends_at_the_full_rate():
     assert found[8:] == [1.0] * 32
 
 
+def test_the_ramp_has_a_mean_rate_of_one_half():
+    ramp = factors(epochs=10, per_epoch=84, schedule="constant", warmup_epochs=5)[: 5 * 84]
+    assert sum(ramp) / len(ramp) == pytest.approx(0.5, abs=0.002)
+
+
 def test_steps_fall_at_the_published_epochs():
     config = TrainingConfig(schedule="step", milestones=(0.8, 0.9), decay=0.1)
     by_epoch = [rate_factor(config, epoch * 42, 200 * 42, 42) for epoch in range(200)]
