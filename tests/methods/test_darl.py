@@ -202,6 +202,11 @@ def test_the_note_says_which_imbalance_a_step_shows():
     # (1/15 + 1/4 + .679 / 15 + .321 / 4)
     assert "imbalance of 2.8," in create(mix={"mixup": False, "cutmix": True}).notes()[-1]
     assert "imbalance of 8.0" in create(balanced=0.0, mixed=0.0).notes()[-1]
+    # an equal share of both draws: (8/15 + 1/4) / (1/15 + 1/4)
+    parts = create(prior="parts", mix=MIXUP).notes()[-1]
+    assert parts.endswith("the adjustment is for 8.0 as drawn, 1.0 balanced, 2.5 mixed")
+    alone = create(prior="parts", balanced=0.0, pairs="original").notes()[-1]
+    assert alone.endswith("imbalance of 8.0, the adjustment is for 8.0 as drawn, 8.0 mixed")
 
 
 @pytest.mark.parametrize("ambiguity", ["softmax", "class_means"])

@@ -190,17 +190,17 @@ class DARL(LGLA):
 
     def notes(self) -> list[str]:
         """Say how far the labels of a step are from those that the adjustment stands for."""
-        _, priors = self.part_priors()
+        seen = self.step_prior()
         adjusted = {
-            "training": self.card.longtail.prior[None],
-            "step": self.step_prior()[None],
-            "parts": priors,
+            "training": {"": self.card.longtail.prior},
+            "step": {"": seen},
+            "parts": {f" {name}": prior for name, (_, prior) in self.part_priors().items()},
         }[self.options.prior]
-        ratios = [f"{float(p.max() / p.min()):.1f}" for p in (self.step_prior(), *adjusted)]
+        found = [f"{_imbalance(prior)}{name}" for name, prior in adjusted.items()]
         return [
             *super().notes(),
-            f"the labels of a training step have an imbalance of {ratios[0]}, the adjustment is "
-            f"for {', '.join(ratios[1:])}",
+            f"the labels of a training step have an imbalance of {_imbalance(seen)}, the "
+            f"adjustment is for {', '.join(found)}",
         ]
 
     def prior_left(self) -> Tensor:
@@ -210,32 +210,32 @@ class DARL(LGLA):
         more than an estimate, as one network answers for all parts.
         """
         scale = losses.mean_weight(self.options.ambiguity, self.options.constant)
-        weights, priors = (found.to(self.prior) for found in self.part_priors())
         if self.options.prior != "parts":
-            return prior_left(weights @ priors, scale * self.shift)
-        return weights @ prior_left(priors, scale * self._shifts(priors))
+            return prior_left(self.step_prior().to(self.shift), scale * self.shift)
+        left = torch.zeros_like(self.prior)
+        for weight, prior in self.part_priors().values():
+            found = prior.to(self.prior)
+            left += weight * prior_left(found, scale * self._shifts(found))
+        return left
 
-    def part_priors(self) -> tuple[Tensor, Tensor]:
-        """Return the parts' shares of a step, ``[P]``, and their labels' expected distributions.
+    def part_priors(self) -> dict[str, tuple[float, Tensor]]:
+        """Return of each part its share of a step and its labels' expected prior, float64 ``[C]``.
 
-        These are float64 ``[P, C]``: of the long-tailed draw, of the balanced one, of mixtures,
-        whose partner's labels are those of the draw that it comes from.
+        The labels of a mixture's partner are those of the draw that it comes from.
         """
         options, prior = self.options, self.card.longtail.prior
         level = torch.full_like(prior, 1 / len(prior))
-        parts = [(options.original, prior), (options.balanced, level)]
+        parts = {"as drawn": (options.original, prior), "balanced": (options.balanced, level)}
         if options.mixed_share:
             share = expected_share(options.mix)
             partner = level if options.pairs == "balanced" else prior
-            parts.append((options.mixed_share, share * prior + (1 - share) * partner))
-        sizes, priors = zip(*[part for part in parts if part[0]], strict=True)
-        weights = torch.tensor(sizes, dtype=prior.dtype)
-        return weights / weights.sum(), torch.stack(priors)
+            parts["mixed"] = (options.mixed_share, share * prior + (1 - share) * partner)
+        whole = sum(size for size, _ in parts.values())
+        return {name: (size / whole, found) for name, (size, found) in parts.items() if size}
 
     def step_prior(self) -> Tensor:
         """Return the expected share of every class among a step's labels, float64 ``[C]``."""
-        weights, priors = self.part_priors()
-        return weights @ priors
+        return torch.stack([weight * prior for weight, prior in self.part_priors().values()]).sum(0)
 
     @classmethod
     def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
@@ -245,3 +245,7 @@ class DARL(LGLA):
             **super().draw(report, longtail, title),
             "calibration_factor": calibration_by_class(excess, longtail, title),
         }
+
+
+def _imbalance(prior: Tensor) -> str:
+    return f"{float(prior.max() / prior.min()):.1f}"
