@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
-
+from lt_pipeline.command_line import read
+from lt_pipeline.conf_loader import ConfLoader
 from lt_pipeline.config import merged
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
@@ -30,12 +29,10 @@ class Variant(NamedTuple):
 
 def parameters(environment: str, changes: list[str]) -> dict[str, Any]:
     """Return the parameters of ``conf/<environment>`` with ``changes`` such as ``a.b=1``."""
-    loader = OmegaConfigLoader(
-        conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS
-    )
+    loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS)
     return merged(loader["parameters"], dotted(changes))
 
 
 def dotted(pairs: list[str]) -> dict[str, Any]:
     """Return ``["a.b=1"]`` as ``{"a": {"b": 1}}``."""
-    return OmegaConf.to_container(OmegaConf.from_dotlist([pair for pair in pairs if pair]))
+    return read(pair for pair in pairs if pair)

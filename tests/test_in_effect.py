@@ -3,8 +3,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from kedro.config import OmegaConfigLoader
 
+from lt_pipeline.conf_loader import ConfLoader
 from lt_pipeline.in_effect import check_environment, check_left_out
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
@@ -26,7 +26,7 @@ def test_another_environment_is_refused_with_the_nearest_name():
 
 def left_out(**parameters):
     check_left_out(
-        OmegaConfigLoader(
+        ConfLoader(
             conf_source=str(PROJECT / "conf"), runtime_params=parameters, **CONFIG_LOADER_ARGS
         )
     )

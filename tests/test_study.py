@@ -87,10 +87,13 @@ def test_an_arm_goes_over_its_methods_own_block():
             {"title": "t", "arms": {"a": {"method": "cee"}}},
             "unknown method 'cee': did you mean 'ce'",
         ),
-        ({"title": "t", "arms": ARMS, "seeds": 0}, "studies.s.seeds: .*greater than 0"),
+        ({"title": "t", "arms": ARMS, "seeds": 0}, "studies.s.seeds: .*equal to 1, but got 0"),
         ({"title": "t", "sweep": {**SWEEP, "values": []}}, "studies.s.sweep.values"),
         ({"title": "t", "arm": ARMS}, "did you mean 'arms'"),
-        ({"title": "t", "arms": ARMS, "columns": ["S"]}, "studies.s.columns.0: .*separability"),
+        (
+            {"title": "t", "arms": ARMS, "columns": ["S"]},
+            "columns: unknown columns .S.: valid",
+        ),
         (
             {"title": "t", "arms": {**ARMS, "c": None}, "against": "c"},
             "studies.s: against must be null or one of .*'a', 'b'.*, but is 'c'",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.tracking import masked
+from lt_pipeline.yaml_text import check_yaml
 
 # run_params of Kedro: what narrows a run down, and its option
 NARROWED = {
@@ -66,6 +67,35 @@ def told(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
     return ",".join(items), left_out
 
 
+def read(items: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters that ``items`` such as ``a.b=1`` give.
+
+    Raises:
+        ValueError: in one line, naming the parameter whose value is no YAML or would be misread.
+    """
+    given = list(items)
+    for item in given:
+        check_item(item)
+    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore[assignment]
+    return found
+
+
+def check_item(item: str) -> None:
+    """Refuse a value, as in ``a.b=1``, that is no YAML or would be misread.
+
+    Raises:
+        ValueError: in one line, naming the parameter.
+    """
+    name, _, value = item.partition("=")
+    check_yaml(value, name.strip())
+    try:
+        OmegaConf.from_dotlist([item])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(
+            f"{name.strip()}: cannot be read: {' '.join(str(error).split())}"
+        ) from None
+
+
 def _in_plain_types(value: Any) -> Any:
     """Return ``value`` with Python's own types for those made from them: tuples, NumPy's floats."""
     if isinstance(value, Mapping):
@@ -117,7 +147,7 @@ def _is_read_as(item: str, path: tuple[str, ...], value: Any) -> bool:
     if "," in item or item != item.strip():
         return False
     try:
-        found = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        found = read([item])
+    except ValueError:
         return False
     return repr(found) == repr(value)

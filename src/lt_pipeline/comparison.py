@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from lt_pipeline.config import MethodName
 from lt_pipeline.data.longtail import GROUP_NAMES
@@ -94,12 +94,6 @@ class CompareConfig(Config):
     same_images: bool = True
     sort_by: Sorting = "accuracy"
 
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        # the command line has no lists
-        return (value,) if isinstance(value, str) else value
-
     @classmethod
     def read(cls, block: Any) -> CompareConfig:
         """Return the checked block ``compare``.
@@ -108,7 +102,7 @@ class CompareConfig(Config):
             ValueError: in one line, naming every parameter that is wrong and what would be right.
         """
         with one_line_errors("compare"):
-            return cls.model_validate(block if block is not None else {})
+            return cls.model_validate(block)
 
 
 def choose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import (
@@ -24,7 +25,7 @@ from lt_pipeline.detectors import DetectorConfig, check_name
 from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.methods._base import MethodOptions
 from lt_pipeline.models.network import ModelConfig
-from lt_pipeline.schema import Config, one_line_errors, unknown
+from lt_pipeline.schema import Config, block_of, one_line_errors, places, unknown
 
 
 class EvaluationConfig(Config):
@@ -45,7 +46,7 @@ class EvaluationConfig(Config):
             picture.
     """
 
-    calibration_bins: PositiveInt = 15
+    calibration_bins: int = Field(default=15, ge=1, le=10_000)
     recall_floor: float = Field(default=1e-3, gt=0, lt=1)
     ood: bool | tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
     ood_limit: PositiveInt = 10_000
@@ -59,17 +60,6 @@ class EvaluationConfig(Config):
         if isinstance(self.ood, bool):
             return tuple(OOD_SETS) if self.ood else ()
         return self.ood
-
-    @field_validator("ood", "detectors", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
-        # the command line has no lists
-        names = (value,) if isinstance(value, str) else value
-        if isinstance(names, bool) and info.field_name == "ood":
-            return names
-        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-            raise ValueError(f"must be names, or true or false for ood, but is {value!r}")
-        return tuple(names)
 
     @field_validator("ood")
     @classmethod
@@ -126,6 +116,7 @@ def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str,
 
 
 # What every experiment reads beside its own block, in the order of the node that configures it.
+SINGLE = ("seed", "device", "method")
 SHARED = ("seed", "device", "model", "training", "evaluation")
 
 
@@ -154,12 +145,6 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _sensible(self) -> ExperimentConfig:
-        training = self.training
-        if training.warmup_epochs > training.epochs:
-            raise ValueError(
-                f"training.warmup_epochs must be <= training.epochs, but is "
-                f"{training.warmup_epochs} of {training.epochs}"
-            )
         try:
             self.options.check_head(self.model.head == "cosine")
         except ValueError as error:
@@ -191,10 +176,10 @@ class ExperimentConfig(Config):
             ValueError: in one line, naming every parameter that is wrong and what would be right.
         """
         block, options = method_options(method, parameters)
-        with one_line_errors():
+        with one_line_errors(meant=partial(place_of, method=method)):
             shared = {name: parameters[name] for name in SHARED if name in parameters}
             for part in ("model", "training"):
-                shared[part] = merged(_block(parameters, part), getattr(block, part))
+                shared[part] = merged(block_of(parameters, part), getattr(block, part))
             return cls(method=method, options=options, **shared)
 
 
@@ -209,10 +194,11 @@ def method_options(
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    with one_line_errors(method):
-        block = MethodBlock.model_validate(_block(parameters, method))
+    meant = partial(place_of, method=method)
+    with one_line_errors(method, meant):
+        block = MethodBlock.model_validate(block_of(parameters, method))
     kind = methods.get(method).Options
-    with one_line_errors(f"{method}.options"):
+    with one_line_errors(f"{method}.options", meant):
         if "pretrain" in kind.model_fields:
             block = _on_top(block, method, parameters, above)
         return block, kind.model_validate(block.options)
@@ -227,13 +213,11 @@ def _on_top(
     if first in chain:
         raise ValueError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
     try:
-        methods.get(str(first))
+        methods.get(first)
     except ValueError as error:
         raise ValueError(f"{method}.options.pretrain: {error}") from None
-    given = block.options.get("pretrain_options") or {}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{method}.options.pretrain_options: is a block, but got {given!r}")
-    told = merged(_block(parameters, first), {"options": given})
+    given = block_of(block.options, "pretrain_options", f"{method}.options.")
+    told = merged(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
     try:
         below, _ = method_options(first, {**parameters, first: told}, chain)
@@ -248,28 +232,33 @@ def _on_top(
     )
 
 
-def _block(parameters: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return the block ``name``, empty where there is none.
-
-    Raises:
-        ValueError: if it is a single value.
-    """
-    found = parameters.get(name)
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{name}: is a block of parameters, but got {found!r}")
-    return found
-
-
 def data_config(parameters: Mapping[str, Any]) -> DataConfig:
     """Return the checked block ``data``.
 
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
-    with one_line_errors("data"):
-        return DataConfig.model_validate(_block(parameters, "data"))
+    with one_line_errors("data", place_of):
+        return DataConfig.model_validate(block_of(parameters, "data"))
+
+
+def place_of(name: str, method: str | None = None) -> str | None:
+    """Return the parameter of a run of ``method`` that goes by ``name``, or is a paper's symbol.
+
+    It is what someone meant who gave it elsewhere; None is where there is none.
+    """
+    blocks: dict[str, Config] = {"data": DataConfig()}
+    if method:
+        blocks[f"{method}.options"] = methods.get(method).Options()
+    blocks |= {"training": TrainingConfig(), "model": ModelConfig()}
+    blocks |= {"evaluation": EvaluationConfig()}
+    found = (
+        place
+        for path, block in blocks.items()
+        for known, place in places(block, f"{path}.")
+        if known == name
+    )
+    return next(found, None)
 
 
 def search_of(method: str) -> str:
@@ -277,8 +266,10 @@ def search_of(method: str) -> str:
     return f"{method}_search"
 
 
-def check_parameters(parameters: Mapping[str, Any]) -> None:
+def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -> None:
     """Refuse names of parameters that mean nothing, and data that cannot be.
+
+    ``method`` is the one that runs, if one does: names of its parameters are pointed to.
 
     Raises:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
@@ -288,7 +279,10 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     valid = ("data", "studies", "compare", "method", "tune", *SHARED, *named, *spaces)
     for name in parameters:
         if name not in valid:
-            raise ValueError(unknown("parameter or method", name, valid))
+            place = place_of(str(name), method)
+            raise ValueError(unknown("parameter or method", name, valid, place))
+        if name not in SINGLE:
+            block_of(parameters, name)
     data_config(parameters)
     for name in methods.available():
         method_options(name, parameters)

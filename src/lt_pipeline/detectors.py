@@ -6,9 +6,9 @@ image answers a small push (ODIN).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -36,6 +36,8 @@ class DetectorConfig(Config):
         vim_dimensions: of the principal space; null is half of those that the features have.
         react_percentile: of the training features, where activations are clipped.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"T": "odin_temperature", "epsilon": "odin_epsilon"}
 
     odin_temperature: PositiveFloat = 1000.0
     odin_epsilon: NonNegativeFloat = 0.0014

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import traceback
@@ -46,8 +47,10 @@ from lt_pipeline.pipelines.study import STUDIES
 from lt_pipeline.pipelines.tune import tuned_method
 from lt_pipeline.reporting import print_results, print_stages, print_study
 from lt_pipeline.schema import flatten, unknown
-from lt_pipeline.tuning.config import method_name
+from lt_pipeline.study import StudyConfig
+from lt_pipeline.tuning.config import method_name, tune_config
 
+LOGGER = logging.getLogger(__name__)
 COMPARE = "compare"
 
 
@@ -70,7 +73,7 @@ class ProjectHooks:
         with _one_line():
             check_environment(context)
             names = _pipeline_names()
-            check_parameters(context.params)
+            check_parameters(context.params, _method(names))
             check_left_out(context.config_loader)
             # Kedro would read all files once more for its catalog
             context.config_loader["parameters"] = context.params
@@ -101,26 +104,17 @@ class ProjectHooks:
                     f"a run is of one method, study or comparison, or MLflow would mix them: run "
                     f"{' and '.join(names)} one after the other"
                 )
-            known = studies(parameters)
+            known = _what_others_read(parameters)
             if "papers" in pipeline.inputs():
                 read_papers(catalog.load("papers"))
-            self.experiments, used = [], list[ExperimentConfig]()
-            for name in names:
-                if name == COMPARE:
-                    CompareConfig.read(parameters.get(COMPARE))
-                elif name in STUDIES:
-                    used = arms(name, known, parameters)
-                    keep_to_the_study(catalog, name, used)
-                else:
-                    self.experiments = used = [ExperimentConfig.resolve(name, parameters)]
-                    partial = run_params.get("only_missing_outputs")
-                    check_saved(catalog, used[0], pipeline, bool(partial))
-                    if not partial:
-                        forget_finished(catalog, name, pipeline)
-                    put_into_effect(catalog, used[0])
-            for experiment in used:
-                choose_device(experiment.device)
-                experiment.check_data(data_config(parameters))
+            used = _experiments(names, known, parameters)
+            _check_fit(used, parameters)
+            self.experiments = [e for e in used if e.method in names]
+            for experiment in self.experiments:
+                partial = bool(run_params.get("only_missing_outputs"))
+                _take_up(catalog, experiment, pipeline, partial)
+            for study in {*names} & {*STUDIES}:
+                keep_to_the_study(catalog, study, used)
 
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def describe_run(
@@ -209,12 +203,60 @@ class ProjectHooks:
             )
 
 
+def _what_others_read(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
+    """Check the blocks of sweeps, comparisons and studies, and return the studies.
+
+    A value that this run does not read may be the one that was meant.
+    """
+    CompareConfig.read(parameters.get(COMPARE, {}))
+    method_name(parameters)
+    tune_config(parameters)
+    return studies(parameters)
+
+
+def _experiments(
+    names: list[str], known: dict[str, StudyConfig], parameters: dict[str, Any]
+) -> list[ExperimentConfig]:
+    """Return what the method or study of ``names`` runs, nothing of a comparison."""
+    found = list[ExperimentConfig]()
+    for name in names:
+        if name in STUDIES:
+            found += arms(name, known, parameters)
+        elif name != COMPARE:
+            found.append(ExperimentConfig.resolve(name, parameters))
+    return found
+
+
+def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None:
+    """Refuse what this machine or the data cannot do, and say how schedules are read."""
+    for experiment in used:
+        choose_device(experiment.device)
+        experiment.check_data(data_config(parameters))
+    for line in dict.fromkeys(experiment.training.reading for experiment in used):
+        LOGGER.info(line)
+
+
+def _take_up(
+    catalog: DataCatalog, experiment: ExperimentConfig, pipeline: Pipeline, only_missing: bool
+) -> None:
+    """Let ``pipeline`` run ``experiment``, on files of earlier runs where it is partial."""
+    check_saved(catalog, experiment, pipeline, only_missing)
+    if not only_missing:
+        forget_finished(catalog, experiment.method, pipeline)
+    put_into_effect(catalog, experiment)
+
+
 def _tracking_uri(written: str | None) -> str:
     """Return the address to use: the environment's, else what conf/ says."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or written
     if not uri:
         raise ValueError("server.mlflow_tracking_uri is missing in conf/base/mlflow.yml")
     return uri
+
+
+def _method(names: list[str]) -> str | None:
+    """Return the first method among the pipelines ``names``."""
+    return next((name for name in names if name in methods.available()), None)
 
 
 def _pipeline_names() -> list[str]:

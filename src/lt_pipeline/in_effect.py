@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.config import AbstractConfigLoader, OmegaConfigLoader
+from kedro.config import AbstractConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from lt_pipeline.conf_loader import ConfLoader
 from lt_pipeline.config import SHARED, ExperimentConfig
 from lt_pipeline.pipelines.study import STUDIES
-from lt_pipeline.schema import flatten, unknown
+from lt_pipeline.schema import block_of, flatten, unknown
 from lt_pipeline.study import StudyConfig
 
 # blocks whose names conf/ is free to choose, so that null for a wrong one would mean nothing
@@ -44,15 +45,9 @@ def check_left_out(loader: AbstractConfigLoader) -> None:
     """
     given = flatten(loader.runtime_params or {}, ".")
     taken = [name for name, value in given if value is None and _OPEN.match(name)]
-    if not taken or not isinstance(loader, OmegaConfigLoader):
+    if not taken or not isinstance(loader, ConfLoader):
         return
-    written = OmegaConfigLoader(
-        conf_source=loader.conf_source,
-        env=loader.env,
-        base_env=loader.base_env,
-        default_run_env=loader.default_run_env,
-        merge_strategy=loader.merge_strategy,
-    )["parameters"]
+    written = loader.as_written()
     for name in taken:
         block: Any = written
         *parents, last = name.split(".")
@@ -69,9 +64,7 @@ def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
     Raises:
         ValueError: in one line, naming what is wrong and what would be right.
     """
-    blocks = parameters.get("studies") or {}
-    if not isinstance(blocks, dict):
-        raise ValueError(f"studies: is a block of studies by name, but got {blocks!r}")
+    blocks = block_of(parameters, "studies")
     for name in blocks:
         if name not in STUDIES:
             raise ValueError(f"studies: {unknown('study', name, STUDIES)}")

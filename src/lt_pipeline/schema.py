@@ -2,46 +2,259 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, get_args
+from functools import cache, reduce
+from numbers import Real
+from operator import or_
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 # Fields that hold one of several kinds, chosen by a name, and all the names of kinds there are.
 CHOICES = ("criterion", "margin", "profile", "groups")
 KINDS: set[str] = set()
+# the fields that choose a kind
+CHOOSING = ("name", "rule")
+# Whole numbers lie below: NumPy takes no larger seed, and nothing is counted in more.
+LIMIT = 2**32
+WORDS = {bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]}
 
 
 class Config(BaseModel):
-    """Parameters of one part: frozen, validated, and closed to names it does not know."""
+    """Parameters of one part: frozen, validated, and closed to names it does not know.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    What is given is taken as it looks: no text or truth value is a number, no number is infinite,
+    nothing is null that may not be.
+
+    Attributes:
+        symbols: a paper's own symbols, and the parameters that they are here.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+    symbols: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Remember the names that choose this kind."""
-        for field in ("name", "rule"):
+        for field in CHOOSING:
             if field in cls.model_fields:
                 KINDS.update(get_args(cls.model_fields[field].annotation))
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _name_the_nearest(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values:
-                if name not in cls.model_fields:
-                    raise ValueError(unknown("parameter", str(name), cls.model_fields))
-        return values
+    def _as_it_looks(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict):
+            return handler(values)
+        known = kinds(cls)
+        given = {n: known[n].listed(v) if n in known else v for n, v in values.items()}
+        wrong = {n: p for n, v in given.items() if (p := _problem(cls, n, v))}
+        if not wrong:
+            return handler(given)
+        problems = [
+            InitErrorDetails(type=p, loc=(n,) if n in known else (), input=given[n])
+            for n, p in wrong.items()
+        ]
+        try:
+            handler({name: value for name, value in given.items() if name not in wrong})
+        except ValidationError as error:
+            rest = error.errors(include_url=False)
+            problems += [_again(p) for p in rest if not {*p["loc"][:1]} & wrong.keys()]
+        raise ValidationError.from_exception_data(cls.__name__, problems)
 
 
-def unknown(kind: str, name: str, valid: Any) -> str:
-    """Return the error text for a name that does not exist: the nearest one, then all."""
+class Kind(NamedTuple):
+    """What a parameter may be.
+
+    Attributes:
+        types: of single values, ``dict`` for a block of any names.
+        names: values that stand for themselves.
+        items: what a list's are; ``many`` is one of any length.
+        blocks: what its parameters are.
+        anything: no more is known of it.
+    """
+
+    types: frozenset[type] = frozenset()
+    names: tuple[Any, ...] = ()
+    items: Kind | None = None
+    many: bool = False
+    blocks: tuple[type[Config], ...] = ()
+    anything: bool = False
+
+    def __or__(self, other: Kind) -> Kind:
+        """Return what may be either."""
+        return Kind(
+            self.types | other.types,
+            self.names + other.names,
+            self.items or other.items,
+            self.many or other.many,
+            self.blocks + other.blocks,
+            self.anything or other.anything,
+        )
+
+    def listed(self, value: Any) -> Any:
+        """Return a single value as a list where that is what it must be: --params has no lists."""
+        alone = self.items and self.many and isinstance(value, str | Real) and not self._fits(value)
+        return (value,) if alone and self._holds(value) else value
+
+    def problem(self, value: Any, name: str) -> PydanticCustomError | None:
+        """Return what is wrong with ``value`` for the parameter ``name`` if it is none of this.
+
+        What pydantic judges better, such as bounds and a block's parameters, is left to it.
+        """
+        if self._is_too_large(value):
+            told = {"text": f"must be below 2^32 in size, but is {value!r}"}
+            return PydanticCustomError("refused", "{text}", told)
+        if self.anything or self._fits(value):
+            return None
+        if isinstance(value, list | tuple) and self.items:
+            found = (self.items.problem(item, name) for item in value)
+            return next((problem for problem in found if problem), None)
+        if isinstance(value, str) and self._is_one_of_texts:
+            told = {"text": unknown(name, value, self.names)}
+            return PydanticCustomError("refused", "{text}", told)
+        told = {"words": self.words, "given": shown(value), "chooses": self._chosen_by(value)}
+        return PydanticCustomError("kind", "must be {words}, but got {given}", told)
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, bool | str | None):
+            return type(value) in self.types or any(value is n or value == n for n in self.texts)
+        if isinstance(value, Real):
+            return bool({int, float} & self.types) or len(self.texts) < len(self.names)
+        if isinstance(value, Mapping):
+            return bool(self.blocks) or dict in self.types
+        return not isinstance(value, list | tuple)
+
+    def _holds(self, value: Any) -> bool:
+        """Return whether ``value`` could be in the list that this may be."""
+        inside = self.items or Kind()
+        return inside._fits(value) or (isinstance(value, str) and inside._is_one_of_texts)
+
+    def _is_too_large(self, value: Any) -> bool:
+        whole = int in self.types and float not in self.types
+        return whole and isinstance(value, int | float) and LIMIT <= abs(value) < math.inf
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the names that are texts."""
+        return [name for name in self.names if isinstance(name, str)]
+
+    @property
+    def _is_one_of_texts(self) -> bool:
+        return not self.types - {NoneType} and bool(self.texts)
+
+    @property
+    def words(self) -> str:
+        """Return what it may be, in words."""
+        found = [word for kind, words in WORDS.items() if kind in self.types for word in words]
+        found += [repr(name) for name in self.names]
+        found += [f"a list (each {self.items.words})"] if self.items else []
+        found += ["a block of parameters"] * bool(self.blocks or dict in self.types)
+        found += ["null"] * (NoneType in self.types)
+        return " or ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
+
+    def _chosen_by(self, value: Any) -> str:
+        """Return the parameter of the block that a text was meant for, if there is one."""
+        names = (f for b in self.blocks for f in CHOOSING if f in b.model_fields)
+        return next(names, "") if isinstance(value, str) else ""
+
+
+@cache
+def kinds(config: type[Config]) -> dict[str, Kind]:
+    """Return what each parameter of ``config`` may be."""
+    return {name: _kind(field.annotation) for name, field in config.model_fields.items()}
+
+
+def _kind(annotation: Any) -> Kind:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return Kind(names=inner)
+    if origin is tuple:
+        return Kind(items=_either(part for part in inner if part is not ...), many=... in inner)
+    if origin in (Union, UnionType):
+        return _either(inner)
+    if origin is dict:
+        return Kind(frozenset({dict}))
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return Kind(blocks=(annotation,))
+    return Kind(anything=True) if annotation is Any else Kind(frozenset({annotation}))
+
+
+def _either(annotations: Iterable[Any]) -> Kind:
+    return reduce(or_, map(_kind, annotations))
+
+
+def places(config: Config, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names of all parameters of ``config``, and papers' symbols, with their places.
+
+    A place is a dotted path, as in ``criterion.margin.K``; outer ones come first.
+    """
+    for name in (*type(config).model_fields, *config.symbols):
+        yield name, path + config.symbols.get(name, name)
+    for name in type(config).model_fields:
+        inner = getattr(config, name)
+        if isinstance(inner, Config):
+            yield from places(inner, f"{path}{name}.")
+
+
+def shown(value: object) -> str:
+    """Return ``value`` as YAML has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def unknown(kind: str, name: object, valid: Iterable[Any], place: str | None = None) -> str:
+    """Return the error text for a name that does not exist: the nearest one, then all.
+
+    ``place`` is where the parameter is that was meant, if that is known.
+    """
     names = sorted(str(choice) for choice in valid)
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}valid: {', '.join(names)}"
+    near = get_close_matches(name, names, n=1) if isinstance(name, str) else []
+    meant = [place] if place else near
+    hint = f"did you mean {meant[0]!r}? " if meant else ""
+    return f"unknown {kind} {shown(name)}: {hint}valid: {', '.join(names)}"
+
+
+def _problem(config: type[Config], name: Any, value: Any) -> PydanticCustomError | None:
+    valid = kinds(config)
+    if name in valid:
+        return valid[name].problem(value, name)
+    told = {"text": unknown("parameter", name, valid), "name": name, "valid": [*valid]}
+    return PydanticCustomError("unknown_parameter", "{text}", told)
+
+
+def _again(problem: ErrorDetails) -> InitErrorDetails:
+    """Return a problem that was reported, to be reported with others."""
+    told = {"msg": problem["msg"], **problem.get("ctx", {})}
+    kind = PydanticCustomError(problem["type"], "{msg}", told)
+    return InitErrorDetails(type=kind, loc=problem["loc"], input=problem["input"])
+
+
+def block_of(parameters: Mapping[str, Any], name: str, above: str = "") -> Mapping[str, Any]:
+    """Return the block ``name``, empty where there is none; ``above`` is where it is.
+
+    Raises:
+        ValueError: if it is something else: null would drop what conf/ says for what the code does.
+    """
+    found = parameters.get(name, {})
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{above}{name}: must be a block of parameters, but got {shown(found)}")
+    return found
 
 
 def flatten(
@@ -56,36 +269,55 @@ def flatten(
 
 
 @contextmanager
-def one_line_errors(prefix: str = "") -> Iterator[None]:
+def one_line_errors(
+    prefix: str = "", meant: Callable[[str], str | None] = lambda name: None
+) -> Iterator[None]:
     """Turn pydantic's report into a ValueError of one line: each parameter and what is wrong.
 
-    ``prefix`` names the block that is validated, as in ``data`` for ``data.source``.
+    ``prefix`` names the block that is validated, as in ``data`` for ``data.source``; ``meant`` says
+    where the parameter is that someone gave elsewhere by its name or symbol.
     """
     try:
         yield
     except ValidationError as error:
-        raise ValueError("; ".join(_problems(error, prefix))) from None
+        found = [_in_words(p, prefix, meant) for p in _of_the_kind_given(error)]
+        raise ValueError("; ".join(dict.fromkeys(found))) from None
+
+
+def _of_the_kind_given(error: ValidationError) -> list[ErrorDetails]:
+    """Return the problems, without a name's where a block was given that may be either."""
+    found = error.errors(include_url=False)
+    kept = [p for p in found if not (p["type"] == "literal_error" and isinstance(p["input"], dict))]
+    return kept or found
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:
     """Return where a problem is, without the kinds that pydantic names behind a choice."""
     pairs = zip((None, *loc), loc, strict=False)
-    return [str(part) for before, part in pairs if not (before in CHOICES and part in KINDS)]
+    return [
+        str(part)
+        for before, part in pairs
+        if not (before in CHOICES and part in KINDS) and not str(part).endswith("Config")
+    ]
 
 
-def _problems(error: ValidationError, prefix: str) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        where = ".".join([prefix] * bool(prefix) + _path(problem["loc"]))
-        what = problem["msg"].removeprefix("Value error, ")
-        given = problem["input"]
-        if problem["type"] == "union_tag_invalid":
-            context = problem["ctx"]
-            valid = [name.strip(" '") for name in context["expected_tags"].split(",")]
-            kind = where.split(".")[-1]
-            yield f"{where}: {unknown(kind, context['tag'], valid)}"
-            continue
-        if problem["type"] == "union_tag_not_found":
-            what = f"needs its {problem['ctx']['discriminator'].strip(chr(39))}"
-        plain = problem["type"] != "value_error" and not isinstance(given, dict)
-        got = f", but got {given!r}" if plain else ""
-        yield f"{where}: {what}{got}" if where else f"{what}{got}"
+def _in_words(problem: ErrorDetails, prefix: str, meant: Callable[[str], str | None]) -> str:
+    where = ".".join([prefix] * bool(prefix) + _path(problem["loc"]))
+    what = problem["msg"].removeprefix("Value error, ")
+    context, given = problem.get("ctx", {}), problem["input"]
+    if problem["type"] == "union_tag_invalid":
+        valid = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        tag = given.get(context["discriminator"].strip("'"))
+        what = unknown(where.split(".")[-1], tag, valid)
+    elif problem["type"] == "union_tag_not_found":
+        what = f"needs its {context['discriminator'].strip(chr(39))}"
+    elif problem["type"] == "unknown_parameter":
+        name, valid = context["name"], context["valid"]
+        what = unknown("parameter", name, valid, meant(str(name)))
+    elif problem["type"] == "kind" and context["chooses"]:
+        what = f"is a block of parameters: write {where}.{context['chooses']}={given}"
+    elif problem["type"] == "model_type":
+        what = f"must be a block of parameters, but got {shown(given)}"
+    elif problem["type"] not in ("value_error", "kind", "refused") and not isinstance(given, dict):
+        what = f"{what}, but got {shown(given)}"
+    return f"{where}: {what}" if where else what

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from kedro.config import OmegaConfigLoader
-
 # What imports make lives as long as the process: looking through it for garbage, again and again,
 # is a quarter of the time to the first node.
 gc.disable()
 try:
+    from lt_pipeline.conf_loader import ConfLoader
     from lt_pipeline.hooks import ProjectHooks
     from lt_pipeline.provenance import ProvenanceHooks
     from lt_pipeline.tune_hooks import TuneHooks
@@ -19,7 +18,7 @@ finally:
     gc.enable()
 
 HOOKS = (ProjectHooks(), ProvenanceHooks(), TuneHooks())
-CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_CLASS = ConfLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",

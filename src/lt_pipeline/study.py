@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lt_pipeline.config import ExperimentConfig, MethodBlock, MethodName, merged
 from lt_pipeline.schema import Config, one_line_errors
@@ -77,7 +77,7 @@ class StudyConfig(Config):
     """
 
     title: str
-    seeds: PositiveInt = 3
+    seeds: int = Field(default=3, ge=1, le=10_000)
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
     against: str | None = None

@@ -262,7 +262,7 @@ def test_a_wrong_arm_stops_the_run_at_once(project):
     [
         ({"studies": {"dbm_k": {}}}, "studies: unknown study 'dbm_k': did you mean 'dbm_K'"),
         ({"studies": {"dbm_tau": {"sed": 1}}}, "studies.dbm_tau: unknown parameter 'sed'"),
-        ({"studies": 3}, "studies: is a block of studies by name, but got 3"),
+        ({"studies": 3}, "studies: must be a block of parameters, but got 3"),
         ({"studies": {"dbm_K": 3}}, "studies.dbm_K: .*but got 3"),
     ],
 )

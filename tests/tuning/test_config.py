@@ -83,7 +83,7 @@ def test_what_must_be_the_same_leaves_out_what_is_searched_and_what_decides_noth
             {"search": {"training": {"batch_size": {"low": 16, "high": 33}}}},
             "ce_search: training.batch_size: .*integer",
         ),
-        ({"sampler": "tpes"}, "tune.sampler: .*'tpe' or 'random'"),
+        ({"sampler": "tpes"}, "tune.sampler: unknown sampler 'tpes': did you mean 'tpe'"),
         ({"trails": 3}, "tune: unknown parameter 'trails': did you mean 'trials'"),
         ({"trials": 0}, "tune.trials"),
     ],

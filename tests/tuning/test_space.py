@@ -51,6 +51,12 @@ def test_an_empty_space_is_one_line_that_says_what_to_do(block):
         ({"options": {"a": {"low": 0.5, "high": 2, "integer": True}}}, "integer needs whole"),
         ({"options": {"a": {"choices": [1]}}}, "options.a.choices"),
         ({"options": {"a": {"low": 1, "hihg": 2}}}, "did you mean 'high'"),
+        (
+            {"options": {"a": {"low": 0, "high": 1, "step": 2}}},
+            "a: step must be at most high - low",
+        ),
+        ({"options": {"a": {"low": 0, "high": float("inf")}}}, "a.high: .*finite"),
+        ({"options": {"a": {"choices": [1, 2, 1.0]}}}, "a.choices: must differ from one another"),
         (3, "tune.search.x: is a block of ranges by parameter, but got 3"),
     ],
 )

@@ -32,9 +32,9 @@ def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Pixels = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Pixels = Annotated[float, Field(gt=0)]
 
 
 class ContrastConfig(Config):

@@ -31,7 +31,7 @@ class MixConfig(Config):
 
     mixup: bool = True
     cutmix: bool = True
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    alpha: Annotated[float, Field(gt=0)] = 1.0
     both: Literal["alternate", "halves"] = "alternate"
 
 

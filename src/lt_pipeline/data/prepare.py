@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class AuxiliaryConfig(Config):
     """
 
     name: str = "gaussian_noise"
-    images: PositiveInt = 10_000
+    images: int = Field(default=10_000, ge=1, le=100_000_000)
 
     @field_validator("name")
     @classmethod
@@ -54,9 +54,11 @@ class DataConfig(Config):
     ``auxiliary`` are images of no class, for the methods that train on some.
     """
 
+    symbols: ClassVar[Mapping[str, str]] = {"IR": "imbalance_ratio", "n_max": "max_per_class"}
+
     source: str = "digits"
     profile: Profile = Exponential()
-    imbalance_ratio: float = Field(default=100.0, ge=1, allow_inf_nan=False)
+    imbalance_ratio: float = Field(default=100.0, ge=1)
     max_per_class: PositiveInt | None = None
     order: Literal["label", "size"] = "label"
     index: Literal["seeded", "published"] = "seeded"
@@ -71,6 +73,19 @@ class DataConfig(Config):
         if name not in SOURCES:
             raise ValueError(unknown("source", name, SOURCES))
         return name
+
+    @model_validator(mode="after")
+    def _in_reach_of_floats(self) -> DataConfig:
+        try:
+            last = self.profile.share(1.0, self.imbalance_ratio) * self.imbalance_ratio
+        except OverflowError:
+            last = math.inf
+        if not math.isclose(last, 1.0, rel_tol=1e-6):
+            raise ValueError(
+                f"profile: {self.profile!r} cannot be computed at an imbalance_ratio of "
+                f"{self.imbalance_ratio:g}: choose less extreme ones"
+            )
+        return self
 
     @model_validator(mode="after")
     def _auxiliary_of_no_class(self) -> DataConfig:

@@ -21,6 +21,7 @@ def rate_factor(config: TrainingConfig, step: int, steps: int, steps_per_epoch: 
     if config.schedule == "linear":
         return 1 - done
     if config.schedule == "step":
-        # Milestones are fractions of the whole run, warm-up included, as published: 160 of 200.
-        return float(config.decay ** sum(step >= m * steps for m in config.milestones))
+        # Of the whole run, warm-up included, as published: 160 of 200.
+        run = config.epochs if config.milestones_are_epochs else 1
+        return float(config.decay ** sum(step * run >= m * steps for m in config.milestones))
     return 1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import nn
 
 from lt_pipeline.data.longtail import LongTail
@@ -169,8 +170,8 @@ class BalancedContrastiveConfig(CriterionBase):
     classification: PositiveFloat = 2.0
     contrast: NonNegativeFloat = 0.6
     temperature: PositiveFloat = 0.1
-    hidden: PositiveInt = 512
-    width: PositiveInt = 128
+    hidden: int = Field(default=512, ge=1, le=65_536)
+    width: int = Field(default=128, ge=1, le=65_536)
 
 
 class LabelAwareSmoothingConfig(CriterionBase):
@@ -183,6 +184,8 @@ class LabelAwareSmoothingConfig(CriterionBase):
         shape: how it rises between them, over the number of images.
         power: of the exponential shape; 1 is linear.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"epsilon_1": "head", "epsilon_K": "tail"}
 
     kind = LabelAwareSmoothing
     name: Literal["label_aware_smoothing"] = "label_aware_smoothing"

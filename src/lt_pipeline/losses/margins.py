@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -188,6 +189,8 @@ class SphereFaceConfig(MarginBase):
     Theirs is 4 and needs their annealing to train; the default trains without.
     """
 
+    symbols: ClassVar[Mapping[str, str]] = {"m": "factor"}
+
     kind = SphereFace
     name: Literal["sphereface"] = "sphereface"
     factor: float = Field(default=1.5, ge=1)
@@ -197,6 +200,8 @@ class SphereFaceConfig(MarginBase):
 class CosFaceConfig(MarginBase):
     """Wang et al., CVPR 2018: the cosine less ``size``."""
 
+    symbols: ClassVar[Mapping[str, str]] = {"m": "size"}
+
     kind = CosFace
     name: Literal["cosface"] = "cosface"
     size: NonNegativeFloat = 0.35
@@ -204,6 +209,8 @@ class CosFaceConfig(MarginBase):
 
 class ArcFaceConfig(MarginBase):
     """Deng et al., CVPR 2019: the angle plus ``size`` radians; their code falls on past pi, too."""
+
+    symbols: ClassVar[Mapping[str, str]] = {"m": "size"}
 
     kind = ArcFace
     name: Literal["arcface"] = "arcface"
@@ -213,6 +220,8 @@ class ArcFaceConfig(MarginBase):
 
 class LdamConfig(MarginBase):
     """Cao et al., NeurIPS 2019: the cosine less a margin; ``largest`` is the rarest class's."""
+
+    symbols: ClassVar[Mapping[str, str]] = {"C": "largest"}
 
     kind = Ldam
     name: Literal["ldam"] = "ldam"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
@@ -23,6 +24,8 @@ class OutlierOptions(MethodOptions):
         start: share of the epochs that pass before outliers count.
         weight: of their term.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"lambda": "weight"}
 
     outliers: PositiveFloat = 1.0
     start: float = Field(default=0.0, ge=0, lt=1)

@@ -46,8 +46,11 @@ class PretrainedOptions(MethodOptions):
         if not isinstance(values, dict):
             return values
         name = values.get("pretrain", cls.model_fields["pretrain"].default)
-        given = values.get("pretrain_options")
-        kind = methods.get(str(name))
+        given = values.get("pretrain_options", {})
+        try:
+            kind = methods.get(name)
+        except ValueError as error:
+            raise ValueError(f"pretrain: {error}") from None
         if kind.finish is not Method.finish:
             raise ValueError(
                 f"pretrain: {name} replaces its classifier after training, and a second stage "
@@ -55,7 +58,7 @@ class PretrainedOptions(MethodOptions):
             )
         if not isinstance(given, MethodOptions):
             with one_line_errors("pretrain_options"):
-                given = kind.Options.model_validate(given or {})
+                given = kind.Options.model_validate(given)
         return {**values, "pretrain": name, "pretrain_options": given}
 
     @property

@@ -8,7 +8,7 @@ trained at last. docs/methods/btm.md says what the paper leaves open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -71,8 +71,10 @@ class BranchesConfig(Config):
         together: train all as one batched computation, in one node, where memory allows.
     """
 
+    symbols: ClassVar[Mapping[str, str]] = {"N_D": "sets", "N_C": "images"}
+
     sets: int = Field(default=10, ge=1, le=100)
-    images: PositiveInt = 10
+    images: int = Field(default=10, ge=1, le=100_000)
     short: Short = "keep"
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 256

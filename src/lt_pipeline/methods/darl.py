@@ -7,7 +7,7 @@ ambiguous an image is to an expert scales the adjustment of its logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -52,6 +52,8 @@ class DarlOptions(LglaOptions):
         energy_of: each ``expert``'s own logits, or their mean, ``fused``.
         tau: temperature of the energy (equation 8).
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"E_hat": "ambiguity", "K": "experts"}
 
     original: float = Field(default=1.0, gt=0, le=1)
     balanced: float = Field(default=1.0, ge=0, le=1)

@@ -8,7 +8,7 @@ how few images they have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from matplotlib.figure import Figure
@@ -76,6 +76,14 @@ class DqrouteOptions(ExpertOptions):
         weighted_ood: weight the OOD heads' loss by class, too.
         fuse: ``probabilities`` (equation 6) or ``logits``.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {
+        "lambda": "balance",
+        "lambda_OOD": "ood_weight",
+        "tau_m": "medium_below",
+        "tau_t": "tail_below",
+        "q": "quantity",
+    }
 
     experts: Literal[1, 3] = 3
     medium_below: PositiveInt = 100

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
@@ -21,6 +22,12 @@ class EnergyOptions(OutlierOptions):
             on CIFAR-100.
         outside_above: m_out, the energy that outliers should not fall below.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {
+        **OutlierOptions.symbols,
+        "m_in": "inside_below",
+        "m_out": "outside_above",
+    }
 
     start: float = Field(default=0.9, ge=0, lt=1)
     weight: PositiveFloat = 0.1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -60,6 +60,13 @@ class MoreOptions(MethodOptions):
         freeze_general_after: share of the run after which W^g is frozen and only then A and B
             learn, which is LoRA; null is MORE, where all learn throughout.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {
+        "A": "amplitude",
+        "A'": "amplitude",
+        "r": "rank",
+        "alpha": "schedule",
+    }
 
     criterion: CriterionConfig = LogitAdjustmentConfig()
     rank: float = Field(default=0.1, gt=0, lt=1)

@@ -6,7 +6,8 @@ the released code differs from the paper, docs/methods/experts.md says which is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -52,6 +53,14 @@ class RideOptions(ExpertOptions):
         router_logits: how many of the largest logits it sees.
     """
 
+    symbols: ClassVar[Mapping[str, str]] = {
+        "K": "experts",
+        "lambda": "diversity",
+        "alpha": "temperature",
+        "gamma": "temperature_gamma",
+        "omega_on": "router_weight",
+    }
+
     criterion: CriterionConfig = ClassBalancedConfig(start=0.8, margin=LdamConfig())
     diversity: NonNegativeFloat = 0.2
     diversity_target: losses.DiversityTarget = "mean"
@@ -63,7 +72,7 @@ class RideOptions(ExpertOptions):
     router_share: float = Field(default=0.1, gt=0, le=1)
     router_sampler: SamplerConfig = SamplerConfig(name="class_balanced")
     router_weight: PositiveFloat = 100.0
-    router_hidden: PositiveInt = 16
+    router_hidden: int = Field(default=16, ge=1, le=65_536)
     router_logits: PositiveInt = 30
 
 

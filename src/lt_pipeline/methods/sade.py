@@ -6,8 +6,8 @@ recognition, NeurIPS 2022.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import (
@@ -75,6 +75,8 @@ class SadeOptions(ExpertOptions):
         tau: how far the third expert is pushed towards rare classes.
         aggregation: how the experts are weighted at test time.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"lambda": "tau"}
 
     criterion: CrossEntropyConfig = CrossEntropyConfig()
     experts: Literal[3] = 3

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, field_validator
@@ -20,6 +20,8 @@ class ModelConfig(Config):
     ``head_init`` is how a linear head's weights start: ``uniform`` as torch's, or ``kaiming`` as in
     the released codes of LDAM's family, 2.4 times as large. Cosine heads start at unit length.
     """
+
+    symbols: ClassVar[Mapping[str, str]] = {"s": "scale"}
 
     backbone: str = "resnet32"
     head: Literal["linear", "cosine"] = "linear"

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from lt_pipeline import methods
 from lt_pipeline.config import ExperimentConfig, data_config, merged, search_of
 from lt_pipeline.data.prepare import DataConfig
-from lt_pipeline.schema import Config, flatten, one_line_errors, unknown
+from lt_pipeline.schema import Config, block_of, flatten, one_line_errors, unknown
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
@@ -57,7 +57,7 @@ class TuneConfig(Config):
     pruner: Literal["median", "hyperband", "none"] = "median"
     validation: float = Field(default=0.2, gt=0, lt=1)
     seed: NonNegativeInt = 0
-    workers: PositiveInt = 1
+    workers: int = Field(default=1, ge=1, le=10_000)
     engine: Literal["processes", "ray"] = "processes"
     address: str | None = None
     storage: str | None = None
@@ -81,9 +81,9 @@ class Sweep:
         self.method = method_name(parameters)
         self.config = tune_config(parameters)
         own = search_of(self.method)
-        block = parameters.get(own)
-        where = "tune.search" if block is None else own
-        self.space = Space.read(self.config.search if block is None else block, where)
+        where = own if own in parameters else "tune.search"
+        block = block_of(parameters, own) if own in parameters else self.config.search
+        self.space = Space.read(block, where)
         for corner in self.space.corners():
             try:
                 self.experiment(corner)
@@ -137,10 +137,10 @@ def method_name(parameters: Mapping[str, Any]) -> str:
     Raises:
         ValueError: with the nearest name, if there is none of this name.
     """
-    name = str(parameters.get("method", "more"))
+    name = parameters.get("method", "more")
     if name not in methods.available():
         raise ValueError(f"method: {unknown('method', name, methods.available())}")
-    return name
+    return str(name)
 
 
 def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
@@ -150,7 +150,7 @@ def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
         ValueError: in one line, naming every parameter that is wrong and what would be right.
     """
     with one_line_errors("tune"):
-        found = TuneConfig.model_validate(parameters.get("tune") or {})
+        found = TuneConfig.model_validate(block_of(parameters, "tune"))
     storage = found.storage or os.environ.get(STORAGE_VARIABLE) or None
     return found.model_copy(update={"storage": storage})
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lt_pipeline.schema import Config, one_line_errors, unknown
 
@@ -32,10 +32,15 @@ class Range(Config):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Range:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not self.low < self.high:
             raise ValueError(f"low must be < high, but they are {self.low:g} and {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(
+                f"step must be at most high - low, or only low is tried, but is {self.step:g} "
+                f"between {self.low:g} and {self.high:g}"
+            )
         whole = (self.low, self.high, self.step or 1)
         if self.integer and any(number != int(number) for number in whole):
             raise ValueError("integer needs whole numbers as low, high and step")
@@ -55,6 +60,13 @@ class Choices(Config):
     """One of several values."""
 
     choices: tuple[Value, ...] = Field(min_length=2)
+
+    @field_validator("choices")
+    @classmethod
+    def _differ(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
+        if len({*choices}) < len(choices):
+            raise ValueError(f"must differ from one another, but are {list(choices)}")
+        return choices
 
     def points(self) -> list[Value]:
         """Return all of them."""

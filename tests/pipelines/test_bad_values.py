@@ -1,0 +1,31 @@
+"""Bad values through the real command line: one line, before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "line"),
+    [
+        ("ce", "data.imbalance_ratio=1:50", "data.imbalance_ratio: YAML reads 1:50 as 110"),
+        ("ce", "training=null", "training: must be a block of parameters, but got null"),
+        ("ce", "training.learning_rate=.inf", "training.learning_rate: Input should be a finite"),
+        ("ce", "training.epochs={", "training.epochs: is no YAML"),
+        ("dbm", "K=0.1", "did you mean 'dbm.options.criterion.margin.K'?"),
+        ("ce", "method=null", "method: unknown method null: valid: arcface"),
+        ("ce", "device=meta", "device 'meta' cannot be used here"),
+    ],
+)
+def test_a_bad_value_is_one_line_before_anything_runs(project, pipeline, given, line):
+    code, output = project.run(
+        "kedro", "run", f"--pipelines={pipeline}", "--env=smoke", f"--params={given}"
+    )
+    assert code == 1
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert line in last
+    assert "Traceback" not in output
+    assert not project.file("03_primary").exists()
