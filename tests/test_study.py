@@ -128,3 +128,29 @@ def test_the_first_detector_is_that_of_the_first_mean():
     columns = ["test/accuracy", "ood/msp/svhn/auroc", "ood/knn/mean/auroc", "ood/odin/mean/auroc"]
     assert first_detector(columns) == "knn"
     assert first_detector(["test/accuracy", "ood/msp/svhn/auroc"]) is None
+
+
+def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
+    found = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read("btm_gml", found["studies"]["btm_gml"]).experiments(found)
+    for released, usual in (("GML released", "MiSLAS"), ("BTM GML released", "BTM")):
+        one, other = arms[released].options, arms[usual].options
+        assert (one.criterion.name, one.criterion.p) == ("geometric_mean", 1.0)
+        assert one.model_copy(update={"criterion": other.criterion}) == other
+    ours = arms["GML"].options.classifier
+    assert (ours.sampler.name, ours.scale, ours.head_rate) == ("instance_balanced", False, 1.0)
+
+
+def test_the_readings_of_fc_differ_in_nothing_else():
+    found = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read("btm_fc", found["studies"]["btm_fc"]).experiments(found)
+    stages = {name: arm.options.fc_classifier for name, arm in arms.items() if arm.options.has_fc}
+    recipes = [(s.learning_rate, s.batch_size, s.weight_decay, s.restart) for s in stages.values()]
+    text = (5e-3, 256, 5e-4)
+    assert recipes == [(*text, False), (*text, True), (0.1, None, None, False)]
+    assert set(arms) - set(stages) == {"no FC"}
+    usual = arms["FC as the fine-tunings"].options
+    for name in stages:
+        changed = arms[name].options.model_copy(update={"fc_classifier": usual.fc_classifier})
+        assert changed == usual
+    assert arms["no FC"].options.classifier.epochs == 40, "as long at last as behind FC"
