@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from kedro.config import OmegaConfigLoader
 
 from lt_pipeline import methods
@@ -72,14 +73,22 @@ def test_the_cifar_recipe_is_the_one_the_papers_figures_fit():
 
 @pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if "cifar" in name])
 def test_btm_has_the_papers_fine_tuning_on_cifar(environment):
-    options = ExperimentConfig.resolve("btm", parameters(environment)).options
+    found = parameters(environment)
+    options = ExperimentConfig.resolve("btm", found).options
+    # of ten classes a subset is 100 images, and a batch a quarter of it, too
+    size = 256 if data_config(found).source == "cifar100" else 25
     for block in (options.branches, options.fc_classifier):
-        assert (block.batch_size, block.learning_rate, block.weight_decay) == (256, 5e-3, 5e-4)
+        assert (block.batch_size, block.learning_rate, block.weight_decay) == (size, 5e-3, 5e-4)
 
 
 @pytest.mark.parametrize(
     ("environment", "classes", "largest", "images"),
-    [("base", 10, 124, 94), ("smoke", 10, 60, 40), ("cifar100_lt_btm", 100, 500, 949)],
+    [
+        ("base", 10, 124, 94),
+        ("smoke", 10, 60, 40),
+        ("cifar100_lt_btm", 100, 500, 949),
+        ("cifar10_lt_btm", 10, 5000, 100),
+    ],
 )
 def test_a_fine_tuning_of_btm_has_as_many_steps_an_epoch_as_the_papers(
     environment, classes, largest, images
@@ -244,6 +253,74 @@ def test_hints_say_what_to_write(given, line):
 def test_what_no_library_could_do_is_refused_at_once(values, line):
     with pytest.raises(ValueError, match=line):
         data_config({"data": values})
+
+
+def fits(method, change):
+    found = merged(parameters("smoke"), change)
+    ExperimentConfig.resolve(method, found).check_data(data_config(found))
+
+
+NEIGHBOURS = {"detectors": ["knn"], "detector": {"knn": 241}}
+PLANE = {"detectors": ["vim"], "detector": {"vim_dimensions": 64}}
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "line"),
+    [
+        ("ce", {"training": {"batch_size": 300}}, "training.batch_size .* is 300 with 240 images"),
+        ("ce", {"training": {"augment": {"crop_padding": 8}}}, "training.augment.crop_padding"),
+        ("ce", {"training": {"augment": {"cutout": 17}}}, "training.augment.cutout .* 8 x 8"),
+        ("ce", {"model": {"backbone": "resnet18", "pretrained": True}}, "pretrained .* 3 channels"),
+        ("ce", {"model": {"pretrained": True}}, "model.pretrained needs one of resnet18"),
+        ("ce", {"evaluation": NEIGHBOURS}, "evaluation.detector.knn .* at most the 240"),
+        ("ce", {"evaluation": PLANE}, "evaluation.detector.vim_dimensions .* 64 dimensions"),
+        ("ce", {"data": {"groups": {"rule": "split", "sizes": [9, 0, 0]}}}, "data.groups.sizes"),
+        ("ce", {"data": {"groups": {"few_below": 200}}}, "data.groups.few_below must be <="),
+        ("ce", {"data": {"max_per_class": 129}}, "data.max_per_class .* source has 128"),
+        ("ce", {"data": {"imbalance_ratio": 61}}, "data.imbalance_ratio 61 .* must be <= 60"),
+        ("lgla", {"lgla": {"options": {"experts": 12}}}, "lgla: options.experts .* at most 11"),
+        ("dqroute", {"dqroute": {"options": {"tail_below": 300}}}, "dqroute: tail_below must be <"),
+        (
+            "sade",
+            {"sade": {"options": {"aggregation": {"augment": {"crop_padding": 9}}}}},
+            "sade.options.aggregation.augment.crop_padding",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_the_data_are_known_before_anything_runs(method, change, line):
+    with pytest.raises(ValueError, match=line) as found:
+        fits(method, change)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_what_conf_says_fits_its_data(environment):
+    found = merged(parameters(environment), {"data": {"auxiliary": {"name": "gaussian_noise"}}})
+    for method in methods.available():
+        ExperimentConfig.resolve(method, found).check_data(data_config(found))
+
+
+def test_looking_whether_it_fits_changes_no_draw():
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    fits("ce", {})
+    assert torch.rand(1) == wanted
+
+
+def test_sets_that_are_named_must_be_there_and_whole(tmp_path):
+    data = data_config({})
+    with pytest.raises(
+        ValueError, match=r"^evaluation.ood: svhn is not there: no test_32x"
+    ):
+        EvaluationConfig(ood=("svhn",)).check_files(data, tmp_path)
+    EvaluationConfig(ood=True).check_files(data, tmp_path)
+    EvaluationConfig(ood=("digits", "uniform_noise")).check_files(data, tmp_path)
+    folder = tmp_path / "ood" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^evaluation.ood: .*a.png is damaged"):
+        EvaluationConfig(ood="folder:mine").check_files(data, tmp_path)
 
 
 def test_difficulty_on_a_hold_out_needs_one():

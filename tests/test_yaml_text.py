@@ -65,7 +65,6 @@ def test_a_file_of_parameters_is_a_block(text):
             "1_000",
             "'010'",
             '"1:50"',
-            "1:99",
         ),
         *(
             "1:99",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import (
     AfterValidator,
     Field,
@@ -20,12 +23,26 @@ from pydantic_core.core_schema import ValidationInfo
 from lt_pipeline import methods
 from lt_pipeline.data import ood
 from lt_pipeline.data.ood import OOD_SETS
-from lt_pipeline.data.prepare import DataConfig
-from lt_pipeline.detectors import DetectorConfig, check_name
+from lt_pipeline.data.ood_files import Wanted
+from lt_pipeline.data.prepare import DataCard, DataConfig, expected
+from lt_pipeline.data.sources import FACTS
+from lt_pipeline.detectors import DetectorConfig, check_dimensions, check_name, check_neighbours
 from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.methods._base import MethodOptions
+from lt_pipeline.engine.loop import phase_config
+from lt_pipeline.engine.stream import steps_of
+from lt_pipeline.methods._base import Method, MethodOptions
+from lt_pipeline.models.backbones import check_pretrained
 from lt_pipeline.models.network import ModelConfig
 from lt_pipeline.schema import Config, block_of, one_line_errors, places, unknown
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Say where the parameter is that a ValueError is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
 
 
 class EvaluationConfig(Config):
@@ -36,7 +53,7 @@ class EvaluationConfig(Config):
         recall_floor: what a recall of zero counts as in the harmonic and geometric mean.
         ood: out-of-distribution sets to tell from the test set, one or several by name; ``true`` is
             all that are known (docs/ood.md), of which those that are not there are left out with a
-            line.
+            line; a set that is named must be there.
         ood_limit: the most images taken of a set.
         detectors: what tells them apart, by name: ``msp``, ``odin``, ``energy``, ``max_logit``,
             ``entropy``, ``gen``, ``knn``, ``nnguide``, ``vim``, ``react``, ``mahalanobis``,
@@ -60,6 +77,18 @@ class EvaluationConfig(Config):
         if isinstance(self.ood, bool):
             return tuple(OOD_SETS) if self.ood else ()
         return self.ood
+
+    def check_files(self, data: DataConfig, raw_folder: Path) -> None:
+        """Refuse sets that are named and not in ``raw_folder``, and damaged files.
+
+        Raises:
+            ValueError: in one line, naming the set or file and what to put where.
+        """
+        trained = data.auxiliary.name if data.auxiliary else ""
+        names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
+        wanted = Wanted(raw_folder, FACTS[data.source].shape, self.ood_limit, data.seed)
+        with _named("evaluation.ood: "):
+            ood.check_files(names, wanted, optional=self.ood is True)
 
     @field_validator("ood")
     @classmethod
@@ -167,6 +196,36 @@ class ExperimentConfig(Config):
                 f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"
             )
+        self._check_fit(expected(data), FACTS[data.source].shape)
+
+    def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
+        """Refuse sizes that do not fit the data, by building what will be trained."""
+        training, images = self.training, sum(card.longtail.class_counts)
+        if self.model.pretrained:
+            check_pretrained(self.model.backbone, card.channels)
+        with _named("training.augment."):
+            training.augment.check(shape)
+        with _named(f"{self.method}.options."):
+            self.options.check_images(shape)
+        method = self._untrained(card)
+        if method.views:
+            with _named("training.contrast: "):
+                training.contrast.check(shape)
+        stages = {stage.name: stage for stage in method.stages(self.options)}
+        for phase in method.phases(training.epochs):
+            if not stages[phase.name].subset:
+                steps_of(phase, images, phase_config(training, phase).batch_size)
+        for name in self.evaluation.detectors if self.evaluation.ood_names else ():
+            check_neighbours(name, self.evaluation.detector, images)
+            if name == "vim":
+                features = method.net.centres.numel() // card.longtail.classes
+                check_dimensions(self.evaluation.detector.vim_dimensions or 0, features)
+
+    def _untrained(self, card: DataCard) -> Method:
+        """Return the method as it begins, without what would be downloaded."""
+        plain = self.model.model_copy(update={"pretrained": False})
+        with _named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
+            return methods.get(self.method)(self.options, plain, card)
 
     @classmethod
     def resolve(cls, method: str, parameters: Mapping[str, Any]) -> ExperimentConfig:
@@ -283,6 +342,6 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
             raise ValueError(unknown("parameter or method", name, valid, place))
         if name not in SINGLE:
             block_of(parameters, name)
-    data_config(parameters)
+    expected(data_config(parameters))
     for name in methods.available():
         method_options(name, parameters)

@@ -192,14 +192,14 @@ def _energy(fitting: Fitting) -> Detector:
 
 
 def _knn(fitting: Fitting) -> Detector:
-    _check_enough(fitting, "knn", fitting.config.knn)
+    check_neighbours("knn", fitting.config, len(fitting.labels))
     found = _library("KNN")(None, fitting.config.knn)
     found.fit_features(_flat(fitting.train.features), fitting.labels)
     return lambda seen: -found.predict_features(_flat(seen.features))
 
 
 def _nnguide(fitting: Fitting) -> Detector:
-    _check_enough(fitting, "nnguide", fitting.config.nnguide)
+    check_neighbours("nnguide", fitting.config, len(fitting.labels))
     head = fitting.method.net.head
     features, weight, bias = linear_readout(head, fitting.train.features)
     found = _library("NNGuide")(None, lambda z: z @ weight.T + bias, fitting.config.nnguide)
@@ -217,11 +217,7 @@ def _vim(fitting: Fitting) -> Detector:
     train, weight, bias = (part.double() for part in linear_readout(head, fitting.train.features))
     spanned = len(_axes(train)[0])
     dimensions = fitting.config.vim_dimensions or spanned // 2
-    if dimensions >= spanned:
-        raise ValueError(
-            f"evaluation.detector.vim_dimensions must be below the {spanned} dimensions that the "
-            f"features of the training images have, but is {dimensions}"
-        )
+    check_dimensions(dimensions, spanned)
     # where all logits are 0, nearly; weights come from float32, and what is rounding there is 0
     rounding = max(weight.shape) * torch.finfo(torch.float32).eps
     origin = -torch.linalg.pinv(weight, rtol=rounding) @ bias
@@ -297,11 +293,30 @@ def _axes(features: Tensor) -> tuple[Tensor, Tensor]:
     return variance[real], directions[:, real]
 
 
-def _check_enough(fitting: Fitting, name: str, neighbours: int) -> None:
-    if neighbours > len(fitting.labels):
+def check_neighbours(name: str, config: DetectorConfig, images: int) -> None:
+    """Refuse more neighbours than there are training ``images``, if the detector ``name`` has any.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    neighbours = getattr(config, name) if name in ("knn", "nnguide") else 0
+    if neighbours > images:
         raise ValueError(
-            f"evaluation.detector.{name} must be at most the {len(fitting.labels)} training "
-            f"images, but is {neighbours}"
+            f"evaluation.detector.{name} must be at most the {images} training images, but is "
+            f"{neighbours}"
+        )
+
+
+def check_dimensions(dimensions: int, spanned: int) -> None:
+    """Refuse a principal space of ViM that is the whole space of ``spanned`` dimensions.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    if dimensions >= spanned:
+        raise ValueError(
+            f"evaluation.detector.vim_dimensions must be below the {spanned} dimensions that the "
+            f"features of the training images have, but is {dimensions}"
         )
 
 

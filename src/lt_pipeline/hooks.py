@@ -109,6 +109,8 @@ class ProjectHooks:
                 read_papers(catalog.load("papers"))
             used = _experiments(names, known, parameters)
             _check_fit(used, parameters)
+            if "raw_folder" in pipeline.inputs():
+                _check_files(used, parameters, catalog.load("raw_folder"))
             self.experiments = [e for e in used if e.method in names]
             for experiment in self.experiments:
                 partial = bool(run_params.get("only_missing_outputs"))
@@ -234,6 +236,14 @@ def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None
         experiment.check_data(data_config(parameters))
     for line in dict.fromkeys(experiment.training.reading for experiment in used):
         LOGGER.info(line)
+
+
+def _check_files(
+    used: list[ExperimentConfig], parameters: dict[str, Any], raw_folder: Path
+) -> None:
+    """Refuse OOD sets that are missing or damaged, each once."""
+    for evaluation in {experiment.evaluation for experiment in used}:
+        evaluation.check_files(data_config(parameters), raw_folder)
 
 
 def _take_up(

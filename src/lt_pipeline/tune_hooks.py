@@ -47,6 +47,7 @@ class TuneHooks:
             sweep = Sweep(parameters)
             choose_device(sweep.base.device)
             sweep.base.check_data(sweep.data)
+            sweep.base.evaluation.check_files(sweep.data, catalog.load("raw_folder"))
             _reach_storage(sweep)
             _reach_cluster(sweep)
         except (ValueError, ConnectionError) as error:

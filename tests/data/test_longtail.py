@@ -46,7 +46,7 @@ def test_thirds_of_ten_classes_are_four_three_three():
 
 
 def test_thresholds_that_overlap_are_refused():
-    with pytest.raises(ValueError, match="few_below must be <= groups.many_above"):
+    with pytest.raises(ValueError, match="few_below must be <= data.groups.many_above"):
         CountGroups(many_above=10, few_below=20).assign([5])
 
 

@@ -11,7 +11,7 @@ import torch
 from torchvision import datasets
 
 from lt_pipeline.data.longtail import class_counts
-from lt_pipeline.data.sources import SOURCES, load_source
+from lt_pipeline.data.sources import FACTS, SOURCES, Facts, load_source
 
 
 def test_digits_have_a_balanced_test_set_and_lose_no_image(tmp_path):
@@ -119,3 +119,18 @@ def test_fashion_mnist_files_are_read_in_their_layout(tmp_path):
     assert torch.equal(source.train.images[:, 0, 3, 3], torch.arange(30, dtype=torch.uint8))
     assert source.test.labels.tolist() == list(range(10))
     assert source.train.class_names[9] == "Ankle boot"
+
+
+def counted(name, folder):
+    train = load_source(name, folder).train
+    return Facts(train.shape, tuple(class_counts(train.labels, len(train.class_names)).tolist()))
+
+
+def test_what_is_known_of_a_source_is_what_it_has(tmp_path):
+    assert FACTS.keys() == SOURCES.keys()
+    assert counted("digits", tmp_path) == FACTS["digits"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_what_is_known_of_cifar_is_what_its_files_have(name, raw_cifar):
+    assert counted(name, raw_cifar) == FACTS[name]

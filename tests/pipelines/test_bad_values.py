@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
         ("ce", "training.epochs={", "training.epochs: is no YAML"),
         ("dbm", "K=0.1", "did you mean 'dbm.options.criterion.margin.K'?"),
         ("ce", "method=null", "method: unknown method null: valid: arcface"),
+        ("ce", "evaluation.ood=svhn", "evaluation.ood: svhn is not there: no test_32x32.mat; put"),
+        ("dbm_K", "training.batch_size=999", "training.batch_size must be <= the number"),
         ("ce", "device=meta", "device 'meta' cannot be used here"),
     ],
 )

@@ -53,7 +53,7 @@ def test_an_empty_space_is_one_line_that_says_what_to_do(block):
         ({"options": {"a": {"low": 1, "hihg": 2}}}, "did you mean 'high'"),
         (
             {"options": {"a": {"low": 0, "high": 1, "step": 2}}},
-            "a: step must be at most high - low",
+            "a: step must be at most",
         ),
         ({"options": {"a": {"low": 0, "high": float("inf")}}}, "a.high: .*finite"),
         ({"options": {"a": {"choices": [1, 2, 1.0]}}}, "a.choices: must differ from one another"),

@@ -26,7 +26,7 @@ class CountGroups(Config):
         """Return the group name of every class."""
         if self.few_below > self.many_above + 1:
             raise ValueError(
-                f"groups.few_below must be <= groups.many_above + 1, but got "
+                f"data.groups.few_below must be <= data.groups.many_above + 1, but got "
                 f"{self.few_below} and {self.many_above}"
             )
         return [
@@ -49,8 +49,8 @@ class SplitGroups(Config):
         """Return the group name of every class."""
         if sum(self.sizes) != len(counts):
             raise ValueError(
-                f"groups.sizes must add up to the {len(counts)} classes, but {list(self.sizes)} "
-                f"adds up to {sum(self.sizes)}"
+                f"data.groups.sizes must add up to the {len(counts)} classes, but "
+                f"{list(self.sizes)} adds up to {sum(self.sizes)}"
             )
         return _cut(counts, self.sizes)
 

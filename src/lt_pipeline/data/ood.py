@@ -122,6 +122,25 @@ def check_name(name: str, known: Iterable[str] | None = None) -> None:
         raise ValueError(unknown("set", name, (*known, f"{FOLDER}NAME")))
 
 
+def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) -> None:
+    """Refuse sets of ``names`` whose files are damaged or, unless they are optional, not there.
+
+    All that is ``wanted`` of them is read: what is damaged is found before hours of training.
+
+    Raises:
+        ValueError: in one line, naming the set or file and what to put where.
+    """
+    for name in names:
+        check_name(name)
+        if name not in FILE_SETS and not name.startswith(FOLDER):
+            continue
+        try:
+            _loader(name)(wanted)
+        except FileNotFoundError as error:
+            if not optional:
+                raise ValueError(f"{name} is not there: {error}") from None
+
+
 def auxiliary_images(
     name: str, root: Path, shape: tuple[int, int, int], count: int, seed: int
 ) -> Tensor:

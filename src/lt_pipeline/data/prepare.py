@@ -17,7 +17,7 @@ from lt_pipeline.data.images import ImageSet
 from lt_pipeline.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.data.ood import AUXILIARY_SETS, check_name
 from lt_pipeline.data.profiles import Exponential, Profile, largest_that_fits, profile_counts
-from lt_pipeline.data.sources import SOURCES, Source
+from lt_pipeline.data.sources import FACTS, SOURCES, Source
 from lt_pipeline.schema import Config, unknown
 
 CHUNK = 2**20  # pixels of one channel that are counted at a time
@@ -182,21 +182,15 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
         ValueError: if a class would be left without a training image, or the source has fewer
             images of a class than the profile asks for.
     """
-    counts = _wanted(source.train, config)
+    available = class_counts(source.train.labels, len(source.train.class_names))
+    counts, held = cut(available.tolist(), source.train.class_names, config)
     by_class = INDEX[config.index](source.train.labels, len(counts), config.seed)
-    held = [_held_out(config.validation, n) for n in counts]
     validation_index = torch.cat([index[:h] for index, h in zip(by_class, held, strict=True)])
     train_index = torch.cat(
         [index[h:n] for index, h, n in zip(by_class, held, counts, strict=True)]
     )
     train, validation = source.train[train_index], source.train[validation_index]
-    longtail = LongTail(
-        class_counts=tuple(n - h for n, h in zip(counts, held, strict=True)),
-        class_names=train.class_names,
-        # By the counts before the hold-out, so that a class keeps its group when tuning.
-        class_groups=tuple(config.groups.assign(counts)),
-        group_rule=config.groups.describe(),
-    )
+    longtail = _longtail(counts, held, train.class_names, config)
     outside = _auxiliary(auxiliary, train)
     sets = (train, validation, source.test, outside)
     card = _card(longtail, sets, config)
@@ -209,20 +203,60 @@ def _held_out(share: float, images: int) -> int:
     return min(max(round(share * images), least), images - 1)
 
 
+def cut(
+    available: Sequence[int], names: Sequence[str], config: DataConfig
+) -> tuple[list[int], list[int]]:
+    """Return how many of the ``available`` images each class keeps, and how many are held out.
+
+    Raises:
+        ValueError: if a class would keep none, or has fewer than the profile asks for.
+    """
+    counts = _wanted(available, names, config)
+    return counts, [_held_out(config.validation, n) for n in counts]
+
+
+def expected(config: DataConfig) -> DataCard:
+    """Return the card that the data will have, known without their files but for their pixels.
+
+    Raises:
+        ValueError: if the source cannot give such data, or the groups do not fit its classes.
+    """
+    shape, available = FACTS[config.source]
+    names = [str(c) for c in range(len(available))]
+    return DataCard(
+        longtail=_longtail(*cut(available, names, config), names, config),
+        channels=shape[0],
+        mean=(0.5,) * shape[0],
+        std=(0.25,) * shape[0],
+        settings=config.model_dump(mode="json"),
+        data_hash="",
+    )
+
+
+def _longtail(
+    counts: Sequence[int], held: Sequence[int], names: Sequence[str], config: DataConfig
+) -> LongTail:
+    return LongTail(
+        class_counts=tuple(n - h for n, h in zip(counts, held, strict=True)),
+        class_names=tuple(names),
+        # By the counts before the hold-out, so that a class keeps its group when tuning.
+        class_groups=tuple(config.groups.assign(counts)),
+        group_rule=config.groups.describe(),
+    )
+
+
 def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:
     """Return images of no class as a set with one."""
     found = train.images[:0] if images is None else images
     return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
 
 
-def _wanted(train: ImageSet, config: DataConfig) -> list[int]:
-    """Return the images that each class of ``train`` keeps, in label order."""
-    available = class_counts(train.labels, len(train.class_names))
+def _wanted(available: Sequence[int], names: Sequence[str], config: DataConfig) -> list[int]:
+    """Return how many of the ``available`` images each class keeps, in label order."""
     by_size = config.order == "size"
-    labels = torch.arange(len(available))
     # of equals the first stays in front
-    ranked = available.argsort(descending=True, stable=True) if by_size else labels
-    has = available[ranked].tolist()
+    ranked = sorted(range(len(available)), key=lambda c: -available[c] if by_size else c)
+    has = [available[c] for c in ranked]
     fits = largest_that_fits(config.profile, has, config.imbalance_ratio)
     counts = profile_counts(
         config.profile,
@@ -230,15 +264,14 @@ def _wanted(train: ImageSet, config: DataConfig) -> list[int]:
         max_per_class=config.max_per_class or (fits if by_size else min(has)),
         imbalance_ratio=config.imbalance_ratio,
     )
-    short = [rank for rank, wanted in enumerate(counts) if wanted > has[rank]]
-    if short:
-        c = int(ranked[short[0]])
-        raise ValueError(
-            f"data.max_per_class asks for {counts[short[0]]} images of class {c} "
-            f"({train.class_names[c]!r}), but the source has {has[short[0]]}: in the order of "
-            f"{config.order} it must be <= {fits}"
-        )
-    return torch.tensor(counts)[ranked.argsort()].tolist()
+    for c, wanted, there in zip(ranked, counts, has, strict=True):
+        if wanted > there:
+            raise ValueError(
+                f"data.max_per_class asks for {wanted} images of class {c} ({names[c]!r}), but "
+                f"the source has {there}: in the order of {config.order} it must be <= {fits}"
+            )
+    kept = dict(zip(ranked, counts, strict=True))
+    return [kept[c] for c in range(len(available))]
 
 
 def _by_class(labels: Tensor, classes: int, order: Tensor) -> Sequence[Tensor]:

@@ -25,6 +25,24 @@ class Source(NamedTuple):
     test: ImageSet
 
 
+class Facts(NamedTuple):
+    """What is known of a source without its files.
+
+    ``shape`` is (channels, height, width), ``per_class`` the training images by class.
+    """
+
+    shape: tuple[int, int, int]
+    per_class: tuple[int, ...]
+
+
+FACTS = {
+    "digits": Facts((1, 8, 8), (128, 132, 127, 133, 131, 132, 131, 129, 124, 130)),
+    "cifar10": Facts((3, 32, 32), (5000,) * 10),
+    "cifar100": Facts((3, 32, 32), (500,) * 100),
+    "fashion_mnist": Facts((1, 28, 28), (6000,) * 10),
+}
+
+
 class _TorchvisionSet(Protocol):
     data: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     targets: list[int] | Tensor

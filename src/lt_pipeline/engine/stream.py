@@ -15,6 +15,21 @@ from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.phase import Phase
 
 
+def steps_of(phase: Phase, images: int, batch_size: int) -> int:
+    """Return the steps of an epoch over so many ``images``.
+
+    Raises:
+        ValueError: if they do not fill one batch.
+    """
+    full, left = divmod(images, batch_size)
+    if not full and not phase.remainder:
+        raise ValueError(
+            f"training.batch_size must be <= the number of training images, "
+            f"but is {batch_size} with {images} images"
+        )
+    return full + (left > 0 and phase.remainder)
+
+
 class Stream:
     """Augmented batches of one phase, drawn where the images live.
 
@@ -37,14 +52,8 @@ class Stream:
         auxiliary: ImageSet | None = None,
     ) -> None:
         self.phase, self.config, self.views, self.device = phase, config, views, device
-        full, left = divmod(len(train), config.batch_size)
-        self.steps = full + (left > 0 and phase.remainder)
-        if not self.steps:
-            raise ValueError(
-                f"training.batch_size must be <= the number of training images, "
-                f"but is {config.batch_size} with {len(train)} images"
-            )
-        self.images = len(train) if phase.remainder else full * config.batch_size
+        self.steps = steps_of(phase, len(train), config.batch_size)
+        self.images = len(train) if phase.remainder else self.steps * config.batch_size
         self.train = train.to(device)
         self.auxiliary = _auxiliary(auxiliary, phase, device)
         self.sampler = phase.sampler or config.sampler.build()

@@ -48,6 +48,13 @@ class MethodOptions(Config):
         except ValueError as error:
             raise ValueError(f"criterion: {error}") from None
 
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images of ``(channels, height, width)`` that an option does not suit.
+
+        Raises:
+            ValueError: naming the option.
+        """
+
     @property
     def wants_auxiliary(self) -> bool:
         """Return whether training needs images of no class."""

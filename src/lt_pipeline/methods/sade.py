@@ -83,6 +83,15 @@ class SadeOptions(ExpertOptions):
     tau: NonNegativeFloat = 2.0
     aggregation: AggregationConfig = AggregationConfig()
 
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images that the views at test time cannot be made of."""
+        try:
+            self.aggregation.augment.check(shape)
+        except ValueError as error:
+            raise ValueError(f"aggregation.augment.{error}") from None
+        if self.aggregation.contrast is not None:
+            self.aggregation.contrast.check(shape)
+
     @field_validator("experts", mode="before")
     @classmethod
     def _one_a_skill(cls, value: Any) -> Any:

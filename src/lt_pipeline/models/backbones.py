@@ -33,17 +33,27 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
         ValueError: for an unknown name, or weights that do not exist for the name or ``channels``.
         FileNotFoundError: if the weights are damaged or cannot be downloaded.
     """
+    if pretrained:
+        check_pretrained(name, channels)
     if name in CIFAR_DEPTHS:
-        if pretrained:
-            raise ValueError(
-                f"model.pretrained needs one of {', '.join(LARGE)}: {name} has no public weights"
-            )
         return CifarResNet(CIFAR_DEPTHS[name], channels)
     if name not in LARGE:
         raise ValueError(unknown("backbone", name, BACKBONES))
-    if pretrained and channels != 3:
-        raise ValueError(f"model.pretrained needs images with 3 channels, but they have {channels}")
     return _torchvision(LARGE[name], channels, pretrained)
+
+
+def check_pretrained(name: str, channels: int) -> None:
+    """Refuse weights that do not exist for the backbone ``name`` or so many ``channels``.
+
+    Raises:
+        ValueError: saying for what they do.
+    """
+    if name in CIFAR_DEPTHS:
+        raise ValueError(
+            f"model.pretrained needs one of {', '.join(LARGE)}: {name} has no public weights"
+        )
+    if channels != 3:
+        raise ValueError(f"model.pretrained needs images with 3 channels, but they have {channels}")
 
 
 def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
