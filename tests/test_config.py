@@ -310,9 +310,7 @@ def test_looking_whether_it_fits_changes_no_draw():
 
 def test_sets_that_are_named_must_be_there_and_whole(tmp_path):
     data = data_config({})
-    with pytest.raises(
-        ValueError, match=r"^evaluation.ood: svhn is not there: no test_32x"
-    ):
+    with pytest.raises(ValueError, match=r"^evaluation.ood: svhn is not there: no test_32x"):
         EvaluationConfig(ood=("svhn",)).check_files(data, tmp_path)
     EvaluationConfig(ood=True).check_files(data, tmp_path)
     EvaluationConfig(ood=("digits", "uniform_noise")).check_files(data, tmp_path)
