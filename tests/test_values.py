@@ -31,8 +31,14 @@ POOL = (
 # texts that are free, and what tests and hooks judge: a new text is one of names unless it is here
 FREE = {
     *("ExperimentConfig.device", "TuneConfig.study", "TuneConfig.address", "TuneConfig.storage"),
-    *("Choices.choices", "StudyConfig.title", "CriterionBase.name", "Figures.method"),
-    *("Figures.reason", "PaperTable.paper", "PaperTable.table", "PaperTable.figure"),
+    *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "CriterionBase.name"),
+    *(
+        "Figures.method",
+        "Figures.reason",
+        "PaperTable.paper",
+        "PaperTable.table",
+        "PaperTable.figure",
+    ),
     "PaperTable.study",
 }
 
