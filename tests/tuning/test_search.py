@@ -325,7 +325,7 @@ def test_a_process_goes_on_whose_trial_another_one_gave_up(tmp_path, monkeypatch
 
 
 def test_values_that_the_method_refuses_together_count_as_a_trial_that_fell_behind(tmp_path, quick):
-    space = {"nesterov": {"choices": [True, False]}, "momentum": {"choices": [0.0, 0.9]}}
+    space = {"nesterov": {"choices": [False, True]}, "momentum": {"choices": [0.0, 0.9]}}
     one = task(tmp_path, search={"training": space}, trials=12, pruner="none")
     one.search().run()
     for trial in one.study.trials:
