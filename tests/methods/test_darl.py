@@ -70,7 +70,9 @@ def test_without_balance_mixtures_and_ambiguity_it_is_lgla():
 @pytest.mark.parametrize("mode", ["softmax", "scaled_softmax", "constant", "none"])
 @pytest.mark.parametrize("energy_of", ["expert", "fused"])
 def test_the_loss_is_equations_3_7_8_and_9_image_by_image(mode, energy_of):
-    method = create(mix=MIXUP, angular=False, ambiguity=mode, energy_of=energy_of, tau=3.0)
+    method = create(
+        mix=MIXUP, angular=False, ambiguity=mode, energy_of=energy_of, tau=3.0, prior="training"
+    )
     given = batch()
     terms, images, logits, mixed = seen_by_the_network(method, given)
     z = logits.detach().double()
@@ -99,7 +101,7 @@ def test_the_loss_is_equations_3_7_8_and_9_image_by_image(mode, energy_of):
 
 
 def test_angles_of_either_label_of_a_mixture_are_compared_with_those_of_plain_images():
-    method = create(mix=MIXUP, ambiguity="none", balanced=0.0)
+    method = create(mix=MIXUP, ambiguity="none", balanced=0.0, prior="training")
     given = batch()
     terms, _, logits, mixed = seen_by_the_network(method, given)
     z, cut = logits.detach().double(), 24
@@ -196,7 +198,7 @@ def test_what_is_followed_is_of_the_long_tailed_draw():
 
 def test_the_note_says_which_imbalance_a_step_shows():
     # counts 5 to 40 of 75: (8/15 + 1/4 + (8/15 + 1/4) / 2) / (1/15 + 1/4 + (1/15 + 1/4) / 2)
-    noted = create(mix=MIXUP).notes()[-1]
+    noted = create(mix=MIXUP, prior="training").notes()[-1]
     assert "have an imbalance of 2.5, the adjustment is for 8.0" in noted
     # CutMix leaves .679 of the first image: (8/15 + 1/4 + .679 * 8/15 + .321 / 4) over
     # (1/15 + 1/4 + .679 / 15 + .321 / 4)

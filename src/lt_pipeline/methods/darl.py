@@ -37,10 +37,10 @@ class DarlOptions(LglaOptions):
         balanced: images of the class-balanced draw, likewise.
         mixed: mixtures, likewise.
         mix: how two images are mixed; with ``mixup`` and ``cutmix`` both false nothing is.
-        prior: whose labels the adjustment is for: ``training``, the long-tailed set's, as equation
-            7 defines them; ``step``, those that a step shows, a third long-tailed and the rest
-            levelled; or ``parts``, every part by its own: the long-tailed draw by the long-tailed
-            set's, the balanced one by none, a mixture by what its share makes of the two.
+        prior: whose labels the adjustment is for: ``parts``, every part by its own, the long-tailed
+            draw by the long-tailed set's, the balanced one by none, a mixture by what its share
+            makes of the two; ``training``, all by the long-tailed set's, equation 7 to the letter;
+            ``step``, all by those that a step shows, a third long-tailed and the rest levelled.
         pairs: an image of the long-tailed draw is mixed with one of the ``balanced`` draw (section
             4.1), or of the ``original`` one (section 4.2).
         ambiguity: E_hat of equation 9: ``softmax`` as it is written, 1 + softmax(E) over the
@@ -59,7 +59,7 @@ class DarlOptions(LglaOptions):
     balanced: float = Field(default=1.0, ge=0, le=1)
     mixed: float = Field(default=1.0, ge=0, le=1)
     mix: MixConfig = MixConfig()
-    prior: Literal["training", "step", "parts"] = "training"
+    prior: Literal["parts", "training", "step"] = "parts"
     pairs: Literal["balanced", "original"] = "balanced"
     ambiguity: Ambiguity = "softmax"
     constant: NonNegativeFloat = 2.0
