@@ -71,21 +71,29 @@ def test_a_turn_of_the_sign_is_said_once_when_it_happens_and_noted_ever_after(ca
     (note,) = followed.notes()
     assert note == record.message
     assert note.startswith(
-        "difficulty on the training batches turned its sign in epoch 3: its rank "
+        "difficulty on the training batches has a rank correlation of +0.99 with class size "
+        "(turned in epoch 3, -0.99 at the lowest): rarer classes passed for the easier ones"
     )
     assert "difficulty: validation measures on a hold-out" in note
+    followed.update(HARD_TAIL)
+    assert "correlation of -0.99 with class size (turned in epoch 3" in followed.notes()[0]
+
+
+def test_what_never_was_the_right_way_is_noted_in_the_end_and_is_no_turn(caplog):
+    followed = run(HARD_HEAD, HARD_HEAD)
+    assert not followed.turned
+    assert not caplog.records
+    assert "of +0.99 with class size: rarer classes passed" in followed.notes()[0]
+    followed.update(HARD_TAIL)
+    assert followed.notes() == []
 
 
 def test_what_is_within_chance_or_goes_the_other_way_is_no_turn():
     slight = torch.tensor([2.0, 5.0, 1.0, 3.0, 4.0, 0.0])  # +0.4 of 0.45
     assert 0.3 < run(slight).value < 5**-0.5
-    for quiet in (
-        (HARD_TAIL, slight),
-        (-slight, HARD_HEAD),
-        (HARD_HEAD, HARD_TAIL),
-        (HARD_HEAD, HARD_HEAD),
-    ):
+    for quiet in ((HARD_TAIL, slight), (slight,), (HARD_HEAD, HARD_TAIL)):
         assert run(*quiet).notes() == []
+    assert not run(-slight, HARD_HEAD).turned
 
 
 def test_a_turn_is_not_said_of_what_is_only_followed(caplog):

@@ -540,12 +540,11 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_where_it_doe
     for epochs, value in ((1, -1.0), (1, 1.0)):
         run_epochs(method, [HARD_TAIL if value < 0 else HARD_HEAD] * epochs)
         assert method.follow()["difficulty/size_correlation"] == pytest.approx(value, abs=1e-5)
-    assert "turned its sign in epoch 2" in method.notes()[-1]
-    assert "-1.00 at the lowest and is +1.00 now" in method.notes()[-1]
+    assert "of +1.00 with class size (turned in epoch 2, -1.00 at the" in method.notes()[-1]
     for quiet in ({"alpha": None}, {"alpha": 0.0}):
         method = create(smoothing=0.0, **quiet)
         run_epochs(method, [HARD_TAIL, HARD_HEAD])
-        assert not any("turned" in note for note in method.notes())
+        assert not any("class size" in note for note in method.notes())
     assert not create(difficulty="validation").difficulty.size_correlation.warns
 
 

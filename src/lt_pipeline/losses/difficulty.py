@@ -30,14 +30,15 @@ class SizeCorrelation(nn.Module):
     """Spearman's rank correlation of class difficulty and class size, followed over the epochs.
 
     Below 0 rarer classes are the harder ones. On training images that turns once they are learned
-    by heart, and weights by difficulty then go the wrong way: with ``warns`` that is said when it
-    happens and in ``notes``. Only a correlation beyond 1 / sqrt(C - 1) counts, the standard
-    deviation among unrelated figures; it is 0 where all sizes or all difficulties are alike.
+    by heart, and is never so where the loss favours them; weights by difficulty then go the wrong
+    way. With ``warns`` a turn is said when it happens, and either in ``notes``. Only a correlation
+    beyond 1 / sqrt(C - 1) counts, the standard deviation among unrelated figures; it is 0 where
+    all sizes or all difficulties are alike.
     """
 
     def __init__(self, longtail: LongTail, *, warns: bool) -> None:
         super().__init__()
-        self.warns = warns
+        self.warns, self.clear = warns, max(longtail.classes - 1, 1) ** -0.5
         self.register_buffer("sizes", longtail.counts.float(), persistent=False)
         for name in ("value", "lowest"):
             self.register_buffer(name, torch.zeros(()))
@@ -57,19 +58,21 @@ class SizeCorrelation(nn.Module):
         self.epochs += 1
         self.value.copy_(spearman_corrcoef(difficulty.float(), self.sizes))
         self.lowest.copy_(torch.minimum(self.lowest, self.value))
-        clear = max(len(self.sizes) - 1, 1) ** -0.5
-        if not self.turned and self.lowest < -clear and self.value > clear:
+        if not self.turned and self.lowest < -self.clear and self.value > self.clear:
             self.turned.copy_(self.epochs)
             for note in self.notes():
                 LOGGER.warning(note)
 
     def notes(self) -> list[str]:
-        """Say that the sign turned, where it did and has to be warned of."""
-        if not (self.warns and self.turned):
+        """Say that rarer classes passed for the easier ones, where that has to be warned of."""
+        if not self.warns or not (self.turned or self.value > self.clear):
             return []
+        value, lowest, turn = float(self.value), float(self.lowest), ""
+        if self.turned:
+            turn = f" (turned in epoch {int(self.turned)}, {lowest:+.2f} at the lowest)"
         return [
-            f"difficulty on the training batches turned its sign in epoch {int(self.turned)}: its "
-            f"rank correlation with class size was {float(self.lowest):+.2f} at the lowest and is "
-            f"{float(self.value):+.2f} now; rarer classes pass for the easier ones, as images do "
-            f"that are learned by heart: difficulty: validation measures on a hold-out"
+            f"difficulty on the training batches has a rank correlation of {value:+.2f} "
+            f"with class size{turn}: rarer classes passed for the easier ones, as they do once "
+            f"their images are learned by heart or weigh more; difficulty: validation measures on "
+            f"a hold-out"
         ]
