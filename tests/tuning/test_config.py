@@ -135,14 +135,17 @@ def test_the_storage_may_be_a_variable_of_the_environment(monkeypatch):
     assert tune_config({}).storage is None
 
 
-def test_the_nodes_of_a_session_know_its_storage_and_those_of_the_next_do_not(monkeypatch):
+def test_the_nodes_of_a_session_know_its_storage_and_those_of_the_next_do_not(
+    tmp_path, monkeypatch
+):
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     monkeypatch.setattr(tune_hooks, "_reach_storage", lambda sweep: None)
     hooks, pipeline = tune_hooks.TuneHooks(), create_pipeline("more")
     url = "postgresql://me:secret@host:1/name"
 
     def storage(**tune):
-        catalog = DataCatalog({"parameters": MemoryDataset(parameters("more", **tune))})
+        given = {"parameters": parameters("more", **tune), "raw_folder": tmp_path}
+        catalog = DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
         hooks.before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
         assert "secret" not in str(catalog.load("parameters"))
         return Sweep(catalog.load("parameters")).config.storage

@@ -72,7 +72,7 @@ def gated(folder, found=None, **given):
     return Gated(**{k: v for k, v in one.__dict__.items() if k not in ("study", "sweep")})
 
 
-def until(condition, seconds=90):
+def until(condition, seconds=240):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
