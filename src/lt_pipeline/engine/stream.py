@@ -22,12 +22,13 @@ def steps_of(phase: Phase, images: int, batch_size: int) -> int:
         ValueError: if they do not fill one batch.
     """
     full, left = divmod(images, batch_size)
-    if not full and not phase.remainder:
+    steps = full + (left > 0 and phase.remainder)
+    if not steps:
         raise ValueError(
             f"training.batch_size must be <= the number of training images, "
             f"but is {batch_size} with {images} images"
         )
-    return full + (left > 0 and phase.remainder)
+    return steps
 
 
 class Stream:
