@@ -37,9 +37,12 @@ def test_it_is_the_projects_loader():
         ("base/parameters_more.yml", "more: {options: \x00}", "is no YAML"),
         ("base/mlflow.yml", "server: [1", "is no YAML"),
         ("base/catalog.yml", "a: {", "is no YAML"),
+        ("smoke/parameters/more.yml", "- 1\n", "must be a block of parameters"),
+        ("smoke/parameters_more.json", '{"seed": 010}', "seed: YAML reads 010 as 8"),
     ],
 )
 def test_a_broken_file_is_one_line_with_its_name(conf, file, text, message):
+    (conf / file).parent.mkdir(exist_ok=True)
     (conf / file).write_text(text)
     with pytest.raises(click.ClickException, match=message) as found:
         load(conf)
@@ -67,7 +70,15 @@ def test_what_does_not_fit_conf_is_one_line_with_the_parameter(conf, given, mess
         load(conf, **given)
 
 
-def test_an_environments_block_that_is_a_list_is_refused(conf):
-    (conf / "smoke/parameters.yml").write_text("training: [1]\n")
+@pytest.mark.parametrize("file", ["parameters.yml", "parameters_mine.yml"])
+def test_an_environments_block_that_is_a_list_is_refused(conf, file):
+    (conf / "smoke" / file).write_text("training: [1]\n")
     with pytest.raises(ValueError, match=r"^training: must be a block of .* got \[1\]$"):
         load(conf)
+
+
+def test_what_only_kedros_reader_trips_over_is_one_line_with_the_file(conf):
+    (conf / "smoke/parameters_mine.yml").write_text("mine:\t1\n")
+    with pytest.raises(ValueError, match=r"^Invalid YAML .*parameters_mine.yml.* line 0") as found:
+        load(conf)
+    assert "\n" not in str(found.value)

@@ -39,6 +39,16 @@ def refusal(text, **options):
         ("a: 1\nb: {c: 1, c: 2}\n", "conf/f.yml, line 2: b.c is there twice"),
         ("a: 1\n\na: 2\n", "conf/f.yml, line 3: a is there twice"),
         ("[a]: 1", "a name must be a text"),
+        ("~: 1", "a name must be a text"),
+        ("0_7", "write 7, without the leading zero"),
+        ('a: !!int "010"', "a: YAML reads 010 as 8"),
+        ("a: 1\nb: !!python/name:os.system\n", "line 2: b: !!python/name:os.system is no kind of"),
+        ("a: [1, !!binary MjA=]", "a: !!binary is no kind of parameter"),
+        ("!!set {a, b}", "conf/f.yml: !!set is no kind of parameter"),
+        ("a: !own 1", "a: !own is no kind of parameter"),
+        ("a: =", "a: !!value is no kind of parameter"),
+        ("a: &a [*a]", "conf/f.yml: is nested too deeply, or stands within itself"),
+        ("[" * 9999, "conf/f.yml: is (nested too deeply|no YAML)"),
     ],
 )
 def test_what_is_misread_is_named_with_its_line_and_the_right_spelling(text, message):

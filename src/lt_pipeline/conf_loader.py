@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from kedro.config import MissingConfigException, OmegaConfigLoader
+import yaml
+from kedro.config import OmegaConfigLoader
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.schema import shown
@@ -40,12 +42,14 @@ class ConfLoader(OmegaConfigLoader):
         """Return the configuration ``key``.
 
         Raises:
-            ValueError: in one line, where what was given does not fit conf/.
+            ValueError: in one line, where what was given does not fit conf/, or a file is no YAML.
         """
         try:
             return super().__getitem__(key)
         except OmegaConfBaseException as error:
             raise ValueError(self._why(error)) from None
+        except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
+            raise ValueError(" ".join(str(error).split())) from None
 
     def as_written(self) -> dict[str, Any]:
         """Return the parameters of conf/ without those of the command line."""
@@ -62,29 +66,31 @@ class ConfLoader(OmegaConfigLoader):
         name, why = error.full_key, str(error).partition("\n")[0]
         if name:
             return f"{name}: {why}"
-        folders = dict.fromkeys([self.base_env, self.env or self.default_run_env])
-        layers = [*map(self._layer, folders), self.runtime_params or {}]
-        pairs = combinations(layers, 2)
+        pairs = combinations([*self._written(), self.runtime_params or {}], 2)
         return next((found for pair in pairs for found in _clashes(*pair)), why)
 
-    def _layer(self, folder: str) -> dict[str, Any]:
-        """Return the parameters that one folder of conf/ says."""
-        alone = OmegaConfigLoader(self.conf_source, base_env=folder, default_run_env=folder)
-        try:
-            found: dict[str, Any] = alone["parameters"]
-        except MissingConfigException:
-            return {}
-        return found
+    def _written(self) -> Iterator[dict[Any, Any]]:
+        """Yield what every file of parameters says."""
+        for folder in dict.fromkeys([self.base_env, self.env or self.default_run_env]):
+            for file in _files(Path(self.conf_source) / folder):
+                if file.name.startswith("parameters"):
+                    yield OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[misc]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of ``folder`` that Kedro may read."""
+    return sorted(f for f in folder.rglob("*") if f.suffix in (".yml", ".yaml", ".json"))
 
 
 def _check_files(folder: Path) -> None:
-    for file in sorted((*folder.rglob("*.yml"), *folder.rglob("*.yaml"))):
+    for file in _files(folder):
         source = str(file.relative_to(folder.parents[1]))
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: is no UTF-8 ({error})") from None
-        check_yaml(text, source, block=file.name.startswith(BLOCKS))
+        parts = file.relative_to(folder).parts
+        check_yaml(text, source, block=any(part.startswith(BLOCKS) for part in parts))
 
 
 def _clashes(written: Mapping[str, Any], given: Mapping[str, Any], path: str = "") -> Iterator[str]:

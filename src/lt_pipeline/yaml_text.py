@@ -12,10 +12,13 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
+# what parameters are made of; YAML's other kinds, and Python's, are none
+KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in KINDS}
 
 
 def check_yaml(text: str, source: str, block: bool = False) -> None:
-    """Refuse ``text`` that is no YAML, names something twice, or has a number that is another.
+    """Refuse ``text`` that is no YAML, names something twice, or has a value that is another.
 
     ``source`` is the file or parameter it is from; ``block`` is whether it must name parameters.
 
@@ -35,30 +38,41 @@ def check_yaml(text: str, source: str, block: bool = False) -> None:
     except yaml.reader.ReaderError as error:
         line = text.encode()[: error.position].count(b"\n")
         raise ValueError(f"{where(line)}: is no YAML: {error.reason}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: is nested too deeply") from None
     if block and root is not None and not isinstance(root, MappingNode):
         raise ValueError(f"{source}: must be a block of parameters, as in 'seed: 0'")
-    for node, problem in _problems(root, ""):
+    try:
+        found = next(_problems(root, ""), None)
+    except RecursionError:
+        raise ValueError(f"{source}: is nested too deeply, or stands within itself") from None
+    if found:
+        node, problem = found
         raise ValueError(f"{where(node.start_mark.line)}: {problem}")
 
 
 def _problems(node: Node | None, path: str) -> Iterator[tuple[Node, str]]:
-    if isinstance(node, MappingNode):
+    named = f"{path.rstrip('.')}: " if path else ""
+    if node is not None and node.tag not in TAGS:
+        kind = node.tag.replace("tag:yaml.org,2002:", "!!")
+        yield node, f"{named}{kind} is no kind of parameter: write it without, or as a text"
+    elif isinstance(node, MappingNode):
         yield from _problems_of_names([key for key, _ in node.value], path)
         for key, value in node.value:
             yield from _problems(value, f"{path}{key.value}.")
     elif isinstance(node, SequenceNode):
         for item in node.value:
             yield from _problems(item, path)
-    elif isinstance(node, ScalarNode) and not node.style:
+    elif isinstance(node, ScalarNode) and not node.tag.endswith(":str"):
         problem = _misleading(node.value)
         if problem:
-            yield node, f"{path.rstrip('.')}: {problem}" if path else problem
+            yield node, f"{named}{problem}"
 
 
 def _problems_of_names(names: list[Node], path: str) -> Iterator[tuple[Node, str]]:
     seen = set[str]()
     for name in names:
-        if not isinstance(name, ScalarNode):
+        if not isinstance(name, ScalarNode) or name.tag.endswith(":null"):
             yield name, "a name must be a text"
         elif name.value in seen:
             yield name, f"{path}{name.value} is there twice"
@@ -77,5 +91,5 @@ def _misleading(text: str) -> str | None:
             f"YAML reads {text} as {read:g}, to the base of 60: write {ratio} if it is a ratio, "
             f"{read:g} if that is meant, '{text}' for a text"
         )
-    plain = re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", text)
+    plain = re.sub(r"^([-+]?)[0_]+(?=[0-9])", r"\1", text)
     return f"YAML reads {text} as {read:g}: write {plain}, without the leading zero, or {read:g}"
