@@ -114,6 +114,13 @@ def test_ride_s_diversity_is_0_45_on_cifar_100_and_the_constructor_s_elsewhere(e
     assert (ride.diversity, ride.temperature_gamma) == (0.45 if cifar100 else 0.2, 0.05)
 
 
+def test_amplitudes_of_more_have_the_mean_over_classes_of_equation_2():
+    """2 / C at C = 10 and 100, in the study and in the search."""
+    found, tried = parameters("base"), [0, 0.02, 0.2, 2]
+    assert found["studies"]["more_amplitude"]["sweep"]["values"] == tried
+    assert found["more_search"]["options"]["amplitude"]["choices"] == tried
+
+
 def test_a_methods_own_block_changes_single_values_of_what_is_shared():
     shared = {"training": {"epochs": 9, "warmup_epochs": 1, "augment": {"flip": 0.1}}}
     own = {"training": {"augment": {"cutout": 2}}, "model": {"head": "cosine"}}

@@ -7,12 +7,14 @@ covered without a change here.
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from importlib import import_module
 from pkgutil import walk_packages
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+import numpy as np
 import pytest
 from kedro.config import OmegaConfigLoader
 
@@ -25,6 +27,7 @@ from toys import PROJECT
 
 POOL = (
     *(None, True, False, 0, 1, 3, -1, 0.5, -0.5, 2**32, 10**12, -(2**32), 1e12),
+    *(1e39, -1e300, 10**400, b"1", Decimal(1), np.bool_(True), np.array(1)),
     *(math.inf, -math.inf, math.nan, "", "1:50", "010", "0.1", "inf", "no such name", "true"),
     *([], [None], [True], ["010"], [math.inf], [[1]], [{}], {"no such name": 1}, {0: 1}),
 )
@@ -77,7 +80,7 @@ def admits(annotation: Any, value: Any) -> bool:  # noqa: C901
         whole = type(value) in (int, float) and value == int(value)
         return whole and -(2**32) < value < 2**32
     if annotation is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and abs(value) < 3.4e38
     if annotation is Any:
         return True
     known = {dict: dict, NoneType: NoneType, bool: bool, str: str}

@@ -28,6 +28,8 @@ KINDS: set[str] = set()
 CHOOSING = ("name", "rule")
 # Whole numbers lie below: NumPy takes no larger seed, and nothing is counted in more.
 LIMIT = 2**32
+# What is computed with them has float32, in which larger ones are infinite.
+LARGEST = 3.4e38
 WORDS = {bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]}
 
 
@@ -115,7 +117,8 @@ class Kind(NamedTuple):
         What pydantic judges better, such as bounds and a block's parameters, is left to it.
         """
         if self._is_too_large(value):
-            told = {"text": f"must be below 2^32 in size, but is {value!r}"}
+            limit = "3.4e38" if float in self.types else "2^32"
+            told = {"text": f"must be below {limit} in size, but is {value!r}"}
             return PydanticCustomError("refused", "{text}", told)
         if self.anything or self._fits(value):
             return None
@@ -135,7 +138,7 @@ class Kind(NamedTuple):
             return bool({int, float} & self.types) or len(self.texts) < len(self.names)
         if isinstance(value, Mapping):
             return bool(self.blocks) or dict in self.types
-        return not isinstance(value, list | tuple)
+        return bool(self.blocks) and isinstance(value, Config)
 
     def _holds(self, value: Any) -> bool:
         """Return whether ``value`` could be in the list that this may be."""
@@ -143,8 +146,8 @@ class Kind(NamedTuple):
         return inside._fits(value) or (isinstance(value, str) and inside._is_one_of_texts)
 
     def _is_too_large(self, value: Any) -> bool:
-        whole = int in self.types and float not in self.types
-        return whole and isinstance(value, int | float) and LIMIT <= abs(value) < math.inf
+        limit = LARGEST if float in self.types else LIMIT if int in self.types else math.inf
+        return isinstance(value, int | float) and limit <= abs(value) < math.inf
 
     @property
     def texts(self) -> list[str]:
