@@ -106,6 +106,19 @@ def test_a_fine_tuning_of_btm_has_as_many_steps_an_epoch_as_the_papers(
     assert -(-images // branches.batch_size) == 4
 
 
+@pytest.mark.parametrize("name", ["ood", "detectors"])
+def test_a_name_twice_in_a_list_is_refused(name):
+    known = {"ood": "uniform_noise", "detectors": "msp"}[name]
+    with pytest.raises(ValueError, match=f"{name}: must differ .* has \\['{known}'\\] more"):
+        ExperimentConfig.resolve("ce", {"evaluation": {name: [known, known]}})
+
+
+def test_a_long_value_is_shown_in_part():
+    with pytest.raises(ValueError, match="epochs: must be a whole number") as error:
+        ExperimentConfig.resolve("ce", {"training": {"epochs": [1] * 100_000}})
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_ride_s_diversity_is_0_45_on_cifar_100_and_the_constructor_s_elsewhere(environment):
     found = parameters(environment)

@@ -33,7 +33,7 @@ from lt_pipeline.engine.stream import steps_of
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.backbones import check_pretrained
 from lt_pipeline.models.network import ModelConfig
-from lt_pipeline.schema import Config, block_of, one_line_errors, places, unknown
+from lt_pipeline.schema import Config, block_of, check_distinct, one_line_errors, places, unknown
 
 
 @contextmanager
@@ -95,6 +95,7 @@ class EvaluationConfig(Config):
     def _known(cls, names: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
         for name in names if isinstance(names, tuple) else ():
             ood.check_name(name)
+        check_distinct(names if isinstance(names, tuple) else ())
         return names
 
     @field_validator("detectors")
@@ -104,6 +105,7 @@ class EvaluationConfig(Config):
             raise ValueError("at least one detector is needed; ood=false leaves all out")
         for name in names:
             check_name(name)
+        check_distinct(names)
         return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -28,6 +29,7 @@ KINDS: set[str] = set()
 CHOOSING = ("name", "rule")
 # Whole numbers lie below: NumPy takes no larger seed, and nothing is counted in more.
 LIMIT = 2**32
+LONGEST = 200  # letters of a value that a message shows
 # What is computed with them has float32, in which larger ones are infinite.
 LARGEST = 3.4e38
 WORDS = {bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]}
@@ -215,10 +217,22 @@ def places(config: Config, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as YAML has it."""
+    """Return ``value`` as YAML has it, and of a long one the beginning."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def check_distinct(values: Iterable[Any]) -> None:
+    """Refuse ``values`` of which two are alike.
+
+    Raises:
+        ValueError: naming those that are.
+    """
+    twice = [value for value, times in Counter(values).items() if times > 1]
+    if twice:
+        raise ValueError(f"must differ from one another, but has {shown(twice)} more than once")
 
 
 def unknown(kind: str, name: object, valid: Iterable[Any], place: str | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lt_pipeline.config import ExperimentConfig, MethodBlock, MethodName, merged
-from lt_pipeline.schema import Config, one_line_errors
+from lt_pipeline.schema import Config, check_distinct, one_line_errors
 
 
 def slug(label: str) -> str:
@@ -90,6 +90,12 @@ class StudyConfig(Config):
         if not isinstance(arms, dict):
             return arms
         return {label: arm for label, arm in arms.items() if arm is not None}
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        check_distinct(columns)
+        return columns
 
     @model_validator(mode="after")
     def _distinct(self) -> StudyConfig:

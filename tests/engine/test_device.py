@@ -8,6 +8,7 @@ from lt_pipeline.engine.config import TrainingConfig
 from lt_pipeline.engine.device import autocast, without_tf32
 from lt_pipeline.engine.loop import fit
 from lt_pipeline.engine.phase import Phase
+from lt_pipeline.engine.together import fit_together
 from lt_pipeline.methods._base import Method, MethodOptions
 from lt_pipeline.models.network import ModelConfig
 from toys import toy_card, toy_images
@@ -56,6 +57,25 @@ def test_autocast_is_what_the_precision_says_unless_it_must_be_exact(precision, 
         assert (x @ x).dtype == wanted
 
 
+class Noting(torch.autograd.Function):
+    """Passes logits on, and notes the switches in the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits):
+        return logits.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Seeing.backward = switches()
+        return gradient
+
+
 class Seeing(Method):
     """Notes in what precision its loss and its gradient are computed."""
 
@@ -63,22 +83,29 @@ class Seeing(Method):
 
     def loss(self, batch, progress):
         logits = self.net(batch.images)
-        self.seen = {"forward": (logits.dtype, *switches())}
-        logits.register_hook(lambda _: self.seen.update(backward=switches()))
-        return {"loss": F.cross_entropy(logits, batch.labels)}
+        Seeing.forward_pass = (torch.is_autocast_enabled("cpu"), *switches())
+        return {"loss": F.cross_entropy(Noting.apply(logits), batch.labels)}
 
 
 class Exact(Seeing):
     needs_float32 = True
 
 
+@pytest.mark.parametrize("way", ["alone", "stacked", "in threads"])
 @pytest.mark.parametrize(
     ("kind", "forward"),
-    [(Seeing, (torch.bfloat16, True, True)), (Exact, (torch.float32, False, False))],
+    [(Seeing, (True, True, True)), (Exact, (False, False, False))],
 )
-def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(kind, forward, before):
+def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(way, kind, forward, before):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     method = kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     config = TrainingConfig(epochs=1, batch_size=25, warmup_epochs=0, precision="bfloat16")
-    fit(method, Phase("train", 1), toy_images(), config, seed=0, device=CPU)
-    assert method.seen == {"forward": forward, "backward": forward[1:]}
+    phase, data = Phase("train", 1), toy_images()
+    if way == "alone":
+        fit(method, phase, data, config, seed=0, device=CPU)
+    else:
+        given = [phase] * 2, [data] * 2, config
+        fit_together(method, *given, seeds=[0, 1], device=CPU, vmap=way == "stacked")
+    assert Seeing.forward_pass == forward
+    assert Seeing.backward == forward[1:]
+    assert switches() == (True, True)

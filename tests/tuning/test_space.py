@@ -67,7 +67,7 @@ def test_a_wrong_dimension_is_named(block, message):
 
 @given(low=st.floats(0.001, 10), width=st.floats(0.001, 100), log=st.booleans())
 def test_the_point_between_is_inside_and_in_the_middle_of_what_is_searched(low, width, log):
-    first, between, last = Range(low=low, high=low + width, log=log).points()
+    first, between, *_, last = Range(low=low, high=low + width, log=log).points()
     assert first <= between <= last
     if log:
         assert math.log(between) == pytest.approx((math.log(first) + math.log(last)) / 2, abs=1e-9)
@@ -84,10 +84,30 @@ def test_steps_and_whole_numbers_are_kept_to():
 def test_corners_have_every_point_of_every_dimension():
     space = Space(
         dimensions={
-            "options.a": Range(low=1, high=3),
+            "options.a": Range(low=1, high=4),
             "options.b": Choices(choices=("w", "x", "y", "z")),
         }
     )
     corners = list(space.corners())
     assert [c["options.b"] for c in corners] == ["w", "x", "y", "z"]
-    assert {c["options.a"] for c in corners} == {1, 2, 3}
+    assert {c["options.a"] for c in corners} == {1, 2.5, 4}
+
+
+def test_a_range_of_whole_numbers_that_has_others_in_it_shows_one():
+    points = Range(low=1, high=5).points()
+    assert [point for point in points if point == int(point)] == [1, 3, 5]
+    assert len(points) == 4
+    assert 1 < points[2] < 5
+
+
+def test_a_range_in_the_place_of_choices_leaves_them_out_and_the_reverse():
+    given = {"low": 0.5, "high": 8.0}
+    both = {"options": {"a": {"choices": [0, 2], **given}}}
+    told = r"x.options.a: has both choices and high and low: .*x.options.a.choices=null or by "
+    with pytest.raises(ValueError, match=told + "x.options.a.high=null,x.options.a.low=null"):
+        Space.read(both, "x")
+    both["options"]["a"]["choices"] = None
+    assert Space.read(both, "x").dimensions == {"options.a": Range(**given)}
+    none = {"choices": [0, 2], "low": None, "high": None, "log": None}
+    found = Space.read({"options": {"a": none}}, "x")
+    assert found.dimensions == {"options.a": Choices(choices=(0, 2))}

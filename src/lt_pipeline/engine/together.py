@@ -21,6 +21,7 @@ from torch import Tensor
 from lt_pipeline.data.images import ImageSet
 from lt_pipeline.engine.checkpoint import ResumeFile
 from lt_pipeline.engine.config import TrainingConfig
+from lt_pipeline.engine.device import without_tf32
 from lt_pipeline.engine.loop import History, Report, Training, phase_config
 from lt_pipeline.engine.phase import Phase
 from lt_pipeline.engine.predict import accuracies
@@ -107,7 +108,9 @@ class SideBySide:
 
     def run_epoch(self, epoch: int) -> list[dict[str, float]]:
         """Train one epoch; return what ``fit`` records of one, for each network."""
-        with _one_thread_each() as pool:
+        # a switch of the process: not one thread's to turn back while another needs it
+        exact = self.trainings[0].method.needs_float32
+        with without_tf32(exact), _one_thread_each() as pool:
             return list(pool.map(lambda training: training.run_epoch(epoch), self.trainings))
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lt_pipeline.schema import Config, one_line_errors, unknown
+from lt_pipeline.schema import Config, check_distinct, one_line_errors, unknown
 
 # what a method's block can change, and so what can be searched in
 BLOCKS = ("options", "model", "training")
@@ -47,12 +47,17 @@ class Range(Config):
         return self
 
     def points(self) -> list[Value]:
-        """Return low, a value between and high."""
+        """Return low, a value between and high, and where these are whole one that is not.
+
+        A parameter that takes whole numbers only so has one to refuse.
+        """
         between = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         if self.step is not None:
             between = self.low + self.step * ((between - self.low) // self.step)
         if self.integer:
             return [int(self.low), int(between), int(self.high)]
+        if self.step is None and all(n == int(n) for n in (self.low, between, self.high)):
+            return [self.low, between, between + (self.high - between) / math.pi, self.high]
         return [self.low, between, self.high]
 
 
@@ -64,8 +69,7 @@ class Choices(Config):
     @field_validator("choices")
     @classmethod
     def _differ(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
-        if len({*choices}) < len(choices):
-            raise ValueError(f"must differ from one another, but are {list(choices)}")
+        check_distinct(choices)
         return choices
 
     def points(self) -> list[Value]:
@@ -132,8 +136,19 @@ def _dimensions(block: Mapping[str, Any], name: str, path: str) -> Iterator[tupl
                 f"it out"
             )
         if {"low", "high", "choices"} & set(value):
-            kind = Choices if "choices" in value else Range
-            with one_line_errors(f"{name}.{here}"):
-                yield here, kind.model_validate(value)
+            yield here, _dimension({n: v for n, v in value.items() if v is not None}, name, here)
         else:
             yield from _dimensions(value, name, here)
+
+
+def _dimension(given: Mapping[str, Any], name: str, path: str) -> Dimension:
+    """Return the dimension of what is ``given`` but for what is null."""
+    where, bounds = f"{name}.{path}", sorted({"low", "high"} & given.keys())
+    if bounds and "choices" in given:
+        none = ",".join(f"{where}.{bound}=null" for bound in bounds)
+        raise ValueError(
+            f"{where}: has both choices and {' and '.join(bounds)}: leave one out, by "
+            f"{where}.choices=null or by {none}"
+        )
+    with one_line_errors(where):
+        return (Choices if "choices" in given else Range).model_validate(given)
