@@ -113,8 +113,8 @@ def test_a_tail_too_long_for_the_data_is_said_before_anything_runs(project):
     code, output = project.run("kedro", "run", "--env=smoke", "--params=data.imbalance_ratio=100")
     assert code != 0
     assert output.splitlines()[-1] == (
-        "Error: data.imbalance_ratio 100 leaves class 9 without a training image, because the "
-        "largest class has 60: it must be <= 60"
+        "Error: data.imbalance_ratio 100 leaves the rarest class without a training image, because "
+        "the largest class has 60: it must be <= 60"
     )
     assert "Traceback" not in output
     assert not project.file("03_primary").exists()
