@@ -182,7 +182,7 @@ def test_the_logit_shift_has_a_bar_a_group():
     assert [b.get_height() for b in bars(figure)] == [0.00412, 0.3]
     assert {"0.00412", "0.3"} <= set(texts(figure).splitlines())
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert names == ["many\n0.0 % of predictions change", "few\n25.0 % of predictions change"]
+    assert names == ["many\n0.0 %", "few\n25.0 %"]
     assert GROUP_COLOURS.keys() == {"many", "medium", "few"}
     assert is_png(figure)
 

@@ -124,10 +124,10 @@ def logit_shift_by_group(
     ``changed`` is the share of each group's predictions that are others without the shift.
     """
     figure, axes = new_figure(f"Logit shift: {title}", width=6, height=4)
-    names = [f"{name}\n{100 * changed[name]:.1f} % of predictions change" for name in shift]
+    names = [f"{name}\n{100 * changed[name]:.1f} %" for name in shift]
     bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in shift], width=0.6)
     axes.bar_label(bars, fmt="%.3g", padding=2)
-    axes.set_xlabel("group of the true class")
+    axes.set_xlabel(r"group of the true class, and the share of decisions that $\theta^t$ changes")
     axes.set_ylabel(r"mean $|f_y(\theta) - f_y(\theta^g)|$, logits")
     axes.margins(y=0.12)
     return figure
