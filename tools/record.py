@@ -38,7 +38,8 @@ RUNS = {
 KILLED = ("--pipelines=more", "--params=training.epochs=40")
 # what differs between two runs of the same: times, and names of runs, folders and versions
 OWN = re.compile(
-    r"second|cost|memory|time|date|duration|created|run_id|experiment|uri|url|version|commit|path"
+    r"second|cost|memory|time|date|duration|created|run_id|mlflow_run|process|storage|"
+    r"experiment|uri|url|version|commit|path"
 )
 
 
@@ -74,7 +75,7 @@ def record(folder: Path, only: list[str] | None) -> Iterator[tuple[str, str]]:
     for name, arguments in RUNS.items():
         if not only or name in only:
             started = time.time()
-            kedro(folder, arguments).wait()
+            finish(kedro(folder, arguments))
             yield from hashes(folder, name, started)
     if not only or "killed" in only:
         started = time.time()
@@ -97,6 +98,12 @@ def kedro(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
 
 
+def finish(running: subprocess.Popen[bytes]) -> None:
+    """Wait for a run, which must end well."""
+    if running.wait():
+        raise SystemExit("a run failed: nothing is recorded")
+
+
 def kill_and_resume(folder: Path) -> None:
     """Kill a run when its first epochs are kept, and give the same command again."""
     running, started = kedro(folder, KILLED), time.time()
@@ -104,7 +111,7 @@ def kill_and_resume(folder: Path) -> None:
         time.sleep(0.05)
     running.kill()
     running.wait()
-    kedro(folder, KILLED).wait()
+    finish(kedro(folder, KILLED))
 
 
 def written(folder: Path, since: float, pattern: str = "*") -> Iterator[Path]:
