@@ -42,23 +42,26 @@ def table_rows(
     A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
     interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
     no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
-    ``paired`` adds its columns, where there are differences.
+    ``paired`` adds its columns behind that of its metric, where there are differences.
     """
     measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
     paired = paired if paired and paired.there(summary) else None
+    names = list(measures)
+    place = names.index(paired.metric) + 1 if paired and paired.metric in names else len(names)
     rows = []
     for own in summary.to_dict("records"):
         cells = [_cell(own, name, measure) for name, measure in measures.items()]
-        cells += paired.cells(own) if paired else []
+        cells[place:place] = paired.cells(own) if paired else []
         rows.append(Row([own["label"], str(own["runs"]), *cells], of_paper=False))
         given = [found for found in beside if found["label"] == own["label"]]
         for source in dict.fromkeys(found["source"] for found in given):
             said = {f["metric"]: f for f in given if f["source"] == source}
             texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
-            texts += paired.cells_of_paper(own, source, beside) if paired else []
+            texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
             rows.append(Row([source, "", *texts], of_paper=True))
-    headings = [first, "runs", *(m.heading for m in measures.values())]
-    return headings + (paired.headings if paired else []), rows
+    headings = [measure.heading for measure in measures.values()]
+    headings[place:place] = paired.headings if paired else []
+    return [first, "runs", *headings], rows
 
 
 def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
