@@ -231,9 +231,10 @@ def _experiments(
 
 def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None:
     """Refuse what this machine or the data cannot do, and say how schedules are read."""
+    data = data_config(parameters)
     for experiment in used:
         choose_device(experiment.device)
-        experiment.check_data(data_config(parameters))
+        experiment.check_data(data)
     for line in dict.fromkeys(experiment.training.reading for experiment in used):
         LOGGER.info(line)
 
@@ -242,8 +243,9 @@ def _check_files(
     used: list[ExperimentConfig], parameters: dict[str, Any], raw_folder: Path
 ) -> None:
     """Refuse OOD sets that are missing or damaged, each once."""
+    data = data_config(parameters)
     for evaluation in {experiment.evaluation for experiment in used}:
-        evaluation.check_files(data_config(parameters), raw_folder)
+        evaluation.check_files(data, raw_folder)
 
 
 def _take_up(

@@ -264,10 +264,9 @@ class BalancedContrastive(LogitAdjusted):
         views, images, width = outputs.features.shape
         projections = self.project(outputs.features.reshape(views * images, width))
         with torch.autocast(projections.device.type, enabled=False):
+            unit = F.normalize(losses.at_least_float32(projections), dim=1)
             contrast = losses.balanced_contrastive(
-                F.normalize(losses.at_least_float32(projections), dim=1).view(views, images, -1)[
-                    1:
-                ],
+                unit.view(views, images, -1)[1:],
                 labels,
                 F.normalize(self.project_centres(losses.at_least_float32(outputs.centres)), dim=1),
                 self.config.temperature,
