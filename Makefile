@@ -91,7 +91,7 @@ repro: $(VENV)/.core  ## what has changed, and only that, through DVC; STAGES=mo
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(STAGES)
 
 stages: $(VENV)/.core  ## write dvc.yaml from the Kedro pipelines and catalog; ARGS as in docs/dvc.md
-	$(BIN)/python -m lt_pipeline.dvc_stages $(ARGS)
+	$(BIN)/python -m lt_pipeline.versioning.stages $(ARGS)
 
 # Downloads in data/01_raw stay: they are the data sets, not what runs made of them.
 clean-runs:  ## delete runs, models and reports; data/01_raw stays

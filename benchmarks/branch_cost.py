@@ -23,15 +23,15 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.device import choose_device, peak_memory_mib
-from lt_pipeline.engine.loop import fit
-from lt_pipeline.engine.phase import Phase
-from lt_pipeline.engine.together import fit_together
-from lt_pipeline.methods._base import Method
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.device import choose_device, peak_memory_mib
+from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.trainer import fit
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.methods._base import Method
 from step_cost import CLASSES, RECIPE, cifar_like
 from variants import parameters
 

@@ -22,13 +22,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lt_pipeline.comparison import Measure, over_seeds, with_differences
-from lt_pipeline.config import SHARED, ExperimentConfig, check_parameters, data_config, merged
-from lt_pipeline.pipelines.compare.differences import Paired
-from lt_pipeline.pipelines.compare.documents import table_rows
+from lt_pipeline.learning.experiments.config import (
+    SHARED,
+    ExperimentConfig,
+    check_parameters,
+    data_config,
+    merged,
+)
+from lt_pipeline.learning.studies.comparison import Measure, over_seeds, with_differences
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.method.nodes import configure
 from lt_pipeline.pipelines.study.nodes import run_once
+from lt_pipeline.reports.differences import Paired
+from lt_pipeline.reports.documents import table_rows
 from variants import PROJECT, Variant, parameters
 
 LEFT_OUT = (

@@ -17,7 +17,7 @@ import torch
 
 STATISTICS = """
 import resource, sys, time, torch
-from lt_pipeline.data.prepare import pixel_statistics
+from lt_pipeline.learning.data.prepare import pixel_statistics
 
 def in_float64(images):
     pixels = images.double() / 255
@@ -57,7 +57,7 @@ def seconds_of(call, *arguments) -> float:
 
 def rows(images: int, labelled: int, classes: int) -> list[list[object]]:
     """Return a row for each thing that is measured."""
-    from lt_pipeline.data.prepare import INDEX
+    from lt_pipeline.learning.data.prepare import INDEX
 
     torch.set_num_threads(1)
     before, after = (statistics_cost(call, images) for call in ("in_float64", "pixel_statistics"))

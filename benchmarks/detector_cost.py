@@ -19,16 +19,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.data.prepare import DataCard, DataConfig
-from lt_pipeline.data.profiles import Exponential, profile_counts
-from lt_pipeline.detectors import DETECTORS, DetectorConfig, build_detectors, look
-from lt_pipeline.engine.device import choose_device
-from lt_pipeline.engine.predict import predict
-from lt_pipeline.methods._base import Method
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig
+from lt_pipeline.learning.data.profiles import Exponential, profile_counts
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.evaluation.detectors import (
+    DETECTORS,
+    DetectorConfig,
+    build_detectors,
+    look,
+)
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.methods._base import Method
 from variants import parameters
 
 CLASSES, TRAIN, IMAGES = 100, 2000, 1000

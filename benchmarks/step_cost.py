@@ -25,18 +25,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, merged
-from lt_pipeline.data.augment import AugmentConfig
-from lt_pipeline.data.batches import Batch, batches, mixed_with_itself
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.data.mix import MixConfig
-from lt_pipeline.data.prepare import DataCard, DataConfig
-from lt_pipeline.data.profiles import Exponential, profile_counts
-from lt_pipeline.engine.device import autocast, choose_device, memory_format
-from lt_pipeline.engine.predict import predict
-from lt_pipeline.methods._base import Method
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig
+from lt_pipeline.learning.data.profiles import Exponential, profile_counts
+from lt_pipeline.learning.engine.device import autocast, choose_device, memory_format
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.transforms.augment import AugmentConfig
+from lt_pipeline.learning.transforms.mix import MixConfig
 from variants import Variant, parameters
 
 CLASSES = 100

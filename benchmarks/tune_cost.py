@@ -20,11 +20,11 @@ import mlflow
 import pandas as pd
 import torch
 
-from lt_pipeline import tracking
-from lt_pipeline.data.prepare import prepare
-from lt_pipeline.data.sources import load_source
+from lt_pipeline.learning.data.prepare import prepare
+from lt_pipeline.learning.data.sources import load_source
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.config import Sweep, with_holdout
 from lt_pipeline.tuning.study import trials_table
 from variants import parameters

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_pipeline.command_line import read
-from lt_pipeline.conf_loader import ConfLoader
-from lt_pipeline.config import merged
+from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.learning.experiments.config import merged
+from lt_pipeline.reports.command_line import read
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[1]

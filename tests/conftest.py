@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
 from toys import COUNTS, PROJECT, toy_card, toy_images
 
 os.environ.setdefault("DO_NOT_TRACK", "1")

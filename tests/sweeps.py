@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from kedro.config import OmegaConfigLoader
 
-from lt_pipeline.config import search_of
+from lt_pipeline.learning.experiments.config import search_of
 from lt_pipeline.pipelines.tune.task import Task
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tuning.config import with_holdout

@@ -17,7 +17,7 @@ import yaml
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from lt_pipeline import methods
+from lt_pipeline.learning import methods
 from lt_pipeline.tuning import summary
 from lt_pipeline.tuning.space import Space
 from lt_pipeline.tuning.study import trials_table

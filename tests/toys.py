@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import CountGroups, LongTail
-from lt_pipeline.data.prepare import DataCard, DataConfig
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import CountGroups, LongTail
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 
 PROJECT = Path(__file__).parents[1]
 COUNTS = (40, 20, 10, 5)

@@ -10,7 +10,7 @@ import click
 from kedro.framework.cli.project import run as kedros
 from kedro.framework.cli.utils import split_string
 
-from lt_pipeline.command_line import check_item
+from lt_pipeline.reports.command_line import check_item
 
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from lt_pipeline import methods
-from lt_pipeline.methods._base import MethodOptions
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.methods._base import MethodOptions
 from lt_pipeline.pipelines import compare, data_prep, method, study, tune
 
 

@@ -9,10 +9,10 @@ from typing import Any
 # is a quarter of the time to the first node.
 gc.disable()
 try:
-    from lt_pipeline.conf_loader import ConfLoader
-    from lt_pipeline.hooks import ProjectHooks
-    from lt_pipeline.provenance import ProvenanceHooks
-    from lt_pipeline.tune_hooks import TuneHooks
+    from lt_pipeline.hooks.project import ProjectHooks
+    from lt_pipeline.hooks.provenance import ProvenanceHooks
+    from lt_pipeline.hooks.sweep import TuneHooks
+    from lt_pipeline.io.conf_loader import ConfLoader
 finally:
     gc.freeze()
     gc.enable()

@@ -16,24 +16,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.data.prepare import DataConfig, prepare
-from lt_pipeline.data.profiles import Exponential, Step, profile_counts
-from lt_pipeline.data.sources import Source, load_source
-from lt_pipeline.engine.config import TrainingConfig
-from lt_pipeline.engine.phase import Phase
-from lt_pipeline.engine.schedule import rate_factor
-from lt_pipeline.losses import config as criteria
-from lt_pipeline.losses import functional, margins, outliers
-from lt_pipeline.losses.ambiguity import energy
-from lt_pipeline.losses.criteria import Head
-from lt_pipeline.losses.decoupled import class_smoothing
-from lt_pipeline.losses.experts import inverse_prior
-from lt_pipeline.metrics.calibration import expected_calibration_error
-from lt_pipeline.metrics.ood import ood_report
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.prepare import DataConfig, prepare
+from lt_pipeline.learning.data.profiles import Exponential, Step, profile_counts
+from lt_pipeline.learning.data.sources import Source, load_source
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.schedule import rate_factor
+from lt_pipeline.learning.evaluation.metrics.calibration import expected_calibration_error
+from lt_pipeline.learning.evaluation.metrics.ood import ood_report
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.losses import config as criteria
+from lt_pipeline.learning.losses import functional, margins, outliers
+from lt_pipeline.learning.losses.ambiguity import energy
+from lt_pipeline.learning.losses.criteria import Head
+from lt_pipeline.learning.losses.decoupled import class_smoothing
+from lt_pipeline.learning.losses.experts import inverse_prior
 from toys import toy_card
 
 FLOAT32 = 1e-5

@@ -12,9 +12,9 @@ from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT, copy_project
 from safetensors.torch import load_file
 
-from lt_pipeline.data.subsets import balanced_subsets
-from lt_pipeline.datasets import ImageSetDataset
-from lt_pipeline.models.network import ModelConfig, build_network, parameter_count
+from lt_pipeline.io.datasets import ImageSetDataset
+from lt_pipeline.learning.data.subsets import balanced_subsets
+from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
 from lt_pipeline.pipelines.method import nodes as method_nodes
 from lt_pipeline.pipelines.study.nodes import StudyConfig, run_once, train_arms
 from lt_pipeline.settings import CONFIG_LOADER_ARGS

@@ -15,11 +15,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from pipeline_projects import Project
 
-from lt_pipeline.comparison import Measure
-from lt_pipeline.config import ExperimentConfig
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.studies.comparison import Measure
 from lt_pipeline.pipelines.compare import nodes
-from lt_pipeline.pipelines.compare.champion import crown
-from lt_pipeline.pipelines.compare.documents import Row, html_table, latex, markdown, table_rows
+from lt_pipeline.reports.documents import Row, html_table, latex, markdown, table_rows
+from lt_pipeline.tracking.registry import crown
 from toys import toy_card
 
 pytestmark = pytest.mark.slow

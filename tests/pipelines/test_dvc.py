@@ -13,10 +13,10 @@ import yaml
 from click.testing import CliRunner
 from pipeline_projects import PROJECT, Project, copy_project
 
-from lt_pipeline import methods
-from lt_pipeline.dvc_stages import main, render
-from lt_pipeline.provenance import blob_id, hashes
-from lt_pipeline.trace import trace
+from lt_pipeline.learning import methods
+from lt_pipeline.tracking.lineage import trace
+from lt_pipeline.versioning.git import blob_id, hashes
+from lt_pipeline.versioning.stages import main, render
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def reproduced(tmp_path_factory, empty_database):
     git(project, "add", "-A")
     git(project, "commit", "-qm", "project")
     code, output = project.run(
-        *(sys.executable, "-m", "lt_pipeline.dvc_stages", "--methods", "ce,focal")
+        *(sys.executable, "-m", "lt_pipeline.versioning.stages", "--methods", "ce,focal")
     )
     assert code == 0, output
     git(project, "commit", "-qam", "stages")
@@ -103,7 +103,7 @@ def project(reproduced):
 
 def test_dvc_yaml_is_what_the_kedro_pipelines_say(committed):
     text = (PROJECT / "dvc.yaml").read_text()
-    assert text == render(), "run `python -m lt_pipeline.dvc_stages` and commit dvc.yaml"
+    assert text == render(), "run `python -m lt_pipeline.versioning.stages` and commit dvc.yaml"
     assert committed["stages"].keys() == {"data_prep", *methods.available(), "compare"}
 
 
@@ -128,12 +128,12 @@ def test_a_stage_reads_its_own_parameters_and_those_of_the_methods_below(committ
 
 def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
     stages = committed["stages"]
-    own = {name: f"src/lt_pipeline/methods/{name}.py" for name in methods.available()}
+    own = {name: f"src/lt_pipeline/learning/methods/{name}.py" for name in methods.available()}
     for name in methods.available():
         deps = set(stages[name]["deps"])
         assert own[name] in deps
-        assert "src/lt_pipeline/pipelines/method/_served.py" in deps
-        assert "src/lt_pipeline/datasets.py" in deps
+        assert "src/lt_pipeline/serving/_served.py" in deps
+        assert "src/lt_pipeline/io/datasets.py" in deps
         assert "data/03_primary/digits/train.safetensors" in deps
     assert set(own.values()) & set(stages["ce"]["deps"]) == {own["ce"]}
     assert own["ce"] in stages["ncm"]["deps"]

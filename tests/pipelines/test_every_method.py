@@ -12,9 +12,9 @@ import pytest
 from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, merged
-from lt_pipeline.datasets import ImageSetDataset
+from lt_pipeline.io.datasets import ImageSetDataset
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.settings import CONFIG_LOADER_ARGS

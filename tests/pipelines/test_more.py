@@ -14,9 +14,9 @@ from mlflow.entities import Run
 from pipeline_projects import Project
 from safetensors.torch import load_file
 
-from lt_pipeline.data.longtail import class_counts
-from lt_pipeline.datasets import ImageSetDataset
-from lt_pipeline.models.network import ModelConfig, build_network, parameter_count
+from lt_pipeline.io.datasets import ImageSetDataset
+from lt_pipeline.learning.data.longtail import class_counts
+from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
 from lt_pipeline.pipelines.method.nodes import load_finished
 
 pytestmark = pytest.mark.slow

@@ -9,17 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lt_pipeline import methods, tracking
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.longtail import LongTail
-from lt_pipeline.data.ood import OOD_SETS, InDistribution, load_ood
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.detectors import DETECTORS
-from lt_pipeline.metrics.ood import mean_report
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.ood import OOD_SETS, InDistribution, load_ood
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.evaluation.detectors import DETECTORS
+from lt_pipeline.learning.evaluation.metrics.ood import mean_report
+from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.pipelines.method import ood as module
 from lt_pipeline.pipelines.method.nodes import load_finished
 from lt_pipeline.pipelines.method.ood import CONFLICTS, headline, judge
+from lt_pipeline.tracking import client as tracking
 from toys import COUNTS, toy_card, toy_images
 
 GROUPS = ("many", "medium", "few")

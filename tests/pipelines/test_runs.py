@@ -193,7 +193,7 @@ def wait_for(address: str) -> None:
 TOY = '''
 """A toy method."""
 
-from lt_pipeline.methods._base import Method
+from lt_pipeline.learning.methods._base import Method
 
 
 class Doubled(Method):

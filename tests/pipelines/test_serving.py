@@ -18,9 +18,9 @@ import torch
 from pipeline_projects import Project
 from safetensors.torch import load_file
 
-from lt_pipeline.datasets import ImageSetDataset
-from lt_pipeline.pipelines.compare import champion
+from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.pipelines.method.nodes import load_finished
+from lt_pipeline.tracking import registry as champion
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def test_onnx_is_written_beside_the_weights_and_to_the_run(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     trained, _ = finished
     project = Project(shutil.copytree(trained.folder, tmp_path / "project"))
-    command = (sys.executable, "-m", "lt_pipeline.onnx_export")
+    command = (sys.executable, "-m", "lt_pipeline.serving.onnx_export")
     code, output = project.run(*command, "more", "--env", "smoke")
     assert code == 0, output
     path = project.file("06_models", "smoke", "more", "model.onnx")

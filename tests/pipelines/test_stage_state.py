@@ -6,10 +6,10 @@ import pytest
 import torch
 from kedro.io import DataCatalog, MemoryDataset
 
-from lt_pipeline.config import ExperimentConfig, merged
-from lt_pipeline.in_effect import keep_to_the_study
+from lt_pipeline.hooks.parameters import keep_to_the_study
+from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.studies.config import Arm, StudyConfig
 from lt_pipeline.pipelines.method.nodes import stages_of, train_group
-from lt_pipeline.study import Arm, StudyConfig
 from toys import toy_card, toy_images
 
 TRAINING = {

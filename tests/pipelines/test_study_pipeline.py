@@ -11,7 +11,7 @@ import torch
 from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT
 
-from lt_pipeline import in_effect
+from lt_pipeline.hooks import parameters as in_effect
 from lt_pipeline.pipelines.study import nodes
 from lt_pipeline.pipelines.study.nodes import run_once, train_arms
 from lt_pipeline.pipelines.study.results import summarise, tabulate

@@ -3,7 +3,7 @@ from __future__ import annotations
 import mlflow
 import pytest
 
-from lt_pipeline import methods
+from lt_pipeline.learning import methods
 from lt_pipeline.pipeline_registry import register_pipelines
 from lt_pipeline.pipelines.study import STUDIES, TABLES
 from lt_pipeline.pipelines.study.plan import earlier_paces, plan

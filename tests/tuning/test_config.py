@@ -7,10 +7,11 @@ import yaml
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 
-from lt_pipeline import methods, tune_hooks
-from lt_pipeline.config import check_parameters, search_of
+from lt_pipeline.hooks import sweep as tune_hooks
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.experiments.config import check_parameters, search_of
 from lt_pipeline.pipelines.tune import create_pipeline
-from lt_pipeline.tracking import masked
+from lt_pipeline.tracking.client import masked
 from lt_pipeline.tuning.config import Sweep, TuneConfig, tune_config, with_holdout
 from sweeps import parameters
 from toys import PROJECT

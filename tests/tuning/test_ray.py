@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 
 from gated import Gated
 from lt_pipeline.pipelines.tune import nodes
+from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import TuneConfig
-from lt_pipeline.tuning.processes import this_process
 from lt_pipeline.tuning.storage import JOURNAL
 from lt_pipeline.tuning.study import PROCESS, kept_trials, open_study, release_lost, running
 from sweeps import task

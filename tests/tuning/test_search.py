@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
-from lt_pipeline.tuning.processes import is_alive, this_process
+from lt_pipeline.tracking.processes import is_alive, this_process
 from lt_pipeline.tuning.search import Surplus
 from lt_pipeline.tuning.study import (
     PROCESS,
@@ -217,7 +217,7 @@ def test_of_two_that_ask_at_one_moment_the_second_is_one_too_many(tmp_path, quic
 
 def gone():
     """The record of a process that was, on this machine."""
-    code = "import json; from lt_pipeline.tuning.processes import this_process as p; "
+    code = "import json; from lt_pipeline.tracking.processes import this_process as p; "
     printed = subprocess.run(
         [sys.executable, "-c", code + "print(json.dumps(p()))"], capture_output=True, check=True
     )

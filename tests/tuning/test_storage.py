@@ -6,7 +6,7 @@ import os
 
 from optuna.trial import TrialState
 
-from lt_pipeline.tuning.processes import is_alive, this_process
+from lt_pipeline.tracking.processes import is_alive, this_process
 from lt_pipeline.tuning.storage import JOURNAL
 from lt_pipeline.tuning.study import PROCESS, counted, release_lost, to_start
 from sweeps import task

@@ -9,16 +9,14 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lt_pipeline import methods
-from lt_pipeline.config import ExperimentConfig, data_config, merged, search_of
-from lt_pipeline.data.prepare import DataConfig
-from lt_pipeline.schema import Config, block_of, flatten, one_line_errors, unknown
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged, search_of
+from lt_pipeline.learning.schema import Config, block_of, flatten, one_line_errors, unknown
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
-# the metric, and the column, that trials are judged by
-JUDGED_BY = "validation/mean_recall"
 # what decides nothing of what a trial gives
 INDIFFERENT = ("device", "evaluation")
 

@@ -7,7 +7,7 @@ from optuna import Study
 from optuna.importance import get_param_importances
 from optuna.trial import TrialState
 
-from lt_pipeline.figures import sweep as figures
+from lt_pipeline.learning.figures import sweep as figures
 from lt_pipeline.tuning.space import Range, Space
 from lt_pipeline.tuning.study import best_trial, kept_trials
 

@@ -1,10 +1,9 @@
-"""Which process works on a trial, whether it lives, and workers on this machine."""
+"""Workers on this machine: their environments, their start and their end."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,39 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from lt_pipeline.tracking.processes import record_of
 from lt_pipeline.tuning.workers import POLL_SECONDS, STOP_SECONDS, keep_working, last_line
-
-
-def this_process(owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what tells this process from all others, in plain types.
-
-    ``owner`` is the process on whose behalf it works on another machine, and with which it ends.
-    """
-    return {**_record(os.getpid()), **({"owner": dict(owner)} if owner else {})}
-
-
-def _record(pid: int) -> dict[str, Any]:
-    host, created = socket.gethostname(), psutil.Process(pid).create_time()
-    return {"key": f"{host}:{pid}:{created:.0f}", "host": host, "pid": pid, "created": created}
-
-
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """Return whether the process that ``this_process`` described lives on this machine.
-
-    Of one that has an owner: whether that lives, which knows better.
-    """
-    record = record.get("owner", record)
-    if record["host"] != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["created"]) < 1
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def cores() -> int:
@@ -85,7 +55,7 @@ class Process:
                 stdout=written,
                 stderr=subprocess.STDOUT,
             )
-        self.key = str(_record(self.process.pid)["key"])
+        self.key = str(record_of(self.process.pid)["key"])
 
     def ended(self) -> bool:
         """Return whether the process is gone.

@@ -22,8 +22,9 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import TuneConfig
-from lt_pipeline.tuning.processes import cores, this_process
+from lt_pipeline.tuning.processes import cores
 from lt_pipeline.tuning.storage import JOURNAL
 from lt_pipeline.tuning.workers import STOP_SECONDS, keep_working, last_line, places
 
@@ -278,7 +279,7 @@ def _last_line(text: str) -> str:
 
 def _code() -> str:
     """Return what tells this code from any other."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     found = sha256()
     for path in sorted(package.rglob("*.py")):
         found.update(path.relative_to(package).as_posix().encode() + path.read_bytes())

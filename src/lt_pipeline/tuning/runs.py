@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 from optuna import Study, TrialPruned
 from optuna.trial import Trial, TrialState
 
-from lt_pipeline import tracking
-from lt_pipeline.tuning.config import JUDGED_BY
+from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.study import REASON, RUN, kept_trials
 
 PARENT = "mlflow_parent"

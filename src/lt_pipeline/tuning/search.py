@@ -13,8 +13,8 @@ import torch
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import Sweep
-from lt_pipeline.tuning.processes import this_process
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.space import Value
 from lt_pipeline.tuning.study import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lt_pipeline.schema import Config, check_distinct, one_line_errors, unknown
+from lt_pipeline.learning.schema import Config, check_distinct, one_line_errors, unknown
 
 # what a method's block can change, and so what can be searched in
 BLOCKS = ("options", "model", "training")

@@ -25,7 +25,7 @@ from optuna.storages.journal import (
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from lt_pipeline.tracking import masked, reason
+from lt_pipeline.tracking.client import masked, reason
 from lt_pipeline.tuning.config import TuneConfig
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)

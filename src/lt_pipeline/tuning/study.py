@@ -19,8 +19,9 @@ from optuna.storages import fail_stale_trials
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lt_pipeline.tuning.config import JUDGED_BY, Sweep, TuneConfig
-from lt_pipeline.tuning.processes import is_alive
+from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.tracking.processes import is_alive
+from lt_pipeline.tuning.config import Sweep, TuneConfig
 from lt_pipeline.tuning.space import Range, Space, Value
 from lt_pipeline.tuning.storage import TryAgain, open_storage, place_of
 

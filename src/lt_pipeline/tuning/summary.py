@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lt_pipeline.tuning.config import JUDGED_BY
+from lt_pipeline.learning.studies.comparison import JUDGED_BY
 
 SHOWN = 10
 FOR_MACHINES = ["state", "repeats", "reason", "process"]

@@ -10,19 +10,20 @@ import mlflow
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline import comparison
-from lt_pipeline.comparison import CompareConfig
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.figures.compare import (
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.figures.compare import (
     accuracy_against_cost,
     recall_by_class,
     sorted_recalls,
 )
-from lt_pipeline.figures.study import by_arm
-from lt_pipeline.papers import beside_papers, read_papers
-from lt_pipeline.pipelines.compare import champion, documents
-from lt_pipeline.pipelines.compare.differences import LEGEND, Paired
-from lt_pipeline.pipelines.compare.runs import read_runs
+from lt_pipeline.learning.figures.study import by_arm
+from lt_pipeline.learning.studies import comparison
+from lt_pipeline.learning.studies.comparison import CompareConfig
+from lt_pipeline.learning.studies.published import beside_papers, read_papers
+from lt_pipeline.reports import documents
+from lt_pipeline.reports.differences import LEGEND, Paired
+from lt_pipeline.tracking import registry as champion
+from lt_pipeline.tracking.runs import read_runs
 
 Values = dict[str, Any]
 

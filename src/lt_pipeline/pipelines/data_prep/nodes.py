@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.config import data_config
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.ood import auxiliary_images
-from lt_pipeline.data.prepare import DataCard, prepare
-from lt_pipeline.data.sources import load_source
-from lt_pipeline.figures.distribution import class_distribution
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.ood import auxiliary_images
+from lt_pipeline.learning.data.prepare import DataCard, prepare
+from lt_pipeline.learning.data.sources import load_source
+from lt_pipeline.learning.experiments.config import data_config
+from lt_pipeline.learning.figures.distribution import class_distribution
 
 
 def make_sets(

@@ -7,16 +7,16 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.diagnostics.angles import angle_summary, angles_to_centres
-from lt_pipeline.diagnostics.separability import (
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
+from lt_pipeline.learning.evaluation.diagnostics.separability import (
     affordable,
     class_separability,
     separability_by_group,
 )
-from lt_pipeline.engine.device import choose_device
-from lt_pipeline.engine.predict import predict
-from lt_pipeline.figures.geometry import angle_distribution, separability_by_class
+from lt_pipeline.learning.figures.geometry import angle_distribution, separability_by_class
 from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
 
 Values = dict[str, Any]

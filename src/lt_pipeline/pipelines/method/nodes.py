@@ -15,22 +15,30 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline import methods, tracking
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.engine.checkpoint import ResumeFile
-from lt_pipeline.engine.device import choose_device, peak_memory_mib
-from lt_pipeline.engine.loop import History, Report, fit
-from lt_pipeline.engine.phase import Stage
-from lt_pipeline.engine.predict import accuracies, predict
-from lt_pipeline.engine.together import fit_together
-from lt_pipeline.figures import evaluation as figures
-from lt_pipeline.figures.training import training_curves
-from lt_pipeline.methods._base import Method
-from lt_pipeline.metrics.calibration import expected_calibration_error, reliability
-from lt_pipeline.metrics.classification import class_table, confusion_matrix, report
-from lt_pipeline.models.network import parameter_count
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.checkpoint import ResumeFile
+from lt_pipeline.learning.engine.device import choose_device, peak_memory_mib
+from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.predict import accuracies, predict
+from lt_pipeline.learning.engine.trainer import History, Report, fit
+from lt_pipeline.learning.evaluation.metrics.calibration import (
+    expected_calibration_error,
+    reliability,
+)
+from lt_pipeline.learning.evaluation.metrics.classification import (
+    class_table,
+    confusion_matrix,
+    report,
+)
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.figures import evaluation as figures
+from lt_pipeline.learning.figures.training import training_curves
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models.network import parameter_count
+from lt_pipeline.tracking import client as tracking
 
 Values = dict[str, Any]
 # what follows the last stage

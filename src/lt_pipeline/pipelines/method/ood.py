@@ -10,20 +10,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.mix import MixConfig, Mixed, mix
-from lt_pipeline.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.detectors import Seen, build_detectors, linear_readout, look
-from lt_pipeline.diagnostics import gradient_conflict
-from lt_pipeline.diagnostics.embedding import sample_by_group, tsne
-from lt_pipeline.diagnostics.logit_shift import by_group
-from lt_pipeline.engine.device import choose_device
-from lt_pipeline.figures import ood as figures
-from lt_pipeline.losses.ambiguity import energy
-from lt_pipeline.methods._base import Method
-from lt_pipeline.metrics.ood import mean_report, ood_report
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, linear_readout, look
+from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
+from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
+from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group
+from lt_pipeline.learning.evaluation.metrics.ood import mean_report, ood_report
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.figures import ood as figures
+from lt_pipeline.learning.losses.ambiguity import energy
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
 from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
 
 LOGGER = logging.getLogger(__name__)

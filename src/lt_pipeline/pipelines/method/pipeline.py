@@ -11,11 +11,10 @@ from itertools import groupby
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline import methods
-from lt_pipeline.config import SHARED
-from lt_pipeline.engine.phase import Stage
-from lt_pipeline.methods._base import MethodOptions
-from lt_pipeline.pipelines.method.deploy import deploy
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.experiments.config import SHARED
+from lt_pipeline.learning.methods._base import MethodOptions
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import (
     configure,
@@ -28,6 +27,7 @@ from lt_pipeline.pipelines.method.nodes import (
 )
 from lt_pipeline.pipelines.method.ood import judge
 from lt_pipeline.pipelines.method.stages import judge_stages
+from lt_pipeline.serving.export import deploy
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)

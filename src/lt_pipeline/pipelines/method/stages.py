@@ -9,15 +9,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline import methods, weights
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.engine.device import choose_device
-from lt_pipeline.engine.phase import Stage
-from lt_pipeline.engine.predict import accuracies, predict
-from lt_pipeline.figures.stages import by_stage, interpolation, recall_profiles
-from lt_pipeline.methods._base import Method
-from lt_pipeline.metrics.classification import class_recall, confusion_matrix, report
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.predict import accuracies, predict
+from lt_pipeline.learning.evaluation.metrics.classification import (
+    class_recall,
+    confusion_matrix,
+    report,
+)
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.pipelines.method.nodes import figure_title, load_stage, stages_of
 
 Values = dict[str, Any]

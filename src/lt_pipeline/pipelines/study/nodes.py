@@ -17,11 +17,12 @@ import mlflow
 import pandas as pd
 from torch import Tensor
 
-from lt_pipeline import methods, tracking
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.engine.checkpoint import ResumeFile, atomic_path
-from lt_pipeline.engine.loop import History, Report
-from lt_pipeline.engine.phase import Stage
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.trainer import History, Report
+from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import (
     draw_subsets,
@@ -35,7 +36,7 @@ from lt_pipeline.pipelines.method.nodes import (
 from lt_pipeline.pipelines.method.ood import examine, headline
 from lt_pipeline.pipelines.method.stages import measure_stages, stage_numbers
 from lt_pipeline.pipelines.study.plan import earlier_paces, plan
-from lt_pipeline.study import StudyConfig
+from lt_pipeline.tracking import client as tracking
 
 LOGGER = logging.getLogger(__name__)
 KEPT = "metrics.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 
-from lt_pipeline import tracking
+from lt_pipeline.tracking import client as tracking
 
 Values = dict[str, Any]
 # of a method on a backbone

@@ -8,14 +8,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.comparison import MEASURES, over_seeds, study_measures, with_differences
-from lt_pipeline.data.longtail import GROUP_NAMES
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.figures.study import by_arm, over_values
-from lt_pipeline.papers import beside_arms, read_papers, why_none
-from lt_pipeline.pipelines.compare.differences import LEGEND, Paired
-from lt_pipeline.pipelines.compare.documents import markdown, table_rows
-from lt_pipeline.study import StudyConfig, first_detector, slug
+from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.figures.study import by_arm, over_values
+from lt_pipeline.learning.studies.comparison import (
+    JUDGED_BY,
+    MEASURES,
+    over_seeds,
+    study_measures,
+    with_differences,
+)
+from lt_pipeline.learning.studies.config import StudyConfig, first_detector, slug
+from lt_pipeline.learning.studies.published import beside_arms, read_papers, why_none
+from lt_pipeline.reports.differences import LEGEND, Paired
+from lt_pipeline.reports.documents import markdown, table_rows
 
 Values = dict[str, Any]
 # what arms' differences are of in the table; the file has the other metrics' as well
@@ -42,7 +48,7 @@ def _by_arm(table: pd.DataFrame) -> Values:
     arms: Values = {}
     for label, row in table.iterrows():
         arm = arms.setdefault(slug(str(label)), {})
-        for name in ("validation/mean_recall", *drawn):
+        for name in (JUDGED_BY, *drawn):
             if name in row:
                 arm[name] = {"mean": float(row[name])}
             if name in row and row["runs"] > 1:

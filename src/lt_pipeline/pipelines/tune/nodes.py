@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.tuning.config import Sweep
 

@@ -13,15 +13,17 @@ from typing import Any
 from optuna import Study, TrialPruned
 from optuna.storages.journal import BaseJournalBackend
 
-from lt_pipeline import methods, tracking
-from lt_pipeline.config import ExperimentConfig
-from lt_pipeline.data.images import ImageSet
-from lt_pipeline.data.prepare import DataCard
-from lt_pipeline.engine.device import choose_device
-from lt_pipeline.engine.predict import accuracies
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.predict import accuracies
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.pipelines.method.nodes import fingerprint, load_stage, stages_of
 from lt_pipeline.pipelines.study.nodes import run_stages
-from lt_pipeline.tuning.config import JUDGED_BY, Sweep
+from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.search import Report, Search
 from lt_pipeline.tuning.storage import place_of

@@ -1,0 +1,1 @@
+"""What Kedro calls: checks, parameters, tracking of where results come from, the console."""

@@ -1,0 +1,105 @@
+"""Kedro's loader of conf/, which refuses in one line what it would misread or trip over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from kedro.config import OmegaConfigLoader
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lt_pipeline.io.yaml_text import check_yaml
+from lt_pipeline.learning.schema import shown
+
+# the files whose blocks Kedro puts together
+BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
+
+
+class ConfLoader(OmegaConfigLoader):
+    """Reads conf/ as Kedro does, once every file is known to say what it seems to."""
+
+    def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
+        """Check all files of the environment and of those below it.
+
+        Raises:
+            click.ClickException: naming a file and line that are no YAML, or would be misread.
+        """
+        folders = {options.get("base_env"), env or options.get("default_run_env")} - {None}
+        try:
+            for folder in sorted(map(str, folders)):
+                _check_files(Path(conf_source) / folder)
+        except ValueError as error:
+            # before any hook that could say it in one line
+            raise click.ClickException(str(error)) from None
+        super().__init__(conf_source=conf_source, env=env, **options)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the configuration ``key``.
+
+        Raises:
+            ValueError: in one line, where what was given does not fit conf/, or a file is no YAML.
+        """
+        try:
+            return super().__getitem__(key)
+        except OmegaConfBaseException as error:
+            raise ValueError(self._why(error)) from None
+        except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
+            raise ValueError(" ".join(str(error).split())) from None
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the parameters of conf/ without those of the command line."""
+        written: dict[str, Any] = OmegaConfigLoader(
+            conf_source=self.conf_source,
+            env=self.env,
+            base_env=self.base_env,
+            default_run_env=self.default_run_env,
+            merge_strategy=self.merge_strategy,
+        )["parameters"]
+        return written
+
+    def _why(self, error: OmegaConfBaseException) -> str:
+        name, why = error.full_key, str(error).partition("\n")[0]
+        if name:
+            return f"{name}: {why}"
+        pairs = combinations([*self._written(), self.runtime_params or {}], 2)
+        return next((found for pair in pairs for found in _clashes(*pair)), why)
+
+    def _written(self) -> Iterator[dict[Any, Any]]:
+        """Yield what every file of parameters says."""
+        for folder in dict.fromkeys([self.base_env, self.env or self.default_run_env]):
+            for file in _files(Path(self.conf_source) / folder):
+                if file.name.startswith("parameters"):
+                    yield OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[misc]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of ``folder`` that Kedro may read."""
+    return sorted(f for f in folder.rglob("*") if f.suffix in (".yml", ".yaml", ".json"))
+
+
+def _check_files(folder: Path) -> None:
+    for file in _files(folder):
+        source = str(file.relative_to(folder.parents[1]))
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: is no UTF-8 ({error})") from None
+        parts = file.relative_to(folder).parts
+        check_yaml(text, source, block=any(part.startswith(BLOCKS) for part in parts))
+
+
+def _clashes(written: Mapping[str, Any], given: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yield in words where a block was given for a list, or a list for a block."""
+    for name in written.keys() & given.keys():
+        old, new = written[name], given[name]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _clashes(old, new, f"{path}{name}.")
+        elif isinstance(old, Mapping) and isinstance(new, list):
+            yield f"{path}{name}: must be a block of parameters, but got {shown(new)}"
+        elif isinstance(old, list) and isinstance(new, Mapping):
+            yield f"{path}{name}: must be a list, but got a block of parameters: {shown(new)}"

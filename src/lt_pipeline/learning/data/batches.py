@@ -1,0 +1,109 @@
+"""Batches of augmented images, made where the images live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
+from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
+from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
+
+# Augmented together: large enough to make every operation a big batch, small enough for memory
+# (8,192 images of 32 x 32 are 25 MB).
+CHUNK = 8192
+
+
+class Batch(NamedTuple):
+    """A training step's images ``uint8 [B, C, H, W]``, labels ``[B]``, and positions ``[B]``.
+
+    Where asked for, ``views`` are more versions of the images, each ``uint8 [B, C, H, W]``,
+    ``pair`` is a second batch of training images, drawn by itself, ``outliers``
+    ``uint8 [M, C, H, W]`` are images of no class, and ``mixed`` are mixtures of the images with
+    one another.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+    views: tuple[Tensor, ...] = ()
+    pair: Batch | None = None
+    outliers: Tensor | None = None
+    mixed: Mixed | None = None
+
+    @property
+    def mixtures(self) -> Mixed:
+        """Return ``mixed``.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.mixed is None:
+            raise ValueError("a batch must bring mixtures of its images, but this one has none")
+        return self.mixed
+
+    def in_format(self, memory_format: torch.memory_format) -> Batch:
+        """Return the batch with all of its images laid out in this format."""
+        return self._replace(
+            images=self.images.contiguous(memory_format=memory_format),
+            views=tuple(view.contiguous(memory_format=memory_format) for view in self.views),
+            pair=self.pair and self.pair.in_format(memory_format),
+            mixed=self.mixed
+            and self.mixed._replace(
+                images=self.mixed.images.contiguous(memory_format=memory_format)
+            ),
+            outliers=None
+            if self.outliers is None
+            else self.outliers.contiguous(memory_format=memory_format),
+        )
+
+
+def batches(
+    data: ImageSet,
+    order: Tensor,
+    batch_size: int,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    views: int = 0,
+    contrast: ContrastConfig | None = None,
+    remainder: bool = False,
+) -> Iterator[Batch]:
+    """Yield full batches of ``data`` in ``order`` ``[M]``.
+
+    What does not fill one is left out, or with ``remainder`` a last, smaller batch. ``generator``
+    draws the augmentations and lives, like ``order``, on the images' device. Each batch brings
+    ``views`` more versions of its images, augmented as ``contrast`` says.
+    """
+    used = order if remainder else order[: len(order) // batch_size * batch_size]
+    for chunk in used.split(max(CHUNK // batch_size // (1 + views), 1) * batch_size):
+        images = augment(data.images[chunk], config, generator)
+        labels = data.labels[chunk]
+        more = [
+            contrast_view(data.images[chunk], contrast or ContrastConfig(), generator)
+            for _ in range(views)
+        ]
+        seen = zip(*(view.split(batch_size) for view in more), strict=True) if more else repeat(())
+        yield from map(
+            Batch,
+            images.split(batch_size),
+            labels.split(batch_size),
+            chunk.split(batch_size),
+            seen,
+        )
+
+
+def mixed_with_itself(batch: Batch, config: MixConfig, generator: torch.Generator) -> Batch:
+    """Return ``batch`` with, as ``mixed``, its images mixed with themselves in random order.
+
+    ``generator`` lives on the CPU.
+    """
+    other = torch.randperm(len(batch.labels), generator=generator).to(batch.labels.device)
+    images, labels = batch.images, batch.labels
+    found = mix(images, labels, images[other], labels[other], config, generator)
+    return batch._replace(mixed=found)

@@ -1,0 +1,344 @@
+"""From a source to a long-tailed training set, an optional hold-out and a balanced test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from torch import Tensor
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
+from lt_pipeline.learning.data.ood import AUXILIARY_SETS, check_name
+from lt_pipeline.learning.data.profiles import (
+    Exponential,
+    Profile,
+    largest_that_fits,
+    profile_counts,
+)
+from lt_pipeline.learning.data.sources import FACTS, SOURCES, Source
+from lt_pipeline.learning.schema import Config, unknown
+
+CHUNK = 2**20  # pixels of one channel that are counted at a time
+
+
+class AuxiliaryConfig(Config):
+    """Images of no class to train on, for outlier exposure.
+
+    ``name`` is ``gaussian_noise`` (normal, deviation a quarter of the pixel range), an OOD set
+    with files, or ``folder:NAME`` for the images in data/01_raw/ood/NAME; at most ``images`` are
+    taken.
+    """
+
+    name: str = "gaussian_noise"
+    images: int = Field(default=10_000, ge=1, le=100_000_000)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_name(name, AUXILIARY_SETS)
+        return name
+
+
+class DataConfig(Config):
+    """What the data are: a source, the long tail cut from it, and how classes are grouped.
+
+    ``order`` says which classes become rare: by ``label`` the last ones, by ``size`` those of which
+    the source has the fewest images. ``max_per_class``, the images of the largest class, defaults
+    to the source's smallest class, and in the order of size to the most with which no class is
+    asked for more than it has. ``index`` chooses a class's images: ``seeded`` by torch's generator,
+    ``published`` as the released codes do (docs/data.md); both by ``seed``. ``validation`` is the
+    share of each class of the long-tailed training set that is held out for model selection, at
+    least one image of a class that has three; the papers train on all of it, so none is by default.
+    ``auxiliary`` are images of no class, for the methods that train on some.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {"IR": "imbalance_ratio", "n_max": "max_per_class"}
+
+    source: str = "digits"
+    profile: Profile = Exponential()
+    imbalance_ratio: float = Field(default=100.0, ge=1)
+    max_per_class: PositiveInt | None = None
+    order: Literal["label", "size"] = "label"
+    index: Literal["seeded", "published"] = "seeded"
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    seed: NonNegativeInt = 0
+    groups: Groups = CountGroups()
+    auxiliary: AuxiliaryConfig | None = None
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SOURCES:
+            raise ValueError(unknown("source", name, SOURCES))
+        return name
+
+    @model_validator(mode="after")
+    def _in_reach_of_floats(self) -> DataConfig:
+        try:
+            last = self.profile.share(1.0, self.imbalance_ratio) * self.imbalance_ratio
+        except OverflowError:
+            last = math.inf
+        if not math.isclose(last, 1.0, rel_tol=1e-6):
+            raise ValueError(
+                f"profile: {self.profile!r} cannot be computed at an imbalance_ratio of "
+                f"{self.imbalance_ratio:g}: choose less extreme ones"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auxiliary_of_no_class(self) -> DataConfig:
+        if self.auxiliary and self.auxiliary.name == self.source:
+            raise ValueError(
+                f"auxiliary.name is {self.source!r}, the source itself: its images have classes"
+            )
+        return self
+
+    @property
+    def slug(self) -> str:
+        """Return a short name for experiments and models, as in ``digits-lt-ir20``."""
+        shape = "lt" if self.profile.name == "exponential" else self.profile.name
+        return f"{self.source}-{shape}-ir{self.imbalance_ratio:g}"
+
+    @property
+    def title(self) -> str:
+        """Return a name for people, as in ``digits, exponential, IR 20``."""
+        return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What a network and its training must know of the data.
+
+    ``longtail`` is the class distribution of the training set; ``channels``, ``mean`` and ``std``
+    describe its pixels (fractions of 1, by channel); ``settings`` are the DataConfig's values, and
+    ``data_hash`` is the SHA-256 of all images and labels.
+    """
+
+    longtail: LongTail
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    settings: dict[str, Any]
+    data_hash: str
+
+    @property
+    def config(self) -> DataConfig:
+        """Return the settings as they were checked."""
+        return DataConfig.model_validate(self.settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> DataCard:
+        """Return the card that ``to_json`` described."""
+        return cls(
+            **{
+                **values,
+                "longtail": LongTail.from_json(values["longtail"]),
+                "mean": tuple(values["mean"]),
+                "std": tuple(values["std"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The sets made from a source; ``*_index`` are positions in the source's training set.
+
+    ``auxiliary`` are images of no class, none where they were not asked for.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    auxiliary: ImageSet
+    train_index: Tensor
+    validation_index: Tensor
+    card: DataCard
+
+    def manifest(self) -> list[dict[str, int | str]]:
+        """Return a row for every image taken from the source's training set, in stored order."""
+        names = self.train.class_names
+        return [
+            {"split": split, "source_index": at, "label": label, "class": names[label]}
+            for split, part, index in (
+                ("train", self.train, self.train_index),
+                ("validation", self.validation, self.validation_index),
+            )
+            for at, label in zip(index.tolist(), part.labels.tolist(), strict=True)
+        ]
+
+
+def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None) -> PreparedData:
+    """Cut the long tail of ``config`` from ``source``; equal seeds choose equal images.
+
+    ``auxiliary`` uint8 ``[M, channels, H, W]`` are images of no class.
+
+    Raises:
+        ValueError: if a class would be left without a training image, or the source has fewer
+            images of a class than the profile asks for.
+    """
+    available = class_counts(source.train.labels, len(source.train.class_names))
+    counts, held = cut(available.tolist(), source.train.class_names, config)
+    by_class = INDEX[config.index](source.train.labels, len(counts), config.seed)
+    validation_index = torch.cat([index[:h] for index, h in zip(by_class, held, strict=True)])
+    train_index = torch.cat(
+        [index[h:n] for index, h, n in zip(by_class, held, counts, strict=True)]
+    )
+    train, validation = source.train[train_index], source.train[validation_index]
+    longtail = _longtail(counts, held, train.class_names, config)
+    outside = _auxiliary(auxiliary, train)
+    sets = (train, validation, source.test, outside)
+    card = _card(longtail, sets, config)
+    return PreparedData(*sets, train_index, validation_index, card)
+
+
+def _held_out(share: float, images: int) -> int:
+    """Return how many of a class's images are held out: never the last, and one of three."""
+    least = int(share > 0 and images >= 3)
+    return min(max(round(share * images), least), images - 1)
+
+
+def cut(
+    available: Sequence[int], names: Sequence[str], config: DataConfig
+) -> tuple[list[int], list[int]]:
+    """Return how many of the ``available`` images each class keeps, and how many are held out.
+
+    Raises:
+        ValueError: if a class would keep none, or has fewer than the profile asks for.
+    """
+    counts = _wanted(available, names, config)
+    return counts, [_held_out(config.validation, n) for n in counts]
+
+
+def expected(config: DataConfig) -> DataCard:
+    """Return the card that the data will have, known without their files but for their pixels.
+
+    Raises:
+        ValueError: if the source cannot give such data, or the groups do not fit its classes.
+    """
+    shape, available = FACTS[config.source]
+    names = [str(c) for c in range(len(available))]
+    return DataCard(
+        longtail=_longtail(*cut(available, names, config), names, config),
+        channels=shape[0],
+        mean=(0.5,) * shape[0],
+        std=(0.25,) * shape[0],
+        settings=config.model_dump(mode="json"),
+        data_hash="",
+    )
+
+
+def _longtail(
+    counts: Sequence[int], held: Sequence[int], names: Sequence[str], config: DataConfig
+) -> LongTail:
+    return LongTail(
+        class_counts=tuple(n - h for n, h in zip(counts, held, strict=True)),
+        class_names=tuple(names),
+        # By the counts before the hold-out, so that a class keeps its group when tuning.
+        class_groups=tuple(config.groups.assign(counts)),
+        group_rule=config.groups.describe(),
+    )
+
+
+def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:
+    """Return images of no class as a set with one."""
+    found = train.images[:0] if images is None else images
+    return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
+
+
+def _wanted(available: Sequence[int], names: Sequence[str], config: DataConfig) -> list[int]:
+    """Return how many of the ``available`` images each class keeps, in label order."""
+    by_size = config.order == "size"
+    # of equals the first stays in front
+    ranked = sorted(range(len(available)), key=lambda c: -available[c] if by_size else c)
+    has = [available[c] for c in ranked]
+    fits = largest_that_fits(config.profile, has, config.imbalance_ratio)
+    counts = profile_counts(
+        config.profile,
+        classes=len(has),
+        max_per_class=config.max_per_class or (fits if by_size else min(has)),
+        imbalance_ratio=config.imbalance_ratio,
+    )
+    for c, wanted, there in zip(ranked, counts, has, strict=True):
+        if wanted > there:
+            raise ValueError(
+                f"data.max_per_class asks for {wanted} images of class {c} ({names[c]!r}), but "
+                f"the source has {there}: in the order of {config.order} it must be <= {fits}"
+            )
+    kept = dict(zip(ranked, counts, strict=True))
+    return [kept[c] for c in range(len(available))]
+
+
+def _by_class(labels: Tensor, classes: int, order: Tensor) -> Sequence[Tensor]:
+    """Return, class by class, those of the positions ``order`` ``[N]`` that are of it, in order."""
+    sizes = class_counts(labels, classes).tolist()
+    parts: Sequence[Tensor] = order[labels[order].argsort(stable=True)].split(sizes)
+    return parts
+
+
+def _seeded(labels: Tensor, classes: int, seed: int) -> Sequence[Tensor]:
+    """Return the positions of every class, in an order by torch's generator."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return _by_class(labels, classes, order)
+
+
+def _published(labels: Tensor, classes: int, seed: int) -> Sequence[Tensor]:
+    """Return the positions of every class as the released codes shuffle them (LDAM-DRW's first).
+
+    One shuffle a class, in label order, by numpy's legacy generator.
+    """
+    random = np.random.RandomState(seed)
+    parts = _by_class(labels, classes, torch.arange(len(labels)))
+    return [torch.from_numpy(random.permutation(part.numpy())) for part in parts]
+
+
+INDEX: dict[str, Callable[[Tensor, int, int], Sequence[Tensor]]] = {
+    "seeded": _seeded,
+    "published": _published,
+}
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation by channel of uint8 ``[N, C, H, W]``, fractions of 1.
+
+    From counts of the 256 levels, so that all sums are exact: only the results are rounded, and
+    nothing larger than a part of the images is copied.
+    """
+    levels = torch.arange(256)
+    rows = max(1, CHUNK // images[0, 0].numel())
+    moments = []
+    for channel in images.unbind(1):
+        counts = torch.stack(
+            [torch.bincount(part.flatten(), minlength=256) for part in channel.split(rows)]
+        ).sum(0)
+        moments.append([int((counts * levels**power).sum()) for power in range(3)])
+    mean = tuple(total / (255 * n) for n, total, _ in moments)
+    std = tuple(
+        math.sqrt((n * squares - total**2) / (255 * n) ** 2) for n, total, squares in moments
+    )
+    return mean, std
+
+
+def _card(longtail: LongTail, sets: Sequence[ImageSet], config: DataConfig) -> DataCard:
+    """Return the card of the training set, which is the first of ``sets``."""
+    train = sets[0]
+    mean, std = pixel_statistics(train.images)
+    hashes = "".join(part.content_hash() for part in sets)
+    return DataCard(
+        longtail=longtail,
+        channels=train.shape[0],
+        mean=mean,
+        std=std,
+        settings=config.model_dump(mode="json"),
+        data_hash=sha256(hashes.encode()).hexdigest(),
+    )

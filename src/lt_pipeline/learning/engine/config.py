@@ -1,0 +1,141 @@
+"""Parameters of the training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import ClassVar, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+from pydantic_core.core_schema import ValidationInfo
+
+from lt_pipeline.learning.data.samplers import SamplerConfig
+from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.transforms.augment import AugmentConfig
+from lt_pipeline.learning.transforms.views import ContrastConfig
+
+LOGGER = logging.getLogger(__name__)
+
+
+class TrainingConfig(Config):
+    """SGD with momentum, a learning-rate schedule, augmentation and numeric precision.
+
+    The defaults are the recipe that the MORE paper's CIFAR figures fit (docs/methods/more.md).
+
+    Attributes:
+        learning_rate: the rate after warm-up.
+        schedule: how the rate falls after warm-up, by step: ``cosine`` and ``linear`` to 0;
+            ``step`` multiplies by ``decay`` at each of ``milestones``.
+        milestones: all fractions of the run, in (0, 1), or all epochs, from 1 on; ascending.
+        warmup_epochs: epochs in which the rate rises linearly from 0; more than there are become
+            half of them, so that the schedule has its say.
+        sampler: which images an epoch sees, and from which share of the run on.
+        contrast: augmentation of the extra views that contrastive criteria ask for.
+        gradient_clip: largest norm of the whole gradient; null is no clipping.
+        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
+            in rounding, as MORE's, is computed in float32 in any case.
+        compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
+        channels_last: memory format of the images; ``auto`` is true on CUDA.
+        checkpoint_every: epochs between the states that a killed run resumes from.
+        monitor_every: epochs between accuracies on the hold-out, if there is one; 0 is never.
+        monitor_test: follow the accuracy on the test set, too. It is for the best-epoch figure
+            that papers print; nothing is ever selected by it.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {"lr": "learning_rate", "wd": "weight_decay"}
+
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 0.3
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 2e-4
+    schedule: Literal["cosine", "linear", "step", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    decay: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: NonNegativeInt = 5
+    gradient_clip: PositiveFloat | None = None
+    sampler: SamplerConfig = SamplerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    channels_last: bool | Literal["auto"] = "auto"
+    checkpoint_every: PositiveInt = 1
+    monitor_every: NonNegativeInt = 1
+    monitor_test: bool = False
+
+    @property
+    def milestones_are_epochs(self) -> bool:
+        """Return whether milestones count epochs; fractions of the run lie below 1."""
+        return self.milestones[:1] >= (1,)
+
+    @property
+    def reading(self) -> str:
+        """Return in a sentence how the learning rate's schedule is read."""
+        if self.schedule != "step":
+            return f"training.schedule is {self.schedule}: training.milestones have no say"
+        unit = self.milestones_are_epochs
+        epochs = (m if unit else m * self.epochs for m in self.milestones)
+        return (
+            f"training.milestones are read as {'epochs' if unit else 'fractions of the run'}: the "
+            f"rate falls to {self.decay:g} of itself after epoch "
+            f"{', '.join(f'{epoch:g}' for epoch in epochs)} of {self.epochs}"
+        )
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and not info.data.get("momentum", True):
+            raise ValueError("must be false without momentum, but momentum is 0")
+        return nesterov
+
+    @field_validator("milestones")
+    @classmethod
+    def _of_one_unit(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        fractions = all(0 < m < 1 for m in milestones)
+        epochs = all(m >= 1 and m == int(m) for m in milestones)
+        if not (fractions or epochs) or list(milestones) != sorted({*milestones}):
+            raise ValueError(
+                f"must be fractions of the run, between 0 and 1, or else whole epochs from 1 on, "
+                f"ascending, but are {list(milestones)}"
+            )
+        return milestones
+
+    @field_validator("milestones")
+    @classmethod
+    def _reached(cls, milestones: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if info.data.get("schedule") != "step":
+            return milestones
+        if not milestones:
+            raise ValueError("must name one at least; schedule: constant is for none")
+        if milestones[-1] >= max(info.data.get("epochs", math.inf), 1):
+            raise ValueError(
+                f"must be below training.epochs = {info.data['epochs']}, or the rate never falls, "
+                f"but are {list(milestones)}"
+            )
+        return milestones
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _not_all_there_is(cls, warmup: int, info: ValidationInfo) -> int:
+        epochs: int = info.data.get("epochs", warmup)
+        if warmup <= epochs:
+            return warmup
+        _say(f"training.warmup_epochs is {warmup} of {epochs} epochs: shortened to {epochs // 2}")
+        return epochs // 2
+
+
+@cache
+def _say(line: str) -> None:
+    """Log ``line`` once: a configuration is checked again by whatever takes it."""
+    LOGGER.info(line)

@@ -1,0 +1,129 @@
+"""The batches that a phase sees, epoch after epoch, from generators that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.transforms.augment import AugmentConfig
+
+
+def steps_of(phase: Phase, images: int, batch_size: int) -> int:
+    """Return the steps of an epoch over so many ``images``.
+
+    Raises:
+        ValueError: if they do not fill one batch.
+    """
+    full, left = divmod(images, batch_size)
+    steps = full + (left > 0 and phase.remainder)
+    if not steps:
+        raise ValueError(
+            f"training.batch_size must be <= the number of training images, "
+            f"but is {batch_size} with {images} images"
+        )
+    return steps
+
+
+class Stream:
+    """Augmented batches of one phase, drawn where the images live.
+
+    Two streams of equal arguments give the same batches.
+
+    Raises:
+        ValueError: if the set does not fill one batch, or the phase asks for outliers and there
+            are none.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        train: ImageSet,
+        config: TrainingConfig,
+        *,
+        views: int,
+        seed: int,
+        device: torch.device,
+        auxiliary: ImageSet | None = None,
+    ) -> None:
+        self.phase, self.config, self.views, self.device = phase, config, views, device
+        self.steps = steps_of(phase, len(train), config.batch_size)
+        self.images = len(train) if phase.remainder else self.steps * config.batch_size
+        self.train = train.to(device)
+        self.auxiliary = _auxiliary(auxiliary, phase, device)
+        self.sampler = phase.sampler or config.sampler.build()
+        self.order_generator = torch.Generator().manual_seed(seed)
+        self.augment_generator = torch.Generator(device).manual_seed(seed)
+
+    def epoch(self, done: float) -> Iterator[Batch]:
+        """Yield an epoch's batches, each with all that the phase asks for.
+
+        ``done`` is the share of the phase's epochs that are over.
+        """
+        size, labels = self.config.batch_size, self.train.labels.cpu()
+        order = self.sampler(labels, self.order_generator, done)
+        found = self._augmented(self.train, order, size, self.views)
+        if self.phase.pair:
+            order = self.phase.pair(labels, self.order_generator, done)
+            pairs = self._augmented(self.train, order, size)
+            found = (b._replace(pair=p) for b, p in zip(found, pairs, strict=True))
+        if self.phase.mix:
+            mix = self.phase.mix
+            found = (mixed_with_itself(batch, mix, self.order_generator) for batch in found)
+        if self.auxiliary is not None:
+            beside = max(round(size * self.phase.outliers), 1)
+            needed = self.steps * beside
+            order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
+            # what AutoAugment and Cutout make of noise is no noise
+            plain = self.config.augment.model_copy(update={"autoaugment": False, "cutout": 0})
+            others = self._augmented(self.auxiliary, order, beside, augment=plain)
+            found = (b._replace(outliers=o.images) for b, o in zip(found, others, strict=True))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return the generators' states."""
+        return {
+            "order_generator": self.order_generator.get_state(),
+            "augment_generator": self.augment_generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` returned."""
+        self.order_generator.set_state(state["order_generator"])
+        self.augment_generator.set_state(state["augment_generator"])
+
+    def _augmented(
+        self,
+        data: ImageSet,
+        order: Tensor,
+        size: int,
+        views: int = 0,
+        augment: AugmentConfig | None = None,
+    ) -> Iterator[Batch]:
+        return batches(
+            data,
+            order.to(self.device),
+            size,
+            augment or self.config.augment,
+            self.augment_generator,
+            views=views,
+            contrast=self.config.contrast,
+            remainder=self.phase.remainder,
+        )
+
+
+def _auxiliary(auxiliary: ImageSet | None, phase: Phase, device: torch.device) -> ImageSet | None:
+    if not phase.outliers:
+        return None
+    if auxiliary is None or not len(auxiliary):
+        raise ValueError(
+            f"phase {phase.name!r} trains on images of no class, but there are none: set "
+            f"data.auxiliary"
+        )
+    return auxiliary.to(device)

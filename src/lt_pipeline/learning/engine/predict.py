@@ -1,0 +1,50 @@
+"""Scores of a whole set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+
+
+@torch.no_grad()
+def predict(
+    module: nn.Module,
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return ``score`` of uint8 ``images`` ``[N, C, H, W]`` as float32 on the CPU, N first.
+
+    ``module`` is what ``score`` computes with; it is put into evaluation mode.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
+    """
+    module.eval()
+    scores = torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    check_finite_scores(scores)
+    return scores
+
+
+def accuracies(
+    module: nn.Module, score: Callable[[Tensor], Tensor], data: ImageSet, *, device: torch.device
+) -> dict[str, float]:
+    """Return the ``accuracy`` on ``data`` and the ``mean_recall`` of the classes it has.
+
+    On a long-tailed hold-out the first is that of the frequent classes; choose by the second.
+
+    Raises:
+        ValueError: if a score is nan or infinite.
+    """
+    labels = data.labels.cpu()
+    right = (predict(module, score, data.images, device=device).argmax(1) == labels).double()
+    images = torch.bincount(labels)
+    recall = torch.bincount(labels, right)[images > 0] / images[images > 0]
+    return {"accuracy": float(right.mean()), "mean_recall": float(recall.mean())}

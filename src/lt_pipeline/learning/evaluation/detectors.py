@@ -1,0 +1,338 @@
+"""Detectors of images that belong to no training class, by name; most are pytorch-ood's.
+
+Each judges a finished method from outside: by its scores, its logits, its features, or by how an
+image answers a small push (ODIN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models.experts import ExpertHeads
+from lt_pipeline.learning.models.heads import unit
+from lt_pipeline.learning.schema import Config, unknown
+
+BATCH = 256
+
+
+class DetectorConfig(Config):
+    """What the detectors can be told; those that fit something fit it to the training images.
+
+    Attributes:
+        odin_temperature: T of ODIN; the one of OpenOOD.
+        odin_epsilon: size of ODIN's step as a fraction of the pixel range; 0 is no step.
+        energy_temperature: T of the energy.
+        knn: which nearest training image's distance counts.
+        nnguide: how many nearest training images guide the energy.
+        vim_dimensions: of the principal space; null is half of those that the features have.
+        react_percentile: of the training features, where activations are clipped.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {"T": "odin_temperature", "epsilon": "odin_epsilon"}
+
+    odin_temperature: PositiveFloat = 1000.0
+    odin_epsilon: NonNegativeFloat = 0.0014
+    energy_temperature: PositiveFloat = 1.0
+    knn: PositiveInt = 50
+    nnguide: PositiveInt = 10
+    vim_dimensions: PositiveInt | None = None
+    react_percentile: float = Field(default=0.9, gt=0, lt=1)
+
+
+class Seen(NamedTuple):
+    """A method's answers to N images.
+
+    ``scores`` and ``logits`` are ``[N, C]``; ``features`` are ``[N, F]``, or ``[N, K, F]`` of K
+    experts.
+    """
+
+    images: Tensor
+    scores: Tensor
+    logits: Tensor
+    features: Tensor
+
+
+NOTHING = Seen(*[torch.empty(0)] * 4)
+# what was seen of images -> how much each looks like the training classes [N], higher is more
+Detector = Callable[[Seen], Tensor]
+
+
+class Fitting(NamedTuple):
+    """What a detector is made from; ``train`` are the answers to the training images."""
+
+    method: Method
+    config: DetectorConfig
+    device: torch.device
+    train: Seen
+    labels: Tensor
+
+
+def look(method: Method, images: Tensor, device: torch.device) -> Seen:
+    """Return what ``method`` answers to uint8 ``images`` ``[N, C, H, W]``, on the CPU."""
+    features = predict(method, method.net.features, images, device=device)
+    logits = predict(method, method.classify, features, device=device)
+    scores = logits
+    if type(method).score is not Method.score:  # more than its logits
+        scores = predict(method, method.score, images, device=device)
+    return Seen(images, scores, logits, features)
+
+
+def build_detectors(
+    names: Sequence[str],
+    method: Method,
+    train: ImageSet,
+    config: DetectorConfig,
+    device: torch.device,
+) -> dict[str, Detector]:
+    """Return the detectors ``names`` for the finished ``method``, fitted where they have to be.
+
+    Raises:
+        ValueError: if there is no such detector, or it needs more training images than there are.
+    """
+    for name in names:
+        check_name(name)
+    method.to(device)
+    fits = any(name in FITTED for name in names)
+    seen = look(method, train.images, device) if fits else NOTHING
+    fitting = Fitting(method, config, device, seen, train.labels.cpu())
+    return {name: DETECTORS[name](fitting) for name in names}
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with the nearest name, where there is no such detector."""
+    if name not in DETECTORS:
+        raise ValueError(unknown("detector", name, DETECTORS))
+
+
+def linear_readout(head: Any, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features ``[N, F]``, weight ``[C, F]`` and bias ``[C]`` whose product is the logits.
+
+    ``features`` are what ``head`` takes, on the CPU. For K experts the logits are the mean of
+    theirs and F counts the features of all of them.
+    """
+    weight = head.weight.detach().cpu()
+    cosine = not hasattr(head, "bias")
+    if cosine:
+        features, weight = unit(features), head.scale * unit(weight)
+    bias = torch.zeros(weight.shape[:-1]) if cosine else head.bias.detach().cpu()
+    if isinstance(head, ExpertHeads):
+        experts = len(weight)
+        weight, bias = weight.transpose(0, 1).flatten(1) / experts, bias.mean(0)
+    return features.flatten(1), weight, bias
+
+
+def _flat(features: Tensor) -> Tensor:
+    """Return features ``[N, F]``; those of K experts side by side, each of unit length."""
+    return features if features.ndim == 2 else unit(features).flatten(1)
+
+
+def _library(name: str) -> Any:
+    """Return a class of pytorch-ood, which takes seconds to import."""
+    return getattr(import_module("pytorch_ood.detector"), name)
+
+
+def _own(fitting: Fitting) -> Detector:
+    method, device = fitting.method, fitting.device
+    return lambda seen: predict(method, method.ood_score, seen.images, device=device)
+
+
+def _msp(fitting: Fitting) -> Detector:
+    return lambda seen: -_library("MaxSoftmax").score(seen.scores.double())
+
+
+def _odin(fitting: Fitting) -> Detector:
+    """DARL, equation 11: the loss is the cross-entropy of the predicted class at T.
+
+    In float64, as at T = 1000 the scores of two images differ in the fifth digit.
+    """
+    method, config, device = fitting.method, fitting.config, fitting.device
+    found = _library("ODIN")(
+        lambda images: method.score(images).double(),
+        # networks take pixels in 0..255 and normalise by themselves
+        eps=255 * config.odin_epsilon,
+        temperature=config.odin_temperature,
+    )
+
+    def score(seen: Seen) -> Tensor:
+        method.eval()
+        parts = seen.images.split(BATCH)
+        return torch.cat([-found.predict(part.to(device).float()).cpu() for part in parts])
+
+    return score
+
+
+def _of_logits(name: str) -> Callable[[Fitting], Detector]:
+    """Return the builder of pytorch-ood's detector ``name``, which looks at logits alone."""
+
+    def build(fitting: Fitting) -> Detector:
+        score = _library(name).score
+        return lambda seen: -score(seen.logits.double())
+
+    return build
+
+
+def _energies(fitting: Fitting) -> Callable[[Tensor], Tensor]:
+    """Return the function from logits ``[N, C]`` to energies ``[N]``, which are low inside."""
+    score, temperature = _library("EnergyBased").score, fitting.config.energy_temperature
+    return lambda logits: score(logits.double(), temperature)
+
+
+def _energy(fitting: Fitting) -> Detector:
+    energies = _energies(fitting)
+    return lambda seen: -energies(seen.logits)
+
+
+def _knn(fitting: Fitting) -> Detector:
+    check_neighbours("knn", fitting.config, len(fitting.labels))
+    found = _library("KNN")(None, fitting.config.knn)
+    found.fit_features(_flat(fitting.train.features), fitting.labels)
+    return lambda seen: -found.predict_features(_flat(seen.features))
+
+
+def _nnguide(fitting: Fitting) -> Detector:
+    check_neighbours("nnguide", fitting.config, len(fitting.labels))
+    head = fitting.method.net.head
+    features, weight, bias = linear_readout(head, fitting.train.features)
+    found = _library("NNGuide")(None, lambda z: z @ weight.T + bias, fitting.config.nnguide)
+    found.fit_features(features, fitting.labels)
+    return lambda seen: -found.predict_features(linear_readout(head, seen.features)[0])
+
+
+def _vim(fitting: Fitting) -> Detector:
+    """Wang et al. (2022): the energy, less how far an image lies off the principal space.
+
+    In float64: pytorch-ood's covariance is float32, in which variances below 1e-7 of the largest
+    are noise, and the residual lies along those.
+    """
+    head = fitting.method.net.head
+    train, weight, bias = (part.double() for part in linear_readout(head, fitting.train.features))
+    spanned = len(_axes(train)[0])
+    dimensions = fitting.config.vim_dimensions or spanned // 2
+    check_dimensions(dimensions, spanned)
+    # where all logits are 0, nearly; weights come from float32, and what is rounding there is 0
+    rounding = max(weight.shape) * torch.finfo(torch.float32).eps
+    origin = -torch.linalg.pinv(weight, rtol=rounding) @ bias
+    centred = train - origin
+    # from the smallest variance to the largest
+    rest = torch.linalg.eigh(centred.T @ centred)[1][:, : train.shape[1] - dimensions]
+    logits, off = train @ weight.T + bias, torch.linalg.vector_norm(centred @ rest, dim=1)
+    alpha = logits.amax(1).mean() / off.mean()
+
+    def score(seen: Seen) -> Tensor:
+        features = linear_readout(head, seen.features)[0].double()
+        residual = torch.linalg.vector_norm((features - origin) @ rest, dim=1)
+        likeness: Tensor = (features @ weight.T + bias).logsumexp(1) - alpha * residual
+        return likeness
+
+    return score
+
+
+def _react(fitting: Fitting) -> Detector:
+    method, device = fitting.method, fitting.device
+    found = _library("ReAct")(
+        None,
+        lambda features: predict(method, method.classify, features, device=device),
+        percentile=fitting.config.react_percentile,
+        detector=_energies(fitting),
+    ).fit_feature_maps(fitting.train.features, fitting.labels)
+    return lambda seen: -found.predict_feature_maps(seen.features)
+
+
+def _mahalanobis(fitting: Fitting) -> Detector:
+    """Lee et al. (2018): the nearest class mean, with one covariance for all classes.
+
+    pytorch-ood keeps the covariance in float32: where features repeat each other, as those of
+    experts that share a backbone, its inverse is noise.
+    """
+    to_classes = _distances(fitting.train.features, fitting.labels)
+    return lambda seen: -to_classes(seen.features).amin(1)
+
+
+def _relative_mahalanobis(fitting: Fitting) -> Detector:
+    """Ren et al. (2021): the same, less the distance to the mean of all images."""
+    to_classes = _distances(fitting.train.features, fitting.labels)
+    to_all = _distances(fitting.train.features, torch.zeros_like(fitting.labels))
+    return lambda seen: -(to_classes(seen.features) - to_all(seen.features)).amin(1)
+
+
+def _distances(train: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return squared Mahalanobis distances, float64 ``[N, C]``, to the means of C classes.
+
+    Directions without variance in ``train`` are left out, as by a pseudo-inverse.
+    """
+    features = _flat(train).double()
+    member, size = labels.unique(return_inverse=True, return_counts=True)[1:]
+    means = features.new_zeros(len(size), features.shape[1]).index_add_(0, member, features)
+    means /= size[:, None]
+    variance, directions = _axes(features - means[member])
+    whiten = directions * variance.rsqrt()
+
+    def squares(others: Tensor) -> Tensor:
+        found: Tensor = torch.cdist(_flat(others).double() @ whiten, means @ whiten)
+        return found.square()
+
+    return squares
+
+
+def _axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variances about 0 ``[R]`` and directions ``[F, R]`` of features, float64 ``[N, F]``.
+
+    Without those along which they, as float32 that they come from, are 0 but for rounding.
+    """
+    variance, directions = torch.linalg.eigh(features.T @ features / len(features))
+    real = variance > len(variance) * torch.finfo(torch.float32).eps ** 2 * variance.max()
+    return variance[real], directions[:, real]
+
+
+def check_neighbours(name: str, config: DetectorConfig, images: int) -> None:
+    """Refuse more neighbours than there are training ``images``, if the detector ``name`` has any.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    neighbours = getattr(config, name) if name in ("knn", "nnguide") else 0
+    if neighbours > images:
+        raise ValueError(
+            f"evaluation.detector.{name} must be at most the {images} training images, but is "
+            f"{neighbours}"
+        )
+
+
+def check_dimensions(dimensions: int, spanned: int) -> None:
+    """Refuse a principal space of ViM that is the whole space of ``spanned`` dimensions.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    if dimensions >= spanned:
+        raise ValueError(
+            f"evaluation.detector.vim_dimensions must be below the {spanned} dimensions that the "
+            f"features of the training images have, but is {dimensions}"
+        )
+
+
+DETECTORS: dict[str, Callable[[Fitting], Detector]] = {
+    "own": _own,
+    "msp": _msp,
+    "odin": _odin,
+    "energy": _energy,
+    "max_logit": _of_logits("MaxLogit"),
+    "entropy": _of_logits("Entropy"),
+    "gen": _of_logits("GEN"),
+    "knn": _knn,
+    "nnguide": _nnguide,
+    "vim": _vim,
+    "react": _react,
+    "mahalanobis": _mahalanobis,
+    "relative_mahalanobis": _relative_mahalanobis,
+}
+FITTED = ("knn", "nnguide", "vim", "react", "mahalanobis", "relative_mahalanobis")

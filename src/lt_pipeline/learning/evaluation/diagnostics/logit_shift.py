@@ -1,0 +1,48 @@
+"""How much a part of the weights moves the logits, by group (MORE, table 4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lt_pipeline.learning.data.longtail import LongTail
+
+
+def logit_shift(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the mean of |f_y(x; theta) - f_y(x; theta^g)| over the images of each group.
+
+    ``full`` and ``general`` are logits ``[N, C]`` of the same images, ``labels`` ``[N]`` their
+    true classes y. Groups without an image are left out.
+    """
+    shift = (full - general).gather(1, labels[:, None]).squeeze(1).abs()
+    return by_group(shift, labels, longtail)
+
+
+def discrepancy_by_group(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the mean of ||f(x; theta) - f(x; theta^g)||_2^2 (equation 2) by group."""
+    return by_group((full - general).square().sum(1), labels, longtail)
+
+
+def changed_predictions(
+    full: Tensor, general: Tensor, labels: Tensor, longtail: LongTail
+) -> dict[str, float]:
+    """Return the share of images, by group and of ``all``, that the two networks class otherwise.
+
+    A shift of the logits that changes no decision changes no recall.
+    """
+    changed = (full.argmax(1) != general.argmax(1)).double()
+    return by_group_and_all(changed, labels, longtail)
+
+
+def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
+    """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
+    members = longtail.group_members(labels)
+    return {name: float(values[mask].double().mean()) for name, mask in members.items()}
+
+
+def by_group_and_all(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
+    """Return ``by_group`` and, as ``all``, the mean of ``values`` ``[N]``."""
+    return {**by_group(values, labels, longtail), "all": float(values.double().mean())}

@@ -1,0 +1,361 @@
+"""From the parameters in conf/ to one checked description of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+from pydantic_core.core_schema import ValidationInfo
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data import ood
+from lt_pipeline.learning.data.ood import OOD_SETS
+from lt_pipeline.learning.data.ood_files import Wanted
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected
+from lt_pipeline.learning.data.sources import FACTS
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.loader import steps_of
+from lt_pipeline.learning.engine.trainer import phase_config
+from lt_pipeline.learning.evaluation.detectors import (
+    DetectorConfig,
+    check_dimensions,
+    check_name,
+    check_neighbours,
+)
+from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.models.backbones import check_pretrained
+from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.schema import (
+    Config,
+    block_of,
+    check_distinct,
+    one_line_errors,
+    places,
+    unknown,
+)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Say where the parameter is that a ValueError is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+class EvaluationConfig(Config):
+    """How a trained method is judged on the test set.
+
+    Attributes:
+        calibration_bins: bins of the expected calibration error.
+        recall_floor: what a recall of zero counts as in the harmonic and geometric mean.
+        ood: out-of-distribution sets to tell from the test set, one or several by name; ``true`` is
+            all that are known (docs/ood.md), of which those that are not there are left out with a
+            line; a set that is named must be there.
+        ood_limit: the most images taken of a set.
+        detectors: what tells them apart, by name: ``msp``, ``odin``, ``energy``, ``max_logit``,
+            ``entropy``, ``gen``, ``knn``, ``nnguide``, ``vim``, ``react``, ``mahalanobis``,
+            ``relative_mahalanobis``, or the method's ``own``. The first is what tables show.
+        detector: what they can be told.
+        embedding: test images a group, and as many of every OOD set, in a t-SNE picture; 0 is no
+            picture.
+    """
+
+    calibration_bins: int = Field(default=15, ge=1, le=10_000)
+    recall_floor: float = Field(default=1e-3, gt=0, lt=1)
+    ood: bool | tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
+    ood_limit: PositiveInt = 10_000
+    detectors: tuple[str, ...] = ("odin", "msp", "energy")
+    detector: DetectorConfig = DetectorConfig()
+    embedding: NonNegativeInt = 0
+
+    @property
+    def ood_names(self) -> tuple[str, ...]:
+        """Return the sets to look at."""
+        if isinstance(self.ood, bool):
+            return tuple(OOD_SETS) if self.ood else ()
+        return self.ood
+
+    def check_files(self, data: DataConfig, raw_folder: Path) -> None:
+        """Refuse sets that are named and not in ``raw_folder``, and damaged files.
+
+        Raises:
+            ValueError: in one line, naming the set or file and what to put where.
+        """
+        trained = data.auxiliary.name if data.auxiliary else ""
+        names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
+        wanted = Wanted(raw_folder, FACTS[data.source].shape, self.ood_limit, data.seed)
+        with _named("evaluation.ood: "):
+            ood.check_files(names, wanted, optional=self.ood is True)
+
+    @field_validator("ood")
+    @classmethod
+    def _known(cls, names: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
+        for name in names if isinstance(names, tuple) else ():
+            ood.check_name(name)
+        check_distinct(names if isinstance(names, tuple) else ())
+        return names
+
+    @field_validator("detectors")
+    @classmethod
+    def _known_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("at least one detector is needed; ood=false leaves all out")
+        for name in names:
+            check_name(name)
+        check_distinct(names)
+        return names
+
+
+def _known_method(name: str) -> str:
+    methods.get(name)
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+
+
+class MethodBlock(Config):
+    """A method's own block: its options, and what it changes of the shared model and training."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+# blocks whose name says which parameters they have
+NAMED = ("criterion", "margin")
+
+
+def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over`` in place of its own, at every depth.
+
+    A criterion or margin of another name begins anew: it has other parameters.
+    """
+    result = dict(base or {})
+    for name, value in over.items():
+        old = result.get(name)
+        if not (isinstance(old, Mapping) and isinstance(value, Mapping)):
+            result[name] = value
+        elif name in NAMED and value.get("name", old.get("name")) != old.get("name"):
+            result[name] = dict(value)
+        else:
+            result[name] = merged(old, value)
+    return result
+
+
+# What every experiment reads beside its own block, in the order of the node that configures it.
+SINGLE = ("seed", "device", "method")
+SHARED = ("seed", "device", "model", "training", "evaluation")
+
+
+class ExperimentConfig(Config):
+    """Everything that decides what a method's run gives, apart from the data."""
+
+    method: MethodName
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    options: SerializeAsAny[MethodOptions] = MethodOptions()
+
+    @property
+    def title(self) -> str:
+        """Return the method's name, with its variant where it has some."""
+        return " ".join([self.method, *self.options.variant_name])
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed(cls, options: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data or isinstance(options, MethodOptions):
+            return options
+        return methods.get(info.data["method"]).Options.model_validate(options)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> ExperimentConfig:
+        try:
+            self.options.check_head(self.model.head == "cosine")
+        except ValueError as error:
+            raise ValueError(f"{self.method}.options.{error}") from None
+        return self
+
+    def check_data(self, data: DataConfig) -> None:
+        """Refuse data that lack what the method needs.
+
+        Raises:
+            ValueError: in one line, naming the parameters.
+        """
+        if self.options.wants_auxiliary and data.auxiliary is None:
+            raise ValueError(
+                f"{self.method} trains on images of no class, but data.auxiliary is null: set it, "
+                f"as in data.auxiliary.name=gaussian_noise"
+            )
+        if self.options.wants_validation and not data.validation:
+            raise ValueError(
+                f"{self.method}.options: difficulty is measured on the hold-out, but "
+                f"data.validation is 0: set it above 0, or difficulty to training"
+            )
+        self._check_fit(expected(data), FACTS[data.source].shape)
+
+    def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
+        """Refuse sizes that do not fit the data, by building what will be trained."""
+        training, images = self.training, sum(card.longtail.class_counts)
+        if self.model.pretrained:
+            check_pretrained(self.model.backbone, card.channels)
+        with _named("training.augment."):
+            training.augment.check(shape)
+        with _named(f"{self.method}.options."):
+            self.options.check_images(shape)
+        method = self._untrained(card)
+        if method.views:
+            with _named("training.contrast: "):
+                training.contrast.check(shape)
+        stages = {stage.name: stage for stage in method.stages(self.options)}
+        for phase in method.phases(training.epochs):
+            if not stages[phase.name].subset:
+                steps_of(phase, images, phase_config(training, phase).batch_size)
+        for name in self.evaluation.detectors if self.evaluation.ood_names else ():
+            check_neighbours(name, self.evaluation.detector, images)
+            if name == "vim":
+                features = method.net.centres.numel() // card.longtail.classes
+                check_dimensions(self.evaluation.detector.vim_dimensions or 0, features)
+
+    def _untrained(self, card: DataCard) -> Method:
+        """Return the method as it begins, without what would be downloaded."""
+        plain = self.model.model_copy(update={"pretrained": False})
+        with _named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
+            return methods.get(self.method)(self.options, plain, card)
+
+    @classmethod
+    def resolve(cls, method: str, parameters: Mapping[str, Any]) -> ExperimentConfig:
+        """Return the experiment of ``method``: its own block over the shared parameters.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        block, options = method_options(method, parameters)
+        with one_line_errors(meant=partial(place_of, method=method)):
+            shared = {name: parameters[name] for name in SHARED if name in parameters}
+            for part in ("model", "training"):
+                shared[part] = merged(block_of(parameters, part), getattr(block, part))
+            return cls(method=method, options=options, **shared)
+
+
+def method_options(
+    method: str, parameters: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> tuple[MethodBlock, MethodOptions]:
+    """Return the checked block of ``method`` and its options.
+
+    A method on top of another one takes over that one's block, its own going before. ``above`` are
+    the methods that stand on this one.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    meant = partial(place_of, method=method)
+    with one_line_errors(method, meant):
+        block = MethodBlock.model_validate(block_of(parameters, method))
+    kind = methods.get(method).Options
+    with one_line_errors(f"{method}.options", meant):
+        if "pretrain" in kind.model_fields:
+            block = _on_top(block, method, parameters, above)
+        return block, kind.model_validate(block.options)
+
+
+def _on_top(
+    block: MethodBlock, method: str, parameters: Mapping[str, Any], above: tuple[str, ...]
+) -> MethodBlock:
+    """Return ``block`` with what it leaves to the method that is trained first."""
+    usual = methods.get(method).Options.model_fields["pretrain"].default
+    first, chain = block.options.get("pretrain", usual), (*above, method)
+    if first in chain:
+        raise ValueError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
+    try:
+        methods.get(first)
+    except ValueError as error:
+        raise ValueError(f"{method}.options.pretrain: {error}") from None
+    given = block_of(block.options, "pretrain_options", f"{method}.options.")
+    told = merged(block_of(parameters, first), {"options": given})
+    method_options(first, parameters, chain)  # what is wrong there is named as there
+    try:
+        below, _ = method_options(first, {**parameters, first: told}, chain)
+    except ValueError as error:
+        where = f"{method}.options.pretrain_options"
+        raise ValueError(str(error).replace(f"{first}.options", where)) from None
+    own = {**block.options, "pretrain": first, "pretrain_options": below.options}
+    return MethodBlock(
+        options=own,
+        model=merged(below.model, block.model),
+        training=merged(below.training, block.training),
+    )
+
+
+def data_config(parameters: Mapping[str, Any]) -> DataConfig:
+    """Return the checked block ``data``.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    with one_line_errors("data", place_of):
+        return DataConfig.model_validate(block_of(parameters, "data"))
+
+
+def place_of(name: str, method: str | None = None) -> str | None:
+    """Return the parameter of a run of ``method`` that goes by ``name``, or is a paper's symbol.
+
+    It is what someone meant who gave it elsewhere; None is where there is none.
+    """
+    blocks: dict[str, Config] = {"data": DataConfig()}
+    if method:
+        blocks[f"{method}.options"] = methods.get(method).Options()
+    blocks |= {"training": TrainingConfig(), "model": ModelConfig()}
+    blocks |= {"evaluation": EvaluationConfig()}
+    found = (
+        place
+        for path, block in blocks.items()
+        for known, place in places(block, f"{path}.")
+        if known == name
+    )
+    return next(found, None)
+
+
+def search_of(method: str) -> str:
+    """Return the name of the block that says what of ``method`` a sweep tries."""
+    return f"{method}_search"
+
+
+def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -> None:
+    """Refuse names of parameters that mean nothing, and data that cannot be.
+
+    ``method`` is the one that runs, if one does: names of its parameters are pointed to.
+
+    Raises:
+        ValueError: in one line, naming every parameter that is wrong and what would be right.
+    """
+    named = methods.available()
+    spaces = (search_of(name) for name in named)
+    valid = ("data", "studies", "compare", "method", "tune", *SHARED, *named, *spaces)
+    for name in parameters:
+        if name not in valid:
+            place = place_of(str(name), method)
+            raise ValueError(unknown("parameter or method", name, valid, place))
+        if name not in SINGLE:
+            block_of(parameters, name)
+    expected(data_config(parameters))
+    for name in methods.available():
+        method_options(name, parameters)

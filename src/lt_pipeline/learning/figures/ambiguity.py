@@ -1,0 +1,96 @@
+"""How ambiguous images are to a network while it trains (DARL, figures 3 and 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.figures.distribution import bar_width, by_count, class_axis
+from lt_pipeline.learning.figures.study import COLOURS
+from lt_pipeline.learning.figures.style import GROUP_COLOURS, legend_above, new_figure, plain
+
+MOMENTS = (0.0, 0.25, 0.5, 1.0)  # figure 5's, as shares of the run
+
+
+def energy_by_group(history: Mapping[str, Sequence[float]], title: str, label: str) -> Figure:
+    """Draw a value of each group over the run, as the mean energy (DARL, figure 3).
+
+    ``history`` is {group: values at equally spaced points, from the start to the end of training},
+    groups being many, medium, few and all; ``label`` names the value. A nan leaves a gap.
+
+    Raises:
+        ValueError: when no group has a value.
+    """
+    if not any(history.values()):
+        raise ValueError("history must have at least one group with a value, but has none")
+    figure, axes = new_figure(f"Ambiguity over training: {title}", width=7, pad=26)
+    for group, values in history.items():
+        axes.plot(
+            [100 * place / max(len(values) - 1, 1) for place in range(len(values))],
+            values,
+            color=COLOURS[group],
+            marker="." if len(values) < 30 else None,
+            linestyle="--" if group == "all" else "-",
+            label=group,
+        )
+    axes.set_xlabel("training done, %")
+    axes.set_xlim(0, 100)
+    axes.set_ylabel(label)
+    legend_above(axes)
+    return figure
+
+
+def calibration_by_class(
+    snapshots: Sequence[Sequence[float]], longtail: LongTail, title: str
+) -> Figure:
+    """Draw E_hat - 1 by class at the start, 25 %, 50 % and the end of training (DARL, figure 5).
+
+    ``snapshots`` ``[S, C]`` hold each class's mean calibration factor minus 1 at S equally spaced
+    points, from the start to the end of training; the nearest to each moment is drawn and says
+    where it stands. Classes go from most to fewest training images; one that is nan has no bar.
+
+    Raises:
+        ValueError: when there is no snapshot, or one has not a value a class.
+    """
+    if not snapshots or any(len(values) != longtail.classes for values in snapshots):
+        raise ValueError(
+            f"snapshots must be [S, {longtail.classes}] with S >= 1, but their lengths are "
+            f"{sorted({len(values) for values in snapshots})}"
+        )
+    last = len(snapshots) - 1
+    picked = sorted({math.floor(moment * last + 0.5) for moment in MOMENTS})
+    figure = Figure(figsize=(9, 2.2 + 1.2 * len(picked)), layout="constrained")
+    figure.suptitle(f"Calibration factor by class: {title}", x=0.01, ha="left", fontsize=11)
+    panels = figure.subplots(len(picked), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, place in zip(panels, picked, strict=True):
+        _bars(axes, snapshots[place], longtail)
+        axes.set_title(_moment(place, last), loc="right", fontsize=9)
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    legend_above(panels[0])
+    class_axis(panels[-1], longtail, by_count(longtail))
+    figure.supylabel(r"$\hat{E} - 1$, mean of the class's images", fontsize=10)
+    return figure
+
+
+def _moment(place: int, last: int) -> str:
+    if place in (0, last):
+        return "end of training" if place else "start of training"
+    return f"{100 * place / last:.0f} % of training"
+
+
+def _bars(axes: Axes, values: Sequence[float], longtail: LongTail) -> None:
+    plain(axes)
+    order = by_count(longtail)
+    for name, classes in longtail.groups.items():
+        places = [order.index(c) for c in classes if not math.isnan(values[c])]
+        heights = [values[order[place]] for place in places]
+        colour = GROUP_COLOURS[name]
+        axes.bar(places, heights, bar_width(longtail), color=colour, linewidth=0, label=name)
+    known = [value for value in values if not math.isnan(value)]
+    if known:
+        mean = sum(known) / len(known)
+        axes.axhline(mean, color="black", linewidth=1, linestyle="--", label="mean of the classes")

@@ -1,0 +1,187 @@
+"""How methods compare: recall of every class, and accuracy against what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
+from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure
+
+# where a label may stand about its point: points to the right and upwards, and how it is aligned
+PLACES = (
+    (8, 0, "left", "center"),
+    (-8, 0, "right", "center"),
+    (0, 8, "center", "bottom"),
+    (0, -8, "center", "top"),
+    (8, 9, "left", "bottom"),
+    (8, -9, "left", "top"),
+    (-8, 9, "right", "bottom"),
+    (-8, -9, "right", "top"),
+)
+# round times in seconds, minutes and hours
+TICKS = (
+    *(factor * unit for unit in (0.01, 0.1) for factor in (1, 2, 5)),
+    *(factor * unit for unit in (1, 60) for factor in (1, 2, 5, 10, 20, 30)),
+    *(3600 * factor for factor in (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+)
+
+
+def recall_by_class(
+    recalls: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    counts: Sequence[int],
+    title: str,
+) -> Figure:
+    """Draw a row a method and a column a class, the classes from most to fewest training images.
+
+    ``recalls`` ``[C]`` by method are fractions of 1, NaN where a class has no test image; ``names``
+    and ``counts`` (training images) are ``[C]``, too.
+
+    Raises:
+        ValueError: if there is no method.
+    """
+    if not recalls:
+        raise ValueError(f"a picture of recalls needs at least one method, but {title!r} has none")
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    figure, axes = new_figure(title, width=8.6, height=1.9 + 0.34 * len(recalls))
+    rows = [[100 * values[c] for c in order] for values in recalls.values()]
+    image = axes.imshow(rows, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="none")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_yticks(range(len(recalls)), list(recalls))
+    axes.tick_params(length=0)
+    if len(order) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(order)), [f"{names[c]}\n{counts[c]}" for c in order])
+        axes.set_xlabel("class, and its training images")
+    else:
+        shown = range(0, len(order), max(len(order) // 8, 1))
+        axes.set_xticks(list(shown), [str(counts[order[place]]) for place in shown])
+        axes.set_xlabel("training images of the class")
+    figure.colorbar(image, ax=axes, label="recall on the test set, %", pad=0.02)
+    return figure
+
+
+def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw the recalls from the worst class to the best, a line a method.
+
+    ``profiles`` are ascending, as fractions of 1, and as many as there are classes with a test
+    image.
+
+    Raises:
+        ValueError: if there is no recall.
+    """
+    if not any(profiles.values()):
+        raise ValueError(f"a picture of recalls needs at least one, but {title!r} has none")
+    figure, axes = new_figure(title, width=8.0, height=4.6)
+    for (label, recalls), colour in zip(profiles.items(), _colours(), strict=False):
+        ranks = range(1, len(recalls) + 1)
+        axes.plot(
+            ranks,
+            [100 * recall for recall in recalls],
+            color=colour,
+            marker="o" if len(recalls) <= NAMED_CLASSES else None,
+            markersize=4,
+            linewidth=1.5,
+            label=label,
+            clip_on=False,
+        )
+    axes.set_ylim(0, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("rank of the class by recall (1: worst), in every run by itself")
+    axes.set_ylabel("recall on the test set, %")
+    # the lines rise from the lower left
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def accuracy_against_cost(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draw accuracy over training seconds, a point a method; the time is on a logarithmic scale.
+
+    ``rows`` have ``label``, ``seconds``, ``accuracy`` (fraction of 1) and ``sd`` (of the accuracy,
+    None for a single run).
+
+    Raises:
+        ValueError: if no row has a time above zero.
+    """
+    rows = [row for row in rows if row["seconds"] > 0]
+    if not rows:
+        raise ValueError(f"a picture of cost needs training times, but {title!r} has none")
+    figure, axes = new_figure(title, width=8.0, height=5.0)
+    for row, colour in zip(rows, _colours(), strict=False):
+        axes.errorbar(
+            row["seconds"],
+            100 * row["accuracy"],
+            yerr=100 * (row["sd"] or 0) or None,
+            color=colour,
+            marker="o",
+            markersize=7,
+            elinewidth=1,
+            capsize=3,
+        )
+    axes.set_xscale("log")
+    seconds = [row["seconds"] for row in rows]
+    axes.set_xlim(min(seconds) / 1.7, max(seconds) * 1.7)
+    low = min(100 * (row["accuracy"] - (row["sd"] or 0)) for row in rows)
+    high = max(100 * (row["accuracy"] + (row["sd"] or 0)) for row in rows)
+    room = max(0.14 * (high - low), 1.0)
+    axes.set_ylim(low - room, high + room)
+    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _time(value)))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_xlabel("training time, all stages (logarithmic)")
+    axes.set_ylabel("accuracy on the balanced test set, %")
+    _label(figure, axes, rows)
+    return figure
+
+
+def _colours() -> Iterator[str]:
+    while True:
+        yield from LINE_COLOURS
+
+
+def _time(seconds: float) -> str:
+    """Return a round time in words, as in ``20 s``, ``5 min`` and ``3 h``."""
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
+
+
+def _label(figure: Figure, axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write each method's name beside its point, where it covers no other one."""
+    figure.draw_without_rendering()
+    points = [axes.transData.transform((r["seconds"], 100 * r["accuracy"])) for r in rows]
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
+    for place, row in enumerate(rows):
+        best, least = None, math.inf
+        for right, up, across, along in PLACES:
+            text = axes.annotate(
+                row["label"],
+                (row["seconds"], 100 * row["accuracy"]),
+                xytext=(right, up),
+                textcoords="offset points",
+                ha=across,
+                va=along,
+                fontsize=9,
+                color=GREY,
+            )
+            box = text.get_window_extent()
+            others = [b for other, b in enumerate(taken) if other != place]
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            covered = sum(box.overlaps(b) for b in others) + (0 if inside else 2)
+            if covered < least:
+                if best:
+                    best.remove()
+                best, least, kept = text, covered, box
+            else:
+                text.remove()
+            if not covered:
+                break
+        taken.append(kept)

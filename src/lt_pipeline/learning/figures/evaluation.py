@@ -1,0 +1,133 @@
+"""What a trained method gets right, by class, by group, by confidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.figures.distribution import NAMED_CLASSES, group_bars
+from lt_pipeline.learning.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
+
+
+def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
+    """Draw the recall of every class, from most to fewest training images, groups shaded.
+
+    ``table`` has the rows of ``metrics.classification.class_table``.
+    """
+    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=26)
+    recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
+    group_bars(axes, recall, longtail, lambda mean: f"{mean:.1f} %")
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
+    return figure
+
+
+def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
+    """Draw the recall of every class over its training images (DQRoute, figure 1).
+
+    ``table`` has the rows of ``metrics.classification.class_table``. The rank correlation says how
+    far the counts explain the recalls.
+    """
+    figure, axes = new_figure(f"Recall and training images: {title}", pad=26)
+    rows = [row for row in table if row["test_images"]]
+    for name, classes in longtail.groups.items():
+        own = [row for row in rows if row["class"] in classes]
+        axes.scatter(
+            [row["training_images"] for row in own],
+            [100 * row["recall"] for row in own],
+            s=24,
+            color=GROUP_COLOURS[name],
+            label=name,
+            clip_on=False,
+            zorder=3,
+        )
+    counts, recalls = ([row[key] for row in rows] for key in ("training_images", "recall"))
+    rank = pd.Series(counts).corr(pd.Series(recalls), method="spearman")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 100)
+    known = "" if math.isnan(rank) else f"; Spearman's rank correlation {rank:.2f}"
+    axes.set_xlabel(f"training images of the class (log scale){known}")
+    axes.set_ylabel("recall on the test set, %")
+    legend_above(axes)
+    return figure
+
+
+def confusion(matrix: Tensor, class_names: Sequence[str], title: str) -> Figure:
+    """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images."""
+    few = len(class_names) <= NAMED_CLASSES
+    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.2)
+    shares = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
+    axes.grid(False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if few:
+        places = range(len(class_names))
+        axes.set_xticks(places, class_names, rotation=90 if max(map(len, class_names)) > 3 else 0)
+        axes.set_yticks(places, class_names)
+    if len(class_names) <= 12:
+        for row in range(len(class_names)):
+            for column in range(len(class_names)):
+                value = float(shares[row, column])
+                colour = "black" if value > 60 else "white"
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
+                )
+    return figure
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw accuracy over confidence; ``bins`` is what ``metrics.calibration.reliability`` gave."""
+    figure, axes = new_figure(f"Reliability: {title}", width=6.2, height=5.4)
+    left = [100 * edge for edge in bins["left_edge"]]
+    accuracy = [100 * value for value in bins["accuracy"]]
+    confidence = [100 * value for value in bins["confidence"]]
+    width = [100 * value for value in bins["width"]]
+    total = sum(bins["images"])
+    gap = sum(
+        n * abs(a - c) / total for n, a, c in zip(bins["images"], accuracy, confidence, strict=True)
+    )
+    axes.bar(
+        left, accuracy, width, align="edge", color="#56B4E9", edgecolor="white", label="accuracy"
+    )
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=[10 + 140 * n / total for n in bins["images"]],
+        color="#D55E00",
+        zorder=3,
+        clip_on=False,
+        label="bin's mean (area: its images)",
+    )
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("confidence (highest probability), %")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(loc="upper left", frameon=False, title=f"expected calibration error {gap:.1f} %")
+    return figure
+
+
+def logit_shift_by_group(
+    shift: Mapping[str, float], changed: Mapping[str, float], title: str
+) -> Figure:
+    """Draw the mean shift of the true class's logit by group (MORE, table 4).
+
+    ``changed`` is the share of each group's predictions that are others without the shift.
+    """
+    figure, axes = new_figure(f"Logit shift: {title}", width=6, height=4)
+    names = [f"{name}\n{100 * changed[name]:.1f} %" for name in shift]
+    bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in shift], width=0.6)
+    axes.bar_label(bars, fmt="%.3g", padding=2)
+    axes.set_xlabel(r"group of the true class, and the share of decisions that $\theta^t$ changes")
+    axes.set_ylabel(r"mean $|f_y(\theta) - f_y(\theta^g)|$, logits")
+    axes.margins(y=0.12)
+    return figure

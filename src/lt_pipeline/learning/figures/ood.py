@@ -1,0 +1,255 @@
+"""How well images of no class are told apart, and how their losses pull at the head (DARL)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
+from lt_pipeline.learning.figures.study import COLOURS, MARKERS
+from lt_pipeline.learning.figures.style import (
+    GREY,
+    GROUP_COLOURS,
+    LINE_COLOURS,
+    legend_above,
+    plain,
+)
+
+MEAN = "mean"
+# the six colours and these seven go round together in 42 steps
+DETECTOR_MARKERS = "oDs^vPX"
+# so do these greys and markers, in 21; none is a group's marker
+OUTSIDE_GREYS = ("#333333", "#8f8f8f", "#6b6b6b")
+OUTSIDE_MARKERS = "x+Dv1p|"
+MIXED_COLOURS = ("#009E73", "#CC79A7", "#56B4E9")
+
+Style = tuple[str, str]  # colour, marker
+
+
+def ood_by_set(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """Draw AUROC and FPR95 of every OOD set, a marker for each detector.
+
+    ``report`` is {detector: {set: {"auroc": share, "fpr95": share}}}; the set ``mean`` comes last.
+    What a detector does not have is left out.
+
+    Raises:
+        ValueError: when there is no set.
+    """
+    rows = _ordered(name for sets in report.values() for name in sets)
+    looks = zip(cycle(LINE_COLOURS), cycle(DETECTOR_MARKERS), strict=False)
+    styles = dict(zip(report, looks, strict=False))
+    figure, (left, right) = _panels(f"OOD detection by set: {title}", rows, len(report), 2)
+    _auroc(
+        left, {detector: _column(sets, "auroc") for detector, sets in report.items()}, rows, styles
+    )
+    _markers(
+        right, {detector: _column(sets, "fpr95") for detector, sets in report.items()}, rows, styles
+    )
+    right.set_xlim(0, 100)
+    right.set_xlabel("FPR95, % (lower is better)")
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False)
+    return figure
+
+
+def no_set(left_out: Iterable[str], title: str) -> Figure:
+    """Say that no OOD set was looked at, and which were ``left_out``."""
+    figure = Figure(figsize=(6.4, 1.2), layout="constrained")
+    figure.suptitle(f"OOD detection by set: {title}", x=0.01, ha="left", fontsize=11)
+    names = ", ".join(map(_words, left_out))
+    said = f"left out, as ood.json says why: {names}" if names else "evaluation.ood names no set"
+    figure.text(0.01, 0.3, f"No set was looked at: {said}.", fontsize=9, wrap=True)
+    return figure
+
+
+def ood_by_group(report: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Draw one detector's AUROC of every OOD set by group of the ID images (DARL, tables 3, 4).
+
+    ``report`` is {set: {"auroc": share, "auroc_many": share, ...}}; a group's ID images stand
+    against all images of the set. The set ``mean`` comes last; groups that are not there are left
+    out.
+
+    Raises:
+        ValueError: when there is no set.
+    """
+    rows = _ordered(report)
+    figure, (axes,) = _panels(f"OOD detection by group: {title}", rows, len(MARKERS), 1)
+    columns = {"all": "auroc", **{name: f"auroc_{name}" for name in GROUP_NAMES}}
+    values = {group: _column(report, key) for group, key in columns.items()}
+    _auroc(axes, values, rows, _group_styles())
+    legend_above(axes)
+    return figure
+
+
+def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """Draw how ID gradients agree with those of other images, by group of the ID image's class.
+
+    ``report`` is {other set: what ``diagnostics.gradient_conflict.conflict_by_group`` gave}. Left
+    of 0 the losses pull the head apart (DARL, equations 2 and 5).
+
+    Raises:
+        ValueError: when there is no set.
+    """
+    rows = list(report)
+    figure, (left, right) = _panels(f"Gradient conflict: {title}", rows, len(MARKERS), 2)
+    cosines = {name: found["cosine"] for name, found in report.items()}
+    shares = {name: found["negative_share"] for name, found in report.items()}
+    by_group = {group: _column(cosines, group, 1) for group in COLOURS}
+    _markers(left, by_group, rows, _group_styles())
+    _markers(right, {group: _column(shares, group) for group in COLOURS}, rows, _group_styles())
+    reach = max((abs(x) for x in _known(by_group)), default=0) or 1
+    left.set_xlim(-1.15 * reach, 1.15 * reach)
+    left.axvline(0, color=GREY, linewidth=1, zorder=1)
+    left.set_xlabel("mean cosine of the head's gradients")
+    right.set_xlim(0, 100)
+    right.set_xlabel("conflicting pairs (cosine below 0), %")
+    legend_above(left)
+    return figure
+
+
+def embedding(
+    inside: Tensor,
+    labels: Tensor,
+    longtail: LongTail,
+    outside: Mapping[str, Tensor],
+    mixed: Mapping[str, Tensor],
+    title: str,
+) -> Figure:
+    """Draw features in the plane: ID images by group, OOD sets, mixed images (figures 2 and 6).
+
+    ``inside`` ``[N, 2]`` are positions of ID images of true classes ``labels`` ``[N]``;
+    ``outside`` and ``mixed`` hold positions ``[n, 2]`` by the name of their set, all found in one
+    call of ``diagnostics.embedding.tsne``. OOD sets are grey, mixed images stars.
+    """
+    figure = Figure(figsize=(8.2, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"Features (t-SNE): {title}", loc="left", fontsize=11)
+    for group, mask in longtail.group_members(labels).items():
+        style = (GROUP_COLOURS[group], MARKERS[group])
+        _cloud(axes, inside[mask.cpu()], group, style, outline="white", size=4.5, zorder=2)
+    greys = zip(cycle(OUTSIDE_GREYS), cycle(OUTSIDE_MARKERS), strict=False)
+    for (name, points), (grey, marker) in zip(outside.items(), greys, strict=False):
+        _cloud(axes, points, name, ("none", marker), outline=grey, size=4, zorder=1)
+    for (name, points), colour in zip(mixed.items(), cycle(MIXED_COLOURS), strict=False):
+        _cloud(axes, points, name, (colour, "*"), outline="black", size=8, zorder=3)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#dddddd")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def _cloud(
+    axes: Axes, points: Tensor, name: str, style: Style, outline: str, size: float, zorder: float
+) -> None:
+    colour, marker = style
+    axes.plot(
+        points[:, 0].tolist(),
+        points[:, 1].tolist(),
+        linestyle="",
+        marker=marker,
+        markersize=size,
+        markerfacecolor=colour,
+        markeredgecolor=outline,
+        markeredgewidth=0.8 if colour == "none" else 0.4,
+        label=f"{_words(name)}: {len(points):,}",
+        zorder=zorder,
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _group_styles() -> dict[str, Style]:
+    return {name: (COLOURS[name], MARKERS[name]) for name in COLOURS}
+
+
+def _ordered(sets: Iterable[str]) -> list[str]:
+    """Return the sets in the order they first came in, the mean last."""
+    return sorted(dict.fromkeys(sets), key=lambda name: name == MEAN)
+
+
+def _column(
+    table: Mapping[str, Mapping[str, float]], key: str, factor: float = 100
+) -> dict[str, float]:
+    """Return ``key`` of every row that has it, times ``factor``."""
+    return {name: factor * found[key] for name, found in table.items() if key in found}
+
+
+def _panels(
+    title: str, rows: Sequence[str], series: int, columns: int
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a row for each set, tall enough for ``series`` markers side by side."""
+    if not rows:
+        raise ValueError(f"a picture of OOD sets needs at least one, but {title!r} has none")
+    height = max(1.5 + (0.18 + 0.05 * series) * len(rows), 1.0 + 0.22 * series)
+    figure = Figure(figsize=(3.4 + 3.2 * columns, height))
+    # 100 at the end of one panel and 0 at the start of the next need room
+    figure.set_layout_engine("constrained", wspace=0.06)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    for axes in panels:
+        plain(axes)
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.tick_params(axis="y", length=0)
+        for place in range(0, len(rows), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+        if rows[-1] == MEAN:
+            axes.axhline(len(rows) - 1.5, color="black", linewidth=0.8)
+    panels[0].set_yticks(range(len(rows)), [_words(name) for name in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure, panels
+
+
+def _markers(
+    axes: Axes,
+    values: Mapping[str, Mapping[str, float]],
+    rows: Sequence[str],
+    styles: Mapping[str, Style],
+) -> None:
+    """Draw {series: {row: value}}; within a row the series stand one below the other."""
+    shown = {
+        series: {name: v for name, v in of.items() if not math.isnan(v)}
+        for series, of in values.items()
+    }
+    shown = {series: of for series, of in shown.items() if of}
+    for place, (series, of) in enumerate(shown.items()):
+        shift = 0.7 * ((place + 0.5) / len(shown) - 0.5)
+        colour, marker = styles[series]
+        axes.plot(
+            list(of.values()),
+            [rows.index(name) + shift for name in of],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle="",
+            label=_words(series),
+            clip_on=False,
+            zorder=3,
+        )
+
+
+def _auroc(
+    axes: Axes,
+    values: Mapping[str, Mapping[str, float]],
+    rows: Sequence[str],
+    styles: Mapping[str, Style],
+) -> None:
+    """Draw AUROCs from chance, or whatever is worse, to perfect."""
+    _markers(axes, values, rows, styles)
+    worst = min(_known(values), default=50)
+    axes.set_xlim(min(45, 10 * math.floor(worst / 10)), 100)
+    axes.axvline(50, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    axes.set_xlabel("AUROC, % (higher is better; dashed: chance)")
+
+
+def _known(values: Mapping[str, Mapping[str, float]]) -> list[float]:
+    return [x for of in values.values() for x in of.values() if not math.isnan(x)]

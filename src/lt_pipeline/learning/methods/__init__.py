@@ -1,0 +1,35 @@
+"""The methods there are: every module of this folder without a leading underscore is one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.schema import unknown
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of all methods, sorted: the file name is the name."""
+    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def get(name: str) -> type[Method]:
+    """Return the method class defined in ``methods/<name>.py``.
+
+    Raises:
+        ValueError: if there is no such file, or it does not define one method.
+    """
+    if name not in available():
+        raise ValueError(unknown("method", name, available()))
+    module = import_module(f"{__name__}.{name}")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ValueError(f"methods/{name}.py must define one Method, but defines {len(found)}")
+    return found[0]

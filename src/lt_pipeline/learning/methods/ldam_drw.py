@@ -1,0 +1,22 @@
+"""LDAM-DRW: LDAM with deferred re-weighting.
+
+Cao et al., Learning imbalanced datasets with label-distribution-aware margin loss, NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from lt_pipeline.learning.losses.config import ClassBalancedConfig
+from lt_pipeline.learning.losses.margins import LdamConfig
+from lt_pipeline.learning.methods._base import Method, MethodOptions
+
+
+class DeferredLabelDistributionAwareMarginOptions(MethodOptions):
+    """The criterion is fixed, its parameters are not."""
+
+    criterion: ClassBalancedConfig = ClassBalancedConfig(start=0.8, margin=LdamConfig())
+
+
+class DeferredLabelDistributionAwareMargin(Method):
+    """LDAM; for the last fifth of the run, classes weigh by their effective number."""
+
+    Options = DeferredLabelDistributionAwareMarginOptions

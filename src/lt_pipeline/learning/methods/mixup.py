@@ -1,0 +1,66 @@
+"""mixup (Zhang et al., ICLR 2018): training on mixtures of two images and of their losses.
+
+It is the first stage of MiSLAS (Zhong et al., CVPR 2021), which BTM starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import model_validator
+from torch import Tensor
+
+from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
+
+
+class MixupOptions(MethodOptions):
+    """What mixup can be told.
+
+    Attributes:
+        mix: how a batch is mixed with itself; alpha is 1.0 on CIFAR, 0.2 on larger sets.
+    """
+
+    mix: MixConfig = MixConfig(cutmix=False)
+
+    @property
+    def mixes(self) -> MixConfig | None:
+        """Return how training mixes images."""
+        return self.mix
+
+    @model_validator(mode="after")
+    def _of_single_images(self) -> Self:
+        kind = self.criterion.kind
+        if kind.views or not kind.per_image:
+            raise ValueError(
+                f"criterion {self.criterion.name!r} is not a loss of single images, which mixtures "
+                f"need: choose another"
+            )
+        if not (self.mix.mixup or self.mix.cutmix):
+            raise ValueError("mix.mixup and mix.cutmix are both false: run ce for no mixtures")
+        return self
+
+
+class Mixup(Method):
+    """A criterion on mixed images, for either label by its share."""
+
+    Options = MixupOptions
+    options: MixupOptions
+
+    def phases(self, epochs: int) -> Sequence[Phase]:
+        """Return one phase of mixed batches."""
+        return [Phase("train", epochs, mix=self.options.mix)]
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the mean over the mixtures of either label's loss by its share.
+
+        Raises:
+            ValueError: if the batch brings no mixtures.
+        """
+        images, first, second, share = batch.mixtures
+        logits = self.net(images)
+        loss = two_hot_loss(self.criterion(logits, first), self.criterion(logits, second), share)
+        return {self.options.criterion.name: loss.mean()}

@@ -1,0 +1,216 @@
+"""MORE (Luo et al., Long-tailed Recognition with Model Rebalancing, 2025), equations 1 to 6.
+
+Every convolution becomes W = W^g + B A (equation 1). A discrepancy between the network with and
+without B A, weighted by the class prior, pushes what head classes need into W^g and leaves B A to
+the tail. After training B A is added into W: the deployed network is the plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from typing import Any, ClassVar, Literal
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.device import without_tf32
+from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
+    changed_predictions,
+    discrepancy_by_group,
+    logit_shift,
+)
+from lt_pipeline.learning.figures.evaluation import logit_shift_by_group
+from lt_pipeline.learning.losses.config import CriterionConfig, LogitAdjustmentConfig
+from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
+from lt_pipeline.learning.models.low_rank import (
+    add_low_rank,
+    fold_low_rank,
+    freeze_general,
+    general_weights,
+    low_rank_parameters,
+)
+from lt_pipeline.learning.models.network import ModelConfig, Network
+
+
+class MoreOptions(MethodOptions):
+    """What MORE can be told.
+
+    Attributes:
+        criterion: the base loss L_base.
+        rank: rank r as a share of a convolution's smaller channel count (the paper's 0.1).
+        amplitude: A' = A / C, the peak of the rebalancing loss; 0 drops the loss and keeps the
+            decomposition, the paper's ablation.
+        schedule: alpha(t) of equation 5: ``sin``, or the ablations ``cos`` and ``constant``.
+        discrepancy: ``l2`` is equation 2; ``kl`` is the paper's alternative, KL(p || p^g).
+        detach_general: stop the gradient through f(x; theta^g).
+        update_batchnorm: let the pass with theta^g update BatchNorm's running statistics too.
+        decay_low_rank: apply weight decay to A and B.
+        freeze_general_after: share of the run after which W^g is frozen and only then A and B
+            learn, which is LoRA; null is MORE, where all learn throughout.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {
+        "A": "amplitude",
+        "A'": "amplitude",
+        "r": "rank",
+        "alpha": "schedule",
+    }
+
+    criterion: CriterionConfig = LogitAdjustmentConfig()
+    rank: float = Field(default=0.1, gt=0, lt=1)
+    amplitude: NonNegativeFloat = 2.0
+    schedule: Literal["sin", "cos", "constant"] = "sin"
+    discrepancy: Literal["l2", "kl"] = "l2"
+    detach_general: bool = False
+    update_batchnorm: bool = False
+    decay_low_rank: bool = True
+    freeze_general_after: float | None = Field(default=None, ge=0, lt=1)
+
+    @property
+    def handles_imbalance(self) -> bool:
+        """Return true, whatever the criterion."""
+        return True
+
+
+def schedule_weight(schedule: str, progress: float) -> float:
+    """Return alpha / A for ``progress`` = t / T: equation 5 and the two ablations of table 5."""
+    if schedule == "sin":
+        return math.sin(math.pi * progress)
+    if schedule == "cos":
+        return math.cos(math.pi * progress / 2)
+    return 1.0
+
+
+def discrepancy(full: Tensor, general: Tensor, kind: str) -> Tensor:
+    """Return M(x) ``[B]`` between logits ``[B, C]`` of theta and of theta^g.
+
+    ``l2`` is equation 2, squared and summed over the classes; ``kl`` is KL(p || p^g).
+    """
+    if kind == "l2":
+        return (full - general).square().sum(1)
+    return F.kl_div(
+        general.log_softmax(1), full.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+
+
+class More(Method):
+    """A base criterion plus the model-rebalancing loss on low-rank decomposed convolutions."""
+
+    Options = MoreOptions
+    options: MoreOptions
+
+    def __init__(self, options: MoreOptions, model: ModelConfig, card: DataCard) -> None:
+        super().__init__(options, model, card)
+        # A * pi_y = A' * (C * pi_y): the product averages A' over the classes.
+        weight = options.amplitude * card.longtail.classes * card.longtail.prior
+        self.register_buffer("rebalancing_weight", weight.float())
+        self.rebalancing_weight: Tensor
+
+    def build(self) -> Network:
+        """Return the network with every convolution decomposed (equation 1)."""
+        net = super().build()
+        add_low_rank(net, self.options.rank)
+        return net
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Return A and B where weight decay is not meant for them."""
+        if self.options.decay_low_rank:
+            return ()
+        return [f"net.{name}" for name, _ in low_rank_parameters(self.net)]
+
+    @property
+    def needs_float32(self) -> bool:
+        """Return whether there is a discrepancy: a small difference of two large outputs.
+
+        Under bfloat16 it is mostly what the two passes were rounded by.
+        """
+        return self.options.amplitude > 0
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Freeze what the LoRA ablation freezes; MORE itself trains everything throughout."""
+        super().start_epoch(phase, epoch)
+        if self.options.freeze_general_after is None:
+            return
+        adapting = epoch >= self.options.freeze_general_after * phase.epochs
+        for _, parameter in low_rank_parameters(self.net):
+            parameter.requires_grad_(adapting)
+        if adapting:
+            freeze_general(self.net)
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return L_base and alpha(t) * L_MORE (equations 3, 5, 6); ``progress`` is t / T."""
+        outputs = self.outputs(batch)
+        terms = self.criterion.terms(outputs, batch.labels)
+        if self.options.amplitude:
+            general = self._general_logits(batch)
+            if self.options.detach_general:
+                general = general.detach()
+            gap = discrepancy(outputs.logits, general, self.options.discrepancy)
+            alpha = schedule_weight(self.options.schedule, progress)
+            terms["rebalancing"] = alpha * (self.rebalancing_weight[batch.labels] * gap).mean()
+        return terms
+
+    def diagnose(
+        self, train: ImageSet, test: ImageSet, device: torch.device
+    ) -> dict[str, dict[str, float]]:
+        """Return what B A does to the logits and decisions on ``test``, by group.
+
+        That is table 4's logit shift, the discrepancy of equation 2, and the share of predictions
+        that are others with B A than without.
+
+        Training compares both passes with each normalised by its own batch. Likewise here each
+        gets BatchNorm statistics re-estimated on ``train``: the running ones are of theta alone,
+        and their own error would outweigh what B A does.
+        """
+        self.to(device)
+        full = self._reestimated_logits(train, test, device)
+        with general_weights(self.net):
+            general = self._reestimated_logits(train, test, device)
+        longtail = self.card.longtail
+        return {
+            "logit_shift": logit_shift(full, general, test.labels, longtail),
+            "discrepancy": discrepancy_by_group(full, general, test.labels, longtail),
+            "changed_predictions": changed_predictions(full, general, test.labels, longtail),
+        }
+
+    @classmethod
+    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
+        """Return the picture of table 4, with the share of predictions that change."""
+        found = report["diagnostics"]
+        shift, changed = found["logit_shift"], found["changed_predictions"]
+        return {"logit_shift": logit_shift_by_group(shift, changed, title)}
+
+    def fold(self) -> None:
+        """Merge B A into W: the network has the plain one's parameters and the same logits."""
+        super().fold()
+        fold_low_rank(self.net)
+
+    def _reestimated_logits(self, train: ImageSet, test: ImageSet, device: torch.device) -> Tensor:
+        kept = {name: value.clone() for name, value in self.net.state_dict().items()}
+        with without_tf32():
+            reestimate_batchnorm(self.net, train.images, device=device)
+            logits = predict(self, self.score, test.images, device=device)
+        self.net.load_state_dict(kept)
+        return logits
+
+    def _general_logits(self, batch: Batch) -> Tensor:
+        """Return f(x; theta^g), ``[B, C]``, normalised by its own batch statistics.
+
+        Views, where there are any, are in its batch, too: both passes normalise the same images.
+        """
+        update = self.options.update_batchnorm
+        statistics = nullcontext() if update else frozen_batchnorm_statistics(self.net)
+        with general_weights(self.net), statistics:
+            return self.outputs(batch).logits

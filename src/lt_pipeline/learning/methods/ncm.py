@@ -1,0 +1,60 @@
+"""NCM (Kang et al., ICLR 2020): the nearest class mean in place of the classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
+from lt_pipeline.learning.models.heads import unit
+from lt_pipeline.learning.models.network import ModelConfig
+
+
+class NcmOptions(PretrainedOptions):
+    """What NCM can be told.
+
+    Attributes:
+        criterion: fixed; nothing is trained behind the first stage.
+        scale: factor of the cosines; it decides how sure probabilities are and no class.
+    """
+
+    criterion: CrossEntropyConfig = CrossEntropyConfig()
+    scale: PositiveFloat = 16.0
+
+
+class NearestClassMean(Pretrained):
+    """Plain training, then the cosine of an image's features and each class's mean features."""
+
+    Options = NcmOptions
+    options: NcmOptions
+
+    def __init__(self, options: NcmOptions, model: ModelConfig, card: DataCard) -> None:
+        super().__init__(options, model, card)
+        self.register_buffer("means", torch.zeros_like(self.source.class_centres()))
+        self.means: Tensor
+
+    @torch.no_grad()
+    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+        """Take the means ``[C, F]`` of the training images' features, BatchNorm in eval mode."""
+        self.to(device)
+        features = predict(self, self.features, train.images, device=device).double()
+        total = features.new_zeros(self.means.shape).index_add_(0, train.labels, features)
+        count = torch.bincount(train.labels, minlength=len(total)).clamp(min=1)
+        self.means.copy_(total / count[:, None])
+        return {}
+
+    def class_centres(self) -> Tensor:
+        """Return the classes' mean features, ``[C, F]``."""
+        return self.means
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return scaled cosines ``[B, C]`` of features ``[B, F]`` or, of experts, ``[B, K, F]``."""
+        return self.options.scale * F.linear(unit(unit(features).flatten(1)), unit(self.means))

@@ -1,0 +1,16 @@
+"""Outlier exposure (Hendrycks et al., Deep Anomaly Detection with Outlier Exposure, ICLR 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lt_pipeline.learning.losses.outliers import uniform_loss
+from lt_pipeline.learning.methods._outliers import OutlierMethod
+
+
+class OutlierExposure(OutlierMethod):
+    """Predictions for images of no class are pushed to the uniform distribution."""
+
+    def exposure(self, inside: Tensor, outside: Tensor) -> Tensor:
+        """Return the cross-entropy of the uniform distribution, a scalar."""
+        return uniform_loss(outside).mean()

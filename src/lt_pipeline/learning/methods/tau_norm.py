@@ -1,0 +1,107 @@
+"""tau-normalisation (Kang et al., ICLR 2020): the classifier's weights are made more alike.
+
+w_c is divided by its length to the power tau; the bias is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.predict import accuracies
+from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
+
+
+class TauNormOptions(PretrainedOptions):
+    """What tau-normalisation can be told.
+
+    Attributes:
+        criterion: fixed; nothing is trained behind the first stage.
+        tau: the power, in [0, 1]; null takes the best of ``candidates`` on the hold-out.
+        candidates: the powers to choose from.
+    """
+
+    criterion: CrossEntropyConfig = CrossEntropyConfig()
+    tau: float | None = Field(default=1.0, ge=0, le=1)
+    candidates: tuple[float, ...] = Field(default=tuple(t / 10 for t in range(11)), min_length=1)
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether a hold-out is needed: to choose tau."""
+        return self.tau is None or super().wants_validation
+
+    @model_validator(mode="after")
+    def _powers(self) -> Self:
+        if not all(0 <= tau <= 1 for tau in self.candidates):
+            raise ValueError(f"candidates must lie in [0, 1], but are {list(self.candidates)}")
+        return self
+
+    def check_head(self, cosine: bool) -> None:
+        """Refuse a cosine head: its weights have no length to change.
+
+        Raises:
+            ValueError: saying what to set.
+        """
+        super().check_head(cosine)
+        if cosine:
+            raise ValueError("tau: a cosine head's weights have no length: set model.head = linear")
+
+
+class TauNormalisation(Pretrained):
+    """Plain training, then w_c / |w_c|^tau in place of the classifier's weights."""
+
+    Options = TauNormOptions
+    options: TauNormOptions
+    used: float | None = None  # the tau that was, for a note
+
+    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+        """Normalise the classifier's weights; return tau and, where it was chosen, among what.
+
+        Raises:
+            ValueError: if tau is to be chosen and there is no hold-out.
+        """
+        options = self.options
+        self.used = options.tau
+        if options.tau is not None:
+            self.normalise(options.tau)
+            return {"tau": options.tau}
+        if not len(validation):
+            raise ValueError("tau is null and chosen on a hold-out: set data.validation > 0")
+        kept = {name: value.clone() for name, value in self.state_dict().items()}
+        recalls = {}
+        for tau in options.candidates:
+            self.normalise(tau)
+            self.to(device)
+            found = accuracies(self, self.score, validation, device=device)
+            recalls[tau] = found["mean_recall"]
+            self.load_state_dict(kept)
+        self.used = max(recalls, key=lambda tau: recalls[tau])
+        self.normalise(self.used)
+        return {"tau": self.used, "validation_mean_recall": {str(t): r for t, r in recalls.items()}}
+
+    def notes(self) -> list[str]:
+        """Say which tau was chosen."""
+        if self.options.tau is not None:
+            return super().notes()
+        return [*super().notes(), f"tau = {self.used:g} has the best mean recall on the hold-out"]
+
+    @torch.no_grad()
+    def normalise(self, tau: float) -> None:
+        """Divide the weights ``[..., C, F]`` by their lengths to the power ``tau``; drop the bias.
+
+        Factors of logits that were learned before become 1. With tau = 0 only the bias is gone.
+        """
+        self.forget_factors()
+        head: nn.Module = self.net.head
+        weight = self.net.centres
+        length = torch.linalg.vector_norm(weight.double(), dim=-1, keepdim=True)
+        tiny = torch.finfo(weight.dtype).tiny
+        weight.copy_((weight.double() / length.clamp(min=tiny) ** tau).to(weight.dtype))
+        bias = getattr(head, "bias", None)
+        if bias is not None:
+            bias.zero_()

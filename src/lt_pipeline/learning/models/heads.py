@@ -1,0 +1,72 @@
+"""Classifier heads: features to logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lt_pipeline.learning.schema import unknown
+
+HEADS = ("linear", "cosine")
+HeadInit = Literal["uniform", "kaiming"]
+
+
+class CosineHead(nn.Module):
+    """Logits s * cos(features, w_c); no bias.
+
+    The weights start at unit length: only their direction counts, but their length decides how
+    far a step turns them.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        start = torch.empty(classes, features).uniform_(-1, 1)
+        self.weight = nn.Parameter(F.normalize(start, dim=1))
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Return cos(features, w_c), ``[B, C]``, in float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(unit(features), unit(self.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of ``features`` ``[B, F]``."""
+        return self.scale * self.cosines(features)
+
+
+def build_head(
+    name: str, features: int, classes: int, scale: float, init: HeadInit = "uniform"
+) -> nn.Module:
+    """Return the head ``name``; ``scale`` is the cosine head's s, ``init`` the linear one's start.
+
+    Raises:
+        ValueError: for a name that is not in ``HEADS``.
+    """
+    if name == "linear":
+        head = nn.Linear(features, classes)
+        if init == "kaiming":
+            start_kaiming(head.weight)
+        return head
+    if name == "cosine":
+        return CosineHead(features, classes, scale)
+    raise ValueError(unknown("head", name, HEADS))
+
+
+def start_kaiming(weight: Tensor) -> None:
+    """Draw a linear head's ``weight`` ``[..., C, F]`` from N(0, 2 / F) (He et al., ICCV 2015).
+
+    As the released codes of LDAM's family. Its deviation is sqrt(6) = 2.4 times that of
+    ``nn.Linear``'s own start, which is uniform in [-F^(-1/2), F^(-1/2)].
+    """
+    nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[-1]))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return the vectors ``x`` ``[..., F]`` at unit length, in at least float32."""
+    x = x if x.dtype == torch.float64 else x.float()
+    # The gradient at the origin is 1 / eps: a smaller one would overflow.
+    return F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).eps)

@@ -1,0 +1,120 @@
+"""The network that is trained and deployed: normalisation, backbone, head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat, field_validator
+from torch import Tensor, nn
+
+from lt_pipeline.learning.models.backbones import BACKBONES, build_backbone
+from lt_pipeline.learning.models.heads import HeadInit, build_head
+from lt_pipeline.learning.schema import Config, unknown
+
+
+class ModelConfig(Config):
+    """Which network; ``scale`` is the cosine head's s, ``pretrained`` takes ImageNet weights.
+
+    ``head_init`` is how a linear head's weights start: ``uniform`` as torch's, or ``kaiming`` as in
+    the released codes of LDAM's family, 2.4 times as large. Cosine heads start at unit length.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {"s": "scale"}
+
+    backbone: str = "resnet32"
+    head: Literal["linear", "cosine"] = "linear"
+    head_init: HeadInit = "uniform"
+    scale: PositiveFloat = 32.0
+    pretrained: bool = False
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(unknown("backbone", name, BACKBONES))
+        return name
+
+
+class Normalize(nn.Module):
+    """Pixels 0..255 to (x / 255 - mean) / std by channel.
+
+    The constants are buffers: they travel with the weights and cannot be those of another set.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # A channel without any contrast is only centred.
+        spread = [s if s > 0 else 1.0 for s in std]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(spread).view(1, -1, 1, 1) * 255)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``images`` ``[B, C, H, W]``, uint8 or float in 0..255, in the buffers' type."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Network(nn.Module):
+    """Images ``[B, channels, H, W]`` in 0..255 -> logits ``[B, C]``."""
+
+    def __init__(self, normalize: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.backbone, self.head = normalize, backbone, head
+
+    @property
+    def width(self) -> int:
+        """Return the number of features of an image, F."""
+        return int(self.backbone.features)  # type: ignore[arg-type]
+
+    @property
+    def centres(self) -> Tensor:
+        """Return the classifier's weights, ``[C, F]``."""
+        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        return weight
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the head sees, ``[B, F]``."""
+        found: Tensor = self.backbone(self.normalize(images))
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[B, C]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile both ways in: the whole, and what ``features`` calls."""
+        super().compile(*args, **kwargs)
+        self.backbone.compile(*args, **kwargs)
+
+
+def build_network(
+    config: ModelConfig,
+    *,
+    classes: int,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Network:
+    """Return the network of ``config``; ``mean`` and ``std`` are fractions of 1 by channel.
+
+    Raises:
+        ValueError: if there is not one mean and one standard deviation a channel.
+    """
+    if not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"mean and std need one value for each of the {channels} channels, "
+            f"but have {len(mean)} and {len(std)}"
+        )
+    backbone = build_backbone(config.backbone, channels, config.pretrained)
+    width = int(backbone.features)  # type: ignore[arg-type]
+    head = build_head(config.head, width, classes, config.scale, config.head_init)
+    return Network(Normalize(mean, std), backbone, head)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Several experiments: studies, their comparison, and what papers report."""

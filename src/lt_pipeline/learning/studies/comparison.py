@@ -1,0 +1,347 @@
+"""Methods side by side: which runs are compared, their mean over seeds, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+from pydantic import Field
+
+from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.evaluation.metrics.significance import paired_difference, recall_interval
+from lt_pipeline.learning.experiments.config import MethodName
+from lt_pipeline.learning.schema import Config, flatten, one_line_errors
+from lt_pipeline.learning.studies.config import Column, first_detector
+
+Values = dict[str, Any]
+# the metric that models and trials are chosen by
+JUDGED_BY = "validation/mean_recall"
+Sorting = Literal[
+    "accuracy", "many", "medium", "few", "harmonic_mean", "geometric_mean", "lowest_recall"
+]
+# what does not change what is learned; the seed is what a configuration is repeated with
+_IRRELEVANT = ("seed", "device", "evaluation")
+# the groups a bootstrap is worth showing of; all classes go by no name
+GROUPS = GROUP_NAMES
+# what makes runs of two rows a pair, as far as they have it
+_PAIRED_BY = ("seed", "data_hash")
+# what tables have of paired_difference, by the name behind the metric's
+DIFFERENCE = {
+    "difference": "mean",
+    "difference sd": "sd",
+    "difference low": "low",
+    "difference high": "high",
+    "difference pairs": "pairs",
+    "seeds needed": "pairs_needed",
+}
+
+
+class Measure(NamedTuple):
+    """How a metric is shown: its heading, what it is multiplied by, its decimals."""
+
+    heading: str
+    factor: float = 1.0
+    digits: int = 0
+
+
+MEASURES = {
+    "test/accuracy": Measure("accuracy %", 100, 1),
+    "test/many": Measure("many %", 100, 1),
+    "test/medium": Measure("medium %", 100, 1),
+    "test/few": Measure("few %", 100, 1),
+    "test/harmonic_mean": Measure("harm. mean %", 100, 1),
+    "test/geometric_mean": Measure("geom. mean %", 100, 1),
+    "test/lowest_recall": Measure("lowest recall %", 100, 1),
+    "test/zero_recall_classes": Measure("classes at zero", 1, 1),
+    "test/expected_calibration_error": Measure("ECE %", 100, 1),
+    JUDGED_BY: Measure("hold-out mean recall %", 100, 1),
+    "cost/training_seconds": Measure("training s", 1, 1),
+    "cost/training_images_per_second": Measure("training images/s"),
+    "cost/scoring_images_per_second": Measure("scoring images/s"),
+    "cost/parameters_trained": Measure("parameters trained"),
+    "cost/parameters_deployed": Measure("parameters deployed"),
+    "cost/peak_memory_mib": Measure("peak MiB"),
+}
+
+
+# what a study's table always shows, where it is there
+_OF_STUDIES = (
+    JUDGED_BY,
+    *(f"test/{name}" for name in ("accuracy", *GROUPS, "harmonic_mean")),
+)
+_COLUMNS: dict[Column, dict[str, Measure]] = {
+    "geometric_mean": {"test/geometric_mean": MEASURES["test/geometric_mean"]},
+    "lowest_recall": {"test/lowest_recall": MEASURES["test/lowest_recall"]},
+    "separability": {
+        f"geometry/separability/{name}": Measure(f"S {name}", 1, 2) for name in (*GROUPS, "all")
+    },
+}
+
+
+class CompareConfig(Config):
+    """What is compared.
+
+    Attributes:
+        methods: by name; None is every method with a run.
+        variants: whether a method has a row for each set of parameters that it was run with, and
+            not only for the latest one's.
+        same_images: whether only runs on the very images of this run's data count.
+        sort_by: the metric of the test set by which rows stand in order.
+    """
+
+    methods: tuple[MethodName, ...] | None = Field(default=None, min_length=1)
+    variants: bool = False
+    same_images: bool = True
+    sort_by: Sorting = "accuracy"
+
+    @classmethod
+    def read(cls, block: Any) -> CompareConfig:
+        """Return the checked block ``compare``.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        with one_line_errors("compare"):
+            return cls.model_validate(block)
+
+
+def choose(
+    runs: pd.DataFrame, options: CompareConfig, data_hash: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the runs to compare, with a ``label`` each, and what was left out, in sentences.
+
+    ``runs`` have a row each: ``method``, ``title``, ``seed``, ``data_hash``, ``started``, which can
+    be sorted, ``config`` (the experiment as JSON) and ``experiment`` (DVC's name, empty where it is
+    none). Of runs that differ in nothing the latest counts.
+    """
+    notes: list[str] = []
+    if options.methods:
+        runs = runs[runs["method"].isin(options.methods)]
+    if options.same_images:
+        here = runs["data_hash"] == data_hash
+        if (~here).any():
+            notes.append(
+                f"{_count((~here).sum())} on other images of this data set left out (another "
+                f"data.seed or data.validation); compare.same_images=false takes them"
+            )
+        runs = runs[here]
+    elif (sets := runs["data_hash"].nunique()) > 1:
+        notes.append(
+            f"the runs are on {sets} different draws of the data set, of which some may have fewer "
+            f"training images"
+        )
+    if not options.variants and (tried := runs["experiment"] != "").any():
+        notes.append(
+            f"{_count(tried.sum())} of DVC experiments left out; compare.variants=true shows them"
+        )
+        runs = runs[~tried]
+    recipes = [recipe(json.loads(text)) for text in runs["config"]]
+    runs = runs.assign(recipe=recipes).sort_values("started", kind="stable")
+    runs = runs.drop_duplicates(["recipe", "seed", "data_hash"], keep="last")
+    if not options.variants:
+        latest = runs.groupby("title")["recipe"].transform("last")
+        for title, others in runs[runs["recipe"] != latest].groupby("title"):
+            notes.append(
+                f"{_count(len(others))} of {title} with other parameters than the latest left out; "
+                f"compare.variants=true shows them"
+            )
+        runs = runs[runs["recipe"] == latest]
+    missing = [name for name in options.methods or () if name not in set(runs["method"])]
+    notes += [f"no run of {name} yet: kedro run --pipelines={name}" for name in missing]
+    return runs.assign(label=_labels(runs)).drop(columns="recipe").reset_index(drop=True), notes
+
+
+def _count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
+
+
+def recipe(config: Mapping[str, Any]) -> str:
+    """Return what stands for all that decides what is learned, apart from seed, data and code."""
+    kept = {name: value for name, value in config.items() if name not in _IRRELEVANT}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _labels(runs: pd.DataFrame) -> list[str]:
+    """Return each run's title, with the parameters that tell apart several of one title."""
+    differing: dict[str, list[str]] = {}
+    flattened = {text: dict(flatten(json.loads(text), ".")) for text in runs["recipe"].unique()}
+    for title, recipes in runs.groupby("title")["recipe"].unique().items():
+        own = [flattened[text] for text in recipes]
+        names = sorted({name for one in own for name in one})
+        differing[str(title)] = [n for n in names if len({str(one.get(n)) for one in own}) > 1]
+    return [
+        ", ".join(
+            [title] + [f"{n.split('.')[-1]} = {flattened[text].get(n)}" for n in differing[title]]
+        )
+        for title, text in zip(runs["title"], runs["recipe"], strict=True)
+    ]
+
+
+def shown_measures(columns: Iterable[Any]) -> dict[str, Measure]:
+    """Return the metrics among ``columns`` that a table shows, in its order."""
+    names = list(map(str, columns))
+    found = {name: measure for name, measure in MEASURES.items() if name in names}
+    detector = first_detector(names)
+    for key in ("auroc", "fpr95"):
+        name = f"ood/{detector}/mean/{key}"
+        if name in names:
+            found[name] = Measure(f"{key.upper()} {detector} %", 100, 1)
+    return found
+
+
+def study_measures(columns: Iterable[Any], chosen: Iterable[Column]) -> dict[str, Measure]:
+    """Return the metrics among ``columns`` that a study's table shows, ``chosen`` among them."""
+    names = list(map(str, columns))
+    found = {name: MEASURES[name] for name in _OF_STUDIES}
+    for column in chosen:
+        found |= _COLUMNS[column]
+    detector = first_detector(names)
+    for mean, of in (("mean", ""), ("of_7", ", 7 sets")):
+        for key in ("auroc", "fpr95"):
+            label = f"{key.upper()} {detector}{of} %"
+            found[f"ood/{detector}/{mean}/{key}"] = Measure(label, 100, 1)
+    found["best_epoch/test/accuracy"] = Measure("best test epoch %", 100, 1)
+    found["cost/training_seconds"] = MEASURES["cost/training_seconds"]
+    return {name: measure for name, measure in found.items() if name in names}
+
+
+def over_seeds(runs: pd.DataFrame, by: str, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return a row each value of the column ``by``: how many ``runs``, and the ``metrics``' means.
+
+    Under ``<metric> sd`` stands the standard deviation (n - 1).
+    """
+    grouped = runs.groupby(by, sort=False)
+    means, spread = grouped[list(metrics)].mean(), grouped[list(metrics)].std()
+    table = means.join(spread.add_suffix(" sd"))
+    table.insert(0, "runs", grouped.size())
+    return table
+
+
+def paired(runs: pd.DataFrame, by: str, one: str, other: str, metric: str) -> Values:
+    """Return ``paired_difference`` of ``metric``, ``one`` minus ``other`` in the column ``by``.
+
+    Runs are pairs when seed and, where it is there, data hash agree; those without the metric are
+    left out. With no pair only ``pairs`` is returned, which is 0.
+    """
+    keys = [name for name in _PAIRED_BY if name in runs]
+    values = runs.pivot(index=keys, columns=by, values=metric)[[one, other]].dropna()
+    if values.empty:
+        return {"pairs": 0}
+    return paired_difference(values[one].tolist(), values[other].tolist())
+
+
+def with_differences(
+    table: pd.DataFrame, runs: pd.DataFrame, reference: str, metrics: Iterable[str]
+) -> pd.DataFrame:
+    """Return ``table``, indexed by what the runs are grouped by, with paired differences.
+
+    Each row's ``metrics`` less those of the row ``reference``, over the seeds that both have: the
+    columns ``<metric> <name>`` for the names of ``DIFFERENCE``. The reference itself has none.
+    """
+    found = {
+        label: {
+            f"{metric} {name}": of.get(key)
+            for metric in metrics
+            for of in [paired(runs, str(table.index.name), label, reference, metric)]
+            for name, key in DIFFERENCE.items()
+        }
+        for label in table.index
+        if label != reference
+    }
+    return table.join(pd.DataFrame.from_dict(found, orient="index").astype(float))
+
+
+def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:
+    """Return a row a label, the best by ``sort_by`` first.
+
+    Each metric has its mean over seeds and, under ``<metric> sd``, their standard deviation. A
+    single run has a 95 % bootstrap interval of accuracy and groups in place of it, under
+    ``<metric> low`` and ``<metric> high``. Those of the test set have how far they are from the
+    first row's, as in ``with_differences``. ``recalls`` have ``run_id``, ``group``,
+    ``test_images`` and ``recall``, a row a run and class.
+
+    Raises:
+        ValueError: if no run has the metric to sort by.
+    """
+    if f"test/{sort_by}" not in runs:
+        raise ValueError(
+            f"compare.sort_by is {sort_by}, which no run has: no class is in that group"
+        )
+    metrics = list(shown_measures(runs.columns))
+    table, grouped = over_seeds(runs, "label", metrics), runs.groupby("label", sort=False)
+    table.insert(1, "seeds", grouped["seed"].agg(lambda s: " ".join(map(str, sorted(set(s))))))
+    for name in ("method", "title"):
+        table.insert(0, name, grouped[name].first())
+    for label, group in grouped:
+        if len(group) == 1:
+            own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]
+            for metric, (low, high) in _intervals(own).items():
+                table.loc[label, [f"{metric} low", f"{metric} high"]] = low, high
+    table = table.sort_values(f"test/{sort_by}", ascending=False, kind="stable")
+    tested = [metric for metric in metrics if metric.startswith("test/")]
+    return with_differences(table, runs, str(table.index[0]), tested).reset_index()
+
+
+def _intervals(recalls: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    parts = {"test/accuracy": recalls}
+    parts |= {f"test/{g}": recalls[recalls["group"] == g] for g in GROUPS}
+    return {
+        metric: recall_interval(part["recall"].tolist(), part["test_images"].tolist())
+        for metric, part in parts.items()
+        if part["test_images"].sum()
+    }
+
+
+def first_two(runs: pd.DataFrame, summary: pd.DataFrame, sort_by: Sorting) -> Values | None:
+    """Return how far the first row is ahead of the second, over the seeds that both have.
+
+    What ``paired`` gives, with the labels of both and the metric; None when there is one row only.
+    """
+    if len(summary) < 2:
+        return None
+    metric = f"test/{sort_by}"
+    first, second = summary["label"].iloc[0], summary["label"].iloc[1]
+    found = paired(runs, "label", first, second, metric)
+    return {"first": first, "second": second, "metric": metric, **found}
+
+
+def in_words(found: Mapping[str, Any] | None) -> str:
+    """Return what ``first_two`` found as a sentence."""
+    if found is None:
+        return "One method only: there is nothing to compare it with."
+    first, second, pairs = found["first"], found["second"], found["pairs"]
+    metric = str(found["metric"]).removeprefix("test/").replace("_", " ")
+    if not pairs:
+        return f"{first} and {second} have no seed in common: their difference cannot be tested."
+    ahead = f"{first} minus {second}: {100 * found['mean']:+.2f} points of {metric}"
+    if pairs < 2:
+        return f"{ahead} on the one seed that both have; an interval and a test need two."
+    if found["p_value"] is None:
+        spread = f"{ahead} (sd {100 * found['sd']:.2f} over {pairs} common seeds)"
+        return f"{spread}; the differences are all the same, so there is nothing to test."
+    interval = f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+    needed = found["pairs_needed"]
+    size = f"; a difference of this size takes {needed:,} seeds to be found" if needed else ""
+    return (
+        f"{ahead} {interval} (paired 95 % interval; sd {100 * found['sd']:.2f} over {pairs} common "
+        f"seeds); paired t test: t = {found['statistic']:.2f}, p = {found['p_value']:.3g}{size}."
+    )
+
+
+def differing_settings(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence for every setting that the compared methods should share and do not."""
+    sentences = []
+    flattened = {
+        label: dict(flatten(json.loads(text), "."))
+        for label, text in zip(runs["label"], runs["config"], strict=True)
+    }
+    for name in ("training.epochs", "training.batch_size", "model.backbone"):
+        by_value: dict[str, list[str]] = {}
+        for label, own in flattened.items():
+            by_value.setdefault(str(own.get(name)), []).append(label)
+        if len(by_value) > 1:
+            parts = [f"{value} ({', '.join(labels)})" for value, labels in by_value.items()]
+            sentences.append(f"{name} is not the same for all: {'; '.join(parts)}")
+    return sentences

@@ -1,0 +1,153 @@
+"""A study: one method's ablation or sweep, as arms that differ in a few parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lt_pipeline.learning.experiments.config import (
+    ExperimentConfig,
+    MethodBlock,
+    MethodName,
+    merged,
+)
+from lt_pipeline.learning.schema import Config, check_distinct, one_line_errors
+
+
+def slug(label: str) -> str:
+    """Return ``label`` as a name of folders and metrics."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")
+
+
+def first_detector(columns: Iterable[Any]) -> str | None:
+    """Return the OOD detector that comes first among a study's metrics, None if there is none."""
+    named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
+    return next((found[1] for found in named if found), None)
+
+
+Column = Literal["geometric_mean", "lowest_recall", "separability"]
+
+
+class Arm(MethodBlock):
+    """A method and what it changes of its own block in conf/."""
+
+    method: MethodName
+
+
+class Sweep(Config):
+    """An arm for each of ``values`` at ``path`` of the method's block, as in ``options.rank``."""
+
+    method: MethodName
+    path: str
+    values: tuple[float, ...] = Field(min_length=1)
+
+    @field_validator("path")
+    @classmethod
+    def _in_a_block(cls, path: str) -> str:
+        if path.split(".")[0] not in MethodBlock.model_fields or "." not in path:
+            raise ValueError(
+                f"must lie in options, model or training, as in options.rank, but is {path!r}"
+            )
+        return path
+
+    def labels(self) -> list[str]:
+        """Return the arms' labels, as in ``rank = 0.1``."""
+        return [f"{self.path.split('.')[-1]} = {value:g}" for value in self.values]
+
+    def arms(self) -> dict[str, Arm]:
+        """Return the arms by label."""
+        *parents, name = self.path.split(".")
+        found = {}
+        for label, value in zip(self.labels(), self.values, strict=True):
+            block: dict[str, Any] = {name: value}
+            for parent in reversed(parents):
+                block = {parent: block}
+            found[label] = Arm.model_validate({"method": self.method, **block})
+        return found
+
+
+class StudyConfig(Config):
+    """What is compared, over how many seeds.
+
+    Attributes:
+        title: of the pictures.
+        seeds: runs of every arm, with the same images and seeds 0, 1, ...
+        arms: by label; of a study with a ``sweep`` they are its baselines.
+        sweep: the values of one parameter.
+        against: the arm that the others' paired differences are from; null is the first.
+        columns: what its table shows beside accuracies, time and images of no class.
+    """
+
+    title: str
+    seeds: int = Field(default=3, ge=1, le=10_000)
+    arms: dict[str, Arm] = Field(default_factory=dict)
+    sweep: Sweep | None = None
+    against: str | None = None
+    columns: tuple[Column, ...] = ()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _without_dropped(cls, arms: Any) -> Any:
+        """Leave out arms that are null, which is how a run takes one out."""
+        if not isinstance(arms, dict):
+            return arms
+        return {label: arm for label, arm in arms.items() if arm is not None}
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        check_distinct(columns)
+        return columns
+
+    @model_validator(mode="after")
+    def _distinct(self) -> StudyConfig:
+        labels = [*self.arms, *(self.sweep.labels() if self.sweep else [])]
+        if not labels:
+            raise ValueError("needs arms or a sweep, but has neither")
+        slugs = [slug(label) for label in labels]
+        twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
+        if twice:
+            raise ValueError(f"arms need names and values that differ, but {twice} do not")
+        if self.against not in (None, *labels):
+            raise ValueError(f"against must be null or one of {labels}, but is {self.against!r}")
+        return self
+
+    @classmethod
+    def read(cls, name: str, block: Any) -> StudyConfig:
+        """Return the checked block ``studies.<name>``.
+
+        Raises:
+            ValueError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        with one_line_errors(f"studies.{name}"):
+            return cls.model_validate(block)
+
+    @property
+    def reference(self) -> str:
+        """Return the label of the arm that differences are from."""
+        return self.against or next(iter(self.all_arms()))
+
+    def all_arms(self) -> dict[str, Arm]:
+        """Return every arm by label."""
+        return {**self.arms, **(self.sweep.arms() if self.sweep else {})}
+
+    def experiments(self, parameters: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
+        """Return the experiment of every arm by label, its own block over ``parameters``.
+
+        Raises:
+            ValueError: in one line, naming the arm and the parameter that is wrong.
+        """
+        found = {}
+        for label, arm in self.all_arms().items():
+            own = arm.model_dump(exclude={"method"})
+            block = merged(parameters.get(arm.method), own)
+            try:
+                found[label] = ExperimentConfig.resolve(
+                    arm.method, {**parameters, arm.method: block}
+                )
+            except ValueError as error:
+                raise ValueError(f"arm {label!r}: {error}") from None
+        return found

@@ -1,0 +1,200 @@
+"""Published figures beside ours: where a run's parameters are those of the paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic import Field, TypeAdapter, model_validator
+
+from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.schema import Config, flatten, one_line_errors
+
+Values = dict[str, Any]
+# What DARL prints of images of no class: ODIN's, as the mean over its own seven sets.
+_OOD = {
+    name: f"ood/odin/of_7/{name}"
+    for name in ("auroc", *(f"auroc_{group}" for group in GROUP_NAMES), "fpr95")
+}
+
+# blocks whose parameters depend on a method or a rule: not every setting has all
+_OF_A_KIND = ("options.", "data.groups.", "data.profile.")
+
+
+class Figures(Config):
+    """A row of a paper's table, in per cent, and why a run is not there.
+
+    Attributes:
+        method: the title of the runs beside which ``compare`` shows them; None: studies only.
+        where: what the row's setting has beside the table's, as in ``model.head``.
+        reason: why a run is not there.
+    """
+
+    method: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)
+    reason: str | None = None
+    accuracy: float | None = None
+    many: float | None = None
+    medium: float | None = None
+    few: float | None = None
+    harmonic_mean: float | None = None
+    geometric_mean: float | None = None
+    lowest_recall: float | None = None
+    auroc: float | None = None
+    auroc_many: float | None = None
+    auroc_medium: float | None = None
+    auroc_few: float | None = None
+    fpr95: float | None = None
+
+    def by_metric(self) -> dict[str, float]:
+        """Return the figures that are there, as fractions of 1 by metric."""
+        given = self.model_dump(exclude={"method", "where", "reason"}, exclude_none=True)
+        return {_OOD.get(name, f"test/{name}"): value / 100 for name, value in given.items()}
+
+
+class PaperTable(Config):
+    """A table or figure of a paper and the parameters of its setting, by dotted name.
+
+    Attributes:
+        study: the study whose arms the ``rows`` are, by the same names.
+        where: the setting.
+        rows: of the table, by name.
+    """
+
+    paper: str
+    table: str | None = None
+    figure: str | None = None
+    study: str
+    where: dict[str, Any] = Field(min_length=1)
+    rows: dict[str, Figures]
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PaperTable:
+        if (self.table is None) == (self.figure is None):
+            raise ValueError("needs table or figure, and not both: where the figures are printed")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Return where the figures are printed."""
+        place = f"table {self.table}" if self.table else f"figure {self.figure}"
+        return f"{self.paper}, {place}"
+
+
+def read_papers(tables: Any) -> list[PaperTable]:
+    """Return the checked figures of conf/base/papers.yml.
+
+    Raises:
+        ValueError: in one line, naming every entry that is wrong and what would be right.
+    """
+    with one_line_errors("papers.yml"):
+        return TypeAdapter(list[PaperTable]).validate_python(tables or [])
+
+
+def beside_papers(
+    runs: pd.DataFrame, summary: pd.DataFrame, papers: Sequence[PaperTable], data: Mapping[str, Any]
+) -> list[Values]:
+    """Return, a row a figure, what papers say of the methods whose setting is theirs.
+
+    ``data`` is the block of that name. A row has ``label``, ``metric``, ``ours`` and ``paper`` as
+    fractions of 1, ``source`` and ``reason`` (None where papers.yml has none).
+
+    Raises:
+        ValueError: if a setting names a parameter that there is not.
+    """
+    configs = dict(zip(runs["label"], runs["config"], strict=True))
+    rows: list[Values] = []
+    for own in summary.to_dict("records"):
+        setting = dict(flatten({**json.loads(configs[own["label"]]), "data": data}, "."))
+        for table in papers:
+            for figures in table.rows.values():
+                if figures.method == own["title"]:
+                    rows += _gaps(own, setting, table, figures)
+    return rows
+
+
+def beside_arms(
+    study: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    summary: pd.DataFrame,
+    papers: Sequence[PaperTable],
+    data: Mapping[str, Any],
+) -> list[Values]:
+    """Return, as ``beside_papers`` does, what papers say of the arms of ``study``.
+
+    ``configs`` are the arms' experiments, ``summary`` has a row an arm; both go by ``label``.
+
+    Raises:
+        ValueError: if a setting names a parameter that there is not.
+    """
+    rows: list[Values] = []
+    for own in summary.to_dict("records"):
+        setting = dict(flatten({**configs[own["label"]], "data": data}, "."))
+        for table in papers:
+            if table.study == study and own["label"] in table.rows:
+                rows += _gaps(own, setting, table, table.rows[own["label"]])
+    return rows
+
+
+def why_none(
+    study: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    papers: Sequence[PaperTable],
+    data: Mapping[str, Any],
+) -> str | None:
+    """Return in a sentence what the nearest setting of ``study`` in ``papers`` has otherwise.
+
+    None is where nothing is published of ``study``, or an arm has a paper's setting.
+    """
+    found = []
+    for table in papers:
+        for label, figures in table.rows.items():
+            if table.study == study and label in configs:
+                setting = dict(flatten({**configs[label], "data": data}, "."))
+                found.append((_differing(table, figures, setting), table.source, label))
+    if not found or not all(differing for differing, *_ in found):
+        return None
+    differing, source, label = min(found, key=lambda one: len(one[0]))
+    return f"No figure of {source} is beside ours, as of {label} {', '.join(differing)}"
+
+
+def _differing(table: PaperTable, figures: Figures, setting: Mapping[str, Any]) -> list[str]:
+    """Return what ``setting`` has otherwise than the row of ``table``, in words.
+
+    Raises:
+        ValueError: if the row names a parameter that there is not.
+    """
+    wanted = {**table.where, **figures.where}
+    for name in wanted:
+        if name not in setting and not name.startswith(_OF_A_KIND):
+            raise ValueError(
+                f"papers.yml: {table.source}: where names {name!r}, which no run has; it takes "
+                f"names as in training.epochs, data.source or options.pretrain"
+            )
+    return [
+        f"{name} is {setting.get(name)}, not {value}"
+        for name, value in wanted.items()
+        if setting.get(name) != value
+    ]
+
+
+def _gaps(
+    own: Mapping[Any, Any], setting: Mapping[str, Any], table: PaperTable, figures: Figures
+) -> list[Values]:
+    """Return a row a figure that ``own`` has, too; none in another setting than the paper's."""
+    if _differing(table, figures, setting):
+        return []
+    return [
+        {
+            "label": own["label"],
+            "metric": metric,
+            "ours": own[metric],
+            "paper": value,
+            "source": table.source,
+            "reason": figures.reason,
+        }
+        for metric, value in figures.by_metric().items()
+        if metric in own and pd.notna(own[metric])
+    ]

@@ -1,0 +1,1 @@
+"""Augmentation, views and mixtures of images, in batches on their device."""

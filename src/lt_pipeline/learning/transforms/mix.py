@@ -1,0 +1,181 @@
+"""MixUp and CutMix of paired batches, on the device that holds them.
+
+MixUp: Zhang et al., mixup: Beyond empirical risk minimization (ICLR 2018). CutMix: Yun et al.,
+CutMix: Regularization strategy to train strong classifiers with localizable features (ICCV 2019).
+DARL (Zhang, Chin et al., ACM MM 2025, section 4.2) takes both, with pairs of a long-tailed and a
+balanced draw. torchvision's ``MixUp`` and ``CutMix`` mix a batch with itself, rolled by one, and
+return dense label rows ``[M, C]`` without the share: they can neither pair two draws nor give each
+label its own loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lt_pipeline.learning.schema import Config
+
+
+class MixConfig(Config):
+    """How two batches are mixed.
+
+    The share of the first is Beta(``alpha``, ``alpha``). With both kinds on, ``both`` says whether
+    a fair coin chooses one for the whole batch (``alternate``), or the first half is MixUp and the
+    second CutMix (``halves``).
+    """
+
+    mixup: bool = True
+    cutmix: bool = True
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    both: Literal["alternate", "halves"] = "alternate"
+
+
+class Mixed(NamedTuple):
+    """Mixed images float32 ``[M, C, H, W]`` in 0..255, with two labels each.
+
+    ``first`` and ``second`` are int64 ``[M]``; ``share`` float32 ``[M]`` in [0, 1] is the weight of
+    ``first``, and 1 - share that of ``second``.
+    """
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+    share: Tensor
+
+
+class Box(NamedTuple):
+    """Rows ``top`` up to, not including, ``bottom``, and columns ``left`` up to ``right``."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def mix(
+    images_a: Tensor,
+    labels_a: Tensor,
+    images_b: Tensor,
+    labels_b: Tensor,
+    config: MixConfig,
+    generator: torch.Generator,
+) -> Mixed:
+    """Return image i of the first batch mixed with image i of the second.
+
+    Both are uint8 ``[M, C, H, W]`` with labels int64 ``[M]``, and stay as they are; M may be 0. One
+    share, and one box, is drawn for the batch, or for each half of it, on the CPU: ``generator``
+    lives there, and is asked for one number whatever the config.
+
+    Raises:
+        ValueError: if the batches do not fit each other, or both mixup and cutmix are off.
+    """
+    shapes = [list(part.shape) for part in (images_a, labels_a, images_b, labels_b)]
+    if shapes[:2] != shapes[2:] or shapes[1] != shapes[0][:1]:
+        raise ValueError(
+            f"images [M, C, H, W] and labels [M] are paired one by one, but the first are "
+            f"{shapes[0]} and {shapes[1]}, the second {shapes[2]} and {shapes[3]}"
+        )
+    if not (config.mixup or config.cutmix):
+        raise ValueError("mixup and cutmix are both false: set one to true, or do not mix")
+    # torch's Beta takes no generator; numpy's does, and is exact for small alpha
+    random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+    if config.mixup and config.cutmix and config.both == "halves":
+        cut = len(images_a) // 2
+        halves = [
+            mixup(images_a[:cut], images_b[:cut], random.beta(config.alpha, config.alpha)),
+            _cutmix(images_a[cut:], images_b[cut:], config.alpha, random),
+        ]
+        images, share = (torch.cat(parts) for parts in zip(*halves, strict=True))
+    elif config.mixup and not (config.cutmix and random.random() < 0.5):
+        images, share = mixup(images_a, images_b, random.beta(config.alpha, config.alpha))
+    else:
+        images, share = _cutmix(images_a, images_b, config.alpha, random)
+    return Mixed(images, labels_a, labels_b, share)
+
+
+def mixup(images_a: Tensor, images_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Return share * a + (1 - share) * b, float32 ``[M, C, H, W]``, and the share, ``[M]``."""
+    return torch.lerp(images_b.float(), images_a.float(), share), _shares(images_a, share)
+
+
+def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Return the first images with the ``box`` of the second, float32 ``[M, C, H, W]``.
+
+    And the share of pixels of the first, ``[M]``: from the box, not the share that it was drawn
+    for, as it may reach past the border and has whole pixels.
+    """
+    height, width = images_a.shape[2:]
+    rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+    images = images_a.to(torch.float32, copy=True)
+    images[:, :, rows, columns] = images_b[:, :, rows, columns].float()
+    pasted = (box.bottom - box.top) * (box.right - box.left)
+    return images, _shares(images_a, (height * width - pasted) / (height * width))
+
+
+def draw_box(height: int, width: int, share: float, random: np.random.Generator) -> Box:
+    """Draw a box of about (1 - share) of an image's pixels, of its shape (CutMix, equation 2).
+
+    Its centre is uniform over the pixels, and what reaches past the border is lost. Its sides are
+    the nearest whole numbers; in the authors' code they are even, rounded down.
+    """
+    side = math.sqrt(1 - share)
+    top, bottom = _interval(height, side, random)
+    left, right = _interval(width, side, random)
+    return Box(top, bottom, left, right)
+
+
+def expected_share(config: MixConfig) -> float:
+    """Return the mean weight of the first of two images, in [0, 1].
+
+    It is 1/2 with MixUp. A CutMix box that reaches past the border is clipped: of sides s = sqrt(u)
+    of the image's, u ~ Beta(alpha, alpha), s (1 - s / 4) is left on average, so that the second
+    image has u - u^1.5 / 2 + u^2 / 16.
+
+    Raises:
+        ValueError: if both mixup and cutmix are off.
+    """
+    if not (config.mixup or config.cutmix):
+        raise ValueError("mixup and cutmix are both false: there is no share")
+
+    def moment(power: float) -> float:
+        a = config.alpha
+        logs = math.lgamma(a + power) - math.lgamma(a) + math.lgamma(2 * a)
+        return math.exp(logs - math.lgamma(2 * a + power))
+
+    cutmix = 1 - (moment(1) - moment(1.5) / 2 + moment(2) / 16)
+    if not config.mixup:
+        return cutmix
+    return (0.5 + cutmix) / 2 if config.cutmix else 0.5
+
+
+def two_hot_loss(losses_first: Tensor, losses_second: Tensor, share: Tensor) -> Tensor:
+    """Return share * first + (1 - share) * second: DARL, equation 3.
+
+    The losses of the mixed images for either label are ``[M]``, or ``[M, K]`` for K experts, as is
+    the result; ``share`` is ``[M]``.
+    """
+    share = share.view(-1, *[1] * (losses_first.ndim - 1))
+    return share * losses_first + (1 - share) * losses_second
+
+
+def _cutmix(
+    images_a: Tensor, images_b: Tensor, alpha: float, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    height, width = images_a.shape[2:]
+    box = draw_box(height, width, random.beta(alpha, alpha), random)
+    return cutmix(images_a, images_b, box)
+
+
+def _interval(size: int, share: float, random: np.random.Generator) -> tuple[int, int]:
+    length = round(share * size)
+    start = int(random.integers(size)) - length // 2
+    return max(start, 0), min(start + length, size)
+
+
+def _shares(images: Tensor, share: float) -> Tensor:
+    return torch.full((len(images),), share, dtype=torch.float32, device=images.device)

@@ -1,0 +1,263 @@
+"""The comparison as Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lt_pipeline.learning.studies.comparison import Measure
+from lt_pipeline.reports.differences import Paired
+
+Values = dict[str, Any]
+Records = Sequence[Mapping[str, Any]]
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """A line of the table; a paper's stands below the method that it is of."""
+
+    cells: list[str]
+    of_paper: bool
+
+
+def table_rows(
+    summary: pd.DataFrame,
+    beside: Records,
+    measures: Mapping[str, Measure],
+    first: str = "method",
+    *,
+    gaps: bool = False,
+    paired: Paired | None = None,
+) -> tuple[list[str], list[Row]]:
+    """Return headings, and the rows of methods and of papers as text.
+
+    A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
+    interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
+    no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
+    ``paired`` adds its columns behind that of its metric, where there are differences.
+    """
+    measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
+    paired = paired if paired and paired.there(summary) else None
+    names = list(measures)
+    place = names.index(paired.metric) + 1 if paired and paired.metric in names else len(names)
+    rows = []
+    for own in summary.to_dict("records"):
+        cells = [_cell(own, name, measure) for name, measure in measures.items()]
+        cells[place:place] = paired.cells(own) if paired else []
+        rows.append(Row([own["label"], str(own["runs"]), *cells], of_paper=False))
+        given = [found for found in beside if found["label"] == own["label"]]
+        for source in dict.fromkeys(found["source"] for found in given):
+            said = {f["metric"]: f for f in given if f["source"] == source}
+            texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
+            texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
+            rows.append(Row([source, "", *texts], of_paper=True))
+    headings = [measure.heading for measure in measures.values()]
+    headings[place:place] = paired.headings if paired else []
+    return [first, "runs", *headings], rows
+
+
+def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
+    if pd.isna(row[name]):
+        return "-"
+    text = _number(row[name], measure)
+    if row["runs"] > 1:
+        spread = row[f"{name} sd"]
+        # what is counted, as parameters are, and always the same needs no spread
+        none = pd.isna(spread) or (spread == 0 and measure.digits == 0)
+        return text if none else f"{text} ± {_number(spread, measure)}"
+    ends = [row.get(f"{name} {end}", float("nan")) for end in ("low", "high")]
+    # where every image is right, or none, drawing them again cannot tell how sure that is
+    if pd.isna(ends[0]) or ends[0] == ends[1]:
+        return text
+    return f"{text} [{', '.join(_number(end, measure) for end in ends)}]"
+
+
+def _said(found: Mapping[str, Any], measure: Measure, gap: bool) -> str:
+    """Return a paper's figure and, where it is asked for, ours minus it in brackets."""
+    text = _number(found["paper"], measure)
+    ahead = measure.factor * (found["ours"] - found["paper"])
+    return f"{text} ({ahead:+,.{measure.digits}f})" if gap else text
+
+
+def _number(value: float, measure: Measure) -> str:
+    return f"{measure.factor * value:,.{measure.digits}f}"
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return the table in Markdown; papers' figures are in italics."""
+    lines = [
+        "| " + " | ".join(headings) + " |",
+        "|" + "---|" + "---:|" * (len(headings) - 1),
+    ]
+    for row in rows:
+        cells = [f"*{c}*" if row.of_paper and c else c for c in row.cells]
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(headings: Sequence[str], rows: Sequence[Row], caption: str) -> str:
+    r"""Return the table in LaTeX, for a preamble with \usepackage{booktabs}."""
+    body = []
+    for row in rows:
+        cells = [_latex_text(cell) for cell in row.cells]
+        if row.of_paper:
+            cells = [rf"\textit{{{cell}}}" if cell else "" for cell in cells]
+        body.append(" & ".join(cells) + r" \\")
+    return "\n".join(
+        [
+            f"% {caption}",
+            rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_latex_text, headings)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _latex_text(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return the table as an HTML fragment."""
+    head = "".join(f"<th>{escape(h)}</th>" for h in headings)
+    lines = [f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>"]
+    for row in rows:
+        kind = ' class="paper"' if row.of_paper else ""
+        cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
+        lines.append(f"<tr{kind}>{cells}</tr>")
+    return "\n".join([*lines, "</tbody>\n</table>"]) + "\n"
+
+
+def _html_cell(text: str) -> str:
+    """Return the cell with the spread behind a number in small type on a line of its own."""
+    for mark in (" ± ", " ["):
+        number, found, rest = text.partition(mark)
+        if found and number.replace(",", "").replace(".", "").lstrip("+-").isdigit():
+            return f"{escape(number)}<small>{escape((mark + rest).strip())}</small>"
+    return escape(text)
+
+
+def gap_rows(beside: Records) -> tuple[list[str], list[Row]]:
+    """Return the table of what a method has more or less than a paper, in points of a per cent."""
+    metrics = list(dict.fromkeys(found["metric"] for found in beside))
+    names = [str(metric).removeprefix("test/").replace("_", " ") for metric in metrics]
+    rows = []
+    for label, source in dict.fromkeys((found["label"], found["source"]) for found in beside):
+        own = [f for f in beside if (f["label"], f["source"]) == (label, source)]
+        gaps = {f["metric"]: f"{100 * (f['ours'] - f['paper']):+.1f}" for f in own}
+        reason = own[0]["reason"] or "none given in conf/base/papers.yml"
+        cells = [label, source, *(gaps.get(m, "") for m in metrics), reason]
+        rows.append(Row(cells, of_paper=False))
+    return ["method", "paper", *names, "reason"], rows
+
+
+def run_rows(runs: pd.DataFrame) -> tuple[list[str], list[Row]]:
+    """Return the table of the runs that were compared, for tracing them back."""
+    headings = ["method", "seed", "accuracy %", "MLflow run", "commit", "command"]
+    rows = [
+        Row(
+            [
+                run["label"],
+                str(run["seed"]),
+                f"{100 * run['test/accuracy']:.1f}",
+                str(run["run_id"]),
+                str(run["commit"])[:10],
+                str(run["command"]),
+            ],
+            of_paper=False,
+        )
+        for run in runs.sort_values(["label", "seed"]).to_dict("records")
+    ]
+    return headings, rows
+
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1b1b1b;
+  margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1480px; background: #fff; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+.lead { color: #555; margin: 0 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; }
+th { text-align: right; vertical-align: bottom; border-bottom: 1.5px solid #333; padding: 4px 6px;
+  font-weight: 600; max-width: 7em; }
+td { text-align: right; padding: 4px 6px; border-bottom: 1px solid #eee; white-space: nowrap;
+  vertical-align: top; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
+  background: #fff; }
+td small { display: block; color: #777; font-size: 11px; line-height: 1.2; }
+tr.paper td { color: #0072B2; font-style: italic; } tr.paper td:first-child { padding-left: 1em; }
+table.text td, table.text th { text-align: left; white-space: normal; min-width: 5em;
+  max-width: 34em; overflow-wrap: break-word; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.6rem 2.4rem; }
+figure { margin: 0; max-width: 680px; } img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: 13px; }
+ul { padding-left: 1.2rem; } li { margin: .15rem 0; }
+footer { margin-top: 3rem; color: #777; font-size: 12px; border-top: 1px solid #eee; }
+"""
+
+
+class Picture(NamedTuple):
+    """A PNG in base64 and what it shows."""
+
+    data: str
+    caption: str
+
+
+def html_report(
+    title: str,
+    lead: str,
+    table: str,
+    sentences: Sequence[str],
+    notes: Sequence[str],
+    pictures: Sequence[Picture],
+    gaps: tuple[list[str], list[Row]],
+    runs: tuple[list[str], list[Row]],
+) -> str:
+    """Return one HTML page that needs nothing beside itself: pictures and style are inside."""
+    parts = [
+        f"<h1>{escape(title)}</h1><p class='lead'>{escape(lead)}</p>",
+        f"<div class='wide'>{table}</div>",
+        _list(sentences),
+    ]
+    if gaps[1]:
+        what = "Gap to the papers, in points: mean minus figure, not paired"
+        parts.append(f"<h2>{what}</h2>{_text_table(*gaps)}")
+    if notes:
+        parts.append(f"<h2>What is not in the table, and what to know of it</h2>{_list(notes)}")
+    parts.append("<h2>Pictures</h2><div class='pictures'>")
+    parts += [
+        f"<figure><img alt='{escape(p.caption, quote=True)}' "
+        f"src='data:image/png;base64,{p.data}'><figcaption>{escape(p.caption)}</figcaption></figure>"
+        for p in pictures
+    ]
+    parts.append(f"</div><h2>Runs</h2><div class='wide'>{_text_table(*runs)}</div>")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n<footer>Written by kedro run --pipelines=compare.</footer>\n</body></html>\n"
+    )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _text_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
+    return html_table(headings, rows).replace("<table>", '<table class="text">', 1)

@@ -1,0 +1,1 @@
+"""Deployed models: export, the served code, ONNX."""

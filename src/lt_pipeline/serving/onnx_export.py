@@ -1,0 +1,162 @@
+"""A finished model as ONNX: ``python -m lt_pipeline.serving.onnx_export <method> --env <name>``.
+
+The file answers what the deployed model answers, for any number of images, and is written only if
+ONNX Runtime gives what PyTorch gives. It needs the extra ``onnx``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import torch
+from click import ClickException
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.io import CatalogProtocol, DatasetError
+from torch import Tensor
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.checkpoint import atomic_path
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.pipelines.method.nodes import load_finished
+from lt_pipeline.serving.export import Answer
+
+# of every answer: probabilities and scores are of order 1
+TOLERANCE = 1e-4
+# numbers of images that the check is made with
+BATCHES = (1, 3, 32)
+EXTRA = "ONNX needs packages that are not installed: pip install -c constraints.txt -e '.[onnx]'"
+
+
+class Exported(NamedTuple):
+    """The bytes of an ONNX model and how far its answers lie from PyTorch's, at most."""
+
+    content: bytes
+    difference: float
+
+
+def to_onnx(method: Method, images: Tensor) -> Exported:
+    """Return the finished ``method`` in ONNX, checked with uint8 ``images``.
+
+    The input is ``images``, uint8 ``[N, channels, H, W]``, N free; outputs have the answers' names.
+    Class names are in the model's metadata.
+
+    Raises:
+        ValueError: if ONNX Runtime answers otherwise, or the extra is not installed.
+    """
+    answer = Answer(method.cpu()).eval()
+    try:
+        content = _convert(answer, images[: max(BATCHES)], method.card.longtail.class_names)
+        difference = largest_difference(content, answer, images)
+    except ImportError as error:
+        raise ValueError(f"{EXTRA} ({error})") from None
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the ONNX model's answers are {difference:.2g} from PyTorch's, and {TOLERANCE:g} is "
+            f"allowed: it is not written"
+        )
+    return Exported(content, difference)
+
+
+def _convert(answer: Answer, example: Tensor, class_names: Sequence[str]) -> bytes:
+    with torch.no_grad():
+        names = list(answer(example))
+    program = torch.onnx.export(
+        answer,
+        (example,),
+        input_names=["images"],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamo=True,
+        verbose=False,
+    )
+    if program is None:
+        raise ValueError("PyTorch's exporter gave no ONNX model")
+    program.model.metadata_props["class_names"] = json.dumps(list(class_names))
+    return bytes(program.model_proto.SerializeToString())
+
+
+def largest_difference(content: bytes, answer: Answer, images: Tensor) -> float:
+    """Return the largest absolute difference of any answer, over several numbers of images.
+
+    It is nan where an answer is.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names, found = [output.name for output in session.get_outputs()], list[Tensor]()
+    for count in BATCHES:
+        batch = images[:count]
+        with torch.no_grad():
+            wanted = answer(batch)
+        given = dict(zip(names, session.run(None, {"images": batch.numpy()}), strict=True))
+        found += [
+            (torch.from_numpy(given[name]).double() - value.double()).abs().max()
+            for name, value in wanted.items()
+        ]
+    return float(torch.stack(found).max())
+
+
+def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
+    """Write ``method``'s finished model beside its weights and to its MLflow run; say so.
+
+    Raises:
+        ValueError: if there is none, or its ONNX answers otherwise.
+    """
+    if not catalog.exists(f"{method}.model"):
+        raise ValueError(
+            f"there is no finished model of {method}: kedro run --pipelines={method} makes it"
+        )
+    config, card = catalog.load(f"{method}.config"), catalog.load("data_card")
+    _, built = load_finished(config, card, catalog.load(f"{method}.model"))
+    exported = to_onnx(built, catalog.load("test_set").images)
+    path: Path = catalog.load(f"{method}.onnx")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(exported.content)
+    data = DataCard.from_json(card).config.title
+    return (
+        f"{method} on {data}: {path} ({len(exported.content) / 2**20:.1f} MiB), at most "
+        f"{exported.difference:.1g} from PyTorch's answers; {_log(catalog, method, path)}"
+    )
+
+
+def _log(catalog: CatalogProtocol[Any, Any], method: str, path: Path) -> str:
+    """Add the file to the run that registered the model, and say where it is."""
+    if not catalog.exists(f"{method}.deployed"):
+        return "not in MLflow, as the model was not deployed"
+    deployed: dict[str, Any] = catalog.load(f"{method}.deployed")
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(deployed["registered_model"], str(deployed["version"]))
+    client.log_artifact(version.run_id, str(path), "onnx")
+    return f"artifact onnx/ of MLflow run {version.run_id}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command in the project's folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_pipeline.serving.onnx_export", description=__doc__
+    )
+    parser.add_argument("method", help="as in kedro run --pipelines=<method>")
+    parser.add_argument("--env", default=None, help="the folder of conf/ that it was trained with")
+    given = parser.parse_args(arguments)
+    try:
+        methods.get(given.method)
+        project = Path.cwd()
+        bootstrap_project(project)
+        session = KedroSession.create(project_path=project, env=given.env)
+        with session:
+            said = export(session.load_context().catalog, given.method)
+    except (ValueError, ConnectionError, DatasetError, ClickException) as error:
+        raise SystemExit(f"Error: {error}") from None
+    sys.stdout.write(said + "\n")
+
+
+if __name__ == "__main__":
+    main()

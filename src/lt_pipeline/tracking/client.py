@@ -1,0 +1,281 @@
+"""What goes to MLflow beside the catalog: epochs, tags, and whether the server is there at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import mlflow
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from lt_pipeline.learning.schema import flatten
+from lt_pipeline.versioning.git import git
+
+# MLflow's own lines and progress bars would tear the run's apart.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+LOGGER = logging.getLogger(__name__)
+TIMEOUT_SECONDS = 5
+SECONDS_BETWEEN_CALLS = 1
+# MLflow takes no more in one call
+MAX_METRICS = 1000
+# `dvc repro` rewrites its lock files between stages: they do not change what is run
+NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
+VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
+MAX_PARAM_LENGTH = 6000
+FIRST_STAGES = ("train", "pretrain")
+# ``user:password@``, where both may have an @ and the user may be empty; and ``password=...``.
+# A parameter of ``--params`` ends at a comma before the next one's name; a port is no password.
+BEFORE_HOST = re.compile(
+    r"(://[^:/\s]*:)(?:(?:(?!,[\w.-]+=|://)\S)*@|(?!\d{1,5}(?:[/?,\s]|$))\S*@)"
+)
+IN_QUERY = re.compile(
+    r"((?:password|passwd|pwd)(?:=|%3D))(?:(?!,[\w.-]+=)[^&\s])+", flags=re.IGNORECASE
+)
+# the tag that says which process a run is of
+PROCESS = "process"
+# the artifact of a run with the hashes of the files that it made
+OUTPUTS = "outputs.json"
+# the tag of a sweep and its trials: the name of the Optuna study
+STUDY = "study"
+# what a run below another one has in common with it
+INHERITED = (
+    PROCESS, "command", "data", "data_hash", "device", "git_dirty", "mlflow.source.git.commit",
+    "python", "versions",
+)  # fmt: skip
+
+
+class _Waiting:
+    """Values of epochs that are not in MLflow yet.
+
+    A call takes some milliseconds, which is much for an epoch of a small training: calls are at
+    least ``SECONDS_BETWEEN_CALLS`` apart. What a server did not take goes with the next call.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: list[Metric] = []
+        self.run: str | None = None
+        self.called = -math.inf
+        self.last_epoch: dict[tuple[str, str], int] = {}
+
+    def add(self, run: str, metrics: list[Metric]) -> None:
+        """Take ``metrics`` of ``run``, and send them if it is time."""
+        if run != self.run:
+            if self.metrics:
+                self.send()
+            self.run, self.metrics = run, []
+        self.metrics += metrics
+        self.last_epoch |= {(run, metric.key): metric.step for metric in metrics}
+        due = time.monotonic() - self.called >= SECONDS_BETWEEN_CALLS
+        if due or len(self.metrics) >= MAX_METRICS // 2:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is there; a server that does not take it does not end a training: it warns."""
+        try:
+            while self.metrics:
+                batch = self.metrics[:MAX_METRICS]
+                mlflow.MlflowClient().log_batch(str(self.run), metrics=batch)
+                del self.metrics[: len(batch)]
+        except MlflowException as error:
+            steps = sorted({metric.step for metric in self.metrics})
+            LOGGER.warning("Epochs %d to %d are not in MLflow: %s", steps[0], steps[-1], error)
+        self.called = time.monotonic()
+
+
+_WAITING = _Waiting()
+
+
+def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
+    """Log an epoch's values to the active run; without a run, nothing happens.
+
+    The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
+    the stage's name in them, as in ``train/branch_0/cross_entropy``: their epochs begin at 1 again.
+
+    Short epochs go to MLflow together: train inside of ``epochs``.
+    """
+    run, now = mlflow.active_run(), int(time.time() * 1000)
+    if run:
+        named = {_by_stage(phase, name): value for name, value in values.items()}
+        _WAITING.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
+
+
+@contextmanager
+def epochs() -> Iterator[None]:
+    """Send the epochs that still wait when the training inside ends, however it does."""
+    try:
+        yield
+    finally:
+        _WAITING.send()
+
+
+def _by_stage(phase: str, name: str) -> str:
+    if phase in FIRST_STAGES:
+        return name
+    kind, _, rest = name.partition("/")
+    return "/".join(filter(None, (kind, phase, rest)))
+
+
+def log_metrics(values: Mapping[str, float]) -> None:
+    """Log ``values`` to the active run in one call; without a run, nothing happens.
+
+    One that there is for every epoch, too, goes with the last: the run's value is that of the
+    highest step, which else were a first stage's and not the finished method's.
+    """
+    run, now = mlflow.active_run(), int(time.time() * 1000)
+    if run:
+        steps = {name: _WAITING.last_epoch.get((run.info.run_id, name), 0) for name in values}
+        _log_batch(metrics=[_metric(name, v, now, steps[name]) for name, v in values.items()])
+
+
+def _metric(name: str, value: float, now: int, step: int) -> Metric:
+    # MLflow's tables show all digits, also those that single precision does not have
+    kept = value if float(value).is_integer() else float(f"{value:.7g}")
+    return Metric(name, kept, now, step)
+
+
+def log_params(values: Mapping[str, Any]) -> None:
+    """Log parameters to the active run in one call; without a run, nothing happens."""
+    _log_batch(params=[Param(k, str(v)[:MAX_PARAM_LENGTH]) for k, v in values.items()])
+
+
+def set_tags(values: Mapping[str, Any]) -> None:
+    """Set tags of the active run in one call; without a run, nothing happens."""
+    _log_batch(tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+
+def find_runs(client: mlflow.MlflowClient, experiments: list[str], only: str = "") -> Iterator[Run]:
+    """Yield all runs of ``experiments`` that a filter lets through, the newest first."""
+    token, order = None, ["attributes.start_time DESC"]
+    while True:
+        page = client.search_runs(experiments, only, order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def drop_tags(names: Iterable[str]) -> None:
+    """Delete those of ``names`` that the active run has; without a run, nothing happens."""
+    run = mlflow.active_run()
+    if run is None:
+        return
+    client = mlflow.MlflowClient()
+    for name in sorted({*names} & {*client.get_run(run.info.run_id).data.tags}):
+        client.delete_tag(run.info.run_id, name)
+
+
+def _log_batch(**what: Any) -> None:
+    run = mlflow.active_run()
+    if run:
+        mlflow.MlflowClient().log_batch(run.info.run_id, **what)
+
+
+def by_method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment's ``config`` as parameters by the paths that they have in conf/."""
+    kept = {name: value for name, value in config.items() if name != "options"}
+    return dict(flatten({**kept, config["method"]: {"options": config["options"]}}, "."))
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number in nested ``values`` as a metric, named as in ``test/accuracy``."""
+    return {
+        name: float(value)
+        for name, value in flatten(values, "/")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def provenance(project: Path, seed: int, device: str) -> dict[str, str]:
+    """Return the tags that say what made a run: commit, seed, device, versions."""
+    commit = git(project, "rev-parse", "HEAD")
+    return {
+        "mlflow.source.git.commit": commit or "unknown",
+        "git_dirty": str(bool(git(project, "status", "--porcelain", *NOT_LOCKS)))
+        if commit
+        else "unknown",
+        "seed": str(seed),
+        "device": device,
+        "python": platform.python_version(),
+        "versions": json.dumps({name: version(name) for name in VERSIONED}),
+    }
+
+
+def absolute_uri(uri: str, project: Path) -> str:
+    """Return ``uri`` with a relative SQLite path made one under ``project``'s ``home``.
+
+    SQLite takes a relative path from wherever the command runs; a run would be lost there.
+    """
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return f"{prefix}{(home(project) / uri.removeprefix(prefix)).as_posix()}"
+    return uri
+
+
+def home(project: Path) -> Path:
+    """Return the folder that outlives ``project``, which may be a copy for one experiment.
+
+    ``dvc exp run --temp`` and ``--queue`` work in a folder of ``.dvc/tmp/exps`` and delete it.
+    """
+    for folder in project.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return project
+
+
+def check_server(uri: str) -> None:
+    """Refuse a tracking server that does not answer, before anything is computed.
+
+    Raises:
+        ConnectionError: naming the address, what went wrong and where to change it.
+    """
+    scheme = uri.partition(":")[0]
+    try:
+        if scheme in ("http", "https"):
+            # anyone may ask for it, and urllib takes a user for a part of the host's name
+            parts = urlsplit(uri)
+            host = parts.netloc.rpartition("@")[2]
+            address = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/health").geturl()
+            with urlopen(Request(address), timeout=TIMEOUT_SECONDS):
+                return
+        elif scheme == "sqlite":
+            Path(uri.removeprefix("sqlite:///")).parent.stat()
+        elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+            create_engine(uri).connect().close()
+    except (OSError, SQLAlchemyError, ImportError, HTTPException, ValueError) as error:
+        raise ConnectionError(
+            f"the MLflow tracking server {masked(uri)} cannot be reached "
+            f"({reason(error)}); start it, or change server.mlflow_tracking_uri in "
+            f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return in a line, and without a password, why an address cannot be reached."""
+    if isinstance(error, HTTPException | ValueError):
+        # what Python says of a port that is no number may be a part of the password
+        return "this is no address"
+    return masked(str(error).partition("\n")[0])
+
+
+def masked(text: str) -> str:
+    """Return ``text``, which may be an address, without the passwords of the addresses in it."""
+    return IN_QUERY.sub(r"\1***", BEFORE_HOST.sub(r"\1***@", text))

@@ -1,0 +1,104 @@
+"""The model that is the best so far, by the hold-out, and where the registry has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from lt_pipeline.learning.studies.comparison import JUDGED_BY
+
+ALIAS = "champion"
+
+Values = dict[str, Any]
+
+
+def crown(runs: pd.DataFrame, slug: str) -> Values:
+    """Make the model of the run with the highest recall on the hold-out the champion.
+
+    ``runs`` are all on the same images, so that they share the hold-out.
+
+    It becomes the newest version of the registered model ``slug``, so that what is deployed has one
+    address whichever method it is of; versions below are the champions before. Without a hold-out
+    nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None where there
+    is no champion, and ``sentence``, which says what was done and why.
+    """
+    judged = runs.dropna(subset=[JUDGED_BY]) if JUDGED_BY in runs else runs[:0]
+    if judged.empty:
+        return _none(
+            "no run has a hold-out to choose by, and the test set must not choose; train with "
+            "data.validation=0.1"
+        )
+    for run in judged.sort_values(JUDGED_BY, ascending=False, kind="stable").to_dict("records"):
+        version = _version(run["run_id"], slug)
+        if version is not None:
+            return _set(version, run, slug)
+    return _none("no run with a hold-out has a registered model; run its deploy node")
+
+
+def _none(why: str) -> Values:
+    return {"model_uri": None, "sentence": f"No champion is set: {why}."}
+
+
+def _version(run_id: str, slug: str) -> ModelVersion | None:
+    """Return the latest model version that the run itself registered."""
+    found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    own = (version for version in found if version.name != slug)
+    return max(own, key=lambda version: int(version.version), default=None)
+
+
+def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
+    uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name}/{version.version}"
+    what = (
+        f"{origin}, of {run['label']} with seed {run['seed']}, whose mean recall on the hold-out "
+        f"is {100 * run[JUDGED_BY]:.1f} %."
+    )
+    before = _champion(slug)
+    copy = _copied(version, slug, before, f"Copy of {what}")
+    replaced = ""
+    if before is not None and _data_hash(before) != run["data_hash"]:
+        replaced = f" The one before, version {before.version}, was judged by other images."
+    return {
+        "model_uri": uri,
+        "version": int(copy.version),
+        "copy_of": f"models:/{version.name}/{version.version}",
+        "run_id": run["run_id"],
+        "metric": JUDGED_BY,
+        "value": float(run[JUDGED_BY]),
+        "sentence": f"The champion is {uri}: {what}{replaced}",
+    }
+
+
+def _champion(slug: str) -> ModelVersion | None:
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(slug, ALIAS)
+    except MlflowException:
+        return None
+
+
+def _data_hash(version: ModelVersion) -> str | None:
+    try:
+        run = mlflow.MlflowClient().get_run(str(version.run_id))
+    except MlflowException:
+        return None
+    return run.data.tags.get("data_hash")
+
+
+def _copied(
+    version: ModelVersion, slug: str, now: ModelVersion | None, description: str
+) -> ModelVersion:
+    """Return ``version`` as a version of the model ``slug``, with the alias that ``now`` has."""
+    client, origin = mlflow.MlflowClient(), f"models:/{version.name}/{version.version}"
+    if now is None or now.source != origin:
+        # MLflow says on stderr what it registers, in the middle of the run's own lines
+        with redirect_stderr(StringIO()):
+            now = client.copy_model_version(origin, slug)
+        client.update_model_version(slug, now.version, description)
+        client.set_registered_model_alias(slug, ALIAS, now.version)
+    return now

@@ -1,0 +1,91 @@
+"""The runs of an MLflow experiment as tables.
+
+MLflow is where several seeds of a method are: the files of data/ hold its last run only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.artifacts import load_text
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.tracking import client as tracking
+
+BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
+COMPARED = ("test/", "validation/", "cost/")
+RECALLS = ("class", "name", "group", "training_images", "test_images", "recall")
+
+Values = dict[str, Any]
+
+
+def finished_runs(experiment_id: str) -> Iterator[Run]:
+    """Yield the finished runs of methods that were evaluated; those below others are left out.
+
+    Arms of studies and trials of sweeps are below others: their parents compare them. A sweep
+    itself has the metrics of its best trial, and is no run of a method either.
+    """
+    only = "attributes.status = 'FINISHED' and metrics.\"test/accuracy\" >= 0"
+    found = tracking.find_runs(mlflow.MlflowClient(), [experiment_id], only)
+    yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
+
+
+def read_runs(experiment_id: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return a row a run, a row a run and class, and which runs cannot be read, in sentences."""
+    rows, classes, notes = [], [], []
+    for run in finished_runs(experiment_id):
+        try:
+            config = json.loads(_artifact(run, "config.json"))
+            table = pd.read_csv(StringIO(_artifact(run, "class_table.csv")))
+        except MlflowException:
+            notes.append(
+                f"run {run.info.run_name} ({run.info.run_id[:8]}) is left out: it has no "
+                f"config.json and class_table.csv, as it was of some nodes only"
+            )
+            continue
+        rows.append(_row(run, config))
+        classes.append(table[list(RECALLS)].assign(run_id=run.info.run_id))
+    recalls = pd.concat(classes, ignore_index=True) if classes else pd.DataFrame(columns=RECALLS)
+    return pd.DataFrame(rows), recalls, notes
+
+
+def _artifact(run: Run, name: str) -> str:
+    return load_text(f"{run.info.artifact_uri}/{name}")
+
+
+def _row(run: Run, config: Values) -> Values:
+    tags = run.data.tags
+    # the detector that tables show; runs of earlier versions have none
+    detectors = config.get("evaluation", {}).get("detectors", ())
+    shown = (*COMPARED, *(f"ood/{name}/mean/" for name in detectors[:1]))
+    metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(shown)}
+    return {
+        "run_id": run.info.run_id,
+        "run_name": run.info.run_name,
+        "method": config["method"],
+        "title": _title(config),
+        "seed": config["seed"],
+        "data_hash": tags.get("data_hash", ""),
+        "experiment": tags.get("dvc_experiment", ""),
+        "started": run.info.start_time,
+        "commit": tags.get("mlflow.source.git.commit", "unknown"),
+        "command": tags.get("command", ""),
+        "config": json.dumps(config),
+        **metrics,
+    }
+
+
+def _title(config: Values) -> str:
+    """Return the run's title; a configuration that is no longer valid has the method's name."""
+    try:
+        return ExperimentConfig.model_validate(config).title
+    except ValueError:
+        return str(config["method"])

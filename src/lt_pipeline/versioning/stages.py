@@ -1,0 +1,233 @@
+"""dvc.yaml, written from Kedro's own view: ``python -m lt_pipeline.versioning.stages``.
+
+Kedro owns the DAG; DVC hashes what goes in and out of it. A stage's dependencies, parameters and
+outputs are those of its Kedro nodes, and its code is what these import. Said here is only which
+stages there are, what of their outputs are metrics and plots, and what does not count as code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from kedro.config import OmegaConfigLoader
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
+from kedro.inspection import get_project_snapshot
+from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
+from kedro.io import CatalogConfigResolver
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.experiments.config import method_options
+from lt_pipeline.learning.schema import unknown
+from lt_pipeline.pipeline_registry import method_pipeline
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.versioning.imports import module_of, rests_on
+
+PROJECT = Path(__file__).parents[3]
+PACKAGE = Path(__file__).parents[1].name
+BASE = CONFIG_LOADER_ARGS["base_env"]
+PARAMETERS = "params:"
+DATA, COMPARE = "data_prep", "compare"
+DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods side by side"}
+
+# It checks every block of conf/ and imports all that a block can ask for; a stage rests on its own.
+LEAVES = {f"{PACKAGE}.learning.experiments.config"}
+# What only tells MLflow changes no file, nor does the device change what is computed on it.
+NOT_CODE = {f"{PACKAGE}.tracking.client"}
+NOT_DECISIVE = {"device"}
+
+# The comparison looks runs up in MLflow: of each method, these files say that there is another one.
+COMPARED = ("metrics", "class_table")
+METRICS = ("metrics", "imbalance_statistics")
+# A table's axes; pictures and folders of them need none.
+PLOTS: dict[str, dict[str, str]] = {
+    "class_counts": {"x": "class", "y": "training_images", "title": "Training images"},
+    "class_table": {"x": "class", "y": "recall", "title": "Recall by class"},
+}
+HEADER = """\
+# Written by `python -m lt_pipeline.versioning.stages{arguments}` from Kedro's own view:
+# change those and run it again. `dvc repro` runs what has changed and nothing else (docs/dvc.md).
+"""
+
+
+def render(env: str | None = None, names: Sequence[str] = (), project: Path = PROJECT) -> str:
+    """Return the text of dvc.yaml.
+
+    Args:
+        env: the folder of conf/ whose data set the stages are of; conf/base alone unless told.
+        names: the methods to have a stage; all unless told.
+        project: the folder of the project.
+
+    Raises:
+        ValueError: if there is no such environment or method.
+    """
+    found = {path.parent.name for path in (project / "conf").glob("*/globals.yml")}
+    environments = sorted(found - {BASE})
+    if env and env not in environments:
+        raise ValueError(unknown("environment", env, environments))
+    for name in names:
+        methods.get(name)
+    view = View(project, env, tuple(names) or methods.available())
+    arguments = [
+        *(["--env", env] if env else []),
+        *(["--methods", ",".join(names)] if names else []),
+    ]
+    header = HEADER.format(arguments="".join(f" {a}" for a in arguments))
+    return header + yaml.safe_dump(view.pipeline(), sort_keys=False, width=100)
+
+
+def path_of(env: str | None, project: Path = PROJECT) -> Path:
+    """Return where the stages of ``env`` belong: beside its parameters, or into the project."""
+    return project / "conf" / env / "dvc.yaml" if env else project / "dvc.yaml"
+
+
+@dataclass(frozen=True)
+class View:
+    """What Kedro says of the project in an environment."""
+
+    project: Path
+    env: str | None
+    methods: tuple[str, ...]
+
+    @cached_property
+    def _loader(self) -> OmegaConfigLoader:
+        # conf/local is of one machine: what it says is no part of a file that is committed
+        conf, env = str(self.project / "conf"), self.env or BASE
+        return OmegaConfigLoader(conf_source=conf, env=env, **CONFIG_LOADER_ARGS)
+
+    @cached_property
+    def _snapshot(self) -> ProjectSnapshot:
+        metadata = bootstrap_project(self.project)
+        for name in self.methods:
+            _, options = method_options(name, self._loader["parameters"])
+            pipelines[name] = method_pipeline(name, options)
+        return get_project_snapshot(metadata=metadata, env=self.env or BASE)
+
+    @cached_property
+    def _catalog(self) -> CatalogConfigResolver:
+        memory = {"{name}": {"type": "kedro.io.MemoryDataset"}}
+        return CatalogConfigResolver(self._loader["catalog"], default_runtime_patterns=memory)
+
+    def pipeline(self) -> dict[str, Any]:
+        """Return what dvc.yaml says: a stage for the data, for every method, for the comparison."""
+        stages = {name: self._stage(name) for name in (DATA, *self.methods)}
+        if any(found.name == COMPARE for found in self._snapshot.pipelines):
+            stages[COMPARE] = self._stage(COMPARE)
+        return {"stages": stages, "plots": [{"Recall by class, all methods": self._recalls()}]}
+
+    def _stage(self, pipeline: str) -> dict[str, Any]:
+        found = next(p for p in self._snapshot.pipelines if p.name == pipeline)
+        nodes = [node for node in found.nodes if node.namespace == pipeline]
+        made = {name for node in nodes for name in node.outputs}
+        needed = {name for node in nodes for name in node.inputs} - made
+        if pipeline == COMPARE:
+            needed |= {f"{method}.{kind}" for method in self.methods for kind in COMPARED}
+        metrics = {name for name in made if _kind(name) in METRICS}
+        pictures = {name for name in made if self._is_picture(name)}
+        tables = {name for name in made if _kind(name) in PLOTS}
+        stage = {
+            "desc": _description(pipeline),
+            "cmd": self._command(pipeline),
+            "wdir": "../.." if self.env else None,
+            "deps": sorted({*self._code(nodes, needed, made), *self._files(needed)}),
+            "params": self._parameters(needed),
+            "outs": self._files(made - metrics - pictures - tables),
+            "metrics": self._files(metrics),
+            "plots": [
+                *self._files(pictures),
+                *({self._file(name): dict(PLOTS[_kind(name)])} for name in sorted(tables)),
+            ],
+        }
+        return {key: value for key, value in stage.items() if value}
+
+    def _command(self, pipeline: str) -> str:
+        # those of the others begin with the data's nodes, which are a stage of their own
+        only = f" --namespaces {pipeline}" if pipeline != DATA else ""
+        env = f" --env {self.env}" if self.env else ""
+        return f"kedro run --pipelines {pipeline}{only}{env}"
+
+    def _code(self, nodes: Iterable[NodeSnapshot], needed: set[str], made: set[str]) -> set[str]:
+        """Return the files that the nodes, their datasets and their methods rest on."""
+        files = {Path(node.source.filepath).relative_to("src") for node in nodes if node.source}
+        roots = {module_of(file.as_posix()) for file in files}
+        data = [name for name in {*needed, *made} if not name.startswith(PARAMETERS)]
+        types = {self._dataset(name)["type"].rpartition(".")[0] for name in data}
+        roots |= {kind for kind in types if kind.startswith(PACKAGE)}
+        blocks = {name.removeprefix(PARAMETERS) for name in needed}
+        roots |= {
+            f"{PACKAGE}.learning.methods.{name}" for name in blocks & set(methods.available())
+        }
+        return {f"src/{file}" for file in rests_on(roots, LEAVES, NOT_CODE)}
+
+    def _parameters(self, needed: set[str]) -> list[dict[str, list[str]]]:
+        """Return the parameters that a stage reads, by the files that say them."""
+        read = {n.removeprefix(PARAMETERS) for n in needed if n.startswith(PARAMETERS)}
+        read -= NOT_DECISIVE
+        found = []
+        for folder in (BASE, *([self.env] if self.env else [])):
+            for file in sorted((self.project / "conf" / folder).glob("parameters*.yml")):
+                said = sorted(read & set(yaml.safe_load(file.read_text()) or {}))
+                if said:
+                    found.append({file.relative_to(self.project).as_posix(): said})
+        return found
+
+    def _recalls(self) -> dict[str, Any]:
+        up = "../../" if self.env else ""
+        tables = (up + self._file(f"{name}.class_table") for name in self.methods)
+        return {"x": "class", "y": dict.fromkeys(tables, "recall")}
+
+    def _files(self, names: Iterable[str]) -> list[str]:
+        """Return the files of datasets; a folder that a node manages by itself is not one."""
+        data = [name for name in names if not name.startswith(PARAMETERS)]
+        kept = [name for name in data if not self._type(name).endswith(("Folder", "Memory"))]
+        return sorted(self._file(name) for name in kept)
+
+    def _is_picture(self, name: str) -> bool:
+        return self._type(name).endswith("Matplotlib")
+
+    def _type(self, name: str) -> str:
+        return str(self._dataset(name)["type"]).removesuffix("Dataset")
+
+    def _file(self, name: str) -> str:
+        return str(self._dataset(name)["filepath"])
+
+    def _dataset(self, name: str) -> Mapping[str, Any]:
+        config = self._catalog.resolve_pattern(name)
+        # kedro-mlflow's artifact datasets wrap the one with the file
+        plain: Mapping[str, Any] = config.get("dataset", config)
+        return plain
+
+
+def _kind(name: str) -> str:
+    """Return the dataset's name without its method's."""
+    return name.rpartition(".")[2]
+
+
+def _description(pipeline: str) -> str:
+    if pipeline in DESCRIPTIONS:
+        return DESCRIPTIONS[pipeline]
+    return (methods.get(pipeline).__doc__ or "").splitlines()[0].rstrip(".")
+
+
+@click.command()
+@click.option("--env", help="Folder of conf/: its stages go to conf/<env>/dvc.yaml.")
+@click.option("--methods", "names", help="Stages of these methods only, split at commas.")
+def main(env: str | None, names: str | None) -> None:
+    """Write dvc.yaml from the Kedro pipelines and catalog."""
+    try:
+        text = render(env, names.split(",") if names else ())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    path = path_of(env)
+    path.write_text(text)
+    click.echo(f"{path.relative_to(PROJECT)}: {len(yaml.safe_load(text)['stages'])} stages")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import shutil
+
+import click
+import pytest
+
+from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
+from toys import PROJECT
+
+
+@pytest.fixture
+def conf(tmp_path):
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    return tmp_path / "conf"
+
+
+def load(conf, **given):
+    return ConfLoader(
+        conf_source=str(conf), env="smoke", runtime_params=given, **CONFIG_LOADER_ARGS
+    )["parameters"]
+
+
+def test_it_is_the_projects_loader():
+    assert CONFIG_LOADER_CLASS is ConfLoader
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("smoke/parameters.yml", "data: {imbalance_ratio: 1:50}\n", "data.imbalance_ratio: YAML"),
+        ("smoke/parameters.yml", "seed: 1\nseed: 2\n", "line 2: seed is there twice"),
+        ("smoke/parameters.yml", "seed: 1\ndata:\n\tseed: 1\n", "line 3: is no YAML"),
+        ("smoke/globals.yml", "run: {a\nb: 1", "line 2: is no YAML"),
+        ("smoke/parameters.yml", "- 1\n", "must be a block of parameters"),
+        ("base/parameters_more.yml", "more: {options: \x00}", "is no YAML"),
+        ("base/mlflow.yml", "server: [1", "is no YAML"),
+        ("base/catalog.yml", "a: {", "is no YAML"),
+        ("smoke/parameters/more.yml", "- 1\n", "must be a block of parameters"),
+        ("smoke/parameters_more.json", '{"seed": 010}', "seed: YAML reads 010 as 8"),
+    ],
+)
+def test_a_broken_file_is_one_line_with_its_name(conf, file, text, message):
+    (conf / file).parent.mkdir(exist_ok=True)
+    (conf / file).write_text(text)
+    with pytest.raises(click.ClickException, match=message) as found:
+        load(conf)
+    assert str(found.value).startswith(f"conf/{file}")
+    assert "\n" not in str(found.value)
+
+
+def test_other_letters_than_utf8_are_one_line(conf):
+    (conf / "smoke/parameters.yml").write_bytes(b"# \xff\nseed: 1\n")
+    with pytest.raises(click.ClickException, match=r"conf/smoke/parameters.yml: is no UTF-8"):
+        load(conf)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"training": [1, 2]}, r"^training: must be a block of parameters, but got \[1, 2\]$"),
+        ({"training": {"augment": [1]}}, "^training.augment: must be a block of parameters"),
+        ({"evaluation": {"detectors": {"a": 1}}}, "^evaluation.detectors: must be a list, but got"),
+        ({"training": {"epochs": "${nope}"}}, "^training.epochs: .*'nope' not found$"),
+    ],
+)
+def test_what_does_not_fit_conf_is_one_line_with_the_parameter(conf, given, message):
+    with pytest.raises(ValueError, match=message):
+        load(conf, **given)
+
+
+@pytest.mark.parametrize("file", ["parameters.yml", "parameters_mine.yml"])
+def test_an_environments_block_that_is_a_list_is_refused(conf, file):
+    (conf / "smoke" / file).write_text("training: [1]\n")
+    with pytest.raises(ValueError, match=r"^training: must be a block of .* got \[1\]$"):
+        load(conf)
+
+
+def test_what_only_kedros_reader_trips_over_is_one_line_with_the_file(conf):
+    (conf / "smoke/parameters_mine.yml").write_text("mine:\t1\n")
+    with pytest.raises(ValueError, match=r"^Invalid YAML .*parameters_mine.yml.* line 0") as found:
+        load(conf)
+    assert "\n" not in str(found.value)

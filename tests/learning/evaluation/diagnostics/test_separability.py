@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.covariance import oas
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.evaluation.diagnostics import separability as module
+from lt_pipeline.learning.evaluation.diagnostics.separability import (
+    affordable,
+    class_separability,
+    separability_by_group,
+)
+
+plain = partial(class_separability, unit=False, shrinkage=False)
+
+
+def classes_of(counts, features, seed=0):
+    """Gaussian classes, each with a mean and a covariance of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    x = torch.cat(
+        [draw(n, features) @ draw(features, features) + 2 * draw(features) for n in counts]
+    )
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order = torch.randperm(len(labels), generator=generator)
+    return x[order], labels[order]
+
+
+def cloud(mean, covariance):
+    """Four points whose mean and unbiased covariance are exactly these."""
+    base = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * 1.5**0.5
+    factor = torch.linalg.cholesky(torch.tensor(covariance, dtype=torch.float64))
+    return base @ factor.T + torch.tensor(mean, dtype=torch.float64)
+
+
+def along(direction, x, labels, i=0, j=1):
+    """Equation 12 of the features projected onto a direction."""
+    a, b = x[labels == i] @ direction, x[labels == j] @ direction
+    return float((a.mean() - b.mean()) ** 2 / (a.var() + b.var()))
+
+
+@pytest.mark.parametrize("shrinkage", [True, False])
+def test_one_feature_by_hand(shrinkage):
+    # means 1 and 12, variances 2 and 8: 11^2 / 10
+    x, labels = torch.tensor([[0.0], [2], [10], [14]]), torch.tensor([0, 0, 1, 1])
+    found = class_separability(x, labels, 2, unit=False, shrinkage=shrinkage)
+    assert found.tolist() == pytest.approx([12.1, 12.1], rel=1e-11)
+
+
+def test_two_features_and_three_classes_by_hand():
+    x = torch.cat(
+        [cloud([0, 0], [[1, 0], [0, 4]]), cloud([1, 2], [[2, 1], [1, 2]]),
+         cloud([0, 6], [[1, 0], [0, 5]])]
+    )  # fmt: skip
+    labels = torch.arange(3).repeat_interleave(4)
+    # sums [[3, 1], [1, 6]], [[2, 0], [0, 9]], [[3, 1], [1, 7]]; gaps (1, 2), (0, 6), (1, -4)
+    first, second, third = (6 - 4 + 12) / 17, 36 / 9, (7 + 8 + 48) / 20
+    wanted = [(first + second) / 2, (first + third) / 2, (second + third) / 2]
+    assert plain(x, labels, 3).tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("shrinkage", [True, False])
+@pytest.mark.parametrize("chunk", [1, 60, 2**20])
+def test_all_pairs_agree_with_a_loop(monkeypatch, shrinkage, chunk):
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk)
+    counts = [9, 30, 7, 12, 8]
+    x, labels = classes_of(counts, 5)
+    own = [x[labels == c].numpy() for c in range(5)]
+    covariance = [
+        oas(a)[0] * len(a) / (len(a) - 1) if shrinkage else np.cov(a, rowvar=False) for a in own
+    ]
+    wanted = np.zeros(5)
+    for i in range(5):
+        for j in range(5):
+            gap = own[i].mean(0) - own[j].mean(0)
+            direction = np.linalg.inv(covariance[i] + covariance[j]) @ gap
+            spread = direction @ (covariance[i] + covariance[j]) @ direction
+            wanted[i] += (direction @ gap) ** 2 / spread / 4 if i != j else 0
+    found = class_separability(x, labels, 5, unit=False, shrinkage=shrinkage)
+    assert found.dtype == torch.float64
+    assert found.numpy() == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["eigen", "lsqr"])
+@pytest.mark.parametrize("seed", range(3))
+def test_scikit_learns_discriminant_reaches_it(solver, seed):
+    x, labels = classes_of([40, 40], 6, seed)
+    lda = LinearDiscriminantAnalysis(solver=solver, priors=[0.5, 0.5]).fit(
+        x.numpy(), labels.numpy()
+    )
+    direction = lda.scalings_[:, 0] if solver == "eigen" else lda.coef_[0]
+    wanted = along(torch.from_numpy(direction), x, labels)
+    assert plain(x, labels, 2).tolist() == pytest.approx([wanted, wanted], rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_no_direction_separates_better(seed, features):
+    x, labels = classes_of([12, 20], features, seed)
+    best = float(plain(x, labels, 2)[0])
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(20, features, generator=generator, dtype=torch.float64)
+    assert max(along(d, x, labels) for d in directions) <= best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("shrinkage", [True, False])
+def test_rotating_or_scaling_the_features_changes_nothing(unit, shrinkage):
+    x, labels = classes_of([20, 15, 30], 6)
+    rotation = torch.linalg.qr(classes_of([6, 6], 6, 1)[0][:6]).Q
+    of = partial(class_separability, labels=labels, classes=3, unit=unit, shrinkage=shrinkage)
+    assert torch.allclose(of(1000 * x @ rotation), of(x), rtol=1e-9, atol=0)
+
+
+def test_other_labels_permute_the_result():
+    x, labels = classes_of([20, 15, 30, 10], 6)
+    other = torch.tensor([2, 0, 3, 1])
+    found = class_separability(x, other[labels], 4)
+    wanted = class_separability(x, labels, 4)
+    assert len(set(wanted.tolist())) == 4
+    assert torch.allclose(found[other], wanted, rtol=1e-12, atol=0)
+
+
+def test_unit_length_takes_the_length_of_features_away():
+    x, labels = classes_of([20, 15, 30], 6)
+    generator = torch.Generator().manual_seed(2)
+    stretched = x * (0.1 + torch.rand(65, 1, generator=generator, dtype=torch.float64))
+    wanted = class_separability(x, labels, 3)
+    assert torch.allclose(class_separability(stretched, labels, 3), wanted, rtol=1e-9, atol=0)
+    without = class_separability(stretched, labels, 3, unit=False)
+    assert not torch.allclose(without, wanted, rtol=1e-2)
+    units = x / x.norm(dim=1, keepdim=True)
+    again = class_separability(units, labels, 3, unit=False)
+    assert torch.allclose(again, wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shrinkage", [True, False])
+def test_a_class_of_one_image_or_none_is_nan_and_in_no_mean(shrinkage):
+    x, labels = classes_of([20, 1, 15, 30], 6)
+    keep = labels != 1
+    found = class_separability(x, labels, 5, shrinkage=shrinkage)
+    dense = torch.tensor([0, -1, 1, 2])[labels[keep]]
+    assert found.isnan().tolist() == [False, True, False, False, True]
+    wanted = class_separability(x[keep], dense, 3, unit=True, shrinkage=shrinkage)
+    assert torch.allclose(found[[0, 2, 3]], wanted, rtol=1e-6, atol=0)
+
+
+def test_one_class_alone_has_no_separability():
+    x, labels = classes_of([20, 1], 3)
+    assert class_separability(x, labels, 2).isnan().all()
+
+
+def far_apart(spread, images, seed=0):
+    """30 classes of 64 features with known means and covariances; their true S."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    scale = torch.exp(-torch.arange(64, dtype=torch.float64) / 24)
+    means = 0.7 * draw(30, 64) * scale
+    size = torch.linspace(0.5, 0.5 + spread, 30, dtype=torch.float64)
+    labels = torch.arange(30).repeat_interleave(images)
+    x = means[labels] + size[labels, None] * scale * draw(len(labels), 64)
+    variances = (size[:, None, None] ** 2 + size[:, None] ** 2) * scale**2  # [C, C, F]
+    criterion = ((means[:, None] - means) ** 2 / variances).sum(2)
+    return x, labels, criterion.sum(1) / 29
+
+
+def test_shrinkage_comes_near_the_truth_where_plain_covariances_explode():
+    x, labels, truth = far_apart(0.8, 36)
+    shrunk = class_separability(x, labels, 30, unit=False)
+    assert 0.8 < float(shrunk.mean() / truth.mean()) < 1.3
+    assert float(torch.corrcoef(torch.stack([shrunk, truth]))[0, 1]) > 0.9
+    assert float(plain(x, labels, 30).mean() / truth.mean()) > 5
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_very_few_images_stay_near_the_truth(images):
+    x, labels, truth = far_apart(0.8, images)
+    shrunk = class_separability(x, labels, 30, unit=False)
+    assert 0.5 < float(shrunk.mean() / truth.mean()) < 4
+
+
+def test_more_images_bring_the_plain_criterion_to_the_truth():
+    x, labels, truth = far_apart(0.8, 3000)
+    assert torch.allclose(plain(x, labels, 30), truth, rtol=0.05)
+
+
+def test_collapsed_classes_are_finite():
+    labels = torch.arange(3).repeat_interleave(4)
+    apart = class_separability(torch.eye(3)[labels], labels, 3)
+    assert apart.isfinite().all()
+    assert (apart > 1e12).all()
+    one_point = torch.full((12, 3), 0.3)
+    assert class_separability(one_point, labels, 3).tolist() == pytest.approx([0] * 3, abs=1e-9)
+    assert class_separability(torch.zeros(12, 3), labels, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "features"),
+    [([3, 3, 40], 6), ([4, 4], 8)],
+)
+def test_a_singular_plain_sum_is_refused(counts, features):
+    x, labels = classes_of(counts, features)
+    with pytest.raises(ValueError, match=r"classes 0 and 1 add up to a singular .*use shrinkage"):
+        plain(x, labels, len(counts))
+
+
+def test_a_dead_feature_is_refused_plain_and_survived_shrunk():
+    x, labels = classes_of([20, 1, 20], 4)
+    x = torch.cat([x, x[:, :2].sum(1, keepdim=True)], 1)
+    with pytest.raises(ValueError, match=r"classes 0 and 2 .*\(20 and 20 images, 5 features\)"):
+        plain(x, labels, 3)
+    dead = torch.cat([x[:, :4], torch.zeros(41, 1)], 1)
+    with pytest.raises(ValueError, match="singular"):
+        plain(dead, labels, 3)
+    assert class_separability(dead, labels, 3)[[0, 2]].isfinite().all()
+
+
+def test_wrong_labels_and_features_are_refused():
+    x, labels = classes_of([5, 5], 3)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 1\), but lie in \[0, 1\]"):
+        class_separability(x, labels, 1)
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        class_separability(x, labels, 2)
+
+
+def test_groups_average_their_known_classes():
+    longtail = LongTail.from_counts([300, 5, 200, 50, 3])
+    nan = torch.nan
+    found = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, 6.0]), longtail)
+    assert found == {"many": 2, "medium": 8, "few": 6, "all": 4.5}
+    found = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, nan]), longtail)
+    assert found == {"many": 2, "medium": 8, "all": 4}
+    assert separability_by_group(torch.tensor([nan] * 5), longtail) == {}
+
+
+def test_what_is_affordable():
+    assert affordable(100, 64)
+    assert affordable(365, 512)
+    assert not affordable(1000, 2048)
+    # 2e12 = 1 * F^3 at two classes: the bound is 1e13
+    assert affordable(2, 21_544)
+    assert not affordable(2, 21_545)

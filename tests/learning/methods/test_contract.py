@@ -1,0 +1,324 @@
+"""What every method keeps to. A new file in methods/ is tested here on arrival."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+import lt_pipeline
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.batches import Batch, mixed_with_itself
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.device import autocast
+from lt_pipeline.learning.engine.loader import Stream
+from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.trainer import (
+    choose_what_learns,
+    fit,
+    phase_config,
+    trained_parameters,
+)
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.transforms.augment import AugmentConfig
+from lt_pipeline.learning.transforms.mix import MixConfig
+from toys import toy_card, toy_images
+
+CPU = torch.device("cpu")
+# of the project whose package is tested, which is a copy where a method was dropped in
+CONF = Path(lt_pipeline.__file__).parents[2] / "conf/base"
+
+
+@pytest.fixture(params=methods.available())
+def create(request):
+    """Return a function that makes the method as conf/base has it, from a given seed."""
+    own = yaml.safe_load((CONF / f"parameters_{request.param}.yml").read_text())
+
+    def make(seed=0):
+        config = ExperimentConfig.resolve(request.param, {"model": {"backbone": "resnet8"}, **own})
+        torch.manual_seed(seed)
+        return methods.get(request.param)(config.options, config.model, toy_card())
+
+    return make
+
+
+def training_config(epochs, **values):
+    return TrainingConfig(
+        epochs=epochs,
+        warmup_epochs=1,
+        schedule="cosine",
+        augment=AugmentConfig(crop_padding=0, flip=0.0),
+        **{"batch_size": 32, "learning_rate": 0.05, **values},
+    )
+
+
+def train(create, epochs=2, data=None, rate=0.05, seed=0):
+    """Train every stage as the pipeline does; return the finished method and the checkpoints."""
+    data = data or toy_images()
+    config = training_config(epochs, batch_size=min(32, len(data)), learning_rate=rate)
+    checkpoints = {}
+    for stage in create(seed).stages(create(seed).options):
+        method = create(seed)
+        subsets = method.subsets(data.labels, seed)
+        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        if stage.trains:
+            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+            seen = data[subsets[stage.name]] if stage.subset else data
+            number = len(checkpoints)
+            fit(method, phase, seen, config, seed=number, device=CPU, auxiliary=noise())
+        else:
+            method.step(stage, {name: checkpoints[name] for name in stage.start}, data, CPU)
+        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
+    method = resumed(create(seed), stage.name, checkpoints[stage.name])
+    method.finish(data, data, CPU)
+    return method, checkpoints
+
+
+def trained_stages(create, epochs):
+    """Yield every stage that learns, as it is after its training: method, phase, a batch of it.
+
+    Of branches, which differ in their images only, there is the first.
+    """
+    checkpoints, data, config = {}, toy_images(), training_config(epochs)
+    for stage in create().stages(create().options):
+        method, started = create(), {name: checkpoints[name] for name in stage.start}
+        method.start(stage, started)
+        if stage.role == "branch" and "branch" in checkpoints:
+            checkpoints[stage.name] = checkpoints["branch"]
+            continue
+        if stage.trains:
+            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+            seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
+            fit(method, phase, seen, config, seed=1, device=CPU, auxiliary=noise())
+            yield method, phase, one_batch(method, phase, seen, config)
+        else:
+            method.step(stage, started, data, CPU)
+        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
+        checkpoints.setdefault(stage.role, checkpoints[stage.name])
+
+
+def one_batch(method, phase, data, config):
+    stream = Stream(
+        phase,
+        data,
+        phase_config(config, phase),
+        views=method.views,
+        seed=2,
+        device=CPU,
+        auxiliary=noise(),
+    )
+    return next(iter(stream.epoch(0.5)))
+
+
+def resumed(method, stage, state):
+    """Return ``method`` as it is behind ``stage``, with the weights ``state``."""
+    method.start(Stage("finish", (stage,)), {stage: state})
+    return method
+
+
+def batch(views):
+    data = toy_images()
+    index = torch.arange(0, len(data), 3)
+    images = data.images[index]
+    more = tuple(images.flip(3).roll(shift, 2) for shift in range(views))
+    other = index.flip(0)
+    pair = Batch(data.images[other], data.labels[other], other)
+    made = Batch(images, data.labels[index], index, more, pair, noise().images)
+    return mixed_with_itself(made, MixConfig(), torch.Generator().manual_seed(0))
+
+
+def noise(count=20):
+    shape = (count, *toy_images().shape)
+    images = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
+    return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("of no class",))
+
+
+def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create):
+    method = create()
+    stages = method.stages(method.options)
+    known = set()
+    for stage in stages:
+        assert set(stage.start) <= known
+        known.add(stage.name)
+    assert len(known) == len(stages)
+    trained = [stage.name for stage in stages if stage.trains]
+    assert [phase.name for phase in method.phases(10)] == trained
+    subsets = method.subsets(toy_images().labels, 0)
+    assert set(subsets) == {stage.name for stage in stages if stage.subset and stage.trains}
+
+
+def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create):
+    method, checkpoints = create(), train(create, epochs=1)[1]
+    last = [stage for stage in method.stages(method.options) if stage.trains][-1]
+    method.start(last, {name: checkpoints[name] for name in last.start})
+    method.requires_grad_(True).train()
+    terms = method.loss(batch(method.views), 0.5)
+    assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
+    sum(terms.values()).backward()
+    without = [name for name, p in method.named_parameters() if p.grad is None]
+    assert without == []
+    # BatchNorm makes the gradient of what it subtracts vanish, never that of a whole layer
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_what_the_criterion_follows_and_notes_is_said(create):
+    method = create()
+    method.criterion.notes = lambda: ["noted by the criterion"]
+    method.criterion.follow = lambda: {"criterion/followed": 1.0}
+    assert "noted by the criterion" in method.notes()
+    trained = [stage for stage in method.stages(method.options) if stage.trains][-1]
+    method.start(trained, {})
+    on_criterion = getattr(method, "on_criterion", not method.options.built_on)
+    assert ("criterion/followed" in method.follow()) == on_criterion
+
+
+def test_scores_do_not_depend_on_the_batch(create):
+    method, _ = train(create, epochs=1)
+    method.eval()
+    images = toy_images().images[:6]
+    with torch.no_grad():
+        together = method.score(images)
+        alone = torch.cat([method.score(image[None]) for image in images])
+        likeness = method.ood_score(images)
+    assert together.shape == (6, 4)
+    assert torch.isfinite(together).all()
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert likeness.shape == (6,)
+    assert torch.isfinite(likeness).all()
+
+
+def test_the_same_seed_gives_the_same_checkpoints(create):
+    (_, one), (_, two) = (train(create) for _ in range(2))
+    assert all(torch.equal(one[s][name], two[s][name]) for s in one for name in one[s])
+
+
+def test_a_checkpoint_is_the_whole_state(create):
+    _, checkpoints = train(create)
+    images = toy_images().images[:8]
+    for stage, state in checkpoints.items():
+        method, other = (resumed(create(seed), stage, state).eval() for seed in (0, 5))
+        with torch.no_grad():
+            assert torch.equal(method.score(images), other.score(images))
+
+
+def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
+    method, _ = train(create)
+    method.eval()
+    images = toy_images().images[:8]
+    with torch.no_grad():
+        before = method.score(images)
+        method.fold()
+        torch.testing.assert_close(method.score(images), before, rtol=1e-4, atol=1e-4)
+        other = create(seed=5)
+        other.start(Stage("finish"), {})
+        other.fold()
+        other.load_state_dict(method.state_dict())
+        assert torch.equal(other.eval().score(images), method.score(images))
+
+
+def test_it_learns_32_images_by_heart(create):
+    data = toy_images((8, 8, 8, 8))
+    method, _ = train(create, epochs=40, data=data, rate=0.1)
+    method.eval()
+    with torch.no_grad():
+        assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
+
+
+def test_diagnosing_leaves_the_method_as_it_was(create):
+    method, _ = train(create)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
+        assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def gradients(method, phase, made, precision):
+    """Return the gradient of each loss term, as a step of the engine has it."""
+    choose_what_learns(method, phase)
+    method.start_epoch(phase, phase.epochs - 1)
+    learning = [p for _, p in trained_parameters(method, phase) if p.requires_grad]
+    config = TrainingConfig(precision=precision)
+    torch.manual_seed(0)
+    with autocast(config, CPU, exact=method.needs_float32):
+        terms = method.loss(made, 0.5)
+    found = {}
+    for name, term in terms.items():
+        parts = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
+        found[name] = torch.cat([part.double().flatten() for part in parts if part is not None])
+    return found
+
+
+def worst_cosine(stages):
+    """Return the least agreement of a term's gradient under bfloat16 with that in float64."""
+    worst = {}
+    for method, phase, made in stages:
+        exact = gradients(copy.deepcopy(method).double(), phase, made, "float32")
+        found = gradients(copy.deepcopy(method), phase, made, "bfloat16")
+        assert found.keys() == exact.keys()
+        for name, value in found.items():
+            worst[f"{phase.name} {name}"] = F.cosine_similarity(value, exact[name], dim=0).item()
+    return min(worst.items(), key=lambda item: item[1])
+
+
+def test_every_term_of_a_trained_network_survives_bfloat16(create):
+    """A term that does not says so by ``needs_float32``: see what becomes of MORE's without."""
+    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    assert cosine > 0.99, term
+
+
+@pytest.mark.parametrize("create", ["more"], indirect=True)
+def test_the_rebalancing_term_would_not_survive_it(create, monkeypatch):
+    monkeypatch.setattr(methods.get("more"), "needs_float32", False)
+    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    assert cosine < 0.9
+    assert term == "train rebalancing"
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_training_together_gives_what_training_alone_does(create, vmap):
+    """What networks are trained together on a GPU, and in threads on a CPU."""
+    method, config, sets = create(), training_config(2), [toy_images(seed=k) for k in (0, 1)]
+    stage = next(stage for stage in method.stages(method.options) if stage.trains)
+    method.start(stage, {})
+    method.double()
+    phase = {phase.name: phase for phase in method.phases(2)}[stage.name]
+
+    def together():
+        given = [phase, phase], sets, config
+        return fit_together(method, *given, seeds=[3, 4], device=CPU, vmap=vmap)
+
+    if phase.pair or phase.outliers or method.views:
+        with pytest.raises(ValueError, match="train them one after the other"):
+            together()
+        return
+    for (state, _), data, seed in zip(together(), sets, [3, 4], strict=True):
+        alone = copy.deepcopy(method)
+        fit(alone, phase, data, config, seed=seed, device=CPU)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.gpu
+def test_it_moves_to_the_gpu_whole(create):
+    method = create().to("cuda").train()
+    sum(method.loss(on_gpu(batch(method.views)), 0.5).values()).backward()
+    assert all(p.grad.is_cuda for p in method.parameters() if p.grad is not None)
+    assert any(p.grad is not None for p in method.parameters())
+
+
+def on_gpu(made):
+    """Return a batch, or a part of one, with all that it brings on the GPU."""
+    if isinstance(made, torch.Tensor):
+        return made.to("cuda")
+    if isinstance(made, tuple):
+        parts = [on_gpu(part) for part in made]
+        return type(made)(*parts) if hasattr(made, "_fields") else tuple(parts)
+    return made

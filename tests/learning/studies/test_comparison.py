@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from lt_pipeline.learning.studies import comparison
+from lt_pipeline.learning.studies.comparison import (
+    CompareConfig,
+    choose,
+    differing_settings,
+    first_two,
+    in_words,
+    over_seeds,
+    paired,
+    shown_measures,
+    study_measures,
+    summarise,
+    with_differences,
+)
+from lt_pipeline.reports.differences import Paired
+from lt_pipeline.reports.documents import html_table, table_rows
+from toys import PROJECT
+
+
+def run(
+    method, seed, accuracy, *, title=None, data="d", started=0, epochs=60, rank=1, experiment="",
+    **metrics,
+):  # fmt: skip
+    config = {
+        "method": method,
+        "seed": seed,
+        "device": "auto",
+        "evaluation": {"ood": started},
+        "model": {"backbone": "resnet8"},
+        "training": {"epochs": epochs, "batch_size": 64},
+        "options": {"rank": rank},
+    }
+    return {
+        "run_id": f"{method}-{seed}-{data}-{started}-{epochs}-{rank}",
+        "method": method,
+        "title": title or method,
+        "seed": seed,
+        "data_hash": data,
+        "started": started,
+        "experiment": experiment,
+        "config": json.dumps(config),
+        "test/accuracy": accuracy,
+        **metrics,
+    }
+
+
+def table(*runs):
+    return pd.DataFrame(list(runs))
+
+
+def chosen(*runs, **options):
+    found, notes = choose(table(*runs), CompareConfig(**options), "d")
+    return found, notes
+
+
+def recalls_of(runs):
+    return pd.DataFrame(
+        [
+            {"run_id": name, "group": group, "test_images": 100, "recall": 0.5}
+            for name in runs["run_id"]
+            for group in ("many", "few")
+        ]
+    )
+
+
+def test_only_runs_on_the_same_images_count_unless_told():
+    runs = (run("ce", 0, 0.5), run("ce", 1, 0.6, data="other"))
+    found, notes = chosen(*runs)
+    assert found["seed"].tolist() == [0]
+    assert notes == [
+        "1 run on other images of this data set left out (another data.seed or "
+        "data.validation); compare.same_images=false takes them"
+    ]
+    found, notes = chosen(*runs, same_images=False)
+    assert len(found) == 2
+    assert notes == [
+        "the runs are on 2 different draws of the data set, of which some may have fewer training "
+        "images"
+    ]
+
+
+def test_experiments_of_dvc_are_no_runs_of_the_method_unless_told():
+    runs = (run("ce", 0, 0.5), run("ce", 0, 0.9, started=1, rank=4, experiment="steep"))
+    found, notes = chosen(*runs)
+    assert found["test/accuracy"].tolist() == [0.5]
+    assert notes == ["1 run of DVC experiments left out; compare.variants=true shows them"]
+    assert chosen(*runs, variants=True)[0]["test/accuracy"].tolist() == [0.5, 0.9]
+
+
+def test_of_a_run_that_was_repeated_the_latest_counts():
+    # the evaluation and the device do not make another one
+    found, _ = chosen(run("ce", 0, 0.5, started=2), run("ce", 0, 0.4, started=1))
+    assert found["test/accuracy"].tolist() == [0.5]
+
+
+def test_a_method_has_the_parameters_of_its_latest_run_or_a_row_for_each():
+    runs = (
+        run("ce", 0, 0.5, started=1, epochs=5),
+        run("ce", 1, 0.5, started=2, epochs=5),
+        run("ce", 0, 0.7, started=3),
+        run("more", 0, 0.6, started=1),
+    )
+    found, notes = chosen(*runs)
+    assert found[["label", "test/accuracy"]].to_numpy().tolist() == [["more", 0.6], ["ce", 0.7]]
+    assert notes == [
+        "2 runs of ce with other parameters than the latest left out; "
+        "compare.variants=true shows them"
+    ]
+    found, notes = chosen(*runs, variants=True)
+    assert notes == []
+    assert set(found["label"]) == {"ce, epochs = 5", "ce, epochs = 60", "more"}
+
+
+def test_variants_of_different_titles_are_not_variants():
+    runs = (run("dbm", 0, 0.5, title="dbm bs", rank=1), run("dbm", 0, 0.6, title="dbm ce", rank=2))
+    found, notes = chosen(*runs)
+    assert set(found["label"]) == {"dbm bs", "dbm ce"}
+    assert notes == []
+
+
+def test_methods_without_a_run_are_named_with_what_to_do():
+    found, notes = chosen(run("ce", 0, 0.5), run("more", 0, 0.5), methods=["ce", "dbm"])
+    assert found["label"].tolist() == ["ce"]
+    assert notes == ["no run of dbm yet: kedro run --pipelines=dbm"]
+
+
+def test_the_table_has_means_and_deviations_and_intervals_of_single_runs():
+    runs, _ = chosen(
+        run("ce", 0, 0.4, **{"cost/training_seconds": 10.0}),
+        run("ce", 1, 0.6, **{"cost/training_seconds": 30.0}),
+        run("more", 0, 0.55, **{"cost/training_seconds": 50.0}),
+    )
+    found = summarise(runs, recalls_of(runs), "accuracy").set_index("label")
+    assert found.index.tolist() == ["more", "ce"], "the best first"
+    assert found.loc["ce", "runs"] == 2
+    assert found.loc["ce", "seeds"] == "0 1"
+    assert found.loc["ce", "test/accuracy"] == pytest.approx(0.5)
+    assert found.loc["ce", "test/accuracy sd"] == pytest.approx(0.2 / 2**0.5)
+    assert found.loc["ce", "cost/training_seconds"] == 20
+    assert pd.isna(found.loc["ce", "test/accuracy low"])
+    assert pd.isna(found.loc["more", "test/accuracy sd"])
+    assert 0.42 < found.loc["more", "test/accuracy low"] < 0.45
+    assert 0.55 < found.loc["more", "test/accuracy high"] < 0.58
+    # half as many images are less sure; there is no class in medium
+    assert found.loc["more", "test/few low"] < found.loc["more", "test/accuracy low"]
+    assert "test/medium low" not in found
+
+
+def test_sorting_by_what_no_run_has_is_refused():
+    runs, _ = chosen(run("ce", 0, 0.4))
+    with pytest.raises(ValueError, match="compare.sort_by is many, which no run has"):
+        summarise(runs, recalls_of(runs), "many")
+
+
+def test_the_first_two_are_paired_by_seed_and_images():
+    runs, _ = chosen(
+        *(run("ce", seed, value) for seed, value in ((3, 0.1), (1, 0.42), (0, 0.40))),
+        *(run("more", seed, value) for seed, value in ((0, 0.46), (1, 0.50), (2, 0.9))),
+        run("more", 3, 0.9, data="other"),
+        same_images=False,
+    )
+    summary = summarise(runs, recalls_of(runs), "accuracy")
+    found = first_two(runs, summary, "accuracy")
+    assert (found["first"], found["second"], found["pairs"]) == ("more", "ce", 2)
+    assert found["mean"] == pytest.approx(0.07)
+    assert found["sd"] == pytest.approx(0.02 / 2**0.5)
+    # the quantile of t with one degree of freedom is 12.7062: with two seeds nothing is sure
+    assert [found["low"], found["high"]] == pytest.approx([0.07 - 0.127062, 0.07 + 0.127062])
+    assert in_words(found) == (
+        "more minus ce: +7.00 points of accuracy [-5.71, +19.71] (paired 95 % interval; sd 1.41 "
+        "over 2 common seeds); paired t test: t = 7.00, p = 0.0903; a difference of this size "
+        "takes 3 seeds to be found."
+    )
+
+
+def test_what_cannot_be_tested_is_said():
+    alone, _ = chosen(run("ce", 0, 0.4))
+    summary = summarise(alone, recalls_of(alone), "accuracy")
+    assert first_two(alone, summary, "accuracy") is None
+    assert "One method only" in in_words(None)
+    apart, _ = chosen(run("ce", 0, 0.4), run("more", 1, 0.5))
+    found = first_two(apart, summarise(apart, recalls_of(apart), "accuracy"), "accuracy")
+    assert "more and ce have no seed in common" in in_words(found)
+    once, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
+    found = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
+    assert in_words(found) == (
+        "more minus ce: +10.00 points of accuracy on the one seed that both have; an interval and "
+        "a test need two."
+    )
+    same, _ = chosen(*(run(m, s, a) for m, a in (("ce", 0.5), ("more", 0.75)) for s in (0, 1)))
+    found = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
+    assert "all the same, so there is nothing to test" in in_words(found)
+
+
+ACCURACY = "test/accuracy"
+SHOWN = comparison.MEASURES[ACCURACY]
+
+
+def differing(*runs, **options):
+    """The table of ``runs`` and the cells of its last two columns by label."""
+    found, _ = chosen(*runs, **options)
+    summary = summarise(found, recalls_of(found), "accuracy")
+    columns = Paired(ACCURACY, SHOWN, summary["label"].iloc[0])
+    headings, rows = table_rows(summary, [], {ACCURACY: SHOWN}, paired=columns)
+    return headings, {row.cells[0]: row.cells[-2:] for row in rows}
+
+
+def test_every_row_has_its_paired_difference_from_the_first():
+    runs = [run("best", seed, value) for seed, value in enumerate((0.90, 0.95, 0.91))]
+    runs += [run("mid", seed, value) for seed, value in enumerate((0.86, 0.90, 0.89))]
+    # 10, 11 and 12 below; one seed in common; none; the same below in both
+    runs += [run("low", seed, value) for seed, value in enumerate((0.80, 0.84, 0.79))]
+    runs += [run("once", 2, 0.86), run("alone", 7, 0.2)]
+    runs += [run("even", seed, value) for seed, value in ((0, 0.40), (1, 0.45))]
+    headings, cells = differing(*runs)
+    assert headings[-2:] == ["accuracy % minus best", "seeds needed"]
+    assert cells == {
+        "best": ["", ""],
+        # -4, -5 and -2: sd 1.53, half an interval 4.3027 * 1.53 / sqrt 3
+        "mid": ["-3.67 [-7.5, +0.1]", "4"],
+        "low": ["-11.00 [-13.5, -8.5]", "3"],
+        "once": ["-5.00 (one seed)", "-"],
+        "alone": ["no common seed", "-"],
+        "even": ["-50.00 (in every seed)", "-"],
+    }
+    assert differing(*runs[:3])[0] == ["method", "runs", "accuracy %"], "one row differs from none"
+
+
+def test_pairs_are_of_one_seed_and_one_set_of_images_and_have_the_metric():
+    few = "test/few"
+    runs, _ = chosen(
+        run("ce", 0, 0.5, **{few: 0.1}),
+        run("ce", 1, 0.5, **{few: 0.1}),
+        run("ce", 1, 0.5, data="other", **{few: 0.3}),
+        run("more", 1, 0.6, **{few: 0.2}),
+        run("more", 0, 0.6, **{few: float("nan")}),
+        run("more", 0, 0.6, data="other", **{few: 0.9}),
+        same_images=False,
+    )
+    found = paired(runs, "label", "more", "ce", few)
+    assert (found["pairs"], found["mean"]) == (1, pytest.approx(0.1))
+    assert paired(runs, "label", "more", "ce", ACCURACY)["pairs"] == 2
+
+
+def test_means_and_deviations_are_one_function_and_in_order():
+    runs = pd.DataFrame({"arm": ["z", "a", "z"], "seed": [0, 0, 1], "x": [0.1, 0.5, 0.3]})
+    table = over_seeds(runs, "arm", ["x"])
+    assert table.index.tolist() == ["z", "a"]
+    assert table["runs"].tolist() == [2, 1]
+    assert table["x"].tolist() == pytest.approx([0.2, 0.5])
+    assert table["x sd"]["z"] == pytest.approx(0.02**0.5)
+    assert pd.isna(table["x sd"]["a"])
+    differences = with_differences(table, runs, "a", ["x"])
+    assert differences.loc["z", "x difference"] == pytest.approx(-0.4)
+    assert differences.loc["z", "x difference pairs"] == 1
+    assert differences.loc["a"].filter(like="difference").isna().all()
+
+
+def test_a_papers_own_difference_stands_below_with_the_seeds_that_it_takes():
+    more, la = (0.3259, 0.3219, 0.3174), (0.3286, 0.3165, 0.3236)
+    runs, _ = chosen(
+        *(run("la", seed, value) for seed, value in enumerate(la)),
+        *(run("more", seed, value) for seed, value in enumerate(more)),
+    )
+    summary = summarise(runs, recalls_of(runs), "accuracy")
+    figures = {"la": 0.507, "more": 0.514}
+    beside = [
+        {
+            "label": label,
+            "metric": ACCURACY,
+            "ours": 0.32,
+            "paper": value,
+            "source": "MORE, table 1",
+        }
+        for label, value in figures.items()
+    ]
+    columns = Paired(ACCURACY, SHOWN, "la")
+    _, rows = table_rows(summary, beside, {ACCURACY: SHOWN}, paired=columns)
+    assert [row.cells[-2:] for row in rows] == [
+        ["", ""],
+        ["", ""],
+        ["-0.12 [-1.6, +1.4]", "207"],
+        ["+0.7", "8"],
+    ]
+    alone = [one for one in beside if one["label"] == "more"]
+    _, rows = table_rows(summary, alone, {ACCURACY: SHOWN}, paired=columns)
+    assert rows[-1].cells[-2:] == ["", ""], "the paper has no figure for the other one"
+    assert "<td>-0.12<small>[-1.6, +1.4]</small></td>" in html_table(["m"], rows)
+    assert "<td>+0.12<small>[-1, +2]</small></td>" in html_table(
+        ["m"], [rows[0]._replace(cells=["+0.12 [-1, +2]"])]
+    )
+
+
+def test_the_benchmarks_print_the_difference_from_their_first_label(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    from compare_seeds import read, summary
+
+    found = summary(read(PROJECT / "benchmarks/results/cifar100_lt_ir100_resnet8.csv"))
+    assert found.columns[1:4].tolist() == ["accuracy", "accuracy minus ce", "seeds needed"]
+    assert found.loc["logit_adjustment", "accuracy"] == "32.3 ± 0.6"
+    assert found.loc["logit_adjustment"].tolist()[2:4] == ["+4.62 [+2.9, +6.3]", "3"]
+    assert found.loc["decomposition_only"].tolist()[2:4] == ["+4.85 (one seed)", "-"]
+
+
+def test_what_the_methods_should_share_and_do_not_is_said():
+    runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5, epochs=5))
+    assert differing_settings(runs) == [
+        "training.epochs is not the same for all: 60 (ce); 5 (more)"
+    ]
+    runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
+    assert differing_settings(runs) == []
+
+
+def test_the_first_detector_is_among_the_columns():
+    found = shown_measures(["ood/odin/mean/auroc", "ood/odin/mean/fpr95", "test/accuracy", "x"])
+    assert list(found) == ["test/accuracy", "ood/odin/mean/auroc", "ood/odin/mean/fpr95"]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"methods": ["cee"]}, "compare.methods.0: unknown method 'cee': did you mean 'ce'"),
+        ({"method": "ce"}, "compare: unknown parameter 'method': did you mean 'methods'"),
+        (
+            {"sort_by": "recall"},
+            "compare.sort_by: unknown sort_by 'recall': did",
+        ),
+        ({"methods": []}, "compare.methods: .*at least 1"),
+    ],
+)
+def test_a_wrong_block_is_refused_in_one_line(block, message):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig.read(block)
+    assert CompareConfig.read({"methods": "ce"}).methods == ("ce",)
+
+
+def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
+    one, other = (
+        {"seed": 0, "device": "cpu", "options": {"a": 1, "b": 2}},
+        {"options": {"b": 2, "a": 1}},
+    )
+    assert comparison.recipe(one) == comparison.recipe(other)
+    assert comparison.recipe(one) != comparison.recipe({"options": {"a": 2, "b": 2}})
+
+
+def test_a_study_shows_what_it_has_and_the_columns_that_it_chooses():
+    names = [
+        "test/few", "test/accuracy", "test/lowest_recall", "geometry/separability/few",
+        "ood/knn/mean/auroc", "ood/knn/of_7/fpr95", "cost/training_seconds", "train/loss",
+    ]  # fmt: skip
+    usual = ["accuracy %", "few %", "AUROC knn %", "FPR95 knn, 7 sets %", "training s"]
+    assert [m.heading for m in study_measures(names, ()).values()] == usual
+    chosen = study_measures(names, ("separability", "lowest_recall"))
+    assert [m.heading for m in chosen.values()][2:4] == ["S few", "lowest recall %"]
+    assert len(chosen) == 7

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from lt_pipeline.learning.experiments.config import data_config
+from lt_pipeline.learning.studies.config import StudyConfig, first_detector
+from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.pipelines.study.plan import plan
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import PROJECT
+
+ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce"}}}
+SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 0.3]}
+
+
+def parameters(environment="base"):
+    conf = str(PROJECT / "conf")
+    return OmegaConfigLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
+
+
+@pytest.mark.parametrize(("environment", "seeds", "epochs"), [("base", 3, 60), ("smoke", 1, 2)])
+def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, seeds, epochs):
+    found = parameters(environment)
+    assert set(found["studies"]) == set(STUDIES)
+    for name, block in found["studies"].items():
+        study = StudyConfig.read(name, block)
+        experiments = study.experiments(found)
+        assert len(experiments) == len(study.all_arms()) > 1
+        assert study.seeds == (1 if name == "more_overhead" else seeds)
+        for label, experiment in experiments.items():
+            experiment.check_data(data_config(found))
+            runs = [(label, experiment.model_dump(mode="json"))]
+            assert f"1 to train, {epochs} epochs" in plan(name, runs, [False], {})
+            assert plan(name, runs, [False], {}).endswith(f"{label} (seed 0)")
+
+
+def test_table_5_takes_the_components_one_by_one():
+    found = parameters()
+    study = StudyConfig.read("dbm_components", found["studies"]["dbm_components"])
+    arms = study.experiments(found)
+    seen = []
+    for experiment in arms.values():
+        margin = experiment.options.criterion.margin
+        seen.append(
+            (
+                experiment.options.criterion.name,
+                experiment.model.head,
+                margin.positives if margin else None,
+            )
+        )
+    components = [("linear", None), ("cosine", None)]
+    components += [("cosine", positives) for positives in ("none", "all", "hard")]
+    losses = ("cross_entropy", "balanced_softmax")
+    assert seen == [(loss, *component) for loss in losses for component in components]
+
+
+def test_a_sweep_makes_an_arm_of_each_value_beside_the_baselines():
+    study = StudyConfig.read("s", {"title": "t", "arms": {"BS": ARMS["a"]}, "sweep": SWEEP})
+    arms = study.experiments(parameters())
+    assert list(arms) == ["BS", "K = 0.1", "K = 0.3"]
+    assert [arms[f"K = {k}"].options.criterion.margin.K for k in (0.1, 0.3)] == [0.1, 0.3]
+    # what the sweep does not name is as in conf/
+    assert arms["K = 0.3"].model.head == "cosine"
+    assert arms["K = 0.3"].options.criterion.margin.positives == "hard"
+
+
+def test_an_arm_goes_over_its_methods_own_block():
+    found = parameters()
+    found["dbm"]["options"]["criterion"]["margin"]["K"] = 0.25
+    study = StudyConfig.read("s", {"title": "t", "arms": ARMS})
+    assert study.experiments(found)["b"].options.criterion.margin.K == 0.25
+    assert study.experiments(found)["b"].options.criterion.name == "cross_entropy"
+    assert found["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"title": "t"}, "studies.s: needs arms or a sweep"),
+        (3, "studies.s: .*but got 3"),
+        ({"title": "t", "sweep": {**SWEEP, "values": [0.1, 0.1]}}, "that differ, but .*K = 0.1"),
+        ({"title": "t", "arms": {"a b": ARMS["a"], "a+b": ARMS["a"]}}, "that differ"),
+        ({"title": "t", "sweep": {**SWEEP, "path": "K"}}, "studies.s.sweep.path: must lie in"),
+        ({"title": "t", "sweep": {**SWEEP, "method": "dmb"}}, "sweep.method: .*did you mean 'dbm'"),
+        (
+            {"title": "t", "arms": {"a": {"method": "cee"}}},
+            "unknown method 'cee': did you mean 'ce'",
+        ),
+        ({"title": "t", "arms": ARMS, "seeds": 0}, "studies.s.seeds: .*equal to 1, but got 0"),
+        ({"title": "t", "sweep": {**SWEEP, "values": []}}, "studies.s.sweep.values"),
+        ({"title": "t", "arm": ARMS}, "did you mean 'arms'"),
+        (
+            {"title": "t", "arms": ARMS, "columns": ["S"]},
+            "columns: unknown columns .S.: valid",
+        ),
+        (
+            {"title": "t", "arms": {**ARMS, "c": None}, "against": "c"},
+            "studies.s: against must be null or one of .*'a', 'b'.*, but is 'c'",
+        ),
+    ],
+)
+def test_wrong_studies_are_refused_in_one_line(block, message):
+    with pytest.raises(ValueError, match=message) as found:
+        StudyConfig.read("s", block)
+    assert "\n" not in str(found.value)
+
+
+def test_an_arm_with_a_wrong_parameter_is_refused():
+    study = StudyConfig.read("s", {"title": "t", "sweep": {**SWEEP, "path": "options.K"}})
+    with pytest.raises(ValueError, match="arm 'K = 0.1': dbm.options: unknown parameter 'K'"):
+        study.experiments(parameters())
+
+
+def test_differences_are_from_the_first_arm_or_the_one_that_is_named():
+    assert StudyConfig.read("s", {"title": "t", "arms": ARMS}).reference == "a"
+    assert StudyConfig.read("s", {"title": "t", "arms": ARMS, "against": "b"}).reference == "b"
+    swept = StudyConfig.read("s", {"title": "t", "sweep": SWEEP, "against": "K = 0.3"})
+    assert swept.reference == "K = 0.3"
+
+
+def test_a_null_arm_is_taken_out():
+    study = StudyConfig.read("s", {"title": "t", "arms": {**ARMS, "c": None}})
+    assert list(study.all_arms()) == ["a", "b"]
+
+
+def test_the_first_detector_is_that_of_the_first_mean():
+    columns = ["test/accuracy", "ood/msp/svhn/auroc", "ood/knn/mean/auroc", "ood/odin/mean/auroc"]
+    assert first_detector(columns) == "knn"
+    assert first_detector(["test/accuracy", "ood/msp/svhn/auroc"]) is None
+
+
+def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
+    found = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read("btm_gml", found["studies"]["btm_gml"]).experiments(found)
+    for released, usual in (("GML released", "MiSLAS"), ("BTM GML released", "BTM")):
+        one, other = arms[released].options, arms[usual].options
+        assert (one.criterion.name, one.criterion.p) == ("geometric_mean", 1.0)
+        assert one.model_copy(update={"criterion": other.criterion}) == other
+    ours = arms["GML"].options.classifier
+    assert (ours.sampler.name, ours.scale, ours.head_rate) == ("instance_balanced", False, 1.0)
+
+
+def test_the_readings_of_fc_differ_in_nothing_else():
+    found = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read("btm_fc", found["studies"]["btm_fc"]).experiments(found)
+    stages = {name: arm.options.fc_classifier for name, arm in arms.items() if arm.options.has_fc}
+    recipes = [(s.learning_rate, s.batch_size, s.weight_decay, s.restart) for s in stages.values()]
+    text = (5e-3, 256, 5e-4)
+    assert recipes == [(*text, False), (*text, True), (0.1, None, None, False)]
+    assert set(arms) - set(stages) == {"no FC"}
+    usual = arms["FC as the fine-tunings"].options
+    for name in stages:
+        changed = arms[name].options.model_copy(update={"fc_classifier": usual.fc_classifier})
+        assert changed == usual
+    assert arms["no FC"].options.classifier.epochs == 40, "as long at last as behind FC"

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
+
+from lt_pipeline.learning.transforms.autoaugment import (
+    LEVELS,
+    MOVES,
+    OPERATIONS,
+    POLICY,
+    Draws,
+    Move,
+    apply_draws,
+    autoaugment,
+    draw,
+)
+
+THEIRS = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=128)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scenes(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Gradients under noise in a range of their own: photographs more than white noise is."""
+    generator = seeded(7)
+    low = torch.randint(0, 90, (count, channels, 1, 1), generator=generator)
+    slope = torch.linspace(0, 100, height)[:, None] + torch.linspace(0, 40, width)
+    grain = torch.randint(0, 25, (count, channels, height, width), generator=generator)
+    return (low + slope + grain).to(torch.uint8)
+
+
+def their_magnitude(name: str, level: int | None, height: int, width: int) -> float:
+    magnitudes = AutoAugment._AUGMENTATION_SPACE[name][0](LEVELS, height, width)
+    return 0.0 if magnitudes is None else float(magnitudes[level])
+
+
+def their_move(image: Tensor, move: Move, fill: int) -> Tensor:
+    magnitude = their_magnitude(move.operation, move.level, *image.shape[-2:])
+    return THEIRS._apply_image_or_video_transform(
+        image,
+        move.operation,
+        -magnitude if move.negative else magnitude,
+        interpolation=InterpolationMode.NEAREST,
+        fill={Tensor: fill},
+    )
+
+
+def test_the_policy_is_torchvisions() -> None:
+    assert list(POLICY) == THEIRS._get_policies(AutoAugmentPolicy.CIFAR10)
+
+
+def test_shifts_are_cut_off_to_whole_pixels_where_released_codes_round() -> None:
+    used = {(name, level) for steps in POLICY for name, _, level in steps if "Translate" in name}
+    ramp = torch.arange(1, 33, dtype=torch.uint8).expand(1, 1, 32, 32)
+    found = {}
+    for name, level in used:
+        image = ramp if name == "TranslateX" else ramp.mT
+        released = Image.fromarray(image[0, 0].numpy()).transform(
+            (32, 32), Image.Transform.AFFINE, shifted(name, 150 / 331 * 32 * level / 9), fillcolor=0
+        )
+        ours = Move(name, level, True).apply(image, 0)
+        found[int((ours == 0).sum()) // 32] = int((np.asarray(released) == 0).sum()) // 32
+    assert found == {4: 5, 12: 13, 14: 15}
+
+
+def shifted(name: str, pixels: float) -> tuple[float, ...]:
+    return (1, 0, pixels, 0, 1, 0) if name == "TranslateX" else (1, 0, 0, 0, 1, pixels)
+
+
+def test_the_signed_operations_are_torchvisions() -> None:
+    for name, operation in OPERATIONS.items():
+        assert operation.signed == AutoAugment._AUGMENTATION_SPACE[name][1]
+
+
+def test_operations_are_those_of_the_policy() -> None:
+    assert set(OPERATIONS) == {name for steps in POLICY for name, _, _ in steps}
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+@pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (3, 13, 24), (1, 9, 8)])
+def test_every_operation_at_every_level_is_torchvisions_on_each_image_alone(
+    name: str, channels: int, height: int, width: int
+) -> None:
+    images = scenes(4, channels, height, width)
+    fill = 37
+    levels = range(LEVELS) if OPERATIONS[name].span else [None]
+    signs = (False, True) if OPERATIONS[name].signed else (False,)
+    for move in (Move(name, level, negative) for level in levels for negative in signs):
+        moved = move.apply(images, fill)
+        assert moved.dtype == torch.uint8
+        for result, image in zip(moved, images, strict=True):
+            assert torch.equal(result, their_move(image, move, fill)), move
+
+
+def test_moves_are_all_that_a_draw_can_lead_to_and_no_more() -> None:
+    expected = {
+        Move(name, level, negative)
+        for steps in POLICY
+        for name, _, level in steps
+        for negative in ({False, True} if OPERATIONS[name].signed else {False})
+    }
+    assert set(MOVES) == expected
+    assert len(MOVES) == len(expected)
+
+
+def test_every_sub_policy_coin_and_sign_leads_to_its_own_two_operations() -> None:
+    # All 25 x 2^4 cases at once, against torchvision on each image alone.
+    cases = torch.cartesian_prod(torch.arange(len(POLICY)), *[torch.arange(2)] * 4)
+    cases = cases[torch.randperm(len(cases), generator=seeded())]
+    sub_policy, coins = cases[:, 0], cases[:, 1:].bool().T
+    images = scenes(len(cases), 3, 12, 10)
+    results = apply_draws(images, Draws(sub_policy, coins[:2], coins[2:]), fill=128)
+    for image, result, index, row in zip(images, results, sub_policy, coins.T, strict=True):
+        expected = image
+        for step, (name, _, level) in enumerate(POLICY[int(index)]):
+            if row[step]:
+                negative = bool(row[2 + step]) and OPERATIONS[name].signed
+                expected = their_move(expected, Move(name, level, negative), 128)
+        assert torch.equal(result, expected), (POLICY[int(index)], row)
+
+
+def test_autoaugment_applies_what_the_same_generator_draws() -> None:
+    images = scenes(200, 3, 16, 16)
+    expected = apply_draws(images, draw(200, seeded(5)), fill=9)
+    assert torch.equal(autoaugment(images, seeded(5), fill=9), expected)
+    assert not torch.equal(autoaugment(images, seeded(6), fill=9), expected)
+
+
+def test_128_is_the_fill_unless_told() -> None:
+    images = scenes(200, 3, 16, 16)
+    expected = autoaugment(images, seeded(), fill=128)
+    assert torch.equal(autoaugment(images, seeded()), expected)
+    assert not torch.equal(autoaugment(images, seeded(), fill=0), expected)
+
+
+def test_sub_policies_are_equally_frequent() -> None:
+    count = 50_000
+    tally = torch.bincount(draw(count, seeded()).sub_policy, minlength=25).double()
+    expected = count / 25
+    assert len(tally) == 25
+    assert float(((tally - expected) ** 2 / expected).sum()) < 52.6  # 24 df, p = 0.0007
+
+
+def test_coins_fall_with_the_probability_of_their_step_and_independently() -> None:
+    draws = draw(100_000, seeded(1))
+    for index, steps in enumerate(POLICY):
+        mine = draws.sub_policy == index
+        count = int(mine.sum())
+        first, second = (applied[mine].double() for applied in draws.applied)
+        rates = (first.mean(), second.mean(), (first * second).mean())
+        p, q = (probability for _, probability, _ in steps)
+        for rate, expected in zip(rates, (p, q, p * q), strict=True):
+            bound = 4.5 * (expected * (1 - expected) / count) ** 0.5
+            assert float(rate) == pytest.approx(expected, abs=bound), steps
+
+
+def test_signs_are_fair_and_independent_of_each_other_and_of_the_coins() -> None:
+    count = 40_000
+    draws = draw(count, seeded(2))
+    bound = 4.5 * 0.5 / count**0.5
+    first, second = draws.negative
+    assert float(first.double().mean()) == pytest.approx(0.5, abs=bound)
+    assert float(second.double().mean()) == pytest.approx(0.5, abs=bound)
+    assert float((first == second).double().mean()) == pytest.approx(0.5, abs=bound)
+    for negative, applied in zip(draws.negative, draws.applied, strict=True):
+        share = float((negative & applied).sum() / applied.sum())
+        assert share == pytest.approx(0.5, abs=4.5 * 0.5 / float(applied.sum()) ** 0.5)
+
+
+def test_equal_images_of_a_batch_get_draws_of_their_own() -> None:
+    images = scenes(1, 3, 16, 16).expand(300, -1, -1, -1)
+    distinct = autoaugment(images, seeded()).flatten(1).unique(dim=0)
+    assert len(distinct) > 40  # 62 single moves, pairs of them, and none
+
+
+def test_results_do_not_depend_on_batch_mates() -> None:
+    images, draws = scenes(60, 3, 16, 16), draw(60, seeded())
+    together = apply_draws(images, draws, 128)
+    for i in range(60):
+        own = Draws(
+            draws.sub_policy[i : i + 1], draws.applied[:, i : i + 1], draws.negative[:, i : i + 1]
+        )
+        assert torch.equal(apply_draws(images[i : i + 1], own, 128)[0], together[i])
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    count=st.integers(0, 40),
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(1, 14),
+    width=st.integers(1, 14),
+)
+def test_shape_type_and_input_stay(count: int, channels: int, height: int, width: int) -> None:
+    images = (
+        scenes(count, channels, height, width)
+        if min(height, width) > 1
+        else (torch.full((count, channels, height, width), 9, dtype=torch.uint8))
+    )
+    before = images.clone()
+    result = autoaugment(images, seeded())
+    assert result.shape == images.shape
+    assert result.dtype == torch.uint8
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_channels_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"1 or 3 channels, but these have {channels}"):
+        autoaugment(scenes(2, channels, 8, 8), seeded())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpu_result_but_for_rounding() -> None:
+    images, draws = scenes(500, 3, 32, 32), draw(500, seeded())
+    on_device = Draws(*(part.cuda() for part in draws))
+    result = apply_draws(images.cuda(), on_device, 128).cpu()
+    assert float((result == apply_draws(images, draws, 128)).double().mean()) > 0.99
+    assert autoaugment(images.cuda(), torch.Generator("cuda").manual_seed(0)).is_cuda

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.reports.console import print_results, print_study, print_sweep
+from toys import toy_card
+
+TEST = {
+    "accuracy": 0.5, "many": 0.875, "few": 0.125, "harmonic_mean": 0.01, "geometric_mean": 0.2,
+    "lowest_recall": 0.0, "expected_calibration_error": 0.033, "recall_floor": 1e-3,
+    "zero_recall_classes": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [("sqlite:////p/mlflow.db", "make ui"), ("http://server:5000", "open http://server:5000")],
+)
+def test_the_table_and_what_must_be_known_to_read_it(capsys, monkeypatch, uri, words):
+    monkeypatch.setenv("COLUMNS", "160")
+    card = toy_card()
+    groups = ("many", "many", "few", "few")
+    longtail = LongTail((40, 20, 10, 5), card.longtail.class_names, groups, "by hand")
+    values = {**card.to_json(), "longtail": vars(longtail)}
+    other = {**TEST, "accuracy": 0.75, "zero_recall_classes": 0.0}
+    means = {"mean": {"auroc": 0.75, "fpr95": 0.5}}
+    strange = {
+        "more": {
+            "detectors": {"odin": means},
+            "averaged_over": ["a", "b"],
+            "left_out": {"svhn": "put it"},
+        }
+    }
+    print_results({"ce": {"test": TEST}, "more": {"test": other}}, strange, values, uri)
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
+    assert rows["ce"] == ["50.0", "87.5", "12.5", "1.0", "20.0", "0.0", "3.3"]
+    assert rows["more"][0] == "75.0"
+    assert "medium" not in printed.split("Groups:")[0]
+    assert "Groups: by hand." in printed
+    assert "No class in: medium; left out." in printed
+    assert "zero as 0.001; classes with zero recall: ce 2, more 0." in printed
+    assert "more: out of distribution, %: odin AUROC 75.0 FPR95 50.0." in printed
+    assert "Mean over 2 sets: a, b; not there: svhn." in printed
+    assert "ce: out of distribution" not in printed
+    assert words in printed
+
+
+def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = [
+        {"cells": ["CE", "2", "50.0 ± 1.0"], "of_paper": False},
+        {"cells": ["P, table 1", "", "44.0 (+6.0)"], "of_paper": True},
+    ]
+    notes = ["CE, P, table 1: " + "a long reason " * 12]
+    standing = {"headings": ["arm", "runs", "accuracy %"], "rows": rows, "notes": notes}
+    for beside, said in (
+        ([{}], "behind a paper's figure: ours minus it, not paired"),
+        ([], "over seeds)"),
+    ):
+        found = {**standing, "beside_papers": beside}
+        print_study("table_x", found, toy_card().to_json(), "sqlite:///x.db")
+        printed = capsys.readouterr().out
+        assert said in printed
+        lines = printed.splitlines()
+        ours, paper = (next(line for line in lines if value in line) for value in ("50.0", "44.0"))
+        assert ours.split() == ["CE", "2", "50.0", "±", "1.0"]
+        assert paper.startswith("   P, table 1"), "set in, in italics"
+        assert paper.split()[-2:] == ["44.0", "(+6.0)"]
+        assert notes[0].strip() in printed
+
+
+def test_a_sweeps_table_is_of_trials_that_went_to_their_end(capsys):
+    recall = "validation/mean_recall"
+    trials = pd.DataFrame(
+        [
+            {"trial": 0, "state": "complete", recall: 0.5, "rank": 0.25},
+            {"trial": 1, "state": "pruned", recall: 0.9, "rank": 0.75},
+            {"trial": 2, "state": "complete", recall: 0.75, "rank": 0.125},
+            {"trial": 3, "state": "fail", recall: None, "rank": 0.375},
+        ]
+    )
+    counts = {"complete": 2, "pruned": 1, "fail": 1}
+    best = {"study": "s", "trial": 2, "params": {"rank": 0.125}, "trials": counts, "storage": "f"}
+    print_sweep(trials, best, {}, toy_card().to_json(), "kedro run x", "sqlite:///x.db")
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert rows == [["2", "75.0", "0.125"], ["0", "50.0", "0.25"]]
+    assert "Trials: 2 complete, 1 pruned, 1 fail; in f." in printed
+    assert "kedro run x" in printed

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.serving import onnx_export
+from lt_pipeline.serving.export import Answer
+from lt_pipeline.serving.onnx_export import BATCHES, largest_difference, to_onnx
+from toys import toy_card, toy_images
+
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+
+def finished(name, **parameters):
+    found = ExperimentConfig.resolve(name, {"model": {"backbone": "resnet8"}, **parameters})
+    torch.manual_seed(0)
+    method = methods.get(name)(found.options, found.model, toy_card())
+    method.start(Stage("finish"), {})
+    method.fold()
+    # as after training: BatchNorm has statistics of its own
+    method.train()
+    with torch.no_grad():
+        method.score(toy_images().images)
+    return method.eval()
+
+
+@pytest.mark.parametrize("name", ["ce", "dqroute"])
+def test_onnx_answers_what_the_deployed_model_answers(name):
+    method, images = finished(name), toy_images(seed=3).images
+    exported = to_onnx(method, images)
+    assert exported.difference < 1e-4
+    session = onnxruntime.InferenceSession(exported.content)
+    (given,) = session.get_inputs()
+    assert (given.name, given.type) == ("images", "tensor(uint8)")
+    assert given.shape[1:] == [1, 8, 8]
+    with torch.no_grad():
+        wanted = Answer(method)(images[:7])
+    names = [output.name for output in session.get_outputs()]
+    assert names == list(wanted)
+    assert names[:2] == ["probabilities", "ood_score"]
+    assert ("routing" in names) is (name == "dqroute")
+    # a number of images that the export did not see
+    for found, expected in zip(
+        session.run(None, {"images": images[:7].numpy()}), wanted.values(), strict=True
+    ):
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == [f"class {c}" for c in range(4)]
+
+
+def test_a_model_that_answers_otherwise_is_refused(monkeypatch):
+    method, images = finished("ce"), toy_images().images
+    convert = onnx_export._convert
+
+    def spoilt(answer, example, class_names):
+        content = convert(answer, example, class_names)
+        with torch.no_grad():
+            method.net.head.bias += torch.tensor([0.5, 0.0, 0.0, 0.0])
+        return content
+
+    monkeypatch.setattr(onnx_export, "_convert", spoilt)
+    with pytest.raises(ValueError, match="is allowed: it is not written"):
+        to_onnx(method, images)
+
+
+def test_the_difference_is_the_largest_of_all_answers():
+    class Plain(torch.nn.Module):
+        def forward(self, images):
+            mean = images.float().mean((1, 2, 3)) / 255
+            return {"a": mean, "b": 2 * mean}
+
+    class Shifted(Plain):
+        def forward(self, images):
+            # one answer, of the third image of the second batch
+            found = super().forward(images)
+            if len(images) == BATCHES[1]:
+                found["b"][2] -= 0.25
+            return found
+
+    class Spoilt(Plain):
+        def forward(self, images):
+            return {name: value * torch.nan for name, value in super().forward(images).items()}
+
+    images = toy_images().images
+    program = torch.onnx.export(
+        Plain().eval(),
+        (images[:5],),
+        input_names=["images"],
+        output_names=["a", "b"],
+        dynamic_shapes=({0: Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    content = program.model_proto.SerializeToString()
+    assert largest_difference(content, Plain(), images) < 1e-6
+    assert largest_difference(content, Shifted(), images) == pytest.approx(0.25, abs=1e-6)
+    # one that is no number is no small one
+    assert np.isnan(largest_difference(content, Spoilt(), images))
+
+
+@pytest.mark.parametrize("name", ["mor", "data_prep"])
+def test_a_method_that_there_is_not_is_one_line(name):
+    with pytest.raises(SystemExit, match=f"Error: unknown method '{name}'"):
+        onnx_export.main([name])

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+
+from lt_pipeline.learning.schema import flatten
+from lt_pipeline.reports import console as reporting
+from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tuning import storage
+from lt_pipeline.tuning.config import TuneConfig
+from lt_pipeline.tuning.runs import Tracked
+from lt_pipeline.tuning.storage import open_storage, place_of
+
+
+def test_nested_values_become_grouped_numbers():
+    values = {"test": {"accuracy": 0.5, "floor": 1}, "rule": "x", "ok": True, "left": []}
+    assert tracking.numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
+    assert dict(flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
+
+
+def test_a_relative_database_belongs_to_the_project(tmp_path):
+    assert tracking.absolute_uri("sqlite:///m.db", tmp_path) == f"sqlite:///{tmp_path}/m.db"
+    for uri in ("sqlite:////tmp/m.db", "http://server:5000", "postgresql://h/db"):
+        assert tracking.absolute_uri(uri, tmp_path) == uri
+
+
+def test_without_a_run_nothing_is_logged_and_nothing_breaks():
+    assert mlflow.active_run() is None
+    tracking.log_epoch("train", 1, {"loss": 1.0})
+    tracking.set_tags({"a": 1})
+    tracking.drop_tags({"a"})
+    assert mlflow.active_run() is None
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What MLflow is sent, as (run, [(name, step, value), ...]); ``fail`` makes it refuse."""
+    sent, state = [], SimpleNamespace(sent=[], fail=False, clock=100.0, run="a")
+
+    def log_batch(_, run, metrics):
+        if state.fail:
+            raise MlflowException("server gone")
+        assert len(metrics) <= 1000
+        sent.append((run, [(m.key, m.step, m.value) for m in metrics]))
+
+    state.sent = sent
+    monkeypatch.setattr(tracking, "_WAITING", tracking._Waiting())
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+    active = lambda: SimpleNamespace(info=SimpleNamespace(run_id=state.run))  # noqa: E731
+    monkeypatch.setattr(mlflow, "active_run", active)
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: state.clock)
+    return state
+
+
+def test_short_epochs_go_to_mlflow_together_and_long_ones_at_once(calls):
+    with tracking.epochs():
+        for epoch in range(1, 6):
+            tracking.log_epoch("train", epoch, {"loss": float(epoch)})
+            calls.clock += 0.4
+        tracking.log_epoch("train", 6, {"loss": 6.0})
+        calls.clock += 60
+        tracking.log_epoch("train", 7, {"loss": 7.0})
+        steps = [[step for _, step, _ in metrics] for _, metrics in calls.sent]
+        assert steps == [[1], [2, 3, 4], [5, 6, 7]]
+        tracking.log_epoch("train", 8, {"loss": 8.0})
+        assert len(calls.sent) == 3
+    assert calls.sent[3] == ("a", [("loss", 8, 8.0)])
+
+
+def test_epochs_are_sent_when_their_training_fails_and_below_their_own_run(calls):
+    with pytest.raises(KeyError), tracking.epochs():
+        tracking.log_epoch("train", 1, {"loss": 1.0})
+        tracking.log_epoch("train", 2, {"loss": 2.0})
+        raise KeyError
+    calls.run = "b"
+    tracking.log_epoch("train", 1, {"loss": 3.0})
+    calls.run = "c"
+    with tracking.epochs():
+        tracking.log_epoch("train", 1, {"loss": 4.0})
+    assert [(run, [v for *_, v in metrics]) for run, metrics in calls.sent] == [
+        ("a", [1.0]), ("a", [2.0]), ("b", [3.0]), ("c", [4.0])
+    ]  # fmt: skip
+
+
+def test_what_a_server_refused_is_warned_of_and_sent_once_it_is_back(calls, caplog):
+    calls.fail = True
+    tracking.log_epoch("train", 3, {"loss": 1.0})
+    assert "Epochs 3 to 3 are not in MLflow: server gone" in caplog.text
+    calls.fail, calls.clock = False, calls.clock + 2
+    tracking.log_epoch("train", 4, {"loss": 2.0})
+    assert calls.sent == [("a", [("loss", 3, 1.0), ("loss", 4, 2.0)])]
+    calls.fail = True
+    with tracking.epochs():
+        tracking.log_epoch("train", 5, {"loss": 3.0})
+    assert "Epochs 5 to 5" in caplog.text
+    with pytest.raises(MlflowException):
+        tracking.log_metrics({"test/accuracy": 1.0})
+
+
+def test_what_was_reached_ends_the_curve_of_its_own_run_and_else_has_no_step(calls):
+    with tracking.epochs():
+        for epoch in (1, 2):
+            tracking.log_epoch("train", epoch, {"validation/accuracy": 0.5})
+    tracking.log_metrics({"validation/accuracy": 0.7, "test/accuracy": 0.6})
+    assert calls.sent[-1] == ("a", [("validation/accuracy", 2, 0.7), ("test/accuracy", 0, 0.6)])
+    calls.run = "b"
+    tracking.log_metrics({"validation/accuracy": 0.8})
+    assert calls.sent[-1] == ("b", [("validation/accuracy", 0, 0.8)])
+
+
+def test_numbers_have_the_digits_of_single_precision_and_counts_all_of_theirs(calls):
+    dusty = {"few": 0.8899999856948853, "parameters": 123456789.0, "rate": 1.5e-9}
+    wanted = {"few": 0.89, "parameters": 123456789, "rate": 1.5e-9}
+    tracking.log_metrics(dusty)
+    assert {name: value for name, _, value in calls.sent[-1][1]} == wanted
+    with tracking.epochs():
+        tracking.log_epoch("train", 1, dusty)
+    assert {name: value for name, _, value in calls.sent[-1][1]} == wanted
+
+
+def test_no_call_has_more_metrics_than_mlflow_takes(calls):
+    calls.fail = True
+    for epoch in range(3):
+        tracking.log_epoch("train", epoch, {f"m{k}": 0.0 for k in range(800)})
+    calls.fail = False
+    with tracking.epochs():
+        assert not calls.sent
+    assert [len(metrics) for _, metrics in calls.sent] == [1000, 1000, 400]
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/m.db"])
+def test_what_cannot_be_reached_is_refused_with_its_address(uri):
+    with pytest.raises(ConnectionError, match="cannot be reached") as found:
+        tracking.check_server(uri)
+    assert uri in str(found.value)
+    assert "MLFLOW_TRACKING_URI" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:secret@127.0.0.1:9",
+        "http://:secret@127.0.0.1",
+        "http://user:a/secret@127.0.0.1:9",
+        "http://user:a@secret@127.0.0.1:9",
+        "http://127.0.0.1:9/?password=secret",
+        "postgresql+psycopg://user:secret@127.0.0.1:1/x",
+        "postgresql+psycopg://user:a@b:secret/c@h/x",
+        "postgresql+psycopg://127.0.0.1:1/x?user=me&password=secret",
+    ],
+)
+def test_a_password_is_not_printed(uri):
+    with pytest.raises(ConnectionError, match="cannot be reached") as found:
+        tracking.check_server(uri)
+    assert "secret" not in str(found.value)
+    assert "***" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:secret@host:1/name", "postgresql://me:***@host:1/name"),
+        ("postgresql://me@srv:se@cret@host/name", "postgresql://me@srv:***@host/name"),
+        ("http://:secret@host", "http://:***@host"),
+        ("://:secret@", "://:***@"),
+        ("postgresql://u:a,b=c@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:a://b@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://h/d?user=u&password=S,1#2&x=y", "postgresql://h/d?user=u&password=***&x=y"),
+        (
+            "mssql+pyodbc:///?odbc_connect=X%3BPWD%3DS",
+            "mssql+pyodbc:///?odbc_connect=X%3BPWD%3D***",
+        ),
+        (
+            "--params=a=http://h:5000/x,tune.storage=postgresql://u:a@b/c,d@h:1/n,seed=1,b=x@y",
+            "--params=a=http://h:5000/x,tune.storage=postgresql://u:***@h:1/n,seed=1,b=x@y",
+        ),
+        (
+            "--params=tune.storage=postgresql://h/d?password=S,tune.trials=2",
+            "--params=tune.storage=postgresql://h/d?password=***,tune.trials=2",
+        ),
+    ],
+)
+def test_passwords_are_hidden_and_nothing_else(text, shown):
+    assert tracking.masked(text) == shown
+    assert tracking.masked(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:5000/#/experiments",
+        "sqlite:////home/me@work/mlflow.db",
+        "postgresql://host:5432/name,tune.study=me@home",
+        "http://host:5000 is down, write to me@home",
+        "data.path=a:b@c",
+    ],
+)
+def test_what_is_no_password_is_shown(text):
+    assert tracking.masked(text) == text
+
+
+PRINTED = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)
+
+
+@given(user=PRINTED.filter(lambda t: not {*":/"} & {*t}) | st.just(""), password=PRINTED)
+def test_no_password_of_an_address_is_shown(user, password):
+    # a comma before a name and a scheme end an address within a longer text
+    assume("://" not in password)
+    assume(not re.search(r",[\w.-]+=", password))
+    address = f"postgresql://{user}:{password}@host:1/name"
+    assert tracking.masked(address) == f"postgresql://{user}:***@host:1/name"
+    assert tracking.masked(f"x {address}, y") == f"x postgresql://{user}:***@host:1/name, y"
+
+
+def test_no_address_that_a_sweep_prints_has_the_password(tmp_path, monkeypatch, capsys):
+    for url in ("postgresql://me:a@secret@h/d", "postgresql://h/d?user=me&password=secret"):
+        config = TuneConfig(storage=url)
+        assert place_of(config, tmp_path) == tracking.masked(url)
+        monkeypatch.setattr(storage, "RDBStorage", raising(ValueError("port 'secret'")))
+        with pytest.raises(ConnectionError, match="this is no address") as refused:
+            open_storage(config, tmp_path)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"http://me:\*\*\*@localhost:5000") as unreachable:
+        Tracked(uri="http://me:secret@localhost:5000", parent="run").check_reach(2)
+    assert "secret" not in str(unreachable.value)
+    reporting._print_where(Console(), "http://me:secret@server:5000")
+    assert "open http://me:***@server:5000\n" in capsys.readouterr().out
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+def test_parameters_are_logged_by_their_paths_in_conf():
+    config = {"method": "ce", "seed": 1, "options": {"a": {"b": 2}}, "training": {"epochs": 3}}
+    assert tracking.by_method(config) == {
+        "method": "ce",
+        "seed": 1,
+        "training.epochs": 3,
+        "ce.options.a.b": 2,
+    }
+    assert "options" in config
+
+
+@pytest.mark.parametrize("user", ["", "me:secret@", "me:a@b@"])
+@pytest.mark.parametrize(("status", "reachable"), [(200, True), (500, False)])
+def test_a_server_is_asked_for_its_health(status, reachable, user):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://{user}127.0.0.1:{server.server_port}"
+    try:
+        if reachable:
+            tracking.check_server(uri)
+        else:
+            with pytest.raises(ConnectionError, match="500"):
+                tracking.check_server(uri)
+    finally:
+        server.shutdown()
+    assert asked == ["/health"]
+
+
+def test_provenance_tells_a_changed_tree_from_a_committed_one(tmp_path):
+    assert tracking.provenance(tmp_path, 0, "cpu")["mlflow.source.git.commit"] == "unknown"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    clean = tracking.provenance(tmp_path, 7, "cuda")
+    assert len(clean["mlflow.source.git.commit"]) == 40
+    assert (clean["git_dirty"], clean["seed"], clean["device"]) == ("False", "7", "cuda")
+    (tmp_path / "file").write_text("2")
+    assert tracking.provenance(tmp_path, 7, "cuda")["git_dirty"] == "True"
+
+
+def test_epochs_of_later_stages_have_the_stage_in_their_names(calls):
+    with tracking.epochs():
+        for stage in ("pretrain", "branch_0"):
+            tracking.log_epoch(stage, 1, {"train/loss": 1.0, "validation/accuracy": 0.5})
+    assert [name for _, metrics in calls.sent for name, *_ in metrics] == [
+        "train/loss",
+        "validation/accuracy",
+        "train/branch_0/loss",
+        "validation/branch_0/accuracy",
+    ]
