@@ -14,7 +14,7 @@ from kedro.pipeline import Pipeline
 
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig
-from lt_pipeline.learning.schema import block_of, flatten, unknown
+from lt_pipeline.learning.schema import UserError, block_of, flatten, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipelines.study import STUDIES
 
@@ -26,12 +26,12 @@ def check_environment(context: KedroContext) -> None:
     """Refuse an environment that is not in conf/.
 
     Raises:
-        ValueError: with the nearest name.
+        UserError: with the nearest name.
     """
     conf, name = Path(context.project_path) / "conf", context.env
     if name and not (conf / name).is_dir():
         known = sorted(path.parent.name for path in conf.glob("*/globals.yml"))
-        raise ValueError(unknown("environment", name, known))
+        raise UserError(unknown("environment", name, known))
 
 
 def check_left_out(loader: AbstractConfigLoader) -> None:
@@ -41,7 +41,7 @@ def check_left_out(loader: AbstractConfigLoader) -> None:
     they are read.
 
     Raises:
-        ValueError: with the nearest name.
+        UserError: with the nearest name.
     """
     given = flatten(loader.runtime_params or {}, ".")
     taken = [name for name, value in given if value is None and _OPEN.match(name)]
@@ -55,19 +55,19 @@ def check_left_out(loader: AbstractConfigLoader) -> None:
             block = block.get(parent) if isinstance(block, Mapping) else None
         if not isinstance(block, Mapping) or last not in block:
             valid = list(block) if isinstance(block, Mapping) else []
-            raise ValueError(f"{'.'.join(parents)}: {unknown('name', last, valid)}")
+            raise UserError(f"{'.'.join(parents)}: {unknown('name', last, valid)}")
 
 
 def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
     """Return every study in conf/, checked: one that is not run may be the one that was meant.
 
     Raises:
-        ValueError: in one line, naming what is wrong and what would be right.
+        UserError: in one line, naming what is wrong and what would be right.
     """
     blocks = block_of(parameters, "studies")
     for name in blocks:
         if name not in STUDIES:
-            raise ValueError(f"studies: {unknown('study', name, STUDIES)}")
+            raise UserError(f"studies: {unknown('study', name, STUDIES)}")
     return {name: StudyConfig.read(name, block) for name, block in blocks.items()}
 
 
@@ -77,14 +77,14 @@ def arms(
     """Return the experiments of the study ``name``.
 
     Raises:
-        ValueError: in one line, if conf/ does not have it or something is wrong with an arm.
+        UserError: in one line, if conf/ does not have it or something is wrong with an arm.
     """
     if name not in known:
-        raise ValueError(f"studies.{name} is missing in conf/: its arms are not known")
+        raise UserError(f"studies.{name} is missing in conf/: its arms are not known")
     try:
         return list(known[name].experiments(parameters).values())
     except ValueError as error:
-        raise ValueError(f"studies.{name}: {error}") from None
+        raise UserError(f"studies.{name}: {error}") from None
 
 
 def put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
@@ -118,7 +118,7 @@ def check_saved(
     """Refuse to go on with files that were made with other parameters.
 
     Raises:
-        ValueError: naming the first parameter that differs.
+        UserError: naming the first parameter that differs.
     """
     name = f"{experiment.method}.config"
     if name in pipeline.all_outputs() and not only_missing:
@@ -129,7 +129,7 @@ def check_saved(
     wanted = dict(flatten(experiment.model_dump(mode="json"), "."))
     for key in [*wanted, *saved]:
         if saved.get(key) != wanted.get(key):
-            raise ValueError(
+            raise UserError(
                 f"{experiment.method} was run with {key} = {saved.get(key)!r} and this partial "
                 f"run says {wanted.get(key)!r}: run the whole pipeline, or say what was run"
             )

@@ -37,7 +37,7 @@ from lt_pipeline.learning.experiments.config import (
     data_config,
     method_options,
 )
-from lt_pipeline.learning.schema import flatten, unknown
+from lt_pipeline.learning.schema import UserError, flatten, unknown
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
@@ -101,7 +101,7 @@ class ProjectHooks:
         parameters, names = catalog.load("parameters"), _subjects(pipeline)
         with _one_line():
             if len(names) > 1:
-                raise ValueError(
+                raise UserError(
                     f"a run is of one method, study or comparison, or MLflow would mix them: run "
                     f"{' and '.join(names)} one after the other"
                 )
@@ -263,7 +263,7 @@ def _tracking_uri(written: str | None) -> str:
     """Return the address to use: the environment's, else what conf/ says."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or written
     if not uri:
-        raise ValueError("server.mlflow_tracking_uri is missing in conf/base/mlflow.yml")
+        raise UserError("server.mlflow_tracking_uri is missing in conf/base/mlflow.yml")
     return uri
 
 
@@ -276,14 +276,14 @@ def _pipeline_names() -> list[str]:
     """Return the pipelines asked for.
 
     Raises:
-        ValueError: with the nearest name for one there is not, before anything is opened.
+        UserError: with the nearest name for one there is not, before anything is opened.
     """
     command = click.get_current_context(silent=True)
     given = command.params if command else {}
     names = [n for n in [*(given.get("pipelines") or []), given.get("pipeline")] if n]
     for name in names:
         if name not in pipelines:
-            raise ValueError(unknown("pipeline", name, set(pipelines.keys())))
+            raise UserError(unknown("pipeline", name, set(pipelines.keys())))
     return names
 
 

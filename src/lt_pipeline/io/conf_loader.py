@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.io.yaml_text import check_yaml
-from lt_pipeline.learning.schema import shown
+from lt_pipeline.learning.schema import UserError, shown
 
 # the files whose blocks Kedro puts together
 BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
@@ -42,14 +42,14 @@ class ConfLoader(OmegaConfigLoader):
         """Return the configuration ``key``.
 
         Raises:
-            ValueError: in one line, where what was given does not fit conf/, or a file is no YAML.
+            UserError: in one line, where what was given does not fit conf/, or a file is no YAML.
         """
         try:
             return super().__getitem__(key)
         except OmegaConfBaseException as error:
-            raise ValueError(self._why(error)) from None
+            raise UserError(self._why(error)) from None
         except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
-            raise ValueError(" ".join(str(error).split())) from None
+            raise UserError(" ".join(str(error).split())) from None
 
     def as_written(self) -> dict[str, Any]:
         """Return the parameters of conf/ without those of the command line."""
@@ -88,7 +88,7 @@ def _check_files(folder: Path) -> None:
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}: is no UTF-8 ({error})") from None
+            raise UserError(f"{source}: is no UTF-8 ({error})") from None
         parts = file.relative_to(folder).parts
         check_yaml(text, source, block=any(part.startswith(BLOCKS) for part in parts))
 

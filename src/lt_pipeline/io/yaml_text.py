@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lt_pipeline.learning.schema import UserError
+
 # libyaml is ten times as fast, where PyYAML was built with it
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
@@ -23,7 +25,7 @@ def check_yaml(text: str, source: str, block: bool = False) -> None:
     ``source`` is the file or parameter it is from; ``block`` is whether it must name parameters.
 
     Raises:
-        ValueError: in one line, naming ``source`` and, if there are several, the line.
+        UserError: in one line, naming ``source`` and, if there are several, the line.
     """
 
     def where(line: int) -> str:
@@ -34,21 +36,21 @@ def check_yaml(text: str, source: str, block: bool = False) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
-        raise ValueError(f"{where(line)}: is no YAML: {error.problem or error.context}") from None
+        raise UserError(f"{where(line)}: is no YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         line = text.encode()[: error.position].count(b"\n")
-        raise ValueError(f"{where(line)}: is no YAML: {error.reason}") from None
+        raise UserError(f"{where(line)}: is no YAML: {error.reason}") from None
     except RecursionError:
-        raise ValueError(f"{source}: is nested too deeply") from None
+        raise UserError(f"{source}: is nested too deeply") from None
     if block and root is not None and not isinstance(root, MappingNode):
-        raise ValueError(f"{source}: must be a block of parameters, as in 'seed: 0'")
+        raise UserError(f"{source}: must be a block of parameters, as in 'seed: 0'")
     try:
         found = next(_problems(root, ""), None)
     except RecursionError:
-        raise ValueError(f"{source}: is nested too deeply, or stands within itself") from None
+        raise UserError(f"{source}: is nested too deeply, or stands within itself") from None
     if found:
         node, problem = found
-        raise ValueError(f"{where(node.start_mark.line)}: {problem}")
+        raise UserError(f"{where(node.start_mark.line)}: {problem}")
 
 
 def _problems(node: Node | None, path: str) -> Iterator[tuple[Node, str]]:

@@ -35,6 +35,25 @@ LARGEST = 3.4e38
 WORDS = {bool: ["true", "false"], int: ["a whole number"], float: ["a number"], str: ["a text"]}
 
 
+class UserError(ValueError):
+    """What a person can put right: shown in one line. Any other error is ours and keeps its trace.
+
+    The message names the parameter or the file, and says what would be right.
+    """
+
+
+class UnreachableError(UserError, ConnectionError):
+    """A server or a database that does not answer."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that is to be put somewhere."""
+
+
+class UnwritableError(UserError, OSError):
+    """A file that cannot be written."""
+
+
 class Config(BaseModel):
     """Parameters of one part: frozen, validated, and closed to names it does not know.
 
@@ -228,11 +247,11 @@ def check_distinct(values: Iterable[Any]) -> None:
     """Refuse ``values`` of which two are alike.
 
     Raises:
-        ValueError: naming those that are.
+        UserError: naming those that are.
     """
     twice = [value for value, times in Counter(values).items() if times > 1]
     if twice:
-        raise ValueError(f"must differ from one another, but has {shown(twice)} more than once")
+        raise UserError(f"must differ from one another, but has {shown(twice)} more than once")
 
 
 def unknown(kind: str, name: object, valid: Iterable[Any], place: str | None = None) -> str:
@@ -266,11 +285,11 @@ def block_of(parameters: Mapping[str, Any], name: str, above: str = "") -> Mappi
     """Return the block ``name``, empty where there is none; ``above`` is where it is.
 
     Raises:
-        ValueError: if it is something else: null would drop what conf/ says for what the code does.
+        UserError: if it is something else: null would drop what conf/ says for what the code does.
     """
     found = parameters.get(name, {})
     if not isinstance(found, Mapping):
-        raise ValueError(f"{above}{name}: must be a block of parameters, but got {shown(found)}")
+        raise UserError(f"{above}{name}: must be a block of parameters, but got {shown(found)}")
     return found
 
 
@@ -298,7 +317,7 @@ def one_line_errors(
         yield
     except ValidationError as error:
         found = [_in_words(p, prefix, meant) for p in _of_the_kind_given(error)]
-        raise ValueError("; ".join(dict.fromkeys(found))) from None
+        raise UserError("; ".join(dict.fromkeys(found))) from None
 
 
 def _of_the_kind_given(error: ValidationError) -> list[ErrorDetails]:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.io.yaml_text import check_yaml
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.client import masked
 
 # run_params of Kedro: what narrows a run down, and its option
@@ -71,7 +72,7 @@ def read(items: Iterable[str]) -> dict[str, Any]:
     """Return the parameters that ``items`` such as ``a.b=1`` give.
 
     Raises:
-        ValueError: in one line, naming the parameter whose value is no YAML or would be misread.
+        UserError: in one line, naming the parameter whose value is no YAML or would be misread.
     """
     given = list(items)
     for item in given:
@@ -84,16 +85,14 @@ def check_item(item: str) -> None:
     """Refuse a value, as in ``a.b=1``, that is no YAML or would be misread.
 
     Raises:
-        ValueError: in one line, naming the parameter.
+        UserError: in one line, naming the parameter.
     """
     name, _, value = item.partition("=")
     check_yaml(value, name.strip())
     try:
         OmegaConf.from_dotlist([item])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(
-            f"{name.strip()}: cannot be read: {' '.join(str(error).split())}"
-        ) from None
+        raise UserError(f"{name.strip()}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _in_plain_types(value: Any) -> Any:

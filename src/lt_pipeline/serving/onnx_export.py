@@ -25,6 +25,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.checkpoint import atomic_path
 from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.method.nodes import load_finished
 from lt_pipeline.serving.export import Answer
 
@@ -49,16 +50,16 @@ def to_onnx(method: Method, images: Tensor) -> Exported:
     Class names are in the model's metadata.
 
     Raises:
-        ValueError: if ONNX Runtime answers otherwise, or the extra is not installed.
+        UserError: if ONNX Runtime answers otherwise, or the extra is not installed.
     """
     answer = Answer(method.cpu()).eval()
     try:
         content = _convert(answer, images[: max(BATCHES)], method.card.longtail.class_names)
         difference = largest_difference(content, answer, images)
     except ImportError as error:
-        raise ValueError(f"{EXTRA} ({error})") from None
+        raise UserError(f"{EXTRA} ({error})") from None
     if not difference <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"the ONNX model's answers are {difference:.2g} from PyTorch's, and {TOLERANCE:g} is "
             f"allowed: it is not written"
         )
@@ -78,7 +79,7 @@ def _convert(answer: Answer, example: Tensor, class_names: Sequence[str]) -> byt
         verbose=False,
     )
     if program is None:
-        raise ValueError("PyTorch's exporter gave no ONNX model")
+        raise UserError("PyTorch's exporter gave no ONNX model")
     program.model.metadata_props["class_names"] = json.dumps(list(class_names))
     return bytes(program.model_proto.SerializeToString())
 
@@ -108,10 +109,10 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
     """Write ``method``'s finished model beside its weights and to its MLflow run; say so.
 
     Raises:
-        ValueError: if there is none, or its ONNX answers otherwise.
+        UserError: if there is none, or its ONNX answers otherwise.
     """
     if not catalog.exists(f"{method}.model"):
-        raise ValueError(
+        raise UserError(
             f"there is no finished model of {method}: kedro run --pipelines={method} makes it"
         )
     config, card = catalog.load(f"{method}.config"), catalog.load("data_card")

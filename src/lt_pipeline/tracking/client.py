@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from lt_pipeline.learning.schema import flatten
+from lt_pipeline.learning.schema import UnreachableError, flatten
 from lt_pipeline.versioning.git import git
 
 # MLflow's own lines and progress bars would tear the run's apart.
@@ -245,7 +245,7 @@ def check_server(uri: str) -> None:
     """Refuse a tracking server that does not answer, before anything is computed.
 
     Raises:
-        ConnectionError: naming the address, what went wrong and where to change it.
+        UnreachableError: naming the address, what went wrong and where to change it.
     """
     scheme = uri.partition(":")[0]
     try:
@@ -261,7 +261,7 @@ def check_server(uri: str) -> None:
         elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
             create_engine(uri).connect().close()
     except (OSError, SQLAlchemyError, ImportError, HTTPException, ValueError) as error:
-        raise ConnectionError(
+        raise UnreachableError(
             f"the MLflow tracking server {masked(uri)} cannot be reached "
             f"({reason(error)}); start it, or change server.mlflow_tracking_uri in "
             f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.client import OUTPUTS
 from lt_pipeline.versioning import lock as dvc_lock
@@ -59,8 +60,8 @@ def trace(what: str, project: Path = PROJECT) -> Facts:
     """Return what is known of ``what``: of a run, or which runs have to do with it.
 
     Raises:
-        ValueError: in one line, if nothing is.
-        ConnectionError: if the tracking server does not answer.
+        UserError: in one line, if nothing is.
+        UnreachableError: if the tracking server does not answer.
     """
     uri = tracking_uri(project)
     tracking.check_server(uri)
@@ -76,7 +77,7 @@ def trace(what: str, project: Path = PROJECT) -> Facts:
     if locked:
         return _of_hash(client, locked, what)
     if not set(what) <= set(string.hexdigits) or len(what) < SHORTEST:
-        raise ValueError(
+        raise UserError(
             f"{what!r} is no file here, no stage of {LOCK} and no hash: give the id of an MLflow "
             f"run, a model as in more-digits-lt-ir20/3, a file that a run made, or at least "
             f"{SHORTEST} digits of a hash"
@@ -160,7 +161,7 @@ def _of_file(client: MlflowClient, path: Path, project: Path) -> Facts:
         return _of_hash(client, made[0].data.tags["data_hash"], str(path))
     if made:
         return {"what": "made this file", "runs": [_heading(run) for run in made]}
-    raise ValueError(
+    raise UserError(
         f"no run in {_shown(client)} made {path} as it is (sha256 {found['sha256']}): it was made "
         f"elsewhere or changed since"
     )
@@ -182,7 +183,7 @@ def _of_hash(client: MlflowClient, value: str, what: str) -> Facts:
         runs = _runs_with(client, tag, value)
         if runs:
             return _answer(runs, tag)
-    raise ValueError(
+    raise UserError(
         f"nothing in {_shown(client)} has to do with {what!r}: it is no run, model, data, commit "
         f"or {LOCK} of a run there; is MLFLOW_TRACKING_URI right?"
     )
@@ -225,7 +226,7 @@ def _run_of_model(
         return client.get_run(str(found.run_id))
     except MlflowException as error:
         known = [model.name for model in client.search_registered_models()]
-        raise ValueError(
+        raise UserError(
             f"there is no model {what} in {_shown(client)}: registered are "
             f"{', '.join(known) or 'none'}"
         ) from error

@@ -12,7 +12,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged, search_of
-from lt_pipeline.learning.schema import Config, block_of, flatten, one_line_errors, unknown
+from lt_pipeline.learning.schema import (
+    Config,
+    UserError,
+    block_of,
+    flatten,
+    one_line_errors,
+    unknown,
+)
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
@@ -73,7 +80,7 @@ class Sweep:
         """Check ``parameters``, whose data have a hold-out.
 
         Raises:
-            ValueError: in one line, naming every parameter that is wrong and what would be right.
+            UserError: in one line, naming every parameter that is wrong and what would be right.
         """
         self.parameters = dict(parameters)
         self.method = method_name(parameters)
@@ -86,9 +93,9 @@ class Sweep:
             try:
                 self.experiment(corner)
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise UserError(f"{where}: {error}") from None
         if self.config.pruner != "none" and not self.base.training.monitor_every:
-            raise ValueError(
+            raise UserError(
                 "tune.pruner looks at the hold-out epoch by epoch, but training.monitor_every is "
                 "0: set that to 1, or tune.pruner to none"
             )
@@ -133,11 +140,11 @@ def method_name(parameters: Mapping[str, Any]) -> str:
     """Return the method that is tuned.
 
     Raises:
-        ValueError: with the nearest name, if there is none of this name.
+        UserError: with the nearest name, if there is none of this name.
     """
     name = parameters.get("method", "more")
     if name not in methods.available():
-        raise ValueError(f"method: {unknown('method', name, methods.available())}")
+        raise UserError(f"method: {unknown('method', name, methods.available())}")
     return str(name)
 
 
@@ -145,7 +152,7 @@ def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
     """Return the checked block ``tune``.
 
     Raises:
-        ValueError: in one line, naming every parameter that is wrong and what would be right.
+        UserError: in one line, naming every parameter that is wrong and what would be right.
     """
     with one_line_errors("tune"):
         found = TuneConfig.model_validate(block_of(parameters, "tune"))

@@ -22,6 +22,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from lt_pipeline.learning.schema import UnreachableError, UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.processes import cores
@@ -38,7 +39,7 @@ try:
     from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
-    raise ValueError(
+    raise UserError(
         f"tune.engine is ray, which is not installed ({error}): pip install 'lt_pipeline[ray]', "
         f"or leave tune.engine at processes"
     ) from error
@@ -62,15 +63,15 @@ def check_cluster(config: TuneConfig) -> None:
     """Refuse a cluster that does not answer.
 
     Raises:
-        ConnectionError: naming the address, what went wrong and what to do.
-        ValueError: if the address is none of a cluster.
+        UnreachableError: naming the address, what went wrong and what to do.
+        UserError: if the address is none of a cluster.
     """
     address = address_of(config)
     if address is None:
         return
     host, _, port = address.rpartition(":")
     if address != "auto" and not (port.isdigit() and "/" not in host):
-        raise ValueError(
+        raise UserError(
             f"tune.address is a machine and a port, as in head:6379, or auto for the cluster that "
             f"this machine is part of, but got {address!r}"
         )
@@ -79,7 +80,7 @@ def check_cluster(config: TuneConfig) -> None:
             socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
         _probe(address)
     except OSError as error:
-        raise ConnectionError(
+        raise UnreachableError(
             f"the Ray cluster at tune.address {address} cannot be reached from this machine "
             f"({error}): `ray start --head` starts one, `ray start --address=HEAD:6379` makes a "
             f"machine part of it; or leave tune.address null for workers on this machine"
@@ -102,7 +103,7 @@ def _probe(address: str) -> None:
         why = f", which says: {said}" if said else ""
         raise TimeoutError(f"no answer in {PROBE_SECONDS} s from Ray{why}") from None
     except subprocess.CalledProcessError as error:
-        raise ConnectionError(_last_line(error.stderr)) from None
+        raise UnreachableError(_last_line(error.stderr)) from None
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def run_workers(
 
     Raises:
         ChildProcessError: if a worker fails by itself, or too many were killed.
-        ValueError: if the cluster has no room for a worker, or cannot reach MLflow.
+        UserError: if the cluster has no room for a worker, or cannot reach MLflow.
     """
     with connected(config):
         nodes = [node for node in ray.nodes() if node["Alive"]]

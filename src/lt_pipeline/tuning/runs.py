@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from optuna import Study, TrialPruned
 from optuna.trial import Trial, TrialState
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.study import REASON, RUN, kept_trials
@@ -69,13 +70,13 @@ class Tracked:
         """Refuse to log trials of several ``machines`` where only this one can.
 
         Raises:
-            ValueError: naming the address and what to do.
+            UserError: naming the address and what to do.
         """
         parts = urlsplit(self.uri)
         stored = parts.scheme in LOCAL and not self.uri.startswith("databricks")
         if machines > 1 and self.parent and (stored or parts.hostname in LOOPBACK):
             server = f"{socket.gethostname()}:5000"
-            raise ValueError(
+            raise UserError(
                 f"trials run on {machines} machines, but only this one can log to "
                 f"{tracking.masked(self.uri)}: "
                 f"start `mlflow server --host 0.0.0.0 --allowed-hosts {server}` here and set "

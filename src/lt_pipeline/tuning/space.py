@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lt_pipeline.learning.schema import Config, check_distinct, one_line_errors, unknown
+from lt_pipeline.learning.schema import Config, UserError, check_distinct, one_line_errors, unknown
 
 # what a method's block can change, and so what can be searched in
 BLOCKS = ("options", "model", "training")
@@ -33,17 +33,17 @@ class Range(Config):
     @model_validator(mode="after")
     def _makes_sense(self) -> Range:
         if not self.low < self.high:
-            raise ValueError(f"low must be < high, but they are {self.low:g} and {self.high:g}")
+            raise UserError(f"low must be < high, but they are {self.low:g} and {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs low > 0 and no step")
+            raise UserError("log needs low > 0 and no step")
         if self.step is not None and self.step > self.high - self.low:
-            raise ValueError(
+            raise UserError(
                 f"step must be at most high - low, or only low is tried, but is {self.step:g} "
                 f"between {self.low:g} and {self.high:g}"
             )
         whole = (self.low, self.high, self.step or 1)
         if self.integer and any(number != int(number) for number in whole):
-            raise ValueError("integer needs whole numbers as low, high and step")
+            raise UserError("integer needs whole numbers as low, high and step")
         return self
 
     def points(self) -> list[Value]:
@@ -92,13 +92,13 @@ class Space(Config):
         A dimension that is null is left out. ``name`` is where the block is in conf/.
 
         Raises:
-            ValueError: in one line, if it is empty or a dimension is not one.
+            UserError: in one line, if it is empty or a dimension is not one.
         """
         if block is not None and not isinstance(block, Mapping):
-            raise ValueError(f"{name}: is a block of ranges by parameter, but got {block!r}")
+            raise UserError(f"{name}: is a block of ranges by parameter, but got {block!r}")
         found = dict(_dimensions(block or {}, name, ""))
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"{name} is empty: there is nothing to search; give a range, as in "
                 f"{name}.training.learning_rate.low=0.01 and .high=0.5"
             )
@@ -127,11 +127,11 @@ def _dimensions(block: Mapping[str, Any], name: str, path: str) -> Iterator[tupl
     for key, value in block.items():
         here = f"{path}.{key}" if path else str(key)
         if not path and key not in BLOCKS:
-            raise ValueError(f"{name}: {unknown('block', str(key), BLOCKS)}")
+            raise UserError(f"{name}: {unknown('block', str(key), BLOCKS)}")
         if value is None:
             continue
         if not isinstance(value, Mapping):
-            raise ValueError(
+            raise UserError(
                 f"{name}.{here}: needs low and high, or choices, but got {value!r}; null leaves "
                 f"it out"
             )
@@ -146,7 +146,7 @@ def _dimension(given: Mapping[str, Any], name: str, path: str) -> Dimension:
     where, bounds = f"{name}.{path}", sorted({"low", "high"} & given.keys())
     if bounds and "choices" in given:
         none = ",".join(f"{where}.{bound}=null" for bound in bounds)
-        raise ValueError(
+        raise UserError(
             f"{where}: has both choices and {' and '.join(bounds)}: leave one out, by "
             f"{where}.choices=null or by {none}"
         )

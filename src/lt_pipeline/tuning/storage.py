@@ -25,6 +25,7 @@ from optuna.storages.journal import (
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from lt_pipeline.learning.schema import UnreachableError, UserError
 from lt_pipeline.tracking.client import masked, reason
 from lt_pipeline.tuning.config import TuneConfig
 
@@ -54,15 +55,15 @@ def open_storage(
     ``journal`` stands for that file on machines that do not have it.
 
     Raises:
-        ConnectionError: if the database does not answer, or its driver is missing.
-        ValueError: if the address is none, or of a database that processes cannot share, or the
+        UnreachableError: if the database does not answer, or its driver is missing.
+        UserError: if the address is none, or of a database that processes cannot share, or the
             file is damaged.
     """
     if config.storage is None:
         return JournalStorage(journal) if journal else _journal(folder / JOURNAL)
     scheme, _, rest = config.storage.partition("://")
     if scheme.startswith("sqlite"):
-        raise ValueError(
+        raise UserError(
             "tune.storage is an SQLite file, which loses trials when several processes write: "
             "leave it null for a file that does not, or name a PostgreSQL database"
         )
@@ -72,7 +73,7 @@ def open_storage(
     except (SQLAlchemyError, ImportError, ValueError) as error:
         known = isinstance(error, ImportError)
         driver = " (pip install 'lt_pipeline[postgres]' brings PostgreSQL's driver)" * known
-        raise ConnectionError(
+        raise UnreachableError(
             f"tune.storage {place_of(config, folder)} cannot be reached "
             f"({reason(error)}){driver}; start it, or leave tune.storage null for "
             f"a file on this machine"
@@ -86,7 +87,7 @@ def _journal(path: Path) -> BaseStorage:
     try:
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to search anew") from error
+        raise UserError(f"{path} is damaged ({error}); delete it to search anew") from error
 
 
 def _cut_last_line(path: Path) -> None:

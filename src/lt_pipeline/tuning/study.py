@@ -19,6 +19,7 @@ from optuna.storages import fail_stale_trials
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.tracking.processes import is_alive
 from lt_pipeline.tuning.config import Sweep, TuneConfig
@@ -41,8 +42,8 @@ def open_study(
     """Return the study of ``sweep``, with the trials it has; a new one where there is none.
 
     Raises:
-        ConnectionError: if the storage cannot be reached.
-        ValueError: if the study has another search space, other fixed parameters or other data.
+        UnreachableError: if the storage cannot be reached.
+        UserError: if the study has another search space, other fixed parameters or other data.
     """
     study = optuna.create_study(
         storage=open_storage(sweep.config, folder, journal),
@@ -61,7 +62,7 @@ def open_study(
     for kind, values in wanted.items():
         for key in [*values, *known[kind]]:
             if known[kind].get(key) != values.get(key):
-                raise ValueError(
+                raise UserError(
                     f"the study {sweep.name!r} in {place_of(sweep.config, folder)} has "
                     f"{kind}: {key} was {_short(known[kind].get(key))} and is "
                     f"{_short(values.get(key))} now; give this one another name with "
@@ -289,11 +290,11 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     """Return the best of the trials that went to their end; of equals the first.
 
     Raises:
-        ValueError: if none did.
+        UserError: if none did.
     """
     ended = [t for t in kept_trials(study) if t.state == TrialState.COMPLETE]
     if not ended:
         reasons = [t.user_attrs[REASON] for t in kept_trials(study) if REASON in t.user_attrs]
         why = f"; the last one: {reasons[-1]}" if reasons else ""
-        raise ValueError(f"no trial of the study {study.study_name!r} went to its end{why}")
+        raise UserError(f"no trial of the study {study.study_name!r} went to its end{why}")
     return max(ended, key=lambda trial: (trial.value, -trial.number))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
 
 SHOWN = 10
@@ -25,10 +26,10 @@ def markdown(folder: Path) -> str:
     ``folder`` is a sweep's in data/08_reporting.
 
     Raises:
-        ValueError: if there is no sweep.
+        UserError: if there is no sweep.
     """
     if not (folder / "trials.csv").exists():
-        raise ValueError(f"{folder} has no trials.csv: no sweep has ended there")
+        raise UserError(f"{folder} has no trials.csv: no sweep has ended there")
     trials = pd.read_csv(folder / "trials.csv")
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = trials[trials["state"] == "complete"]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from lt_pipeline.learning.schema import UserError
+
 LOGGER = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10
@@ -108,7 +110,7 @@ def places(
     cores. There may be more workers than have room at once.
 
     Raises:
-        ValueError: if there is no room for one.
+        UserError: if there is no room for one.
     """
     on_gpu = device == "cuda" or (device == "auto" and any(node.get("GPU") for node in nodes))
 
@@ -119,7 +121,7 @@ def places(
 
     if not room(1):
         what = "a GPU and a CPU core (device: cuda)" if on_gpu else "a CPU core"
-        raise ValueError(f"no machine of the Ray cluster has {what} to give to a worker")
+        raise UserError(f"no machine of the Ray cluster has {what} to give to a worker")
     most = int(max(node.get("CPU", 0) for node in nodes))
     share = max((n for n in range(1, most + 1) if room(n) >= workers), default=1)
     return [{"num_cpus": share, "num_gpus": int(on_gpu)} for _ in range(workers)]

@@ -24,7 +24,7 @@ from kedro.io import CatalogConfigResolver
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import method_options
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import method_pipeline
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.versioning.imports import module_of, rests_on
@@ -65,12 +65,12 @@ def render(env: str | None = None, names: Sequence[str] = (), project: Path = PR
         project: the folder of the project.
 
     Raises:
-        ValueError: if there is no such environment or method.
+        UserError: if there is no such environment or method.
     """
     found = {path.parent.name for path in (project / "conf").glob("*/globals.yml")}
     environments = sorted(found - {BASE})
     if env and env not in environments:
-        raise ValueError(unknown("environment", env, environments))
+        raise UserError(unknown("environment", env, environments))
     for name in names:
         methods.get(name)
     view = View(project, env, tuple(names) or methods.available())

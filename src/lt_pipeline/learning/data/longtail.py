@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 GROUP_NAMES = ("many", "medium", "few")
 
@@ -25,7 +25,7 @@ class CountGroups(Config):
     def assign(self, counts: Sequence[int]) -> list[str]:
         """Return the group name of every class."""
         if self.few_below > self.many_above + 1:
-            raise ValueError(
+            raise UserError(
                 f"data.groups.few_below must be <= data.groups.many_above + 1, but got "
                 f"{self.few_below} and {self.many_above}"
             )
@@ -48,7 +48,7 @@ class SplitGroups(Config):
     def assign(self, counts: Sequence[int]) -> list[str]:
         """Return the group name of every class."""
         if sum(self.sizes) != len(counts):
-            raise ValueError(
+            raise UserError(
                 f"data.groups.sizes must add up to the {len(counts)} classes, but "
                 f"{list(self.sizes)} adds up to {sum(self.sizes)}"
             )
@@ -105,12 +105,12 @@ class LongTail:
         """Refuse a class without an image, and names or groups that do not fit the counts."""
         empty = [c for c, n in enumerate(self.class_counts) if n < 1]
         if empty:
-            raise ValueError(
+            raise UserError(
                 f"every class needs at least one training image, but class {empty[0]} "
                 f"({self.class_names[empty[0]]!r}) has none"
             )
         if not len(self.class_counts) == len(self.class_names) == len(self.class_groups) > 0:
-            raise ValueError(
+            raise UserError(
                 f"class_counts, class_names and class_groups must have one entry a class, but have "
                 f"{len(self.class_counts)}, {len(self.class_names)} and {len(self.class_groups)}"
             )

@@ -19,7 +19,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood_files import FILE_SETS, Loader, Wanted, chosen, named
 from lt_pipeline.learning.data.ood_files import to_shape as to_shape
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 FOLDER = "folder:"
 # The blur's standard deviation over the image's side. A pattern of k cycles an image keeps
@@ -83,13 +83,13 @@ def load_ood(
     to put where, in the second. The in-distribution source itself is never a set.
 
     Raises:
-        ValueError: if there is no such set, a file is damaged, or ``limit`` is below 1.
+        UserError: if there is no such set, a file is damaged, or ``limit`` is below 1.
     """
     names = tuple(names)
     for name in names:
         check_name(name)
     if context.limit < 1:
-        raise ValueError(f"limit must be >= 1 image a set, but got {context.limit}")
+        raise UserError(f"limit must be >= 1 image a set, but got {context.limit}")
     found: dict[str, Tensor] = {}
     missing: dict[str, str] = {}
     for name in names:
@@ -107,19 +107,19 @@ def check_name(name: str, known: Iterable[str] | None = None) -> None:
     """Refuse what names none of ``known`` (every set, unless told) and no ``folder:NAME``.
 
     Raises:
-        ValueError: with the nearest name and all others; for a folder, with what it may be.
+        UserError: with the nearest name and all others; for a folder, with what it may be.
     """
     if name.startswith(FOLDER):
         # it becomes a name of metrics, too
         if not re.fullmatch(r"[\w-][\w. -]*", name.removeprefix(FOLDER), re.ASCII):
-            raise ValueError(
+            raise UserError(
                 f"{FOLDER}NAME must name a folder or .npz file right under ood/, in letters, "
                 f"digits, '_', '-', '.' and spaces, but got {name!r}"
             )
         return
     known = tuple(ALL if known is None else known)
     if name not in known:
-        raise ValueError(unknown("set", name, (*known, f"{FOLDER}NAME")))
+        raise UserError(unknown("set", name, (*known, f"{FOLDER}NAME")))
 
 
 def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) -> None:
@@ -128,7 +128,7 @@ def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) ->
     All that is ``wanted`` of them is read: what is damaged is found before hours of training.
 
     Raises:
-        ValueError: in one line, naming the set or file and what to put where.
+        UserError: in one line, naming the set or file and what to put where.
     """
     for name in names:
         check_name(name)
@@ -138,7 +138,7 @@ def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) ->
             _loader(name)(wanted)
         except FileNotFoundError as error:
             if not optional:
-                raise ValueError(f"{name} is not there: {error}") from None
+                raise UserError(f"{name} is not there: {error}") from None
 
 
 def auxiliary_images(
@@ -152,12 +152,12 @@ def auxiliary_images(
     all of them if it has fewer; it should not be among the test sets.
 
     Raises:
-        ValueError: if ``name`` or ``count`` is wrong, or a file is damaged.
+        UserError: if ``name`` or ``count`` is wrong, or a file is damaged.
         FileNotFoundError: if its files are not there; it says what to put where.
     """
     check_name(name, AUXILIARY_SETS)
     if count < 1:
-        raise ValueError(f"count must be >= 1 auxiliary images, but got {count}")
+        raise UserError(f"count must be >= 1 auxiliary images, but got {count}")
     if name == "gaussian_noise":
         return _auxiliary_noise(shape, count, seed)
     return _loader(name)(Wanted(root, shape, count, seed))

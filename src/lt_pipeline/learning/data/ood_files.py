@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 THREADS = min(16, os.cpu_count() or 1)
 # What is converted at a time, so that floats of a large set are never there all at once.
@@ -54,7 +56,7 @@ def to_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     repeated for colour, colour becomes its luminance (ITU-R BT.601). Floats lie in [0, 1].
 
     Raises:
-        ValueError: if ``images`` are neither uint8 nor floats in [0, 1], are not 4-dimensional or
+        UserError: if ``images`` are neither uint8 nor floats in [0, 1], are not 4-dimensional or
             empty, or have other channels than 1 or 3 where those differ from what is wanted.
     """
     _check(images, shape[0])
@@ -67,21 +69,21 @@ def to_shape(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _check(images: Tensor, channels: int) -> None:
     is_float = images.is_floating_point()
     if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"images must be [N, channels, height, width], but are {list(images.shape)}"
         )
     if images.dtype != torch.uint8 and not is_float:
-        raise ValueError(
+        raise UserError(
             f"images must be uint8 or floats in [0, 1], but are {images.dtype}; scale them to uint8"
         )
     if is_float and not ((images >= 0) & (images <= 1)).all():
         low, high = float(images.min()), float(images.max())
-        raise ValueError(
+        raise UserError(
             f"floating-point images must lie in [0, 1], but range from {low:g} to {high:g}; "
             "scale them, or give uint8"
         )
     if images.shape[1] != channels and {images.shape[1], channels} != {1, 3}:
-        raise ValueError(
+        raise UserError(
             f"images must have {channels} channels, or 1 (grey) or 3 (colour) where that can be "
             f"converted, but have {images.shape[1]} in {list(images.shape)}; drop alpha, and put "
             "channels second"
@@ -154,7 +156,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     levels = np.asarray(image)
     if image.mode == "F" or not 0 <= levels.min() <= levels.max() <= 65535:
-        raise ValueError(f"its pixels, of mode {image.mode}, have no known range")
+        raise UserError(f"its pixels, of mode {image.mode}, have no known range")
     return Image.fromarray((levels.astype(np.float64) / 257).round().astype(np.uint8))
 
 
@@ -195,7 +197,7 @@ def _read_array(file: Path, wanted: Wanted) -> Tensor:
         with np.load(file, allow_pickle=False) as arrays:
             images = torch.from_numpy(arrays["images"])
         if not len(images):
-            raise ValueError("no image in it")
+            raise UserError("no image in it")
         return _taken(images, wanted)
     except Exception as error:  # zipfile, zlib and NumPy have no error in common
         raise _damaged(file, error) from error

@@ -23,7 +23,7 @@ from lt_pipeline.learning.data.profiles import (
     profile_counts,
 )
 from lt_pipeline.learning.data.sources import FACTS, SOURCES, Source
-from lt_pipeline.learning.schema import Config, unknown
+from lt_pipeline.learning.schema import Config, UserError, unknown
 
 CHUNK = 2**20  # pixels of one channel that are counted at a time
 
@@ -76,7 +76,7 @@ class DataConfig(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in SOURCES:
-            raise ValueError(unknown("source", name, SOURCES))
+            raise UserError(unknown("source", name, SOURCES))
         return name
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class DataConfig(Config):
         except OverflowError:
             last = math.inf
         if not math.isclose(last, 1.0, rel_tol=1e-6):
-            raise ValueError(
+            raise UserError(
                 f"profile: {self.profile!r} cannot be computed at an imbalance_ratio of "
                 f"{self.imbalance_ratio:g}: choose less extreme ones"
             )
@@ -95,7 +95,7 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _auxiliary_of_no_class(self) -> DataConfig:
         if self.auxiliary and self.auxiliary.name == self.source:
-            raise ValueError(
+            raise UserError(
                 f"auxiliary.name is {self.source!r}, the source itself: its images have classes"
             )
         return self
@@ -184,7 +184,7 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     ``auxiliary`` uint8 ``[M, channels, H, W]`` are images of no class.
 
     Raises:
-        ValueError: if a class would be left without a training image, or the source has fewer
+        UserError: if a class would be left without a training image, or the source has fewer
             images of a class than the profile asks for.
     """
     available = class_counts(source.train.labels, len(source.train.class_names))
@@ -214,7 +214,7 @@ def cut(
     """Return how many of the ``available`` images each class keeps, and how many are held out.
 
     Raises:
-        ValueError: if a class would keep none, or has fewer than the profile asks for.
+        UserError: if a class would keep none, or has fewer than the profile asks for.
     """
     counts = _wanted(available, names, config)
     return counts, [_held_out(config.validation, n) for n in counts]
@@ -224,7 +224,7 @@ def expected(config: DataConfig) -> DataCard:
     """Return the card that the data will have, known without their files but for their pixels.
 
     Raises:
-        ValueError: if the source cannot give such data, or the groups do not fit its classes.
+        UserError: if the source cannot give such data, or the groups do not fit its classes.
     """
     shape, available = FACTS[config.source]
     names = [str(c) for c in range(len(available))]
@@ -271,7 +271,7 @@ def _wanted(available: Sequence[int], names: Sequence[str], config: DataConfig) 
     )
     for c, wanted, there in zip(ranked, counts, has, strict=True):
         if wanted > there:
-            raise ValueError(
+            raise UserError(
                 f"data.max_per_class asks for {wanted} images of class {c} ({names[c]!r}), but "
                 f"the source has {there}: in the order of {config.order} it must be <= {fits}"
             )

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 
 class Exponential(Config):
@@ -69,11 +69,11 @@ def profile_counts(
     Counts are rounded down, as in the published CIFAR-LT sets.
 
     Raises:
-        ValueError: if a class would keep no image.
+        UserError: if a class would keep no image.
     """
     counts = _counts(profile, classes, max_per_class, imbalance_ratio)
     if min(counts) < 1:
-        raise ValueError(
+        raise UserError(
             f"data.imbalance_ratio {imbalance_ratio:g} leaves the rarest class without a "
             f"training image, because the largest class has {max_per_class}: "
             f"it must be <= {max_per_class}"

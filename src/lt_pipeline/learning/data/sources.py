@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 DIGITS_TEST_PER_CLASS = 50
 # The held-out digits are the same whatever the seed of a run, as with any published test set.
@@ -53,11 +53,11 @@ def load_source(name: str, folder: Path) -> Source:
     """Load the source called ``name``; those with files have them under ``folder``.
 
     Raises:
-        ValueError: if there is no such source.
+        UserError: if there is no such source.
         FileNotFoundError: if its files are not there, are damaged, or cannot be downloaded.
     """
     if name not in SOURCES:
-        raise ValueError(unknown("data.source", name, SOURCES))
+        raise UserError(unknown("data.source", name, SOURCES))
     return SOURCES[name](folder)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 # What a class with too few images gives: all it has, or random repeats of them on top.
 Short = Literal["keep", "fill"]
 
@@ -34,12 +36,12 @@ def balanced_subset(
         with images, less what short classes lack under "keep".
 
     Raises:
-        ValueError: ``labels`` is empty, or ``per_class`` < 1.
+        UserError: ``labels`` is empty, or ``per_class`` < 1.
     """
     if len(labels) == 0:
-        raise ValueError("a balanced subset needs at least one label, but labels is empty")
+        raise UserError("a balanced subset needs at least one label, but labels is empty")
     if per_class < 1:
-        raise ValueError(f"per_class must be >= 1 image, but got {per_class}")
+        raise UserError(f"per_class must be >= 1 image, but got {per_class}")
     labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
@@ -59,10 +61,10 @@ def balanced_subsets(
     ``per_class`` images gives the same ones to all of them. See ``balanced_subset`` for the rest.
 
     Raises:
-        ValueError: ``sets`` < 1, ``seed`` < 0, or what ``balanced_subset`` refuses.
+        UserError: ``sets`` < 1, ``seed`` < 0, or what ``balanced_subset`` refuses.
     """
     if sets < 1:
-        raise ValueError(f"sets must be >= 1 balanced subset, but got {sets}")
+        raise UserError(f"sets must be >= 1 balanced subset, but got {sets}")
     return [balanced_subset(labels, per_class, _generator(seed, k), short) for k in range(sets)]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lt_pipeline.learning.schema import UserError
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -49,14 +51,14 @@ class ResumeFile:
         """Return the saved state, or None if there is none of this run.
 
         Raises:
-            ValueError: if the file cannot be read.
+            UserError: if the file cannot be read.
         """
         if not self.path.exists():
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is damaged ({error}); delete it to train from the start"
             ) from error
         return dict(saved["state"]) if saved["fingerprint"] == self.fingerprint else None

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core.core_schema import ValidationInfo
 
 from lt_pipeline.learning.data.samplers import SamplerConfig
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.views import ContrastConfig
 
@@ -96,7 +96,7 @@ class TrainingConfig(Config):
     @classmethod
     def _has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
         if nesterov and not info.data.get("momentum", True):
-            raise ValueError("must be false without momentum, but momentum is 0")
+            raise UserError("must be false without momentum, but momentum is 0")
         return nesterov
 
     @field_validator("milestones")
@@ -105,7 +105,7 @@ class TrainingConfig(Config):
         fractions = all(0 < m < 1 for m in milestones)
         epochs = all(m >= 1 and m == int(m) for m in milestones)
         if not (fractions or epochs) or list(milestones) != sorted({*milestones}):
-            raise ValueError(
+            raise UserError(
                 f"must be fractions of the run, between 0 and 1, or else whole epochs from 1 on, "
                 f"ascending, but are {list(milestones)}"
             )
@@ -117,9 +117,9 @@ class TrainingConfig(Config):
         if info.data.get("schedule") != "step":
             return milestones
         if not milestones:
-            raise ValueError("must name one at least; schedule: constant is for none")
+            raise UserError("must name one at least; schedule: constant is for none")
         if milestones[-1] >= max(info.data.get("epochs", math.inf), 1):
-            raise ValueError(
+            raise UserError(
                 f"must be below training.epochs = {info.data['epochs']}, or the rate never falls, "
                 f"but are {list(milestones)}"
             )

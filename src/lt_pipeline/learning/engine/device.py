@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.schema import UserError
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device called ``name``; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: if the name means nothing to torch or the device is not there.
+        UserError: if the name means nothing to torch or the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # meta would have the tensor, but no value in it
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
             f"valid: auto, cpu, cuda, cuda:0 and so on where there is a GPU"
         ) from error

@@ -12,6 +12,7 @@ from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 
 
@@ -19,12 +20,12 @@ def steps_of(phase: Phase, images: int, batch_size: int) -> int:
     """Return the steps of an epoch over so many ``images``.
 
     Raises:
-        ValueError: if they do not fill one batch.
+        UserError: if they do not fill one batch.
     """
     full, left = divmod(images, batch_size)
     steps = full + (left > 0 and phase.remainder)
     if not steps:
-        raise ValueError(
+        raise UserError(
             f"training.batch_size must be <= the number of training images, "
             f"but is {batch_size} with {images} images"
         )
@@ -37,7 +38,7 @@ class Stream:
     Two streams of equal arguments give the same batches.
 
     Raises:
-        ValueError: if the set does not fill one batch, or the phase asks for outliers and there
+        UserError: if the set does not fill one batch, or the phase asks for outliers and there
             are none.
     """
 
@@ -122,7 +123,7 @@ def _auxiliary(auxiliary: ImageSet | None, phase: Phase, device: torch.device) -
     if not phase.outliers:
         return None
     if auxiliary is None or not len(auxiliary):
-        raise ValueError(
+        raise UserError(
             f"phase {phase.name!r} trains on images of no class, but there are none: set "
             f"data.auxiliary"
         )

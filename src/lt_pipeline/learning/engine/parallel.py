@@ -26,6 +26,7 @@ from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.trainer import History, Report, Training, phase_config
 from lt_pipeline.learning.engine.vmapped import StackedTraining
+from lt_pipeline.learning.schema import UserError
 
 if TYPE_CHECKING:
     from lt_pipeline.learning.methods._base import Method
@@ -63,7 +64,7 @@ def fit_together(
     the latter called for each network by its phase's name.
 
     Raises:
-        ValueError: if the arguments are not K each, the phases differ in more than the name or
+        UserError: if the arguments are not K each, the phases differ in more than the name or
             ask for pairs, outliers or views, the sets are not of one shape or do not fill one
             batch, or a loss, a weight or a monitored score is no longer finite.
     """
@@ -215,14 +216,14 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 def _check_alike(phases: Sequence[Phase], sets: Sequence[ImageSet], seeds: Sequence[int]) -> None:
     if not len(phases) == len(sets) == len(seeds) > 0:
-        raise ValueError(
+        raise UserError(
             f"each network needs a phase, a set and a seed, but there are {len(phases)}, "
             f"{len(sets)} and {len(seeds)}"
         )
     for phase, data in zip(phases, sets, strict=True):
         _check_same_phase(phase, phases[0])
         if data.images.shape != sets[0].images.shape:
-            raise ValueError(
+            raise UserError(
                 f"sets trained on together have one shape, but that of {phases[0].name!r} has "
                 f"{list(sets[0].images.shape)} and that of {phase.name!r} "
                 f"{list(data.images.shape)}: train them one after the other"
@@ -233,7 +234,7 @@ def _check_same_phase(phase: Phase, first: Phase) -> None:
     for field in dataclasses.fields(Phase):
         here, there = getattr(phase, field.name), getattr(first, field.name)
         if field.name != "name" and here != there:
-            raise ValueError(
+            raise UserError(
                 f"phases trained together differ in the name only, but {field.name} is {there!r} "
                 f"in {first.name!r} and {here!r} in {phase.name!r}: train them one after the other"
             )
@@ -243,7 +244,7 @@ def _check_plain(method: Method, phase: Phase) -> None:
     asked = {"pair": phase.pair, "outliers": phase.outliers, "views": method.views}
     for name, value in asked.items():
         if value:
-            raise ValueError(
+            raise UserError(
                 f"networks trained together see images and their mixtures, but phase "
                 f"{phase.name!r} asks for {name}: train them one after the other"
             )

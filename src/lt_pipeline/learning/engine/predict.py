@@ -25,7 +25,7 @@ def predict(
     ``module`` is what ``score`` computes with; it is put into evaluation mode.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     module.eval()
     scores = torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
@@ -41,7 +41,7 @@ def accuracies(
     On a long-tailed hold-out the first is that of the frequent classes; choose by the second.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     labels = data.labels.cpu()
     right = (predict(module, score, data.images, device=device).argmax(1) == labels).double()

@@ -23,6 +23,7 @@ from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.schedule import rate_factor
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
+from lt_pipeline.learning.schema import UserError
 
 if TYPE_CHECKING:
     from lt_pipeline.learning.methods._base import Method
@@ -57,7 +58,7 @@ def fit(
     ``auxiliary`` are images of no class, for phases that ask for outliers.
 
     Raises:
-        ValueError: if the set does not fill one batch, the phase asks for outliers and there are
+        UserError: if the set does not fill one batch, the phase asks for outliers and there are
             none, or a loss, a weight or a monitored score is no longer finite.
     """
     training = Training(method, phase, train, config, seed, device, auxiliary)
@@ -289,10 +290,10 @@ def check_finite(means: Mapping[str, float], weights: bool, phase: Phase, epoch:
     made of them.
 
     Raises:
-        ValueError: naming the term, and what to do.
+        UserError: naming the term, and what to do.
     """
     wrong = [f"the loss term {name!r} is {v}" for name, v in means.items() if not math.isfinite(v)]
     if not weights:
         wrong.append("weights are nan or infinite")
     if wrong:
-        raise ValueError(f"{wrong[0]} in epoch {epoch + 1} of phase {phase.name!r}: {ADVICE}")
+        raise UserError(f"{wrong[0]} in epoch {epoch + 1} of phase {phase.name!r}: {ADVICE}")

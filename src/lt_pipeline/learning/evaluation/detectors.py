@@ -19,7 +19,7 @@ from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.experts import ExpertHeads
 from lt_pipeline.learning.models.heads import unit
-from lt_pipeline.learning.schema import Config, unknown
+from lt_pipeline.learning.schema import Config, UserError, unknown
 
 BATCH = 256
 
@@ -96,7 +96,7 @@ def build_detectors(
     """Return the detectors ``names`` for the finished ``method``, fitted where they have to be.
 
     Raises:
-        ValueError: if there is no such detector, or it needs more training images than there are.
+        UserError: if there is no such detector, or it needs more training images than there are.
     """
     for name in names:
         check_name(name)
@@ -110,7 +110,7 @@ def build_detectors(
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest name, where there is no such detector."""
     if name not in DETECTORS:
-        raise ValueError(unknown("detector", name, DETECTORS))
+        raise UserError(unknown("detector", name, DETECTORS))
 
 
 def linear_readout(head: Any, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -297,11 +297,11 @@ def check_neighbours(name: str, config: DetectorConfig, images: int) -> None:
     """Refuse more neighbours than there are training ``images``, if the detector ``name`` has any.
 
     Raises:
-        ValueError: naming the parameter.
+        UserError: naming the parameter.
     """
     neighbours = getattr(config, name) if name in ("knn", "nnguide") else 0
     if neighbours > images:
-        raise ValueError(
+        raise UserError(
             f"evaluation.detector.{name} must be at most the {images} training images, but is "
             f"{neighbours}"
         )
@@ -311,10 +311,10 @@ def check_dimensions(dimensions: int, spanned: int) -> None:
     """Refuse a principal space of ViM that is the whole space of ``spanned`` dimensions.
 
     Raises:
-        ValueError: naming the parameter.
+        UserError: naming the parameter.
     """
     if dimensions >= spanned:
-        raise ValueError(
+        raise UserError(
             f"evaluation.detector.vim_dimensions must be below the {spanned} dimensions that the "
             f"features of the training images have, but is {dimensions}"
         )

@@ -40,6 +40,7 @@ from lt_pipeline.learning.models.backbones import check_pretrained
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import (
     Config,
+    UserError,
     block_of,
     check_distinct,
     one_line_errors,
@@ -54,7 +55,7 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise UserError(f"{where}{error}") from None
 
 
 class EvaluationConfig(Config):
@@ -94,7 +95,7 @@ class EvaluationConfig(Config):
         """Refuse sets that are named and not in ``raw_folder``, and damaged files.
 
         Raises:
-            ValueError: in one line, naming the set or file and what to put where.
+            UserError: in one line, naming the set or file and what to put where.
         """
         trained = data.auxiliary.name if data.auxiliary else ""
         names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
@@ -114,7 +115,7 @@ class EvaluationConfig(Config):
     @classmethod
     def _known_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names:
-            raise ValueError("at least one detector is needed; ood=false leaves all out")
+            raise UserError("at least one detector is needed; ood=false leaves all out")
         for name in names:
             check_name(name)
         check_distinct(names)
@@ -191,22 +192,22 @@ class ExperimentConfig(Config):
         try:
             self.options.check_head(self.model.head == "cosine")
         except ValueError as error:
-            raise ValueError(f"{self.method}.options.{error}") from None
+            raise UserError(f"{self.method}.options.{error}") from None
         return self
 
     def check_data(self, data: DataConfig) -> None:
         """Refuse data that lack what the method needs.
 
         Raises:
-            ValueError: in one line, naming the parameters.
+            UserError: in one line, naming the parameters.
         """
         if self.options.wants_auxiliary and data.auxiliary is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.method} trains on images of no class, but data.auxiliary is null: set it, "
                 f"as in data.auxiliary.name=gaussian_noise"
             )
         if self.options.wants_validation and not data.validation:
-            raise ValueError(
+            raise UserError(
                 f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"
             )
@@ -246,7 +247,7 @@ class ExperimentConfig(Config):
         """Return the experiment of ``method``: its own block over the shared parameters.
 
         Raises:
-            ValueError: in one line, naming every parameter that is wrong and what would be right.
+            UserError: in one line, naming every parameter that is wrong and what would be right.
         """
         block, options = method_options(method, parameters)
         with one_line_errors(meant=partial(place_of, method=method)):
@@ -265,7 +266,7 @@ def method_options(
     the methods that stand on this one.
 
     Raises:
-        ValueError: in one line, naming every parameter that is wrong and what would be right.
+        UserError: in one line, naming every parameter that is wrong and what would be right.
     """
     meant = partial(place_of, method=method)
     with one_line_errors(method, meant):
@@ -284,11 +285,11 @@ def _on_top(
     usual = methods.get(method).Options.model_fields["pretrain"].default
     first, chain = block.options.get("pretrain", usual), (*above, method)
     if first in chain:
-        raise ValueError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
+        raise UserError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
     try:
         methods.get(first)
     except ValueError as error:
-        raise ValueError(f"{method}.options.pretrain: {error}") from None
+        raise UserError(f"{method}.options.pretrain: {error}") from None
     given = block_of(block.options, "pretrain_options", f"{method}.options.")
     told = merged(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
@@ -296,7 +297,7 @@ def _on_top(
         below, _ = method_options(first, {**parameters, first: told}, chain)
     except ValueError as error:
         where = f"{method}.options.pretrain_options"
-        raise ValueError(str(error).replace(f"{first}.options", where)) from None
+        raise UserError(str(error).replace(f"{first}.options", where)) from None
     own = {**block.options, "pretrain": first, "pretrain_options": below.options}
     return MethodBlock(
         options=own,
@@ -309,7 +310,7 @@ def data_config(parameters: Mapping[str, Any]) -> DataConfig:
     """Return the checked block ``data``.
 
     Raises:
-        ValueError: in one line, naming every parameter that is wrong and what would be right.
+        UserError: in one line, naming every parameter that is wrong and what would be right.
     """
     with one_line_errors("data", place_of):
         return DataConfig.model_validate(block_of(parameters, "data"))
@@ -345,7 +346,7 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     ``method`` is the one that runs, if one does: names of its parameters are pointed to.
 
     Raises:
-        ValueError: in one line, naming every parameter that is wrong and what would be right.
+        UserError: in one line, naming every parameter that is wrong and what would be right.
     """
     named = methods.available()
     spaces = (search_of(name) for name in named)
@@ -353,7 +354,7 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     for name in parameters:
         if name not in valid:
             place = place_of(str(name), method)
-            raise ValueError(unknown("parameter or method", name, valid, place))
+            raise UserError(unknown("parameter or method", name, valid, place))
         if name not in SINGLE:
             block_of(parameters, name)
     expected(data_config(parameters))

@@ -12,6 +12,7 @@ from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import bar_width, by_count, class_axis
 from lt_pipeline.learning.figures.study import COLOURS
 from lt_pipeline.learning.figures.style import GROUP_COLOURS, legend_above, new_figure, plain
+from lt_pipeline.learning.schema import UserError
 
 MOMENTS = (0.0, 0.25, 0.5, 1.0)  # figure 5's, as shares of the run
 
@@ -23,10 +24,10 @@ def energy_by_group(history: Mapping[str, Sequence[float]], title: str, label: s
     groups being many, medium, few and all; ``label`` names the value. A nan leaves a gap.
 
     Raises:
-        ValueError: when no group has a value.
+        UserError: when no group has a value.
     """
     if not any(history.values()):
-        raise ValueError("history must have at least one group with a value, but has none")
+        raise UserError("history must have at least one group with a value, but has none")
     figure, axes = new_figure(f"Ambiguity over training: {title}", width=7, pad=26)
     for group, values in history.items():
         axes.plot(
@@ -54,10 +55,10 @@ def calibration_by_class(
     where it stands. Classes go from most to fewest training images; one that is nan has no bar.
 
     Raises:
-        ValueError: when there is no snapshot, or one has not a value a class.
+        UserError: when there is no snapshot, or one has not a value a class.
     """
     if not snapshots or any(len(values) != longtail.classes for values in snapshots):
-        raise ValueError(
+        raise UserError(
             f"snapshots must be [S, {longtail.classes}] with S >= 1, but their lengths are "
             f"{sorted({len(values) for values in snapshots})}"
         )

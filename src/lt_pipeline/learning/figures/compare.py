@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure
+from lt_pipeline.learning.schema import UserError
 
 # where a label may stand about its point: points to the right and upwards, and how it is aligned
 PLACES = (
@@ -45,10 +46,10 @@ def recall_by_class(
     and ``counts`` (training images) are ``[C]``, too.
 
     Raises:
-        ValueError: if there is no method.
+        UserError: if there is no method.
     """
     if not recalls:
-        raise ValueError(f"a picture of recalls needs at least one method, but {title!r} has none")
+        raise UserError(f"a picture of recalls needs at least one method, but {title!r} has none")
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
     figure, axes = new_figure(title, width=8.6, height=1.9 + 0.34 * len(recalls))
     rows = [[100 * values[c] for c in order] for values in recalls.values()]
@@ -75,10 +76,10 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
     image.
 
     Raises:
-        ValueError: if there is no recall.
+        UserError: if there is no recall.
     """
     if not any(profiles.values()):
-        raise ValueError(f"a picture of recalls needs at least one, but {title!r} has none")
+        raise UserError(f"a picture of recalls needs at least one, but {title!r} has none")
     figure, axes = new_figure(title, width=8.0, height=4.6)
     for (label, recalls), colour in zip(profiles.items(), _colours(), strict=False):
         ranks = range(1, len(recalls) + 1)
@@ -108,11 +109,11 @@ def accuracy_against_cost(rows: Sequence[Mapping[str, Any]], title: str) -> Figu
     None for a single run).
 
     Raises:
-        ValueError: if no row has a time above zero.
+        UserError: if no row has a time above zero.
     """
     rows = [row for row in rows if row["seconds"] > 0]
     if not rows:
-        raise ValueError(f"a picture of cost needs training times, but {title!r} has none")
+        raise UserError(f"a picture of cost needs training times, but {title!r} has none")
     figure, axes = new_figure(title, width=8.0, height=5.0)
     for row, colour in zip(rows, _colours(), strict=False):
         axes.errorbar(

@@ -14,6 +14,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import group_bars
 from lt_pipeline.learning.figures.style import GROUP_COLOURS, new_figure
+from lt_pipeline.learning.schema import UserError
 
 HALF_WIDTH = 0.36
 DENSITY_NEEDS = 5  # images; the density of fewer would be invented
@@ -27,10 +28,10 @@ def angle_distribution(angles: Tensor, labels: Tensor, longtail: LongTail, title
     and is drawn as points. The axis spans at least 0 to 90 degrees.
 
     Raises:
-        ValueError: when there is no image.
+        UserError: when there is no image.
     """
     if not len(angles):
-        raise ValueError("angles must hold at least one image, but is empty")
+        raise UserError("angles must hold at least one image, but is empty")
     figure, axes = new_figure(f"Angle to the class centre: {title}", width=6.4, height=4.6)
     members = longtail.group_members(labels)
     names = []
@@ -76,11 +77,11 @@ def separability_by_class(separability: Tensor, longtail: LongTail, title: str) 
     Groups are shaded, their means in the legend. Classes whose S is nan are left out.
 
     Raises:
-        ValueError: when every class's S is nan.
+        UserError: when every class's S is nan.
     """
     known = {c: s for c, s in enumerate(separability.tolist()) if not math.isnan(s)}
     if not known:
-        raise ValueError("separability must be known for at least one class, but is nan for all")
+        raise UserError("separability must be known for at least one class, but is nan for all")
     figure, axes = new_figure(f"Separability by class: {title}", width=9, pad=26)
     axes.set_ylabel(
         "separability $S_i$: mean Fisher criterion\nto the other classes (line: mean of the group)"

@@ -19,6 +19,7 @@ from lt_pipeline.learning.figures.style import (
     legend_above,
     plain,
 )
+from lt_pipeline.learning.schema import UserError
 
 MEAN = "mean"
 # the six colours and these seven go round together in 42 steps
@@ -38,7 +39,7 @@ def ood_by_set(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: s
     What a detector does not have is left out.
 
     Raises:
-        ValueError: when there is no set.
+        UserError: when there is no set.
     """
     rows = _ordered(name for sets in report.values() for name in sets)
     looks = zip(cycle(LINE_COLOURS), cycle(DETECTOR_MARKERS), strict=False)
@@ -75,7 +76,7 @@ def ood_by_group(report: Mapping[str, Mapping[str, float]], title: str) -> Figur
     out.
 
     Raises:
-        ValueError: when there is no set.
+        UserError: when there is no set.
     """
     rows = _ordered(report)
     figure, (axes,) = _panels(f"OOD detection by group: {title}", rows, len(MARKERS), 1)
@@ -93,7 +94,7 @@ def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str
     of 0 the losses pull the head apart (DARL, equations 2 and 5).
 
     Raises:
-        ValueError: when there is no set.
+        UserError: when there is no set.
     """
     rows = list(report)
     figure, (left, right) = _panels(f"Gradient conflict: {title}", rows, len(MARKERS), 2)
@@ -188,7 +189,7 @@ def _panels(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with a row for each set, tall enough for ``series`` markers side by side."""
     if not rows:
-        raise ValueError(f"a picture of OOD sets needs at least one, but {title!r} has none")
+        raise UserError(f"a picture of OOD sets needs at least one, but {title!r} has none")
     height = max(1.5 + (0.18 + 0.05 * series) * len(rows), 1.0 + 0.22 * series)
     figure = Figure(figsize=(3.4 + 3.2 * columns, height))
     # 100 at the end of one panel and 0 at the start of the next need room

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.study import BASELINES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, legend_above, plain
+from lt_pipeline.learning.schema import UserError
 
 MEANS = ("harmonic_mean", "geometric_mean")
 # colour, marker, its size and height; where all three meet, a part of each is seen
@@ -39,10 +40,10 @@ def interpolation(
     networks that lie on no path; they are drawn across.
 
     Raises:
-        ValueError: when there is no curve.
+        UserError: when there is no curve.
     """
     if not curves:
-        raise ValueError(f"a picture of interpolations needs at least one, but {title!r} has none")
+        raise UserError(f"a picture of interpolations needs at least one, but {title!r} has none")
     figure = _titled(title, width=9, height=4.1)
     for axes, key in zip(figure.subplots(1, 2), MEANS, strict=True):
         plain(axes)
@@ -65,7 +66,7 @@ def recall_profiles(
     their own. The legend has the harmonic means, a recall below ``floor`` counted as ``floor``.
 
     Raises:
-        ValueError: when there is no recall at all.
+        UserError: when there is no recall at all.
     """
     profiles = {
         name: sorted(recall for recall in recalls if not math.isnan(recall))
@@ -73,7 +74,7 @@ def recall_profiles(
     }
     classes = max(map(len, profiles.values()), default=0)
     if not classes:
-        raise ValueError(f"a picture of recalls needs at least one, but {title!r} has none")
+        raise UserError(f"a picture of recalls needs at least one, but {title!r} has none")
     figure = _titled(title, width=8, height=4.5)
     axes = figure.add_subplot()
     plain(axes)
@@ -111,10 +112,10 @@ def by_stage(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     drawn lighter.
 
     Raises:
-        ValueError: when there is no row.
+        UserError: when there is no row.
     """
     if not rows:
-        raise ValueError(f"a picture of stages needs at least one, but {title!r} has none")
+        raise UserError(f"a picture of stages needs at least one, but {title!r} has none")
     figure = _titled(title, width=8, height=1.6 + 0.3 * len(rows))
     axes = figure.add_subplot()
     plain(axes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.losses.functional import at_least_float32
+from lt_pipeline.learning.schema import UserError
 
 Ambiguity = Literal["softmax", "scaled_softmax", "class_means", "constant", "none"]
 
@@ -23,7 +24,7 @@ def energy(logits: Tensor, tau: float) -> Tensor:
     -max z (tau towards 0) to about -tau log C - mean z (large tau).
 
     Raises:
-        ValueError: unless tau > 0.
+        UserError: unless tau > 0.
     """
     _check_tau(tau)
     return -tau * (at_least_float32(logits) / tau).logsumexp(-1)
@@ -37,7 +38,7 @@ def energy_terms(logits: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor,
     E_q[z], more label entropy H(q) therefore *lowers* E.
 
     Raises:
-        ValueError: unless tau > 0.
+        UserError: unless tau > 0.
     """
     _check_tau(tau)
     logits = at_least_float32(logits)
@@ -70,11 +71,11 @@ def ambiguity_weight(
     otherwise a network can lower its loss by moving its energies.
 
     Raises:
-        ValueError: if ``class_energy`` or ``labels`` are wanting for ``class_means``.
+        UserError: if ``class_energy`` or ``labels`` are wanting for ``class_means``.
     """
     if mode == "class_means":
         if class_energy is None or labels is None:
-            raise ValueError("the mode class_means needs class_energy and labels: give both")
+            raise UserError("the mode class_means needs class_energy and labels: give both")
         classes = class_energy.shape[-1]
         return 1 + classes * class_energy.softmax(-1)[..., labels].movedim(-1, 0)
     if mode == "softmax":
@@ -117,4 +118,4 @@ def adjusted_logits(logits: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 
 def _check_tau(tau: float) -> None:
     if not tau > 0:
-        raise ValueError(f"tau must be > 0, but is {tau:g}")
+        raise UserError(f"tau must be > 0, but is {tau:g}")

@@ -21,7 +21,7 @@ from lt_pipeline.learning.losses.criteria import (
 )
 from lt_pipeline.learning.losses.decoupled import GeometricMean, LabelAwareSmoothing, Shape
 from lt_pipeline.learning.losses.margins import MarginConfig
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 
 class CriterionBase(Config):
@@ -43,7 +43,7 @@ class CriterionBase(Config):
         """Return the criterion for the classes of ``longtail`` and a classifier ``head``.
 
         Raises:
-            ValueError: if there is a margin and the head is not a cosine head.
+            UserError: if there is a margin and the head is not a cosine head.
         """
         return self.kind(self, longtail, head)
 
@@ -51,7 +51,7 @@ class CriterionBase(Config):
         """Return the margin, or None.
 
         Raises:
-            ValueError: if there is a margin and the head is not a cosine head.
+            UserError: if there is a margin and the head is not a cosine head.
         """
         self.check_head(head.scale is not None)
         if self.margin is None or head.scale is None:
@@ -62,10 +62,10 @@ class CriterionBase(Config):
         """Refuse a margin without a cosine head.
 
         Raises:
-            ValueError: saying what to set.
+            UserError: saying what to set.
         """
         if self.margin is not None and not cosine:
-            raise ValueError(
+            raise UserError(
                 f"the margin {self.margin.name!r} is of angles and needs model.head = cosine, "
                 f"but it is linear"
             )
@@ -197,7 +197,7 @@ class LabelAwareSmoothingConfig(CriterionBase):
     @model_validator(mode="after")
     def _head_most(self) -> Self:
         if self.tail > self.head:
-            raise ValueError(
+            raise UserError(
                 f"head must be >= tail, as frequent classes are smoothed most, but got head "
                 f"{self.head} and tail {self.tail}"
             )

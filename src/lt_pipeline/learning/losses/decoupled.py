@@ -35,7 +35,7 @@ def class_smoothing(
     largest and get ``head``. ``class_counts`` is float64 ``[C]``.
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: if a class has no image.
     """
     losses.check_counts(class_counts)
     least, most = class_counts.min(), class_counts.max()
@@ -59,7 +59,7 @@ def label_aware_smoothing(logits: Tensor, labels: Tensor, smoothing: Tensor) -> 
     which it is 1 - e_y and the others share e_y, is this one for e_y C / (C - 1).
 
     Raises:
-        ValueError: if a label names no class.
+        UserError: if a label names no class.
     """
     right = losses.cross_entropy(logits, labels)
     share = smoothing[labels]
@@ -82,7 +82,7 @@ def geometric_mean(
     each image's share to 1e-5, below which the image has no gradient.
 
     Raises:
-        ValueError: if a label names no class.
+        UserError: if a label names no class.
     """
     log_right = -losses.logit_adjusted(logits, labels, log_prior, tau)
     same = labels[:, None] == labels

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.learning.losses.functional import check_counts, cross_entropy
+from lt_pipeline.learning.schema import UserError
 
 TemperatureRule = Literal["ratio", "shift"]
 DiversityTarget = Literal["mean", "others"]
@@ -49,7 +50,7 @@ def by_expert(logits: Tensor, labels: Tensor) -> Tensor:
     """Return every expert's cross-entropy, ``[B, K]``, of ``logits`` ``[B, K, C]``.
 
     Raises:
-        ValueError: if one of the ``labels`` ``[B]`` names no class.
+        UserError: if one of the ``labels`` ``[B]`` names no class.
     """
     experts = logits.shape[1]
     loss = cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(experts))
@@ -76,14 +77,14 @@ def class_temperature(
     alpha beta_c / max beta.
 
     Raises:
-        ValueError: if a class has no image, or a temperature would not be positive.
+        UserError: if a class has no image, or a temperature would not be positive.
     """
     check_counts(class_counts)
     beta = gamma * class_counts / class_counts.mean() + 1 - gamma
     largest = beta.max()
     temperature = alpha * (beta / largest if rule == "ratio" else beta + 1 - largest)
     if temperature.min() <= 0:
-        raise ValueError(
+        raise UserError(
             f"the rarest class's temperature must be > 0, but is {float(temperature.min()):g}: "
             f"lower temperature_gamma, which is {gamma:g}, or use the rule ratio"
         )

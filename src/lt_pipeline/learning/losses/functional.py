@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lt_pipeline.learning.schema import UserError
+
 NO_LABEL = torch.iinfo(torch.int64).min
 
 
@@ -25,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)_y, ``[B]`` (DBM, equation 1).
 
     Raises:
-        ValueError: if a label names no class.
+        UserError: if a label names no class.
     """
     check_labels(labels, logits.shape[1])
     # torch would pass over labels of -100 and call their loss 0
@@ -75,7 +77,7 @@ def class_balanced_weight(class_counts: Tensor, beta: float) -> Tensor:
     digits left.
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: if a class has no image.
     """
     check_counts(class_counts)
     weight = (1 - beta) / (1 - torch.pow(beta, class_counts))
@@ -139,11 +141,11 @@ def check_counts(class_counts: Tensor) -> None:
     """Refuse counts ``[C]`` with a class that has no image.
 
     Raises:
-        ValueError: naming the first such class.
+        UserError: naming the first such class.
     """
     empty = (class_counts < 1).nonzero()
     if len(empty):
-        raise ValueError(
+        raise UserError(
             f"every class needs at least one training image, but class {int(empty[0])} has "
             f"{float(class_counts[empty[0]]):g}"
         )
@@ -155,11 +157,11 @@ def check_labels(labels: Tensor, classes: int) -> None:
     Under ``torch.vmap`` labels have no values to look at, and pass.
 
     Raises:
-        ValueError: naming the range.
+        UserError: naming the range.
     """
     batched = torch._C._functorch.is_batchedtensor(labels)
     if labels.device.type != "cpu" or batched or not len(labels):
         return
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1}, but range from {low} to {high}")
+        raise UserError(f"labels must lie in 0..{classes - 1}, but range from {low} to {high}")

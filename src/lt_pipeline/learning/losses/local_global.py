@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 
 def half_groups(class_counts: Tensor, groups: int) -> Tensor:
     """Return the classes of every group, bool ``[G, C]``: about N / G training images in each.
@@ -25,11 +27,11 @@ def half_groups(class_counts: Tensor, groups: int) -> Tensor:
     at least one class.
 
     Raises:
-        ValueError: unless 1 <= groups <= C.
+        UserError: unless 1 <= groups <= C.
     """
     classes = len(class_counts)
     if not 1 <= groups <= classes:
-        raise ValueError(
+        raise UserError(
             f"there must be 1 to {classes} groups, as there are {classes} classes, but got {groups}"
         )
     order = class_counts.argsort(descending=True, stable=True).flip(0)  # fewest first

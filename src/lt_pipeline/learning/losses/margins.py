@@ -31,7 +31,7 @@ def class_margin(class_counts: Tensor, k: float, tau: float) -> Tensor:
     n_min is the smallest count, wherever that class stands.
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: if a class has no image.
     """
     check_counts(class_counts)
     return k * (class_counts / class_counts.min()) ** -tau
@@ -44,7 +44,7 @@ def ldam_margin(class_counts: Tensor, largest: float) -> Tensor:
     2019), equation 12.
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: if a class has no image.
     """
     check_counts(class_counts)
     return largest * (class_counts / class_counts.min()) ** -0.25
@@ -97,7 +97,7 @@ class Margin(nn.Module, ABC):
         """Return ``logits`` ``[B, C]`` with the true class's replaced by s * psi_y.
 
         Raises:
-            ValueError: if a label names no class.
+            UserError: if a label names no class.
         """
         check_labels(labels, logits.shape[1])
         place = labels[:, None]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 
 def uniform_loss(logits: Tensor) -> Tensor:
     """Return the cross-entropy of the uniform distribution and softmax(z), ``[M]``, in nats: OE.
@@ -33,10 +35,10 @@ def energy_margin(
     images with a class, to be below ``m_in``, and of outliers, to be above ``m_out``.
 
     Raises:
-        ValueError: if m_in > m_out.
+        UserError: if m_in > m_out.
     """
     if m_in > m_out:
-        raise ValueError(
+        raise UserError(
             f"m_in must be <= m_out, as classes have lower energies than outliers, but they are "
             f"{m_in:g} and {m_out:g}"
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.learning.losses.functional import check_counts, class_balanced_weight
+from lt_pipeline.learning.schema import UserError
 
 OodLoss = Literal["entropy", "bce", "focal", "margin"]
 Quantity = Literal["inverse", "square_root", "effective_number"]
@@ -43,7 +44,7 @@ def quantity_weight(class_counts: Tensor, kind: Quantity) -> Tensor:
     """Return q_c ``[C]`` with mean 1 for float64 ``class_counts`` ``[C]``: more for rarer classes.
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: if a class has no image.
     """
     check_counts(class_counts)
     if kind == "effective_number":
@@ -82,12 +83,10 @@ def expert_classes(
     they get the two thirds and the third of the classes with the fewest images, at least one each.
 
     Raises:
-        ValueError: unless tail_below < medium_below.
+        UserError: unless tail_below < medium_below.
     """
     if tail_below >= medium_below:
-        raise ValueError(
-            f"tail_below must be < medium_below, but is {tail_below} >= {medium_below}"
-        )
+        raise UserError(f"tail_below must be < medium_below, but is {tail_below} >= {medium_below}")
     counts = torch.tensor(class_counts)
     classes = len(counts)
     medium, tail = counts < medium_below, counts < tail_below

@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 
 def available() -> tuple[str, ...]:
@@ -18,10 +18,10 @@ def get(name: str) -> type[Method]:
     """Return the method class defined in ``methods/<name>.py``.
 
     Raises:
-        ValueError: if there is no such file, or it does not define one method.
+        UserError: if there is no such file, or it does not define one method.
     """
     if name not in available():
-        raise ValueError(unknown("method", name, available()))
+        raise UserError(unknown("method", name, available()))
     module = import_module(f"{__name__}.{name}")
     found = [
         value
@@ -31,5 +31,5 @@ def get(name: str) -> type[Method]:
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"methods/{name}.py must define one Method, but defines {len(found)}")
+        raise UserError(f"methods/{name}.py must define one Method, but defines {len(found)}")
     return found[0]

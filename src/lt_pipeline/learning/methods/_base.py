@@ -20,7 +20,7 @@ from lt_pipeline.learning.losses.criteria import Head, Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.mix import MixConfig
 
 # margins that are the same for every class
@@ -41,18 +41,18 @@ class MethodOptions(Config):
         """Refuse a head that does not suit.
 
         Raises:
-            ValueError: saying what would.
+            UserError: saying what would.
         """
         try:
             self.criterion.check_head(cosine)
         except ValueError as error:
-            raise ValueError(f"criterion: {error}") from None
+            raise UserError(f"criterion: {error}") from None
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Refuse images of ``(channels, height, width)`` that an option does not suit.
 
         Raises:
-            ValueError: naming the option.
+            UserError: naming the option.
         """
 
     @property
@@ -188,12 +188,12 @@ class Method(nn.Module):
         alike.
 
         Raises:
-            ValueError: if the batch has fewer views than the criterion needs.
+            UserError: if the batch has fewer views than the criterion needs.
         """
         if not self.criterion.needs_features:
             return Outputs(self.net(batch.images))
         if len(batch.views) < self.views:
-            raise ValueError(
+            raise UserError(
                 f"the criterion {self.options.criterion.name!r} needs {self.views} views of every "
                 f"image, but the batch has {len(batch.views)}"
             )
@@ -213,7 +213,7 @@ class Method(nn.Module):
         """Learn from the epoch that is over; ``validation`` is the hold-out, if there is one.
 
         Raises:
-            ValueError: if the criterion needs a hold-out and there is none.
+            UserError: if the criterion needs a hold-out and there is none.
         """
         if self.options.criterion.wants_validation:
             self._show_hold_out(validation, device)
@@ -221,7 +221,7 @@ class Method(nn.Module):
 
     def _show_hold_out(self, validation: ImageSet | None, device: torch.device) -> None:
         if validation is None:
-            raise ValueError(
+            raise UserError(
                 f"the criterion {self.options.criterion.name!r} measures difficulty on a hold-out: "
                 f"set data.validation > 0, or its difficulty to training"
             )

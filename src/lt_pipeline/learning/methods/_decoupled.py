@@ -22,7 +22,7 @@ from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 BACKBONE, HEAD, SCALE = "source.net.backbone", "source.net.head", "scale"
 
@@ -55,9 +55,9 @@ class ClassifierConfig(Config):
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if not (self.head_rate or self.scale):
-            raise ValueError("head_rate is 0 and scale is false: nothing would learn; set one")
+            raise UserError("head_rate is 0 and scale is false: nothing would learn; set one")
         if self.restart and not self.head_rate:
-            raise ValueError("restart needs head_rate > 0: the new classifier would never learn")
+            raise UserError("restart needs head_rate > 0: the new classifier would never learn")
         return self
 
     def phase(self, name: str, epochs: int = 10) -> Phase:

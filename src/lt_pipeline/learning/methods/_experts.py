@@ -16,6 +16,7 @@ from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.experts import build_expert_network
 from lt_pipeline.learning.models.network import Network
+from lt_pipeline.learning.schema import UserError
 
 
 class ExpertOptions(MethodOptions):
@@ -43,12 +44,12 @@ class ExpertOptions(MethodOptions):
     @model_validator(mode="after")
     def _logits_of_single_images(self) -> Self:
         if self.criterion.kind.views:
-            raise ValueError(
+            raise UserError(
                 f"criterion {self.criterion.name!r} contrasts the features of one network, and "
                 f"experts have features of their own: choose one that reads logits only"
             )
         if not self.criterion.kind.per_image:
-            raise ValueError(
+            raise UserError(
                 f"criterion {self.criterion.name!r} is a loss of a whole batch, and experts weigh "
                 f"the losses of single images: choose one that has them"
             )

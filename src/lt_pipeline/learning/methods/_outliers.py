@@ -14,6 +14,7 @@ from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.losses.criteria import Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.schema import UserError
 
 
 class OutlierOptions(MethodOptions):
@@ -39,7 +40,7 @@ class OutlierOptions(MethodOptions):
     @model_validator(mode="after")
     def _one_view(self) -> Self:
         if self.criterion.kind.views:
-            raise ValueError(
+            raise UserError(
                 f"criterion {self.criterion.name!r} needs views of every image, which outliers "
                 f"have not: choose another criterion"
             )
@@ -69,10 +70,10 @@ class OutlierMethod(Method):
         They go through the network as one batch: BatchNorm could tell two apart by themselves.
 
         Raises:
-            ValueError: if the batch brings no outliers.
+            UserError: if the batch brings no outliers.
         """
         if batch.outliers is None:
-            raise ValueError("a batch must bring outliers, but this one has none")
+            raise UserError("a batch must bring outliers, but this one has none")
         both = at_least_float32(self.net(torch.cat([batch.images, batch.outliers])))
         return both[: len(batch.images)], both[len(batch.images) :]
 

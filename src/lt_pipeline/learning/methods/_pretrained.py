@@ -23,7 +23,7 @@ from lt_pipeline.learning.losses.criteria import Head
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network
-from lt_pipeline.learning.schema import one_line_errors
+from lt_pipeline.learning.schema import UserError, one_line_errors
 from lt_pipeline.learning.transforms.mix import MixConfig
 
 FIRST = "pretrain"
@@ -50,9 +50,9 @@ class PretrainedOptions(MethodOptions):
         try:
             kind = methods.get(name)
         except ValueError as error:
-            raise ValueError(f"pretrain: {error}") from None
+            raise UserError(f"pretrain: {error}") from None
         if kind.finish is not Method.finish:
-            raise ValueError(
+            raise UserError(
                 f"pretrain: {name} replaces its classifier after training, and a second stage "
                 f"would undo that: choose another method"
             )
@@ -96,18 +96,18 @@ class PretrainedOptions(MethodOptions):
         """Refuse a head that does not suit one of the stages.
 
         Raises:
-            ValueError: saying what would.
+            UserError: saying what would.
         """
         super().check_head(cosine)
         try:
             self.pretrain_options.check_head(cosine)
         except ValueError as error:
-            raise ValueError(f"pretrain_options.{error}") from None
+            raise UserError(f"pretrain_options.{error}") from None
 
     @model_validator(mode="after")
     def _no_views(self) -> Self:
         if self.criterion.kind.views:
-            raise ValueError(
+            raise UserError(
                 f"criterion {self.criterion.name!r} contrasts views of images, and the second "
                 f"stage has none: choose one that reads logits only"
             )

@@ -37,7 +37,7 @@ from lt_pipeline.learning.methods.mislas import SECOND_STAGE
 from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.learning.models.batchnorm import reestimate_batchnorm
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
 
 WHERE: dict[str, tuple[str, ...]] = {
@@ -163,9 +163,9 @@ class BtmOptions(DecoupledOptions):
     @model_validator(mode="after")
     def _steady(self) -> Self:
         if self.fc_classifier.scale:
-            raise ValueError("fc_classifier.scale must be false: factors are of the last training")
+            raise UserError("fc_classifier.scale must be false: factors are of the last training")
         if self.interpolate == 1:
-            raise ValueError("interpolate must be 0, for no picture, or at least 2, the two ends")
+            raise UserError("interpolate must be 0, for no picture, or at least 2, the two ends")
         return self
 
 
@@ -266,7 +266,7 @@ class BalancedTrainingAndMerging(Decoupled):
         """Return the terms of the stage at hand; all but the last training's are cross-entropy.
 
         Raises:
-            ValueError: if mixtures are due and the batch brings none.
+            UserError: if mixtures are due and the batch brings none.
         """
         if self.pretraining or self.on_criterion:
             return super().loss(batch, progress)
@@ -287,7 +287,7 @@ class BalancedTrainingAndMerging(Decoupled):
         """Merge the fine-tuned networks; return the share of each, and their scores if asked for.
 
         Raises:
-            ValueError: if they are not of one architecture.
+            UserError: if they are not of one architecture.
         """
         if stage.name != "merge":
             return super().step(stage, checkpoints, train, device)

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from lt_pipeline.learning.losses.config import BalancedSoftmaxConfig, CriterionConfig
 from lt_pipeline.learning.losses.margins import DbmConfig
 from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.schema import UserError
 
 # Table 2: what the margin stands in front of. DRW weights the classes from epoch 160 of 200 on.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ class DbmOptions(MethodOptions):
         if isinstance(given.get("margin", {}), dict):
             chosen["margin"] = {"name": "dbm", **given.get("margin", {})}
         if chosen["name"] != VARIANTS[variant]["name"]:
-            raise ValueError(
+            raise UserError(
                 f"variant {variant!r} is the criterion {VARIANTS[variant]['name']!r}, but "
                 f"criterion.name is {chosen['name']!r}: set only one of them"
             )
@@ -63,9 +64,9 @@ class DbmOptions(MethodOptions):
     @model_validator(mode="after")
     def _consistent(self) -> DbmOptions:
         if self.criterion.name != VARIANTS[self.variant]["name"]:
-            raise ValueError(f"variant {self.variant!r} has another criterion than the one given")
+            raise UserError(f"variant {self.variant!r} has another criterion than the one given")
         if self.criterion.margin is None or self.criterion.margin.name != "dbm":
-            raise ValueError(
+            raise UserError(
                 "criterion.margin must be dbm here; for none, run the variant's baseline with "
                 "model.head = cosine"
             )

@@ -35,6 +35,7 @@ from lt_pipeline.learning.methods._difficulty import ClassDifficulty
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.experts import ExpertHeads
 from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.schema import UserError
 
 EXPERTS = ("E_G", "E_M", "E_T")
 # class weights and what is followed of them are kept at this many points of the run, for pictures
@@ -111,20 +112,20 @@ class DqrouteOptions(ExpertOptions):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.route and self.detach_routing and not self.ood_weight:
-            raise ValueError(
+            raise UserError(
                 "ood_weight must be > 0 where route is true and detach_routing, too: nothing else "
                 "trains the OOD heads; set it, or route: false"
             )
         if self.group_mode == "masked" and self.fuse == "logits":
-            raise ValueError(
+            raise UserError(
                 "fuse must be probabilities with group_mode: masked, whose experts have no logits "
                 "for the classes of others"
             )
         if self.experts == 1 and self.route:
-            raise ValueError("route must be false with experts: 1, as there is nothing to route")
+            raise UserError("route must be false with experts: 1, as there is nothing to route")
         usual = type(self).model_fields["gamma_total"].default
         if self.gamma is not None and self.gamma_total != usual:
-            raise ValueError(
+            raise UserError(
                 "gamma is of one epoch and gamma_total of all: set one of them, and leave gamma "
                 "null or gamma_total as it is"
             )
@@ -264,7 +265,7 @@ class DQRoute(ExpertMethod):
         super().end_epoch(phase, validation, device)
         if self.options.difficulty == "validation":
             if validation is None:
-                raise ValueError(
+                raise UserError(
                     "dqroute measures difficulty on a hold-out: set data.validation > 0, or "
                     "dqroute.options.difficulty to training"
                 )

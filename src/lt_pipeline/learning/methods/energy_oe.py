@@ -11,6 +11,7 @@ from torch import Tensor
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.losses.outliers import energy_margin
 from lt_pipeline.learning.methods._outliers import OutlierMethod, OutlierOptions
+from lt_pipeline.learning.schema import UserError
 
 
 class EnergyOptions(OutlierOptions):
@@ -37,7 +38,7 @@ class EnergyOptions(OutlierOptions):
     @model_validator(mode="after")
     def _apart(self) -> Self:
         if self.inside_below > self.outside_above:
-            raise ValueError(
+            raise UserError(
                 f"inside_below must be <= outside_above, but they are {self.inside_below:g} and "
                 f"{self.outside_above:g}"
             )

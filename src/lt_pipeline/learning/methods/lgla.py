@@ -30,6 +30,7 @@ from lt_pipeline.learning.losses.experts import by_expert
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.schema import UserError
 
 # energies by class are kept at this many points of the run, for the pictures
 SNAPSHOTS = 51
@@ -57,7 +58,7 @@ class LglaOptions(ExpertOptions):
         """Refuse angles without a cosine head."""
         super().check_head(cosine)
         if self.angular and not cosine:
-            raise ValueError("angular: weights by angle need model.head = cosine")
+            raise UserError("angular: weights by angle need model.head = cosine")
 
 
 class LGLA(ExpertMethod):
@@ -70,7 +71,7 @@ class LGLA(ExpertMethod):
         super().__init__(options, model, card)
         longtail = card.longtail
         if options.experts > longtail.classes + 1:
-            raise ValueError(
+            raise UserError(
                 f"options.experts must be at most {longtail.classes + 1}, as every local expert "
                 f"needs one of the {longtail.classes} classes, but is {options.experts}"
             )

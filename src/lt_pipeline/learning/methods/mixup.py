@@ -14,6 +14,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
 
 
@@ -35,12 +36,12 @@ class MixupOptions(MethodOptions):
     def _of_single_images(self) -> Self:
         kind = self.criterion.kind
         if kind.views or not kind.per_image:
-            raise ValueError(
+            raise UserError(
                 f"criterion {self.criterion.name!r} is not a loss of single images, which mixtures "
                 f"need: choose another"
             )
         if not (self.mix.mixup or self.mix.cutmix):
-            raise ValueError("mix.mixup and mix.cutmix are both false: run ce for no mixtures")
+            raise UserError("mix.mixup and mix.cutmix are both false: run ce for no mixtures")
         return self
 
 
@@ -58,7 +59,7 @@ class Mixup(Method):
         """Return the mean over the mixtures of either label's loss by its share.
 
         Raises:
-            ValueError: if the batch brings no mixtures.
+            UserError: if the batch brings no mixtures.
         """
         images, first, second, share = batch.mixtures
         logits = self.net(images)

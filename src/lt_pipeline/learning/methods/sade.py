@@ -30,7 +30,7 @@ from lt_pipeline.learning.losses.config import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
 
@@ -88,7 +88,7 @@ class SadeOptions(ExpertOptions):
         try:
             self.aggregation.augment.check(shape)
         except ValueError as error:
-            raise ValueError(f"aggregation.augment.{error}") from None
+            raise UserError(f"aggregation.augment.{error}") from None
         if self.aggregation.contrast is not None:
             self.aggregation.contrast.check(shape)
 
@@ -96,7 +96,7 @@ class SadeOptions(ExpertOptions):
     @classmethod
     def _one_a_skill(cls, value: Any) -> Any:
         if value != len(SKILLS):
-            raise ValueError(
+            raise UserError(
                 f"SADE has {len(SKILLS)} experts, one each for {', '.join(SKILLS)}, but experts "
                 f"is {value!r}"
             )

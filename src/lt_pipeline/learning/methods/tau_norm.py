@@ -15,6 +15,7 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.losses.config import CrossEntropyConfig
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
+from lt_pipeline.learning.schema import UserError
 
 
 class TauNormOptions(PretrainedOptions):
@@ -38,18 +39,18 @@ class TauNormOptions(PretrainedOptions):
     @model_validator(mode="after")
     def _powers(self) -> Self:
         if not all(0 <= tau <= 1 for tau in self.candidates):
-            raise ValueError(f"candidates must lie in [0, 1], but are {list(self.candidates)}")
+            raise UserError(f"candidates must lie in [0, 1], but are {list(self.candidates)}")
         return self
 
     def check_head(self, cosine: bool) -> None:
         """Refuse a cosine head: its weights have no length to change.
 
         Raises:
-            ValueError: saying what to set.
+            UserError: saying what to set.
         """
         super().check_head(cosine)
         if cosine:
-            raise ValueError("tau: a cosine head's weights have no length: set model.head = linear")
+            raise UserError("tau: a cosine head's weights have no length: set model.head = linear")
 
 
 class TauNormalisation(Pretrained):
@@ -63,7 +64,7 @@ class TauNormalisation(Pretrained):
         """Normalise the classifier's weights; return tau and, where it was chosen, among what.
 
         Raises:
-            ValueError: if tau is to be chosen and there is no hold-out.
+            UserError: if tau is to be chosen and there is no hold-out.
         """
         options = self.options
         self.used = options.tau
@@ -71,7 +72,7 @@ class TauNormalisation(Pretrained):
             self.normalise(options.tau)
             return {"tau": options.tau}
         if not len(validation):
-            raise ValueError("tau is null and chosen on a hold-out: set data.validation > 0")
+            raise UserError("tau is null and chosen on a hold-out: set data.validation > 0")
         kept = {name: value.clone() for name, value in self.state_dict().items()}
         recalls = {}
         for tau in options.candidates:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.models.resnet_cifar import CifarResNet
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56)}
 # name here -> torchvision's
@@ -30,7 +30,7 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
     ``pretrained`` takes torchvision's default ImageNet weights.
 
     Raises:
-        ValueError: for an unknown name, or weights that do not exist for the name or ``channels``.
+        UserError: for an unknown name, or weights that do not exist for the name or ``channels``.
         FileNotFoundError: if the weights are damaged or cannot be downloaded.
     """
     if pretrained:
@@ -38,7 +38,7 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], channels)
     if name not in LARGE:
-        raise ValueError(unknown("backbone", name, BACKBONES))
+        raise UserError(unknown("backbone", name, BACKBONES))
     return _torchvision(LARGE[name], channels, pretrained)
 
 
@@ -46,14 +46,14 @@ def check_pretrained(name: str, channels: int) -> None:
     """Refuse weights that do not exist for the backbone ``name`` or so many ``channels``.
 
     Raises:
-        ValueError: saying for what they do.
+        UserError: saying for what they do.
     """
     if name in CIFAR_DEPTHS:
-        raise ValueError(
+        raise UserError(
             f"model.pretrained needs one of {', '.join(LARGE)}: {name} has no public weights"
         )
     if channels != 3:
-        raise ValueError(f"model.pretrained needs images with 3 channels, but they have {channels}")
+        raise UserError(f"model.pretrained needs images with 3 channels, but they have {channels}")
 
 
 def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lt_pipeline.learning.schema import UserError
+
 
 @contextmanager
 def frozen_batchnorm_statistics(module: nn.Module) -> Iterator[None]:
@@ -36,10 +38,10 @@ def reestimate_batchnorm(
     where the statistics are used.
 
     Raises:
-        ValueError: if there is no image; the statistics are then as they were.
+        UserError: if there is no image; the statistics are then as they were.
     """
     if not len(images):
-        raise ValueError("re-estimating BatchNorm needs at least one image, but got none")
+        raise UserError("re-estimating BatchNorm needs at least one image, but got none")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     layers = _layers(module)
     with _estimating(module, layers):

@@ -18,7 +18,7 @@ from lt_pipeline.learning.models.backbones import build_backbone
 from lt_pipeline.learning.models.heads import HEADS, HeadInit, start_kaiming, unit
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 # RIDE's reduced stages 2 and 3: a training step of three experts of a resnet32 takes 1.75 times the
 # plain network's (one CPU thread, benchmarks/results/step_cost_experts_cpu.csv).
@@ -137,11 +137,11 @@ class ExpertHeads(nn.Module):
         """Build heads of ``kind``; ``scale`` is the cosine heads' s, ``init`` linear ones' start.
 
         Raises:
-            ValueError: for a kind that is not in ``heads.HEADS``.
+            UserError: for a kind that is not in ``heads.HEADS``.
         """
         super().__init__()
         if kind not in HEADS:
-            raise ValueError(unknown("head", kind, HEADS))
+            raise UserError(unknown("head", kind, HEADS))
         self.kind, self.scale = kind, scale
         bound = features**-0.5
         weight = torch.empty(experts, classes, features).uniform_(-bound, bound)
@@ -193,13 +193,13 @@ def build_expert_network(
         std: of the training pixels.
 
     Raises:
-        ValueError: for fewer than one expert, an unknown ``shared``, or what ``build_network``
+        UserError: for fewer than one expert, an unknown ``shared``, or what ``build_network``
             refuses.
     """
     if experts < 1:
-        raise ValueError(f"experts must be >= 1, but got {experts}")
+        raise UserError(f"experts must be >= 1, but got {experts}")
     if shared not in get_args(Shared):
-        raise ValueError(unknown("shared part", shared, get_args(Shared)))
+        raise UserError(unknown("shared part", shared, get_args(Shared)))
     plain = build_network(config, classes=classes, channels=channels, mean=mean, std=std)
     backbone: Any
     if shared == "all":

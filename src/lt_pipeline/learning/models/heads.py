@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_pipeline.learning.schema import unknown
+from lt_pipeline.learning.schema import UserError, unknown
 
 HEADS = ("linear", "cosine")
 HeadInit = Literal["uniform", "kaiming"]
@@ -44,7 +44,7 @@ def build_head(
     """Return the head ``name``; ``scale`` is the cosine head's s, ``init`` the linear one's start.
 
     Raises:
-        ValueError: for a name that is not in ``HEADS``.
+        UserError: for a name that is not in ``HEADS``.
     """
     if name == "linear":
         head = nn.Linear(features, classes)
@@ -53,7 +53,7 @@ def build_head(
         return head
     if name == "cosine":
         return CosineHead(features, classes, scale)
-    raise ValueError(unknown("head", name, HEADS))
+    raise UserError(unknown("head", name, HEADS))
 
 
 def start_kaiming(weight: Tensor) -> None:

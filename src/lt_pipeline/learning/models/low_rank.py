@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lt_pipeline.learning.schema import UserError
+
 
 class LowRank(nn.Module):
     """Adds B A, reshaped to the kernel, to a convolution's weight W^g.
@@ -21,7 +23,7 @@ class LowRank(nn.Module):
         super().__init__()
         out, per_group, kernel, width = weight.shape
         if kernel != width:
-            raise ValueError(f"low rank needs square kernels, but got {kernel} x {width}")
+            raise UserError(f"low rank needs square kernels, but got {kernel} x {width}")
         self.down = nn.Parameter(weight.new_empty(rank * kernel, per_group * groups * kernel))
         self.up = nn.Parameter(weight.new_zeros(out // groups * kernel, rank * kernel))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
@@ -39,14 +41,14 @@ def add_low_rank(module: nn.Module, rank: float) -> int:
     gives the paper's parameter counts.
 
     Raises:
-        ValueError: if ``rank`` is not a share, a kernel is not square, or the convolutions are
+        UserError: if ``rank`` is not a share, a kernel is not square, or the convolutions are
             decomposed already; ``module`` is then as it was.
     """
     if not 0 < rank < 1:
-        raise ValueError(f"rank must be > 0 and < 1, but got {rank}")
+        raise UserError(f"rank must be > 0 and < 1, but got {rank}")
     convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
     if any(parametrize.is_parametrized(m, "weight") for m in convolutions):
-        raise ValueError("the convolutions are decomposed already; add low rank once")
+        raise UserError("the convolutions are decomposed already; add low rank once")
     parts = [_low_rank(convolution, rank) for convolution in convolutions]
     for convolution, part in zip(convolutions, parts, strict=True):
         parametrize.register_parametrization(convolution, "weight", part)

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 StateDict = Mapping[str, Tensor]
 
 
@@ -30,14 +32,14 @@ def check_same(states: Sequence[StateDict], names: Sequence[str] | None = None) 
         names: What the error calls the networks; their positions, from 0, unless told.
 
     Raises:
-        ValueError: With the first difference and the two networks; or there is no network.
+        UserError: With the first difference and the two networks; or there is no network.
     """
     if not states:
-        raise ValueError("expected at least one network to merge, but got none")
+        raise UserError("expected at least one network to merge, but got none")
     called = names or [f"network {i}" for i in range(len(states))]
     for state, name in zip(states, called, strict=True):
         if difference := _first_difference(states[0], state, called[0], name):
-            raise ValueError(
+            raise UserError(
                 f"cannot merge {called[0]} and {name}: {difference}; "
                 f"only networks fine-tuned from the same start can be merged"
             )
@@ -72,17 +74,17 @@ def average(
             a network of share 0 has no influence, even when it is not finite.
 
     Raises:
-        ValueError: The networks differ (``check_same``), or the shares are not one a network,
+        UserError: The networks differ (``check_same``), or the shares are not one a network,
             finite, >= 0 and with a positive sum.
     """
     check_same(states)
     given = [1.0] * len(states) if shares is None else shares
     if len(given) != len(states):
-        raise ValueError(
+        raise UserError(
             f"expected one share for each of the {len(states)} networks, but got {len(given)}"
         )
     if not (all(share >= 0 for share in given) and 0 < sum(given) < math.inf):
-        raise ValueError(
+        raise UserError(
             f"shares must be finite, >= 0 and have a positive sum, but are {list(given)}"
         )
     merged = [(s, share / sum(given)) for s, share in zip(states, given, strict=True) if share > 0]
@@ -115,10 +117,10 @@ def interpolate(start: StateDict, end: StateDict, share: float) -> dict[str, Ten
     tensors are those of ``start``.
 
     Raises:
-        ValueError: ``share`` is outside of [0, 1], or the networks differ.
+        UserError: ``share`` is outside of [0, 1], or the networks differ.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], from start to end, but got {share}")
+        raise UserError(f"share must lie in [0, 1], from start to end, but got {share}")
     check_same([start, end], ["start", "end"])
     return average([end]) if share == 1 else average([start, end], [1 - share, share])
 
@@ -127,10 +129,10 @@ def adaptive_shares(scores: Sequence[float]) -> list[float]:
     """Return each network's score over the sum of all (table 6, "adaptive ratio").
 
     Raises:
-        ValueError: There is no score, or one is not finite and > 0.
+        UserError: There is no score, or one is not finite and > 0.
     """
     if not scores or not all(0 < score < math.inf for score in scores):
-        raise ValueError(
+        raise UserError(
             f"scores must be finite and > 0, one a network, to become shares, but are "
             f"{list(scores)}; put a floor under scores of 0, or average with equal shares"
         )
@@ -158,12 +160,12 @@ def greedy_soup(
         The average, and the positions of the networks in it in the order they were added.
 
     Raises:
-        ValueError: The networks differ, or the own score of one that decides the order is nan.
+        UserError: The networks differ, or the own score of one that decides the order is nan.
     """
     check_same(states)
     singles = [score(state) for state in (states if order == "sorted" else states[:1])]
     if any(math.isnan(single) for single in singles):
-        raise ValueError(
+        raise UserError(
             f"a soup starts from networks with a score, but theirs are {singles}; "
             f"leave out those whose training diverged"
         )

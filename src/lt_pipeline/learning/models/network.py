@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lt_pipeline.learning.models.backbones import BACKBONES, build_backbone
 from lt_pipeline.learning.models.heads import HeadInit, build_head
-from lt_pipeline.learning.schema import Config, unknown
+from lt_pipeline.learning.schema import Config, UserError, unknown
 
 
 class ModelConfig(Config):
@@ -33,7 +33,7 @@ class ModelConfig(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in BACKBONES:
-            raise ValueError(unknown("backbone", name, BACKBONES))
+            raise UserError(unknown("backbone", name, BACKBONES))
         return name
 
 
@@ -102,10 +102,10 @@ def build_network(
     """Return the network of ``config``; ``mean`` and ``std`` are fractions of 1 by channel.
 
     Raises:
-        ValueError: if there is not one mean and one standard deviation a channel.
+        UserError: if there is not one mean and one standard deviation a channel.
     """
     if not len(mean) == len(std) == channels:
-        raise ValueError(
+        raise UserError(
             f"mean and std need one value for each of the {channels} channels, "
             f"but have {len(mean)} and {len(std)}"
         )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lt_pipeline.learning.schema import UserError
+
 WIDTHS = (16, 32, 64)
 
 
@@ -52,12 +54,12 @@ class CifarResNet(nn.Module):
         """Build for images with ``channels``.
 
         Raises:
-            ValueError: if ``depth`` is not 6 n + 2.
+            UserError: if ``depth`` is not 6 n + 2.
         """
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth must be 6 n + 2 (8, 20, 32, 44, 56), but got {depth}")
+            raise UserError(f"depth must be 6 n + 2 (8, 20, 32, 44, 56), but got {depth}")
         self.stem = nn.Conv2d(channels, WIDTHS[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(WIDTHS[0])
         self.stage1 = _stage(WIDTHS[0], WIDTHS[0], blocks, stride=1)

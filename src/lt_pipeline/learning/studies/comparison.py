@@ -12,7 +12,7 @@ from pydantic import Field
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
 from lt_pipeline.learning.evaluation.metrics.significance import paired_difference, recall_interval
 from lt_pipeline.learning.experiments.config import MethodName
-from lt_pipeline.learning.schema import Config, flatten, one_line_errors
+from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
 from lt_pipeline.learning.studies.config import Column, first_detector
 
 Values = dict[str, Any]
@@ -101,7 +101,7 @@ class CompareConfig(Config):
         """Return the checked block ``compare``.
 
         Raises:
-            ValueError: in one line, naming every parameter that is wrong and what would be right.
+            UserError: in one line, naming every parameter that is wrong and what would be right.
         """
         with one_line_errors("compare"):
             return cls.model_validate(block)
@@ -263,10 +263,10 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
     ``test_images`` and ``recall``, a row a run and class.
 
     Raises:
-        ValueError: if no run has the metric to sort by.
+        UserError: if no run has the metric to sort by.
     """
     if f"test/{sort_by}" not in runs:
-        raise ValueError(
+        raise UserError(
             f"compare.sort_by is {sort_by}, which no run has: no class is in that group"
         )
     metrics = list(shown_measures(runs.columns))

@@ -14,7 +14,7 @@ from lt_pipeline.learning.experiments.config import (
     MethodName,
     merged,
 )
-from lt_pipeline.learning.schema import Config, check_distinct, one_line_errors
+from lt_pipeline.learning.schema import Config, UserError, check_distinct, one_line_errors
 
 
 def slug(label: str) -> str:
@@ -48,7 +48,7 @@ class Sweep(Config):
     @classmethod
     def _in_a_block(cls, path: str) -> str:
         if path.split(".")[0] not in MethodBlock.model_fields or "." not in path:
-            raise ValueError(
+            raise UserError(
                 f"must lie in options, model or training, as in options.rank, but is {path!r}"
             )
         return path
@@ -106,13 +106,13 @@ class StudyConfig(Config):
     def _distinct(self) -> StudyConfig:
         labels = [*self.arms, *(self.sweep.labels() if self.sweep else [])]
         if not labels:
-            raise ValueError("needs arms or a sweep, but has neither")
+            raise UserError("needs arms or a sweep, but has neither")
         slugs = [slug(label) for label in labels]
         twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
         if twice:
-            raise ValueError(f"arms need names and values that differ, but {twice} do not")
+            raise UserError(f"arms need names and values that differ, but {twice} do not")
         if self.against not in (None, *labels):
-            raise ValueError(f"against must be null or one of {labels}, but is {self.against!r}")
+            raise UserError(f"against must be null or one of {labels}, but is {self.against!r}")
         return self
 
     @classmethod
@@ -120,7 +120,7 @@ class StudyConfig(Config):
         """Return the checked block ``studies.<name>``.
 
         Raises:
-            ValueError: in one line, naming every parameter that is wrong and what would be right.
+            UserError: in one line, naming every parameter that is wrong and what would be right.
         """
         with one_line_errors(f"studies.{name}"):
             return cls.model_validate(block)
@@ -138,7 +138,7 @@ class StudyConfig(Config):
         """Return the experiment of every arm by label, its own block over ``parameters``.
 
         Raises:
-            ValueError: in one line, naming the arm and the parameter that is wrong.
+            UserError: in one line, naming the arm and the parameter that is wrong.
         """
         found = {}
         for label, arm in self.all_arms().items():
@@ -149,5 +149,5 @@ class StudyConfig(Config):
                     arm.method, {**parameters, arm.method: block}
                 )
             except ValueError as error:
-                raise ValueError(f"arm {label!r}: {error}") from None
+                raise UserError(f"arm {label!r}: {error}") from None
         return found

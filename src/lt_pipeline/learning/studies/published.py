@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, model_validator
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
-from lt_pipeline.learning.schema import Config, flatten, one_line_errors
+from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
 
 Values = dict[str, Any]
 # What DARL prints of images of no class: ODIN's, as the mean over its own seven sets.
@@ -73,7 +73,7 @@ class PaperTable(Config):
     @model_validator(mode="after")
     def _one_place(self) -> PaperTable:
         if (self.table is None) == (self.figure is None):
-            raise ValueError("needs table or figure, and not both: where the figures are printed")
+            raise UserError("needs table or figure, and not both: where the figures are printed")
         return self
 
     @property
@@ -87,7 +87,7 @@ def read_papers(tables: Any) -> list[PaperTable]:
     """Return the checked figures of conf/base/papers.yml.
 
     Raises:
-        ValueError: in one line, naming every entry that is wrong and what would be right.
+        UserError: in one line, naming every entry that is wrong and what would be right.
     """
     with one_line_errors("papers.yml"):
         return TypeAdapter(list[PaperTable]).validate_python(tables or [])
@@ -102,7 +102,7 @@ def beside_papers(
     fractions of 1, ``source`` and ``reason`` (None where papers.yml has none).
 
     Raises:
-        ValueError: if a setting names a parameter that there is not.
+        UserError: if a setting names a parameter that there is not.
     """
     configs = dict(zip(runs["label"], runs["config"], strict=True))
     rows: list[Values] = []
@@ -127,7 +127,7 @@ def beside_arms(
     ``configs`` are the arms' experiments, ``summary`` has a row an arm; both go by ``label``.
 
     Raises:
-        ValueError: if a setting names a parameter that there is not.
+        UserError: if a setting names a parameter that there is not.
     """
     rows: list[Values] = []
     for own in summary.to_dict("records"):
@@ -164,12 +164,12 @@ def _differing(table: PaperTable, figures: Figures, setting: Mapping[str, Any]) 
     """Return what ``setting`` has otherwise than the row of ``table``, in words.
 
     Raises:
-        ValueError: if the row names a parameter that there is not.
+        UserError: if the row names a parameter that there is not.
     """
     wanted = {**table.where, **figures.where}
     for name in wanted:
         if name not in setting and not name.startswith(_OF_A_KIND):
-            raise ValueError(
+            raise UserError(
                 f"papers.yml: {table.source}: where names {name!r}, which no run has; it takes "
                 f"names as in training.epochs, data.source or options.pretrain"
             )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 
 class AugmentConfig(Config):
@@ -34,12 +34,12 @@ class AugmentConfig(Config):
 
             check_channels(channels)
         if self.crop_padding >= min(height, width):
-            raise ValueError(
+            raise UserError(
                 f"crop_padding must be smaller than the image, {height} x {width}, but is "
                 f"{self.crop_padding}: a crop could be all padding"
             )
         if self.cutout > 2 * min(height, width):
-            raise ValueError(
+            raise UserError(
                 f"cutout must be at most twice the image, {height} x {width}, but is "
                 f"{self.cutout}: larger squares hide whole images"
             )

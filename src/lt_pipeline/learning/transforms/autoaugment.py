@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from lt_pipeline.learning.schema import UserError
+
 LEVELS = 10
 
 # Per sub-policy, two steps: operation, probability, level (index of the magnitude, or none).
@@ -230,7 +232,7 @@ def apply_draws(images: Tensor, draws: Draws, fill: int) -> Tensor:
 def check_channels(channels: int) -> None:
     """Raise ValueError unless AutoAugment can treat images with this many channels: 1 or 3."""
     if channels not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"AutoAugment needs images with 1 or 3 channels, but these have {channels}: "
             f"set autoaugment to false"
         )

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 
 
 class MixConfig(Config):
@@ -72,16 +72,16 @@ def mix(
     lives there, and is asked for one number whatever the config.
 
     Raises:
-        ValueError: if the batches do not fit each other, or both mixup and cutmix are off.
+        UserError: if the batches do not fit each other, or both mixup and cutmix are off.
     """
     shapes = [list(part.shape) for part in (images_a, labels_a, images_b, labels_b)]
     if shapes[:2] != shapes[2:] or shapes[1] != shapes[0][:1]:
-        raise ValueError(
+        raise UserError(
             f"images [M, C, H, W] and labels [M] are paired one by one, but the first are "
             f"{shapes[0]} and {shapes[1]}, the second {shapes[2]} and {shapes[3]}"
         )
     if not (config.mixup or config.cutmix):
-        raise ValueError("mixup and cutmix are both false: set one to true, or do not mix")
+        raise UserError("mixup and cutmix are both false: set one to true, or do not mix")
     # torch's Beta takes no generator; numpy's does, and is exact for small alpha
     random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
     if config.mixup and config.cutmix and config.both == "halves":
@@ -137,10 +137,10 @@ def expected_share(config: MixConfig) -> float:
     image has u - u^1.5 / 2 + u^2 / 16.
 
     Raises:
-        ValueError: if both mixup and cutmix are off.
+        UserError: if both mixup and cutmix are off.
     """
     if not (config.mixup or config.cutmix):
-        raise ValueError("mixup and cutmix are both false: there is no share")
+        raise UserError("mixup and cutmix are both false: there is no share")
 
     def moment(power: float) -> float:
         a = config.alpha

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import random_flip
 
 # Pixels treated together (512 images of 32 x 32): few enough for the intermediate floats to stay in
@@ -27,7 +27,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
-        raise ValueError(f"the smallest must not exceed the largest, but they are {limits}")
+        raise UserError(f"the smallest must not exceed the largest, but they are {limits}")
     return limits
 
 
@@ -61,7 +61,7 @@ class ContrastConfig(Config):
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""
         if shape[0] not in (1, 3) and (self.jitter or self.grayscale):
-            raise ValueError(
+            raise UserError(
                 f"jitter and grayscale need images with 1 or 3 channels, but these have "
                 f"{shape[0]}: set both to 0"
             )

@@ -17,6 +17,7 @@ from lt_pipeline.learning.figures.compare import (
     sorted_recalls,
 )
 from lt_pipeline.learning.figures.study import by_arm
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies import comparison
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.published import beside_papers, read_papers
@@ -47,12 +48,12 @@ def collect(
     champion are all runs on these images, whatever is compared.
 
     Raises:
-        ValueError: if there is no run to compare, naming what to do.
+        UserError: if there is no run to compare, naming what to do.
     """
     options, found = CompareConfig.read(compare), DataCard.from_json(card)
     active = mlflow.active_run()
     if active is None:
-        raise ValueError("compare reads the runs of an MLflow experiment, but no run is active")
+        raise UserError("compare reads the runs of an MLflow experiment, but no run is active")
     name = mlflow.get_experiment(active.info.experiment_id).name
     runs, recalls, unread = read_runs(active.info.experiment_id)
     chosen, left_out = (
@@ -61,7 +62,7 @@ def collect(
     if chosen.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
         known = f" ({'; '.join([*unread, *left_out])})" if unread or left_out else ""
-        raise ValueError(
+        raise UserError(
             f"there is nothing to compare: the MLflow experiment {name!r} has no finished run"
             f"{wanted} on these images{known}; train first, as in kedro run --pipelines=ce"
         )

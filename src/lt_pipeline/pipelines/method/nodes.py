@@ -38,6 +38,7 @@ from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures.training import training_curves
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.network import parameter_count
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
 
 Values = dict[str, Any]
@@ -247,7 +248,7 @@ def load_finished(
     """Return the finished, folded method with its weights, on the CPU.
 
     Raises:
-        ValueError: if the weights are of another architecture.
+        UserError: if the weights are of another architecture.
     """
     found, method = _create(config, card)
     method.start(FINISHED, {})
@@ -255,7 +256,7 @@ def load_finished(
     try:
         method.load_state_dict(model)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"the weights do not fit {found.method} with backbone {found.model.backbone} "
             f"({str(error).splitlines()[1].strip()}); train again with this configuration"
         ) from error

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.tuning.config import Sweep
 
@@ -39,7 +40,7 @@ def search(
     """Do the trials that are left; return all of them, the best one, and pictures by file name.
 
     Raises:
-        ValueError: if there is no hold-out, or no trial went to its end.
+        UserError: if there is no hold-out, or no trial went to its end.
     """
     # Optuna takes a quarter of a second, which only sweeps should
     from lt_pipeline.pipelines.tune.task import Task
@@ -47,7 +48,7 @@ def search(
     from lt_pipeline.tuning.study import best_trial, kept_trials, running, to_start, trials_table
 
     if not len(validation):
-        raise ValueError("trials are judged by a hold-out, but there is none: data.validation=0.2")
+        raise UserError("trials are judged by a hold-out, but there is none: data.validation=0.2")
     limit = Sweep(parameters).config.timeout
     task = Task(
         parameters=parameters,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.schema import UserError
 
 LEAST_POINTS = 5
 
@@ -19,19 +20,19 @@ def tsne(features: Tensor, seed: int, perplexity: float = 30) -> Tensor:
     point has; it is lowered to (N - 1) / 3 where there are few points.
 
     Raises:
-        ValueError: for fewer than 5 points, fewer than 2 features, features that are not finite
+        UserError: for fewer than 5 points, fewer than 2 features, features that are not finite
             or the same for all points.
     """
     points = features.detach().float().cpu()
     if points.ndim != 2 or len(points) < LEAST_POINTS or points.shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             f"t-SNE needs features [N, F] of at least {LEAST_POINTS} points and 2 features, but "
             f"got {list(features.shape)}"
         )
     if not points.isfinite().all():
-        raise ValueError("features must be finite, but some are nan or infinite")
+        raise UserError("features must be finite, but some are nan or infinite")
     if bool((points == points[0]).all()):
-        raise ValueError("features must differ between points, but all are the same")
+        raise UserError("features must differ between points, but all are the same")
     usable = min(perplexity, (len(points) - 1) / 3)
     # here, because scikit-learn takes a second to import
     from sklearn.manifold import TSNE
@@ -46,10 +47,10 @@ def sample_by_group(labels: Tensor, longtail: LongTail, per_group: int, seed: in
     The images are drawn evenly without replacement; the positions, int64 ``[K]``, ascend.
 
     Raises:
-        ValueError: when ``per_group`` is below 1.
+        UserError: when ``per_group`` is below 1.
     """
     if per_group < 1:
-        raise ValueError(f"per_group must be at least 1 image, but is {per_group}")
+        raise UserError(f"per_group must be at least 1 image, but is {per_group}")
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.empty(0, dtype=torch.int64)]
     for mask in longtail.group_members(labels.cpu()).values():

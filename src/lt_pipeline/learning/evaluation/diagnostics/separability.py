@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.schema import UserError
 
 MAX_OPERATIONS = 1e13
 CHUNK_NUMBERS = 2**20  # 8 MiB of float64 for the [P, F, F] of one chunk of pairs
@@ -60,7 +61,7 @@ def class_separability(
     collapsed to one common point have S = 0.
 
     Raises:
-        ValueError: for a label outside [0, classes), for features that are not finite, and,
+        UserError: for a label outside [0, classes), for features that are not finite, and,
             without ``shrinkage``, for a pair of classes whose covariances' sum is singular.
     """
     _check(features, labels, classes)
@@ -80,12 +81,12 @@ def class_separability(
 
 def _check(features: Tensor, labels: Tensor, classes: int) -> None:
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(
+        raise UserError(
             f"labels must lie in [0, {classes}), but lie in "
             f"[{int(labels.min())}, {int(labels.max())}]"
         )
     if not features.isfinite().all():
-        raise ValueError("features must be finite, but some are nan or infinite")
+        raise UserError("features must be finite, but some are nan or infinite")
 
 
 def _shrunk(members: Sequence[Tensor], features: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _plain(members: Sequence[Tensor], names: Sequence[int]) -> Tensor:
         if singular.any():
             first = int(singular.nonzero()[0])
             a, b = int(i[first]), int(j[first])
-            raise ValueError(
+            raise UserError(
                 f"the covariances of classes {names[a]} and {names[b]} add up to a singular matrix "
                 f"({len(members[a])} and {len(members[b])} images, {features} features); use "
                 f"shrinkage, more images or fewer features"

@@ -15,7 +15,7 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -
     ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
     # here, because importing it takes a second that the start of a run can spare
@@ -42,7 +42,7 @@ def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
     ``[N, C]`` are logits, ``labels`` is ``[N]``.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
     confidence, predicted = scores.double().softmax(1).max(1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.schema import UserError
 
 
 def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
     ``scores`` is ``[N, C]``, ``labels`` ``[N]``.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
     # here, because importing it takes a second that the start of a run can spare
@@ -39,12 +40,12 @@ def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[s
     keeps the harmonic mean below 10 %, whatever the others do.
 
     Raises:
-        ValueError: if there is no test image at all, or the classes are not those of ``longtail``.
+        UserError: if there is no test image at all, or the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
     tested = confusion.sum(1) > 0
     if not tested.any():
-        raise ValueError("the test set must have images, but has none")
+        raise UserError("the test set must have images, but has none")
     recall = class_recall(confusion)
     known = recall[tested]
     floored = known.clamp(min=floor)
@@ -70,7 +71,7 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
     are 0; ``test_images`` and ``predicted_images`` tell those from real zeros.
 
     Raises:
-        ValueError: if the classes are not those of ``longtail``.
+        UserError: if the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
     recall = class_recall(confusion).tolist()
@@ -93,7 +94,7 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
 
 def _check_classes(confusion: Tensor, longtail: LongTail) -> None:
     if confusion.shape != (longtail.classes, longtail.classes):
-        raise ValueError(
+        raise UserError(
             f"the confusion matrix must be {[longtail.classes] * 2}, a row and a column for each "
             f"class of the training set, but is {list(confusion.shape)}; evaluate with the data "
             f"that the method was trained on"

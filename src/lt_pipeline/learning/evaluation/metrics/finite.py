@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lt_pipeline.learning.schema import UserError
+
 ADVICE = "lower training.learning_rate, or set training.gradient_clip"
 
 
@@ -14,13 +16,13 @@ def check_finite_scores(scores: Tensor) -> None:
     the recall of class 0, a chance level.
 
     Raises:
-        ValueError: saying of how many images a score is nan or infinite, and what to do.
+        UserError: saying of how many images a score is nan or infinite, and what to do.
     """
     finite = scores.isfinite()
     if finite.all():
         return
     images = int((~finite).reshape(len(scores), -1).any(1).sum())
-    raise ValueError(
+    raise UserError(
         f"scores must be finite, but those of {images} of {len(scores)} images are nan or "
         f"infinite: the training diverged; {ADVICE}"
     )

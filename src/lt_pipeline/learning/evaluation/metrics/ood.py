@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.schema import UserError
 
 KEPT = 0.95
 
@@ -31,10 +32,10 @@ def ood_report(
     groups without images are left out.
 
     Raises:
-        ValueError: if either side has no image, or a score is nan or infinite.
+        UserError: if either side has no image, or a score is nan or infinite.
     """
     if not len(inside) or not len(outside):
-        raise ValueError(
+        raise UserError(
             f"an OOD comparison needs images on both sides, but has {len(inside)} inside and "
             f"{len(outside)} outside"
         )
@@ -65,7 +66,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -79,7 +80,7 @@ def fpr95(wanted: Tensor, others: Tensor) -> float:
     tie with it are accepted, too.
 
     Raises:
-        ValueError: if a score is nan or infinite.
+        UserError: if a score is nan or infinite.
     """
     check_finite_scores(torch.cat([wanted, others]))
     ranked = wanted.double().sort(descending=True).values

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lt_pipeline.learning.schema import UserError
+
 # what intervals cover, and the share of studies in which a difference that is there is found
 LEVEL, POWER = 0.95, 0.8
 # more pairs than anybody has: a difference that needs them is 0 but for rounding
@@ -28,16 +30,16 @@ def paired_difference(
     None, too, where all differences are the same number, as they then have no spread to judge by.
 
     Raises:
-        ValueError: if there is no pair, one of them is not whole, or a number is not finite.
+        UserError: if there is no pair, one of them is not whole, or a number is not finite.
     """
     if not first or len(first) != len(second):
-        raise ValueError(
+        raise UserError(
             f"pairs need as many runs on both sides and at least one, but there are {len(first)} "
             f"and {len(second)}"
         )
     differences = np.subtract(first, second, dtype=float)
     if not np.isfinite(differences).all():
-        raise ValueError(f"pairs need finite numbers, but their differences are {differences}")
+        raise UserError(f"pairs need finite numbers, but their differences are {differences}")
     found: dict[str, Any] = {"pairs": len(differences), "mean": float(differences.mean())}
     found |= dict.fromkeys(("sd", "low", "high", "statistic", "p_value", "pairs_needed"))
     if len(differences) > 1:
@@ -65,10 +67,10 @@ def pairs_needed(
     ``MOST`` are not: a difference of 0 but for rounding.
 
     Raises:
-        ValueError: if there is no spread.
+        UserError: if there is no spread.
     """
     if not sd > 0:
-        raise ValueError(f"sd must be > 0 to say how many pairs are needed, but is {sd}")
+        raise UserError(f"sd must be > 0 to say how many pairs are needed, but is {sd}")
     chance = partial(_power, effect=difference / sd, alpha=alpha)
     enough = 2
     while chance(enough) < power:
@@ -104,11 +106,11 @@ def recall_interval(
     same size may lead, nothing about another training.
 
     Raises:
-        ValueError: if there is no image.
+        UserError: if there is no image.
     """
     counts = np.asarray(images, dtype=np.int64)
     if counts.sum() == 0:
-        raise ValueError("an interval of the accuracy needs test images, but there are none")
+        raise UserError("an interval of the accuracy needs test images, but there are none")
     generator = np.random.default_rng(seed)
     shares = np.clip(np.asarray(recalls, dtype=float), 0, 1)
     drawn = generator.binomial(counts, shares, size=(resamples, len(counts)))
