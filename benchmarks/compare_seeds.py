@@ -23,16 +23,16 @@ import pandas as pd
 import torch
 
 from lt_pipeline.learning.experiments.config import (
-    SHARED,
     ExperimentConfig,
     check_parameters,
     data_config,
     merged,
 )
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.store import KEPT, Store
 from lt_pipeline.learning.studies.comparison import Measure, over_seeds, with_differences
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
-from lt_pipeline.pipelines.method.nodes import configure
-from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.reports.differences import Paired
 from lt_pipeline.reports.documents import table_rows
 from variants import PROJECT, Variant, parameters
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parse()
     logging.disable(logging.WARNING)
     base = parameters(arguments.env, arguments.params)
-    rows, progress = read(arguments.out), arguments.out.with_suffix(".progress")
+    rows, store = read(arguments.out), Store(arguments.out.with_suffix(".progress"))
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
             label, method, changes = Variant.parse(variant)
@@ -60,11 +60,12 @@ def main() -> None:
             config, mark = resolve(method, own)
             if is_there(rows, label, seed, mark):
                 continue
-            found = run(config, own["data"], progress / f"{label}-{seed}")
+            found = run(config, own["data"], store)
             rows.append({"label": label, "seed": seed, **found, "parameters": mark})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
-            shutil.rmtree(progress / f"{label}-{seed}")
+            for kept in store.folder.glob(f"*/{KEPT}"):
+                shutil.rmtree(kept.parent)
             print(summary(rows).to_string(), flush=True)
 
 
@@ -85,12 +86,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return pd.read_csv(path, dtype=text).to_dict("records") if path.exists() else []
 
 
-def resolve(method: str, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def resolve(method: str, values: dict[str, Any]) -> tuple[ExperimentConfig, str]:
     """Return the configuration and a mark of it and the data's parameters."""
     check_parameters(values)
-    config = configure(method)(*(values[name] for name in SHARED), values.get(method) or {})
-    ExperimentConfig.model_validate(config).check_data(data_config(values))
-    return config, sha256(repr((config, values["data"])).encode()).hexdigest()[:12]
+    config = ExperimentConfig.resolve(method, values)
+    config.check_data(data_config(values))
+    said = config.model_dump(mode="json"), values["data"]
+    return config, sha256(repr(said).encode()).hexdigest()[:12]
 
 
 def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bool:
@@ -106,11 +108,11 @@ def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bo
     return False
 
 
-def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the metrics of one run through the nodes of the pipeline, without tracking."""
+def run(config: ExperimentConfig, data: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Return the metrics of one run, without tracking."""
     raw = PROJECT / "data/01_raw"
     *sets, card, _ = make_sets(raw, data)
-    found = run_once(config, card, tuple(sets), raw, folder)
+    found = run_experiment(Experiment(config, card), Sets(*sets), raw, store)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
     )
@@ -122,7 +124,7 @@ def run(config: dict[str, Any], data: dict[str, Any], folder: Path) -> dict[str,
         },
         "training_seconds": found["cost/training_seconds"],
         "parameters_trained": found["cost/parameters_trained"],
-        "epochs": config["training"]["epochs"],
+        "epochs": config.training.epochs,
         "commit": commit.stdout.strip(), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "command": " ".join(["python", *sys.argv]),

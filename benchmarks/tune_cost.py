@@ -51,7 +51,7 @@ def measured(values, prepared, folder, tracked):
 
     task = Task(
         parameters=values,
-        card=prepared.card.to_json(),
+        card=prepared.card,
         sets=(prepared.train, prepared.validation, prepared.auxiliary),
         folder=folder,
         deadline=None,

@@ -45,7 +45,7 @@ def task(folder: Path, found=None, **changes) -> Task:
     """What a process is given to do."""
     return Task(
         parameters=found or parameters(**changes),
-        card=toy_card().to_json(),
+        card=toy_card(),
         sets=sets(),
         folder=folder,
         deadline=None,

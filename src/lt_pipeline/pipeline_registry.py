@@ -1,36 +1,125 @@
-"""The pipelines there are: data preparation, one for every method and study, the comparison."""
+"""The pipelines there are: data preparation, methods, studies, the comparison, sweeps.
+
+What a method's or a study's pipeline looks like follows from parameters: those of conf/base, until
+a run says its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
 from kedro.pipeline import Pipeline
+from kedro.utils import find_kedro_project
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.methods._base import MethodOptions
+from lt_pipeline.learning.experiments.config import method_options
+from lt_pipeline.learning.schema import UserError, block_of
+from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipelines import compare, data_prep, method, study, tune
+from lt_pipeline.tuning.config import method_name
+
+DEFAULT = "more"
+# the folder of conf/ that every environment stands on
+BASE = "conf/base"
+
+Maker = Callable[[], Pipeline]
 
 
-def method_pipeline(name: str, options: MethodOptions | None = None) -> Pipeline:
-    """Return the pipeline of a method with its default ``options`` or others, from raw images."""
-    return data_prep.create_pipeline() + method.create_pipeline(name, options)
+class Registry(MutableMapping[str, Pipeline]):
+    """Pipelines by name, each made when it is asked for: a run needs one of a hundred."""
+
+    def __init__(self) -> None:
+        self._makers: dict[str, Maker] = {}
+        self._made: dict[str, Pipeline] = {}
+
+    def shape(self, parameters: Mapping[str, Any]) -> None:
+        """Let the pipelines be what ``parameters`` make of them."""
+        self._makers, self._made = makers(parameters), {}
+
+    def __getitem__(self, name: str) -> Pipeline:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __setitem__(self, name: str, pipeline: Pipeline) -> None:
+        self._made[name] = pipeline
+        self._makers[name] = lambda: pipeline
+
+    def __delitem__(self, name: str) -> None:
+        del self._makers[name]
+        self._made.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
-def tune_pipeline(method: str) -> Pipeline:
-    """Return the pipeline that searches the parameters of ``method``, from raw images."""
-    return data_prep.create_pipeline() + tune.create_pipeline(method)
+REGISTRY = Registry()
 
 
-def register_pipelines() -> dict[str, Pipeline]:
+def register_pipelines() -> Registry:
     """Return every pipeline by name; each runs alone from raw images."""
-    data = data_prep.create_pipeline()
-    pipelines = {name: method_pipeline(name) for name in methods.available()}
-    studies = {name: data + study.create_pipeline(name) for name in study.STUDIES}
-    tables = {table: studies[name] for table, name in study.TABLES.items()}
-    return {
-        "__default__": pipelines["more"],
-        "data_prep": data,
-        **pipelines,
-        **studies,
-        **tables,
-        "compare": data + compare.create_pipeline(),
-        "tune": tune_pipeline("more"),
+    if not REGISTRY:
+        REGISTRY.shape(_written())
+    return REGISTRY
+
+
+def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
+    """Return what makes each pipeline, by name.
+
+    Raises:
+        UserError: if a study in conf/ has the name of something else.
+    """
+    found: dict[str, Maker] = {
+        "__default__": partial(_method, DEFAULT, parameters),
+        "data_prep": data_prep.create_pipeline,
+        "compare": partial(_from_raw, compare.create_pipeline),
+        "tune": partial(_tune, parameters),
+        **{name: partial(_method, name, parameters) for name in methods.available()},
     }
+    for name, block in block_of(parameters, "studies").items():
+        tables = block.get("tables") if isinstance(block, Mapping) else None
+        for one in (name, *(tables or ())):
+            if one in found:
+                raise UserError(f"studies.{name}: {one} is the name of another pipeline")
+            found[one] = partial(_study, name, parameters)
+    return found
+
+
+def _from_raw(create: Maker) -> Pipeline:
+    return data_prep.create_pipeline() + create()
+
+
+def _method(name: str, parameters: Mapping[str, Any]) -> Pipeline:
+    """Return the pipeline of a method, with the stages that ``parameters`` ask for."""
+    _, options = method_options(name, parameters)
+    return _from_raw(partial(method.create_pipeline, name, options))
+
+
+def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
+    """Return the pipeline of a study, with a node for each run that ``parameters`` ask for."""
+    runs = StudyConfig.read(name, parameters["studies"][name]).run_names(parameters.get("seed", 0))
+    return _from_raw(partial(study.create_pipeline, name, runs))
+
+
+def _tune(parameters: Mapping[str, Any]) -> Pipeline:
+    """Return the pipeline that searches the parameters of ``tune.method``."""
+    return _from_raw(partial(tune.create_pipeline, method_name(parameters)))
+
+
+def _written() -> dict[str, Any]:
+    """Return the parameters of conf/base: without a run, all that is known."""
+    project = find_kedro_project(Path.cwd())
+    found: dict[str, Any] = {}
+    for file in sorted((project / BASE).glob("parameters*.yml")) if project else ():
+        found |= yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return found

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import gc
+import os
+from pathlib import Path
 from typing import Any
+
+import yaml
+from kedro.framework.project import configure_logging
+
+# Kedro takes conf/logging.yml from the folder that it is started in, and all else from the
+# project's, which may be above.
+_own = Path(__file__).parents[2] / "conf" / "logging.yml"
+_found = os.environ.get("KEDRO_LOGGING_CONFIG") or Path("conf", "logging.yml").exists()
+if _own.exists() and not _found:
+    configure_logging(yaml.safe_load(_own.read_text(encoding="utf-8")))
 
 # What imports make lives as long as the process: looking through it for garbage, again and again,
 # is a quarter of the time to the first node.
 gc.disable()
 try:
+    from lt_pipeline.hooks.claims import ClaimHooks
+    from lt_pipeline.hooks.console import ConsoleHooks
+    from lt_pipeline.hooks.errors import ErrorHooks
     from lt_pipeline.hooks.project import ProjectHooks
     from lt_pipeline.hooks.provenance import ProvenanceHooks
     from lt_pipeline.hooks.sweep import TuneHooks
+    from lt_pipeline.hooks.tracking import TrackingHooks
     from lt_pipeline.io.conf_loader import ConfLoader
 finally:
     gc.freeze()
     gc.enable()
 
-HOOKS = (ProjectHooks(), ProvenanceHooks(), TuneHooks())
+HOOKS = (
+    *(ClaimHooks(), ErrorHooks(), ProjectHooks(), ProvenanceHooks()),
+    *(TuneHooks(), TrackingHooks(), ConsoleHooks()),
+)
 CONFIG_LOADER_CLASS = ConfLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import click
 import mlflow
@@ -19,7 +20,8 @@ from lt_pipeline.hooks import provenance
 from lt_pipeline.hooks.provenance import ProvenanceHooks, command, end_killed_runs
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.processes import record_of, this_process
-from lt_pipeline.versioning.git import blob_id, hashes
+from lt_pipeline.versioning.git import BLOCK_BYTES, blob_id, hashes
+from toys import toy_card
 
 
 def typed(monkeypatch, *words, name="run"):
@@ -75,7 +77,7 @@ def test_a_run_from_python_or_another_command_says_its_parameters(monkeypatch):
 
 
 def test_hashes_are_those_of_hashlib_git_and_dvc(tmp_path):
-    content = bytes(range(256)) * (3 * provenance.BLOCK_BYTES // 256) + b"end"
+    content = bytes(range(256)) * (3 * BLOCK_BYTES // 256) + b"end"
     path = tmp_path / "file"
     path.write_bytes(content)
     expected = {n: hashlib.new(n, content).hexdigest() for n in ("sha256", "md5")}
@@ -113,7 +115,7 @@ def test_a_run_is_tagged_with_its_stage_its_lock_and_its_model(tmp_path, tags, m
     hooks.after_dataset_saved("ce.model", None)
     assert tags["model_hash"] == hashlib.sha256(model.read_bytes()).hexdigest()
     assert tags["model_md5"] == hashlib.md5(model.read_bytes()).hexdigest()
-    hooks.after_dataset_saved("data_card", {"data_hash": "abc"})
+    hooks.after_dataset_saved("data_card", replace(toy_card(), data_hash="abc"))
     assert (tags["data_hash"], tags["data_made"]) == ("abc", True)
 
 

@@ -9,6 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.io.datasets import TypedDataset
+from lt_pipeline.io.own_folders import differences, folder
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.reports.command_line import read
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+
 PROJECT = Path(__file__).parents[2]
 
 COPIED = ("conf", "src", "pyproject.toml", ".telemetry", ".dvc", ".dvcignore", "dvc.yaml")
@@ -62,6 +69,12 @@ class Project:
         return self.folder.joinpath("data", *parts)
 
 
+def own(params: str, env: str = "smoke") -> str:
+    """Return the folder that a run with these ``--params`` writes to."""
+    conf = ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
+    return folder(env, differences(read(params.split(",")), conf.as_written()))
+
+
 def copy_project(folder: Path, database: Path | None) -> Project:
     for name in COPIED:
         source, target = PROJECT / name, folder / name
@@ -73,3 +86,15 @@ def copy_project(folder: Path, database: Path | None) -> Project:
     if database:
         shutil.copy(database, folder / "mlflow.db")
     return Project(folder)
+
+
+def experiment_of(project: Project, method: str, env: str = "smoke") -> Experiment:
+    """The experiment that the files of a finished run say it was."""
+    found = [
+        TypedDataset(str(project.file(*parts)), f"lt_pipeline.learning.{kind}").load()
+        for kind, *parts in (
+            ("experiments.config.ExperimentConfig", "06_models", env, method, "config.json"),
+            ("data.prepare.DataCard", "03_primary", env, "data_card.json"),
+        )
+    ]
+    return Experiment(*found)

@@ -8,17 +8,19 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
-from kedro.config import OmegaConfigLoader
-from pipeline_projects import PROJECT, copy_project
+from pipeline_projects import copy_project, own
 from safetensors.torch import load_file
 
+from arms import run_study, sets, smoke
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.data.subsets import balanced_subsets
+from lt_pipeline.learning.experiments import run as module
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
-from lt_pipeline.pipelines.method import nodes as method_nodes
-from lt_pipeline.pipelines.study.nodes import StudyConfig, run_once, train_arms
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import toy_card, toy_images
+from lt_pipeline.learning.studies.plan import Plan
+from toys import toy_card
 
 pytestmark = pytest.mark.slow
 
@@ -34,16 +36,16 @@ def merged(tmp_path_factory, empty_database):
     return project, project.kedro("--pipelines=btm", "--env=smoke")
 
 
-def model_file(project, name):
-    return project.file("06_models", "smoke", "btm", f"{name}.safetensors")
+def model_file(project, name, folder="smoke"):
+    return project.file("06_models", folder, "btm", f"{name}.safetensors")
 
 
-def report_file(project, *parts):
-    return project.file("08_reporting", "smoke", "btm", *parts)
+def report_file(project, *parts, folder="smoke"):
+    return project.file("08_reporting", folder, "btm", *parts)
 
 
-def weights_of(project, name):
-    return load_file(model_file(project, name))
+def weights_of(project, name, folder="smoke"):
+    return load_file(model_file(project, name, folder))
 
 
 def runs_of(project):
@@ -180,46 +182,46 @@ def test_one_fine_tuning_can_be_run_again_alone(merged):
 
 def test_trained_together_the_fine_tunings_are_one_node_with_the_same_result(merged, project):
     alone, _ = merged
-    output = project.kedro(
-        *("--pipelines=btm", "--env=smoke", "--to-nodes=btm.merge"),
-        "--params=btm.options.branches.together=true",
-    )
+    params = "btm.options.branches.together=true"
+    arguments = ("--pipelines=btm", "--env=smoke", "--to-nodes=btm.merge")
+    output, folder = project.kedro(*arguments, f"--params={params}"), own(params)
     assert ran(output, "branches")
     assert not ran(output, "branch_0")
     for name in ("pretrain", *BRANCHES, "merge"):
-        one, other = weights_of(alone, name), weights_of(project, name)
+        one, other = weights_of(alone, name), weights_of(project, name, folder)
         assert one.keys() == other.keys()
         for key in one:
             torch.testing.assert_close(other[key], one[key], rtol=1e-3, atol=1e-5)
     # much nearer than what training changed
     head = "source.net.head.weight"
     moved = weights_of(alone, "merge")[head] - weights_of(alone, "pretrain")[head]
-    differ = weights_of(project, "merge")[head] - weights_of(alone, "merge")[head]
+    differ = weights_of(project, "merge", folder)[head] - weights_of(alone, "merge")[head]
     assert differ.norm() < 0.01 * moved.norm()
-    history = json.loads(report_file(project, "branch_2_history.json").read_text())
+    history = json.loads(report_file(project, "branch_2_history.json", folder=folder).read_text())
     wanted = json.loads(report_file(alone, "branch_2_history.json").read_text())
     losses = [[p["value"] for p in h["train/cross_entropy"]] for h in (history, wanted)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(project):
-    arguments = (
-        *("--pipelines=btm", "--env=smoke"),
-        "--params=btm.options.pretrain=more,btm.options.branches.sets=2,evaluation.ood=false,"
-        "btm.options.references=false,btm.options.interpolate=0",
+    params = (
+        "btm.options.pretrain=more,btm.options.branches.sets=2,evaluation.ood=false,"
+        "btm.options.references=false,btm.options.interpolate=0"
     )
-    broken = model_file(project, "branch_1")
+    arguments, folder = ("--pipelines=btm", "--env=smoke", f"--params={params}"), own(params)
+    broken = model_file(project, "branch_1", folder)
     broken.mkdir(parents=True)  # a file cannot be written there
     code, output = project.run("kedro", "run", *arguments)
     assert code != 0
     assert ran(output, "branch_1")
     assert not ran(output, "merge")
-    done = {n: model_file(project, n).stat().st_mtime_ns for n in ("pretrain", "fc", "branch_0")}
+    finished = {n: model_file(project, n, folder) for n in ("pretrain", "fc", "branch_0")}
+    done = {name: path.stat().st_mtime_ns for name, path in finished.items()}
     broken.rmdir()
     output = project.kedro(*arguments, "--only-missing-outputs")
     assert not any(ran(output, name) for name in done), "what was finished is kept"
     assert all(ran(output, name) for name in ("branch_1", "merge", "post_train", "evaluate"))
-    assert all(model_file(project, n).stat().st_mtime_ns == when for n, when in done.items())
+    assert all(finished[n].stat().st_mtime_ns == when for n, when in done.items())
     # the method it stands on, by one parameter
     assert "btm on more" in output
     assert "more handles imbalance, so its classifier forgets that first" in output
@@ -227,21 +229,21 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
     assert run.info.run_name == "btm on more · digits-lt-ir10"
     assert run.data.params["btm.options.pretrain_options.amplitude"] == "2.0"
     assert {path.stem for path in broken.parent.glob("branch_*")} == {"branch_0", "branch_1"}
-    table = pd.read_csv(report_file(project, "stages.csv"))
+    table = pd.read_csv(report_file(project, "stages.csv", folder=folder))
     assert table["stage"].tolist() == [
         *("pretrain", "fc", "branch_0", "branch_1", "merge", "post_train")
     ]
-    assert [n for n in weights_of(project, "pretrain") if "parametrizations" in n]
-    model = weights_of(project, "model")
+    assert [n for n in weights_of(project, "pretrain", folder) if "parametrizations" in n]
+    model = weights_of(project, "model", folder)
     assert not [n for n in model if "parametrizations" in n]
     plain = build_network(
         ModelConfig(backbone="resnet8"), classes=10, channels=1, mean=[0.5], std=[0.5]
     )
-    cost = json.loads(report_file(project, "metrics.json").read_text())["cost"]
+    cost = json.loads(report_file(project, "metrics.json", folder=folder).read_text())["cost"]
     factors = model["scale"].numel()
     assert factors == 10
     assert cost["parameters_deployed"] == parameter_count(plain) + factors
-    finished = json.loads(report_file(project, "finish_report.json").read_text())
+    finished = json.loads(report_file(project, "finish_report.json", folder=folder).read_text())
     assert finished["largest_score_change"] < 1e-4
 
 
@@ -249,20 +251,19 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
 
 
 def study(**arms):
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    found = loader["parameters"]
-    found["studies"] = {"s": {"title": "arms", "seeds": 1, "arms": arms}}
-    found["training"]["epochs"] = 1
+    found = smoke({"seeds": 1, "arms": arms})
     found["evaluation"]["ood"] = False
     return found
 
 
-def sets():
-    none = toy_images()[torch.arange(0)]
-    return toy_images(), none, toy_images((6, 6, 6, 6), seed=2), none
-
-
+WITHOUT = sets((0, 0, 0, 0))
 SMALL = {"references": False, "interpolate": 0, "branches": {"sets": 2}}
+
+
+def alone(arguments, label, folder):
+    """The metrics of an arm that is the only one."""
+    experiment = Experiment(Plan.of("s", arguments).experiments[label], toy_card())
+    return run_experiment(experiment, WITHOUT, folder, Store(folder / label))
 
 
 def test_arms_that_share_their_first_stages_train_them_once(tmp_path, monkeypatch):
@@ -277,32 +278,30 @@ def test_arms_that_share_their_first_stages_train_them_once(tmp_path, monkeypatc
         }
     )
     trained = []
-    once = method_nodes.fit
+    once = module.fit
 
     def fit(method, phase, *rest, **named):
         trained.append(phase.name)
         return once(method, phase, *rest, **named)
 
-    monkeypatch.setattr(method_nodes, "fit", fit)
-    card = toy_card().to_json()
-    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path / "one").set_index("arm")
+    monkeypatch.setattr(module, "fit", fit)
+    found = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
+    table = found.set_index("arm")
+    assert list(table.index) == ["MiSLAS", "average", "greedy", "long", "other", "three"]
     assert trained == [
-        *("pretrain", "branch_0", "branch_1", "post_train"),
-        "post_train",
-        *("branch_2", "post_train"),
-        *("branch_0", "branch_1", "post_train"),
-        "classifier",
         *("pretrain", "classifier"),
+        *("branch_0", "branch_1", "post_train"),
+        "post_train",
+        *("pretrain", "classifier"),
+        *("branch_0", "branch_1", "post_train"),
+        *("branch_2", "post_train"),
     ]
     shared = {path.stem.split("-")[1] for path in (tmp_path / "one" / "shared").iterdir()}
     assert shared == {"pretrain", *BRANCHES}
     # what is shared changes nothing: each arm by itself
-    experiments = StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)
     for label in ("greedy", "three", "other", "MiSLAS"):
-        config = experiments[label].model_copy(update={"seed": arguments["seed"]})
-        folder = tmp_path / "alone" / label / "run"
-        alone = run_once(config.model_dump(mode="json"), card, sets(), tmp_path, folder)
-        kept = {n: v for n, v in alone.items() if "second" not in n and "memory" not in n}
+        own = alone(arguments, label, tmp_path / "alone")
+        kept = {n: v for n, v in own.items() if "second" not in n and "memory" not in n}
         assert len(kept) > 10
         assert {n: table.loc[label, n] for n in kept} == pytest.approx(kept, abs=0, rel=0)
         assert table.loc[label, "cost/training_seconds"] > 0
@@ -312,11 +311,7 @@ def test_a_first_stage_is_not_taken_from_where_it_stands_deeper(tmp_path):
     # below MiSLAS and below GML on MiSLAS it is the same training of the same network
     on_mislas = {"method": "gml", "options": {"pretrain": "mislas"}}
     arguments = study(**{"MiSLAS": {"method": "mislas"}, "GML on MiSLAS": on_mislas})
-    card = toy_card().to_json()
-    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path / "one").set_index("arm")
-    config = StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)
-    own = config["GML on MiSLAS"].model_copy(update={"seed": arguments["seed"]})
-    alone = run_once(
-        own.model_dump(mode="json"), card, sets(), tmp_path, tmp_path / "alone" / "run"
-    )
-    assert table.loc["GML on MiSLAS", "test/accuracy"] == alone["test/accuracy"]
+    found = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
+    own = alone(arguments, "GML on MiSLAS", tmp_path / "alone")
+    shown = found.set_index("arm").loc["GML on MiSLAS", "test/accuracy"]
+    assert shown == own["test/accuracy"]

@@ -24,7 +24,7 @@ from toys import toy_card
 
 pytestmark = pytest.mark.slow
 
-CARD = replace(toy_card(), data_hash="d").to_json()
+CARD = replace(toy_card(), data_hash="d")
 RECALL = {"ce": 0.4, "more": 0.6, "dbm": 0.5}
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
-from pipeline_projects import PROJECT
+from pipeline_projects import PROJECT, own
 
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
-from lt_pipeline.pipelines.study.nodes import run_once
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 pytestmark = pytest.mark.slow
@@ -42,7 +44,7 @@ def conf():
 @pytest.fixture(scope="module")
 def data(conf, tmp_path_factory):
     *sets, card, _ = make_sets(tmp_path_factory.mktemp("raw"), conf["data"])
-    return sets, card
+    return Sets(*sets), card
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
@@ -51,9 +53,9 @@ def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant
     block = {key: value for key, value in variant.items() if key != "method"}
     # five epochs: deferred re-weighting has its turn
     own = merged(conf, {name: block, "training": {"epochs": 5}})
-    config = ExperimentConfig.resolve(name, own).model_dump(mode="json")
     sets, card = data
-    found = run_once(config, card, sets, tmp_path / "raw", tmp_path)
+    experiment = Experiment(ExperimentConfig.resolve(name, own), card)
+    found = run_experiment(experiment, sets, tmp_path / "raw", Store(tmp_path))
     assert all(math.isfinite(value) for value in found.values())
     assert found["test/accuracy"] > 0.2, "twice what guessing gets"
     assert 0 < found["geometry/angle_mean/all"] < 180
@@ -65,12 +67,11 @@ def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant
 
 @pytest.mark.parametrize("variant", ["bs", "bcl"])
 def test_dbm_through_kedro(project, variant):
-    output = project.kedro(
-        "--pipeline=dbm", "--env=smoke", f"--params=dbm.options.variant={variant}"
-    )
+    params = f"dbm.options.variant={variant}"
+    output = project.kedro("--pipeline=dbm", "--env=smoke", f"--params={params}")
     assert "balanced test set, last epoch, %" in output
     assert "WARNING" not in output.replace("KedroDeprecationWarning", "")
-    folder = project.file("08_reporting", "smoke", "dbm")
+    folder = project.file("08_reporting", own(params), "dbm")
     history = pd.read_json(folder / "train_history.json", typ="series")
     terms = {name for name in history.index if name.startswith("train/")}
     wanted = {"bs": {"train/balanced_softmax"}, "bcl": {"train/classification", "train/contrast"}}
@@ -94,14 +95,21 @@ def test_a_partial_run_with_other_parameters_is_refused(project):
     project.kedro("--pipelines=dbm", "--env=smoke")
     partial = ("--pipelines=dbm", "--env=smoke", "--nodes=dbm.geometry")
     assert "dbm.geometry" in project.kedro(*partial)
+    # those of the command line have a folder of their own, where nothing is yet
     code, output = project.run("kedro", "run", *partial, "--params=dbm.options.variant=ce")
+    assert code == 1
+    assert own("dbm.options.variant=ce") in output
+    assert "Traceback" not in output
+    path = project.folder / "conf" / "smoke" / "parameters_dbm.yml"
+    path.write_text("dbm: {options: {variant: ce}}\n")
+    code, output = project.run("kedro", "run", *partial)
     assert code == 1
     assert "dbm was run with options.criterion.name = 'balanced_softmax'" in output
     assert "this partial run says 'cross_entropy'" in output
     assert "Traceback" not in output
+    path.write_text("dbm: {training: {epochs: 5}}\n")
     code, output = project.run(
-        *("kedro", "run", "--pipelines=dbm", "--env=smoke", "--only-missing-outputs"),
-        "--params=training.epochs=5",
+        "kedro", "run", "--pipelines=dbm", "--env=smoke", "--only-missing-outputs"
     )
     assert code == 1
     assert "training.epochs = 2 and this partial run says 5" in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 
 import mlflow
@@ -11,13 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.entities import Run
-from pipeline_projects import Project
+from pipeline_projects import Project, experiment_of
 from safetensors.torch import load_file
 
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.data.longtail import class_counts
 from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
-from lt_pipeline.pipelines.method.nodes import load_finished
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,9 @@ def test_mlflow_knows_what_made_the_run(finished):
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "more · digits-lt-ir10"
     tags = run.data.tags
-    assert tags["command"] == "kedro run --pipeline=more --env=smoke"
+    assert tags["command"] == (
+        "kedro run --pipeline=more --env=smoke --params=tracking.register=true"
+    )
     assert tags["seed"] == "0"
     assert json.loads(tags["versions"])["torch"] == version("torch")
     assert tags["env"] == "smoke"
@@ -155,10 +157,8 @@ def test_the_registered_model_takes_bytes_and_gives_the_methods_probabilities(fi
     mlflow.set_tracking_uri(project.tracking_uri)
     model = mlflow.pyfunc.load_model("models:/more-digits-lt-ir10/1")
     test = ImageSetDataset(str(project.file("03_primary/smoke/test.safetensors"))).load()
-    config = read(project.file("06_models/smoke/more/config.json"))
-    card = read(project.file("03_primary/smoke/data_card.json"))
     weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
-    _, method = load_finished(config, card, weights)
+    method = experiment_of(project, "more").finished(weights)
     for count in (1, 5):
         images = test.images[:count]
         with torch.no_grad():
@@ -193,12 +193,12 @@ def test_mlflow_models_predict_answers(finished, tmp_path):
 
 def test_weights_of_another_architecture_are_refused_by_name(finished):
     project, _ = finished
-    config = read(project.file("06_models/smoke/more/config.json"))
-    card = read(project.file("03_primary/smoke/data_card.json"))
     weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
-    config["model"]["backbone"] = "resnet20"
+    experiment = experiment_of(project, "more")
+    model = experiment.config.model.model_copy(update={"backbone": "resnet20"})
+    other = replace(experiment, config=experiment.config.model_copy(update={"model": model}))
     with pytest.raises(ValueError, match="do not fit more with backbone resnet20 .*train again"):
-        load_finished(config, card, weights)
+        other.finished(weights)
 
 
 def test_nothing_is_left_to_resume_and_no_file_in_part(finished):

@@ -13,14 +13,14 @@ import urllib.request
 import mlflow
 import pytest
 import torch
-from pipeline_projects import PROJECT, Project, copy_project
+from pipeline_projects import PROJECT, Project, copy_project, own
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
 
-def model_of(project: Project, method="more"):
-    return load_file(project.file("06_models", "smoke", method, "model.safetensors"))
+def model_of(project: Project, method="more", folder="smoke"):
+    return load_file(project.file("06_models", folder, method, "model.safetensors"))
 
 
 def runs_of(uri: str):
@@ -42,12 +42,10 @@ def test_the_new_spelling_runs_a_baseline_from_any_folder(project):
 
 
 def test_the_hold_out_is_followed_and_the_test_set_only_when_asked(project):
-    output = project.kedro(
-        *("--pipelines=ce", "--env=smoke"),
-        "--params=data.validation=0.2,training.monitor_test=true,training.epochs=3",
-    )
+    params = "data.validation=0.2,training.monitor_test=true,training.epochs=3"
+    output = project.kedro("--pipelines=ce", "--env=smoke", f"--params={params}")
     assert "last epoch" in output
-    folder = project.file("08_reporting", "smoke", "ce")
+    folder = project.file("08_reporting", own(params), "ce")
     history = json.loads((folder / "train_history.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("validation", "test"):
@@ -64,7 +62,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     other.mkdir()
     whole = copy_project(other, empty_database)
     arguments = ("--pipeline=more", "--env=smoke", "--params=training.epochs=40")
-    state = project.file("06_models", "smoke", "more", "progress", "train.pt")
+    folder = own("training.epochs=40")
+    state = project.file("06_models", folder, "more", "progress", "train.pt")
     process = project.start("kedro", "run", *arguments)
     deadline = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -80,7 +79,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     states = [run.info.status for run in runs_of(project.tracking_uri)]
     assert sorted(states) == ["FINISHED", "KILLED"]
     whole.kedro(*arguments)
-    one, two = model_of(project), model_of(whole)
+    one, two = (model_of(found, folder=folder) for found in (project, whole))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -167,7 +166,8 @@ def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
     )
     try:
         wait_for(f"{uri}/health")
-        output = project.kedro("--pipelines=ce", "--env=smoke", MLFLOW_TRACKING_URI=uri)
+        registered = "--params=tracking.register=true"
+        output = project.kedro("--pipelines=ce", "--env=smoke", registered, MLFLOW_TRACKING_URI=uri)
         assert f"open {uri}" in output
         assert "View run" not in output
         (run,) = runs_of(uri)

@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline_projects import Project
+from pipeline_projects import Project, experiment_of
 from safetensors.torch import load_file
 
 from lt_pipeline.io.datasets import ImageSetDataset
-from lt_pipeline.pipelines.method.nodes import load_finished
 from lt_pipeline.tracking import registry as champion
 
 pytestmark = pytest.mark.slow
@@ -30,10 +29,8 @@ def held_images(project):
 
 
 def finished_method(project):
-    config = json.loads(project.file("06_models/smoke/more/config.json").read_text())
-    card = json.loads(project.file("03_primary/smoke/data_card.json").read_text())
     weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
-    return load_finished(config, card, weights)[1]
+    return experiment_of(project, "more").finished(weights)
 
 
 def free_port():

@@ -3,63 +3,52 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import mlflow
 import pandas as pd
 import pytest
-import torch
-from kedro.config import OmegaConfigLoader
-from pipeline_projects import PROJECT
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from pipeline_projects import own
 
+from arms import run_study, sets, smoke
 from lt_pipeline.hooks import parameters as in_effect
-from lt_pipeline.pipelines.study import nodes
-from lt_pipeline.pipelines.study.nodes import run_once, train_arms
+from lt_pipeline.learning.experiments import run as module
+from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig
+from lt_pipeline.learning.schema import numbers
+from lt_pipeline.learning.studies.plan import Plan
+from lt_pipeline.pipelines import method
 from lt_pipeline.pipelines.study.results import summarise, tabulate
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import toy_card, toy_images
+from toys import toy_card
 
 pytestmark = pytest.mark.slow
 
 
 def parameters():
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    found = loader["parameters"]
-    found["studies"] = {
-        "s": {
-            "title": "two arms",
-            "seeds": 2,
-            "arms": {"CE": {"method": "ce"}, "DBM": {"method": "dbm"}},
-        }
-    }
-    found["training"]["epochs"] = 1
-    return found
-
-
-def sets():
-    none = toy_images()[torch.arange(0)]
-    return toy_images(), toy_images((4, 4, 4, 4), seed=1), toy_images((6, 6, 6, 6), seed=2), none
+    return smoke({"seeds": 2, "arms": {"CE": {"method": "ce"}, "DBM": {"method": "dbm"}}})
 
 
 def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
-    card, arguments = toy_card().to_json(), parameters()
+    card, arguments = toy_card(), parameters()
     trained = []
-    once = nodes.finish
+    once = module.finish
 
-    def finish(config, *rest):
-        trained.append((config["method"], config["seed"]))
+    def finish(experiment, *rest):
+        trained.append((experiment.config.method, experiment.config.seed))
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return once(config, *rest)
+        return once(experiment, *rest)
 
-    monkeypatch.setattr(nodes, "finish", finish)
+    monkeypatch.setattr(module, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
-        train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
-    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+        run_study("s", arguments, card, sets(), tmp_path, tmp_path)
+    table = run_study("s", arguments, card, sets(), tmp_path, tmp_path)
     assert trained == [("ce", 0), ("dbm", 0), ("ce", 1), ("ce", 1), ("dbm", 1)]
     assert table[["arm", "seed"]].to_numpy().tolist() == [
         ["CE", 0], ["DBM", 0], ["CE", 1], ["DBM", 1],
     ]  # fmt: skip
-    again = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+    again = run_study("s", arguments, card, sets(), tmp_path, tmp_path)
     assert len(trained) == 5
     pd.testing.assert_frame_equal(again, table)
     assert {
@@ -70,48 +59,56 @@ def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):
     } <= set(table)
     # other parameters are other runs
     arguments["training"]["learning_rate"] = 0.05
-    other = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+    other = run_study("s", arguments, card, sets(), tmp_path, tmp_path)
     assert len(trained) == 9
     assert not other["test/expected_calibration_error"].equals(
         table["test/expected_calibration_error"]
     )
     # and leave these where they are
     arguments["training"]["learning_rate"] = 0.1
-    back = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path)
+    back = run_study("s", arguments, card, sets(), tmp_path, tmp_path)
     pd.testing.assert_frame_equal(back, table)
     # an arm of two studies is trained once, whatever its name
     arms = {"plain": {"method": "ce"}, "BS": {"method": "balanced_softmax"}}
     arguments["studies"]["t"] = {"title": "others", "seeds": 1, "arms": arms}
-    shared = train_arms("t")(arguments, card, *sets(), tmp_path, tmp_path)
+    shared = run_study("t", arguments, card, sets(), tmp_path, tmp_path)
     assert trained[9:] == [("balanced_softmax", 0)]
-    assert shared["test/accuracy"][0] == table["test/accuracy"][0]
+    by_arm = shared.set_index("arm")["test/accuracy"]
+    assert by_arm["plain"] == table["test/accuracy"][0]
     # but not on other images
-    train_arms("t")(arguments, {**card, "data_hash": "other"}, *sets(), tmp_path, tmp_path)
-    assert trained[10:] == [("ce", 0), ("balanced_softmax", 0)]
+    run_study("t", arguments, replace(card, data_hash="other"), sets(), tmp_path, tmp_path)
+    assert trained[10:] == [("balanced_softmax", 0), ("ce", 0)]
 
 
 def test_a_row_is_what_the_methods_own_nodes_give(tmp_path):
-    card, arguments = toy_card().to_json(), parameters()
-    table = train_arms("s")(arguments, card, *sets(), tmp_path, tmp_path / "one")
-    config = nodes.StudyConfig.read("s", arguments["studies"]["s"]).experiments(arguments)["DBM"]
-    alone = run_once(
-        config.model_copy(update={"seed": 1}).model_dump(mode="json"),
-        card,
-        sets(),
-        tmp_path,
-        tmp_path / "b",
-    )
+    card, arguments = toy_card(), parameters()
+    table = run_study("s", arguments, card, sets(), tmp_path, tmp_path / "one")
+    options = ExperimentConfig.resolve("dbm", arguments).options
+    names = ("train_set", "validation_set", "test_set", "auxiliary_set")
+    given = {f"params:{name}": arguments[name] for name in (*SHARED, "dbm")}
+    given |= {**dict(zip(names, sets(), strict=True)), "data_card": card, "raw_folder": tmp_path}
+    given |= {"params:seed": 1, "dbm.progress": tmp_path / "progress"}
+    catalog = DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
+    judging = [f"dbm.{name}" for name in ("evaluate", "geometry", "ood")]
+    nodes = method.create_pipeline("dbm", options).to_nodes(*judging)
+    SequentialRunner().run(nodes, catalog)
+    alone = numbers({**catalog.load("dbm.metrics"), "geometry": catalog.load("dbm.geometry")})
+    alone = {n: v for n, v in alone.items() if "second" not in n and "memory" not in n}
     row = table[(table["arm"] == "DBM") & (table["seed"] == 1)].iloc[0]
-    assert row["test/accuracy"] == alone["test/accuracy"]
-    assert row["test/expected_calibration_error"] == alone["test/expected_calibration_error"]
+    assert len(alone) > 20
+    assert {name: row[name] for name in alone} == alone
 
 
 def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     runs = pd.DataFrame(
         {"arm": ["z", "a", "z", "a"], "seed": [0, 0, 1, 1], "test/accuracy": [0.1, 0.5, 0.3, 0.5]}
     )
-    arguments = {"studies": {"s": {"title": "t", "arms": {n: {"method": "ce"} for n in "za"}}}}
-    table, arms = summarise("s")(arguments, runs)
+    arguments = smoke({"arms": {n: {"method": "ce"} for n in "za"}})
+
+    def summary(found=runs):
+        return summarise(Plan.of("s", arguments), *found.to_dict("records"))[1:]
+
+    table, arms = summary()
     assert table["arm"].tolist() == ["z", "a"]
     assert table["runs"].tolist() == [2, 2]
     assert table["test/accuracy"].tolist() == pytest.approx([0.2, 0.5])
@@ -121,11 +118,11 @@ def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     ahead = table.set_index("arm").loc["a"].filter(like="difference").tolist()
     assert ahead == pytest.approx([0.3, 0.02**0.5, 0.3 - 1.27062, 0.3 + 1.27062, 2], rel=1e-5)
     arguments["studies"]["s"]["against"] = "a"
-    table, _ = summarise("s")(arguments, runs)
+    table, _ = summary()
     ahead = table.set_index("arm")["test/accuracy difference"]
     assert ahead["z"] == pytest.approx(-0.3)
     assert pd.isna(ahead["a"])
-    _, alone = summarise("s")(arguments, runs[runs["seed"] == 0])
+    _, alone = summary(runs[runs["seed"] == 0])
     assert alone["z"] == {"test/accuracy": {"mean": 0.1}}, "one seed has no deviation"
 
 
@@ -141,7 +138,7 @@ PAPERS = [
 
 
 def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_theirs():
-    card, arguments = toy_card().to_json(), parameters()
+    card, arguments = toy_card(), parameters()
     arguments["studies"]["s"]["columns"] = ["geometric_mean"]
     means = {"test/accuracy": [0.5, 0.6], "test/geometric_mean": [0.1, 0.2]}
     spread = {f"{name} sd": [0.01, 0.02] for name in means}
@@ -152,7 +149,8 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     summary = summary.join(
         pd.DataFrame([{f"test/accuracy {k}": v for k, v in ahead.items()}], index=[1])
     )
-    standing, text = tabulate("s")(arguments, card, summary, PAPERS)
+    runs = pd.DataFrame({"arm": ["CE", "DBM"], "seed": 0})
+    standing, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
     assert standing["headings"] == [
         "arm", "runs", "accuracy %", "accuracy % minus CE", "seeds needed", "geom. mean %",
     ]  # fmt: skip
@@ -172,7 +170,7 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     assert "- CE, P, table 1: a smaller network" in text
     assert json.loads(json.dumps(standing)) == standing
     arguments["training"]["epochs"] = 2
-    standing, text = tabulate("s")(arguments, card, summary, PAPERS)
+    standing, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
     assert standing["beside_papers"] == []
     (*_, said) = standing["notes"]
     assert said.endswith("as of CE training.epochs is 2, not 1")
@@ -180,9 +178,8 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
 
 
 def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
-    output = project.kedro(
-        "--pipelines=dbm_K", "--env=smoke", "--params=training.epochs=1,studies.dbm_K.seeds=2"
-    )
+    params = "training.epochs=1,studies.dbm_K.seeds=2"
+    output = project.kedro("--pipelines=dbm_K", "--env=smoke", f"--params={params}")
     assert "dbm_K on digits, exponential, IR 10: balanced test set, last epoch, %" in output
     assert "(mean ± standard deviation over seeds)" in output
     assert "No figure of DBM, figure 3 is beside ours, as of BS data.source is digits" in output
@@ -193,7 +190,7 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     assert "14/14  K = 0.5 · seed 1" in output
     assert "make ui" in output
     assert "WARNING" not in output
-    folder = project.file("08_reporting", "smoke", "dbm_K")
+    folder = project.file("08_reporting", own(params), "dbm_K")
     summary = pd.read_csv(folder / "summary.csv")
     assert summary["arm"].tolist() == [
         "BS",
@@ -274,7 +271,7 @@ def test_wrong_names_are_found_in_studies_that_are_not_run(change, message):
 def test_seeds_go_on_from_the_runs_own(tmp_path):
     arguments = parameters()
     arguments["seed"] = 5
-    table = train_arms("s")(arguments, toy_card().to_json(), *sets(), tmp_path, tmp_path)
+    table = run_study("s", arguments, toy_card(), sets(), tmp_path, tmp_path)
     assert table["seed"].tolist() == [5, 5, 6, 6]
 
 

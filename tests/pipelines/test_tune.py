@@ -9,6 +9,7 @@ import shlex
 import mlflow
 import pandas as pd
 import pytest
+from pipeline_projects import own
 
 pytestmark = pytest.mark.slow
 LIMITS = "dbm_search.options.criterion.margin.K.high=0.3"
@@ -28,7 +29,7 @@ def test_a_sweep_through_kedro(project):
     assert "4/4  trial " in output
     assert "Trials: 4 complete" in output
     assert "WARNING" not in output
-    folder = project.file("08_reporting", "smoke", "tune", "dbm")
+    folder = project.file("08_reporting", own("training.epochs=1"), "tune", "dbm")
     trials = pd.read_csv(folder / "trials.csv")
     best = json.loads((folder / "best.json").read_text())
     judged = json.loads((folder / "judged.json").read_text())
@@ -77,7 +78,9 @@ def test_a_sweep_through_kedro(project):
     assert "search" not in command
     code, text = project.run(*shlex.split(command))
     assert code == 0, text
-    metrics = json.loads(project.file("08_reporting", "smoke", "dbm", "metrics.json").read_text())
+    given = command.partition("--params=")[2]
+    path = project.file("08_reporting", own(given), "dbm", "metrics.json")
+    metrics = json.loads(path.read_text())
     assert metrics["validation"]["mean_recall"] == best["value"]
     assert metrics["test"]["accuracy"] == judged["test/accuracy"]
 
@@ -128,7 +131,7 @@ def test_a_training_that_diverges_in_its_last_step_is_one_line_and_no_trial(proj
     path.write_text(f"{path.read_text()}\n{rates}\n")
     tune = "method=ce,tune.trials=4,tune.sampler=random,tune.judge=false"
     output = project.kedro("--pipelines=tune", "--env=smoke", f"--params={shared},{tune}")
-    trials = pd.read_csv(project.file("08_reporting", "smoke", "tune", "ce", "trials.csv"))
+    trials = pd.read_csv(project.file("08_reporting", own(shared), "tune", "ce", "trials.csv"))
     diverged = trials["training.learning_rate"] > 1
     assert set(trials["state"][diverged]) == {"pruned"}
     assert set(trials["state"][~diverged]) == {"complete"}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kedro.framework.cli.utils import _split_params
 
+from lt_pipeline.cli import run
 from lt_pipeline.hooks.sweep import command
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.reports import command_line
 from lt_pipeline.reports.command_line import kedro_run, told
 
@@ -46,8 +47,9 @@ def ordered(found):
 
 
 def read(text):
-    """What Kedro makes of ``--params``."""
-    return _split_params(None, None, text)
+    """What ``kedro run`` makes of ``--params``."""
+    (option,) = (option for option in run.params if option.name == "params")
+    return option.callback(None, option, text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -58,6 +60,41 @@ def test_kedro_reads_back_what_was_told(parameters):
     text, left_out = told(parameters)
     assert left_out == []
     assert ordered(read(text)) == ordered(parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a=1,b=2", ["a=1", "b=2"]),
+        ("a=[x,y], b={k: [1,2],l: 3},c=z", ["a=[x,y]", "b={k: [1,2],l: 3}", "c=z"]),
+        ("a='x,y',b=\"u,\\\"v,w\",c=''", ["a='x,y'", 'b="u,\\"v,w"', "c=''"]),
+        ("a='it''s, x',b=don't,c=1", ["a='it''s, x'", "b=don't", "c=1"]),
+        ("a=['x]',\"[y\"],b=1", ["a=['x]',\"[y\"]", "b=1"]),
+    ],
+)
+def test_items_end_at_commas_outside_of_brackets_and_quotation_marks(text, items):
+    assert command_line.split(text) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a=[1,b=2", r"a=\[1,b=2: a bracket is not closed"),
+        ("a=1],b=2", r"a=1\]: \] closes what is not open"),
+        ("a='x,b=2", "a='x,b=2: ' is not closed"),
+    ],
+)
+def test_what_is_not_closed_is_said(text, said):
+    with pytest.raises(UserError, match=said):
+        command_line.split(text)
+
+
+def test_lists_are_read_and_written_as_they_look():
+    assert read("evaluation.detectors=[knn,msp],seeds=[0,1]") == {
+        "evaluation": {"detectors": ["knn", "msp"]},
+        "seeds": [0, 1],
+    }
+    assert told({"a": [1, 2], "b": ["x", "y z"]})[0] == "a=[1, 2],b=[x, y z]"
 
 
 def test_plain_values_are_written_plainly():

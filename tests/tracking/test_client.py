@@ -2,20 +2,19 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mlflow.exceptions import MlflowException
 from rich.console import Console
+from sqlalchemy import make_url
 
-from lt_pipeline.learning.schema import flatten
+from lt_pipeline.learning.schema import flatten, numbers
 from lt_pipeline.reports import console as reporting
 from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking.outbox import Outbox
 from lt_pipeline.tuning import storage
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.runs import Tracked
@@ -24,14 +23,25 @@ from lt_pipeline.tuning.storage import open_storage, place_of
 
 def test_nested_values_become_grouped_numbers():
     values = {"test": {"accuracy": 0.5, "floor": 1}, "rule": "x", "ok": True, "left": []}
-    assert tracking.numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
+    assert numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
     assert dict(flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
 
 
 def test_a_relative_database_belongs_to_the_project(tmp_path):
     assert tracking.absolute_uri("sqlite:///m.db", tmp_path) == f"sqlite:///{tmp_path}/m.db"
-    for uri in ("sqlite:////tmp/m.db", "http://server:5000", "postgresql://h/db"):
+    for uri in ("sqlite:////tmp/m.db", "http://server:5000", "postgresql://h/db", "sqlite://"):
         assert tracking.absolute_uri(uri, tmp_path) == uri
+    for uri in ("sqlite:///:memory:", "sqlite:///file:m?mode=memory&uri=true"):
+        assert tracking.absolute_uri(uri, tmp_path) == uri
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b", "a b", "a#b", "a@b", "a%", "a&b=c", "ä"])
+def test_a_database_is_found_in_a_project_of_any_name(tmp_path, name):
+    project = tmp_path / name
+    uri = tracking.absolute_uri("sqlite:///m.db?timeout=3", project)
+    assert make_url(uri).database == str(project / "m.db")
+    assert make_url(uri).query == {"timeout": "3"}
+    assert tracking.absolute_uri(uri, project) == uri
 
 
 def test_without_a_run_nothing_is_logged_and_nothing_breaks():
@@ -44,67 +54,17 @@ def test_without_a_run_nothing_is_logged_and_nothing_breaks():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What MLflow is sent, as (run, [(name, step, value), ...]); ``fail`` makes it refuse."""
-    sent, state = [], SimpleNamespace(sent=[], fail=False, clock=100.0, run="a")
+    """What MLflow is sent, as (run, [(name, step, value), ...]); ``run`` is the active one."""
+    state = SimpleNamespace(sent=[], run="a")
 
     def log_batch(_, run, metrics):
-        if state.fail:
-            raise MlflowException("server gone")
-        assert len(metrics) <= 1000
-        sent.append((run, [(m.key, m.step, m.value) for m in metrics]))
+        state.sent.append((run, [(m.key, m.step, m.value) for m in metrics]))
 
-    state.sent = sent
-    monkeypatch.setattr(tracking, "_WAITING", tracking._Waiting())
+    monkeypatch.setattr(tracking, "_OUTBOX", Outbox())
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
     active = lambda: SimpleNamespace(info=SimpleNamespace(run_id=state.run))  # noqa: E731
     monkeypatch.setattr(mlflow, "active_run", active)
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: state.clock)
     return state
-
-
-def test_short_epochs_go_to_mlflow_together_and_long_ones_at_once(calls):
-    with tracking.epochs():
-        for epoch in range(1, 6):
-            tracking.log_epoch("train", epoch, {"loss": float(epoch)})
-            calls.clock += 0.4
-        tracking.log_epoch("train", 6, {"loss": 6.0})
-        calls.clock += 60
-        tracking.log_epoch("train", 7, {"loss": 7.0})
-        steps = [[step for _, step, _ in metrics] for _, metrics in calls.sent]
-        assert steps == [[1], [2, 3, 4], [5, 6, 7]]
-        tracking.log_epoch("train", 8, {"loss": 8.0})
-        assert len(calls.sent) == 3
-    assert calls.sent[3] == ("a", [("loss", 8, 8.0)])
-
-
-def test_epochs_are_sent_when_their_training_fails_and_below_their_own_run(calls):
-    with pytest.raises(KeyError), tracking.epochs():
-        tracking.log_epoch("train", 1, {"loss": 1.0})
-        tracking.log_epoch("train", 2, {"loss": 2.0})
-        raise KeyError
-    calls.run = "b"
-    tracking.log_epoch("train", 1, {"loss": 3.0})
-    calls.run = "c"
-    with tracking.epochs():
-        tracking.log_epoch("train", 1, {"loss": 4.0})
-    assert [(run, [v for *_, v in metrics]) for run, metrics in calls.sent] == [
-        ("a", [1.0]), ("a", [2.0]), ("b", [3.0]), ("c", [4.0])
-    ]  # fmt: skip
-
-
-def test_what_a_server_refused_is_warned_of_and_sent_once_it_is_back(calls, caplog):
-    calls.fail = True
-    tracking.log_epoch("train", 3, {"loss": 1.0})
-    assert "Epochs 3 to 3 are not in MLflow: server gone" in caplog.text
-    calls.fail, calls.clock = False, calls.clock + 2
-    tracking.log_epoch("train", 4, {"loss": 2.0})
-    assert calls.sent == [("a", [("loss", 3, 1.0), ("loss", 4, 2.0)])]
-    calls.fail = True
-    with tracking.epochs():
-        tracking.log_epoch("train", 5, {"loss": 3.0})
-    assert "Epochs 5 to 5" in caplog.text
-    with pytest.raises(MlflowException):
-        tracking.log_metrics({"test/accuracy": 1.0})
 
 
 def test_what_was_reached_ends_the_curve_of_its_own_run_and_else_has_no_step(calls):
@@ -126,44 +86,6 @@ def test_numbers_have_the_digits_of_single_precision_and_counts_all_of_theirs(ca
     with tracking.epochs():
         tracking.log_epoch("train", 1, dusty)
     assert {name: value for name, _, value in calls.sent[-1][1]} == wanted
-
-
-def test_no_call_has_more_metrics_than_mlflow_takes(calls):
-    calls.fail = True
-    for epoch in range(3):
-        tracking.log_epoch("train", epoch, {f"m{k}": 0.0 for k in range(800)})
-    calls.fail = False
-    with tracking.epochs():
-        assert not calls.sent
-    assert [len(metrics) for _, metrics in calls.sent] == [1000, 1000, 400]
-
-
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/m.db"])
-def test_what_cannot_be_reached_is_refused_with_its_address(uri):
-    with pytest.raises(ConnectionError, match="cannot be reached") as found:
-        tracking.check_server(uri)
-    assert uri in str(found.value)
-    assert "MLFLOW_TRACKING_URI" in str(found.value)
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "http://user:secret@127.0.0.1:9",
-        "http://:secret@127.0.0.1",
-        "http://user:a/secret@127.0.0.1:9",
-        "http://user:a@secret@127.0.0.1:9",
-        "http://127.0.0.1:9/?password=secret",
-        "postgresql+psycopg://user:secret@127.0.0.1:1/x",
-        "postgresql+psycopg://user:a@b:secret/c@h/x",
-        "postgresql+psycopg://127.0.0.1:1/x?user=me&password=secret",
-    ],
-)
-def test_a_password_is_not_printed(uri):
-    with pytest.raises(ConnectionError, match="cannot be reached") as found:
-        tracking.check_server(uri)
-    assert "secret" not in str(found.value)
-    assert "***" in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -253,34 +175,6 @@ def test_parameters_are_logged_by_their_paths_in_conf():
         "ce.options.a.b": 2,
     }
     assert "options" in config
-
-
-@pytest.mark.parametrize("user", ["", "me:secret@", "me:a@b@"])
-@pytest.mark.parametrize(("status", "reachable"), [(200, True), (500, False)])
-def test_a_server_is_asked_for_its_health(status, reachable, user):
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_):
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    uri = f"http://{user}127.0.0.1:{server.server_port}"
-    try:
-        if reachable:
-            tracking.check_server(uri)
-        else:
-            with pytest.raises(ConnectionError, match="500"):
-                tracking.check_server(uri)
-    finally:
-        server.shutdown()
-    assert asked == ["/health"]
 
 
 def test_provenance_tells_a_changed_tree_from_a_committed_one(tmp_path):

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tuning import workers
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.workers import keep_working, places
@@ -69,7 +70,7 @@ def test_a_killed_worker_is_replaced_and_its_key_told(caplog):
 def test_workers_that_are_killed_again_and_again_end_the_sweep():
     one, other = Fake("one", "killed", "killed", "killed"), Fake("other", *["works"] * 3)
     follow, _ = following(True, True, True)
-    with pytest.raises(ChildProcessError, match="again and again .*one:3.* for 2 of them"):
+    with pytest.raises(UserError, match="again and again .*one:3.* for 2 of them"):
         keep_working([one, other], follow, restarts=2)
     assert one.starts == 3
     assert other.said == ["stop", "wait"]

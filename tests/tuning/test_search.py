@@ -12,6 +12,9 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
 from lt_pipeline.tracking.processes import is_alive, this_process
@@ -470,12 +473,14 @@ def test_a_storage_that_is_not_there_is_one_line_without_the_password(tmp_path):
 def test_a_trial_gives_what_the_methods_own_nodes_give(tmp_path):
     one = task(tmp_path, method="mislas", search=LINE, trials=1)
     reported = []
-    config = one.sweep.experiment({"training.learning_rate": 0.05}).model_dump(mode="json")
-    found = one.train(config, lambda step, value: reported.append((step, value)), 0)
+    config = one.sweep.experiment({"training.learning_rate": 0.05})
+    found = one.train(
+        config.model_dump(mode="json"), lambda step, value: reported.append((step, value)), 0
+    )
     train, validation, auxiliary = sets()
     test = toy_images((6, 6, 6, 6), seed=2)
-    folder = tmp_path / "own"
-    alone = nodes.run_once(config, one.card, (train, validation, test, auxiliary), tmp_path, folder)
+    images, store = Sets(train, validation, test, auxiliary), Store(tmp_path / "own")
+    alone = run_experiment(Experiment(config, one.card), images, tmp_path, store)
     assert found == alone["validation/mean_recall"]
     # epochs of both stages, counted through
     assert [step for step, _ in reported] == [1, 2, 3]
@@ -489,9 +494,9 @@ def test_stages_that_lead_nowhere_are_not_trained(tmp_path, monkeypatch):
     asked = []
     once = module.run_stages
 
-    def run_stages(config, card, given, folder, stages, report):
+    def run_stages(experiment, stages, *rest):
         asked.extend(stage.role for stage in stages)
-        return once(config, card, given, folder, stages, report)
+        return once(experiment, stages, *rest)
 
     monkeypatch.setattr(module, "run_stages", run_stages)
     one = task(tmp_path, method="btm", trials=1)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.tuning.processes import environments
 from lt_pipeline.tuning.study import PROCESS, running
@@ -73,10 +74,20 @@ def test_a_worker_that_fails_by_itself_ends_the_sweep_with_its_last_line(tmp_pat
     _ = one.study
     broken = task(tmp_path, parameters(epochs=3, search=LINE, trials=2, workers=2))
     broken.__dict__["study"] = one.study
-    with pytest.raises(
-        ChildProcessError, match="worker failed: ValueError: the study .*epochs was"
-    ):
+    with pytest.raises(UserError, match="worker failed: the study .*epochs was"):
         nodes._do_trials(broken)
+
+
+def test_a_bug_in_a_worker_is_no_refusal_and_its_trace_is_kept(tmp_path):
+    broken = task(tmp_path, search=LINE, trials=1, workers=1)
+    broken.__dict__["study"] = broken.study
+    object.__setattr__(broken, "sets", None)
+    with pytest.raises(
+        ChildProcessError, match=r"worker failed: TypeError: .*worker-0\.log"
+    ) as found:
+        nodes._do_trials(broken)
+    assert not isinstance(found.value, UserError)
+    assert "Traceback" in (tmp_path / "worker-0.log").read_text()
 
 
 def test_workers_do_not_outlive_the_one_that_waits_for_them(tmp_path):

@@ -27,8 +27,8 @@ def test_a_module_rests_on_what_it_imports_and_on_what_that_imports():
 
 def test_the_code_around_a_module_counts_if_it_says_something():
     found = rests_on([NODES])
-    assert "lt_pipeline/methods/__init__.py" in found
-    assert "lt_pipeline/losses/__init__.py" not in found
+    assert "lt_pipeline/learning/methods/__init__.py" in found
+    assert "lt_pipeline/learning/losses/__init__.py" not in found
     assert "lt_pipeline/__init__.py" not in found
 
 
@@ -75,5 +75,5 @@ def test_nothing_that_python_really_imports_is_missing(module):
 
 
 def test_a_file_has_the_name_that_python_imports_it_by():
-    assert module_of("lt_pipeline/methods/__init__.py") == "lt_pipeline.learning.methods"
+    assert module_of("lt_pipeline/learning/methods/__init__.py") == "lt_pipeline.learning.methods"
     assert module_of("lt_pipeline/learning/methods/ce.py") == "lt_pipeline.learning.methods.ce"

@@ -12,23 +12,28 @@ from kedro.framework.context import KedroContext
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from lt_pipeline.hooks.keys import check_config
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig
 from lt_pipeline.learning.schema import UserError, block_of, flatten, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
-from lt_pipeline.pipelines.study import STUDIES
+from lt_pipeline.learning.studies.plan import Plan
 
 # blocks whose names conf/ is free to choose, so that null for a wrong one would mean nothing
 _OPEN = re.compile(r"studies\.[^.]+\.arms\.|[^.]+_search\.|tune\.search\.")
 
 
 def check_environment(context: KedroContext) -> None:
-    """Refuse an environment that is not in conf/.
+    """Refuse an environment that is not in conf/, and a folder without conf/.
 
     Raises:
         UserError: with the nearest name.
     """
-    conf, name = Path(context.project_path) / "conf", context.env
+    conf, name = Path(context.config_loader.conf_source), context.env
+    if not conf.exists():
+        raise UserError(
+            f"there is no {conf}: run it in the project's folder, or name one with --conf-source"
+        )
     if name and not (conf / name).is_dir():
         known = sorted(path.parent.name for path in conf.glob("*/globals.yml"))
         raise UserError(unknown("environment", name, known))
@@ -65,25 +70,23 @@ def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
         UserError: in one line, naming what is wrong and what would be right.
     """
     blocks = block_of(parameters, "studies")
-    for name in blocks:
-        if name not in STUDIES:
-            raise UserError(f"studies: {unknown('study', name, STUDIES)}")
+    for name, block in blocks.items():
+        # one that only the command line knows is a slip of the pen
+        if isinstance(block, Mapping) and "title" not in block:
+            others = [other for other in blocks if other != name]
+            raise UserError(f"studies: {unknown('study', name, others)}")
     return {name: StudyConfig.read(name, block) for name, block in blocks.items()}
 
 
-def arms(
-    name: str, known: dict[str, StudyConfig], parameters: dict[str, Any]
-) -> list[ExperimentConfig]:
-    """Return the experiments of the study ``name``.
+def plan(name: str, parameters: dict[str, Any]) -> Plan:
+    """Return the study ``name`` with its arms resolved.
 
     Raises:
-        UserError: in one line, if conf/ does not have it or something is wrong with an arm.
+        UserError: in one line, if something is wrong with an arm.
     """
-    if name not in known:
-        raise UserError(f"studies.{name} is missing in conf/: its arms are not known")
     try:
-        return list(known[name].experiments(parameters).values())
-    except ValueError as error:
+        return Plan.of(name, parameters)
+    except UserError as error:
         raise UserError(f"studies.{name}: {error}") from None
 
 
@@ -97,7 +100,7 @@ def put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
 def keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentConfig]) -> None:
     """Leave the parameters that no arm reads out of what the study's nodes, and MLflow, get."""
     parameters = catalog.load("parameters")
-    kept = {name: parameters[name] for name in SHARED if name in parameters}
+    kept = {name: parameters[name] for name in ("data", *SHARED) if name in parameters}
     read = {name for arm in arms for name in (arm.method, *arm.options.built_on)}
     kept |= {name: parameters[name] for name in read if name in parameters}
     catalog["parameters"].save({**kept, "studies": {study: parameters["studies"][study]}})
@@ -112,24 +115,15 @@ def forget_finished(catalog: DataCatalog, name: str, pipeline: Pipeline) -> None
             (catalog.load(f"{name}.progress") / f"{node.short_name}.pt").unlink(missing_ok=True)
 
 
-def check_saved(
+def take_saved(
     catalog: DataCatalog, experiment: ExperimentConfig, pipeline: Pipeline, only_missing: bool
 ) -> None:
-    """Refuse to go on with files that were made with other parameters.
+    """Let a partial run go on with what was trained before; how it is judged may differ.
 
     Raises:
-        UserError: naming the first parameter that differs.
+        UserError: naming the first parameter of the training that differs.
     """
     name = f"{experiment.method}.config"
-    if name in pipeline.all_outputs() and not only_missing:
+    if (name in pipeline.all_outputs() and not only_missing) or not catalog.exists(name):
         return
-    if not catalog.exists(name):
-        return
-    saved = dict(flatten(catalog.load(name), "."))
-    wanted = dict(flatten(experiment.model_dump(mode="json"), "."))
-    for key in [*wanted, *saved]:
-        if saved.get(key) != wanted.get(key):
-            raise UserError(
-                f"{experiment.method} was run with {key} = {saved.get(key)!r} and this partial "
-                f"run says {wanted.get(key)!r}: run the whole pipeline, or say what was run"
-            )
+    check_config(catalog.load(name), experiment)

@@ -5,63 +5,54 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import DataCatalog, DatasetError
+from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from lt_pipeline.hooks.errors import one_line
+from lt_pipeline.hooks.keys import check_card, check_config, seal
 from lt_pipeline.hooks.parameters import (
-    arms,
     check_environment,
     check_left_out,
-    check_saved,
     forget_finished,
     keep_to_the_study,
+    plan,
     put_into_effect,
     studies,
+    take_saved,
 )
+from lt_pipeline.hooks.session import check_alone, check_runner, pipeline_names
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
     data_config,
-    method_options,
 )
-from lt_pipeline.learning.schema import UserError, flatten, unknown
+from lt_pipeline.learning.experiments.ood import headline
+from lt_pipeline.learning.experiments.stages import stage_numbers
+from lt_pipeline.learning.experiments.store import data_key, run_key
+from lt_pipeline.learning.schema import UserError, flatten, numbers, unknown
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
-from lt_pipeline.pipeline_registry import method_pipeline, tune_pipeline
-from lt_pipeline.pipelines.method.ood import headline
-from lt_pipeline.pipelines.method.stages import stage_numbers
-from lt_pipeline.pipelines.study import STUDIES
-from lt_pipeline.pipelines.tune import tuned_method
+from lt_pipeline.pipeline_registry import REGISTRY
+from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.comparison import print_comparison
 from lt_pipeline.reports.console import print_results, print_stages, print_study
 from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking import store
+from lt_pipeline.tracking.config import in_effect
 from lt_pipeline.tuning.config import method_name, tune_config
 
 LOGGER = logging.getLogger(__name__)
-COMPARE = "compare"
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn what a user can put right into one line and exit code 1, without a traceback."""
-    try:
-        yield
-    except (ValueError, ConnectionError, DatasetError) as error:
-        raise click.ClickException(str(error)) from error
+COMPARE, DATA = "compare", "data_prep"
 
 
 class ProjectHooks:
@@ -71,14 +62,17 @@ class ProjectHooks:
     def after_context_created(self, context: KedroContext) -> None:
         """Check names, parameters and the tracking server before kedro-mlflow opens anything."""
         self.project = Path(context.project_path)
-        with _one_line():
+        with one_line():
+            check_runner()
+            check_alone()
             check_environment(context)
-            names = _pipeline_names()
+            names = pipeline_names()
+            _check_names(names, context.params)
             check_parameters(context.params, _method(names))
             check_left_out(context.config_loader)
             # Kedro would read all files once more for its catalog
-            context.config_loader["parameters"] = context.params
-            _shape_pipelines(names, context.params)
+            context.config_loader["parameters"] = in_effect(context.params, self.project)
+            _make_pipelines(names)
             conf = context.config_loader["mlflow"]
             server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
             uri = _tracking_uri(server.get("mlflow_tracking_uri"))
@@ -91,7 +85,7 @@ class ProjectHooks:
                 folder = tracking.home(self.project) / "mlartifacts" / experiment["name"]
                 created["artifact_location"] = created.get("artifact_location") or str(folder)
             context.config_loader["mlflow"] = conf
-            tracking.check_server(server["mlflow_tracking_uri"])
+            store.prepare(conf, self.project)
 
     @hook_impl(tryfirst=True, specname="before_pipeline_run")
     def check_experiments(
@@ -99,7 +93,7 @@ class ProjectHooks:
     ) -> None:
         """Resolve every method's configuration, so that a wrong one stops the run here."""
         parameters, names = catalog.load("parameters"), _subjects(pipeline)
-        with _one_line():
+        with one_line():
             if len(names) > 1:
                 raise UserError(
                     f"a run is of one method, study or comparison, or MLflow would mix them: run "
@@ -108,23 +102,29 @@ class ProjectHooks:
             known = _what_others_read(parameters)
             if "papers" in pipeline.inputs():
                 read_papers(catalog.load("papers"))
-            used = _experiments(names, known, parameters)
+            self.plans = {name: plan(name, parameters) for name in names if name in known}
+            self.experiments = [
+                ExperimentConfig.resolve(name, parameters)
+                for name in names
+                if name not in (*known, COMPARE)
+            ]
+            used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
             if "raw_folder" in pipeline.inputs():
                 _check_files(used, parameters, catalog.load("raw_folder"))
-            self.experiments = [e for e in used if e.method in names]
             for experiment in self.experiments:
                 partial = bool(run_params.get("only_missing_outputs"))
                 _take_up(catalog, experiment, pipeline, partial)
-            for study in {*names} & {*STUDIES}:
-                keep_to_the_study(catalog, study, used)
+            for name, found in self.plans.items():
+                keep_to_the_study(catalog, name, found.arms)
 
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def describe_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
-        parameters = catalog.load("parameters")
+        parameters, active = catalog.load("parameters"), mlflow.active_run()
+        self.run = active.info.run_id if active else None
         data = data_config(parameters)
         swept = [name for name in [tuned_method(pipeline)] if name]
         names = _subjects(pipeline) or [f"tune {method}" for method in swept]
@@ -151,27 +151,40 @@ class ProjectHooks:
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log a method's metrics, how it meets OOD images and what its feature space looks like."""
         if dataset_name.endswith(".metrics"):
-            tracking.log_metrics(tracking.numbers(data))
+            tracking.log_metrics(numbers(data))
         if dataset_name.endswith(".ood"):
-            tracking.log_metrics(tracking.numbers({"ood": headline(data)}))
+            tracking.log_metrics(numbers({"ood": headline(data)}))
         if dataset_name.endswith(".stages"):
             tracking.log_metrics(stage_numbers(data))
         if dataset_name.endswith((".geometry", ".arms")):
             kind = dataset_name.split(".")[-1]
-            tracking.log_metrics(tracking.numbers({kind: data}))
+            tracking.log_metrics(numbers({kind: data}))
+
+    @hook_impl(trylast=True, specname="before_pipeline_run")
+    def seal_files(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Tell the files what they are of, once every hook has had its say on the parameters."""
+        self.data = data_config(catalog.load("parameters"))
+        keys = {e.method: run_key(e, self.data) for e in self.experiments}
+        keys |= {name: found.key(self.data) for name, found in self.plans.items()}
+        with one_line():
+            seal(catalog, pipeline, data_key(self.data), keys)
+            for experiment in self.experiments:
+                if f"{experiment.method}.config" in pipeline.inputs():
+                    # trained as it says there, and judged as this run says
+                    catalog.save(f"{experiment.method}.config", experiment)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
-        """Tag the run with the hash of its data, made now or by an earlier run."""
+        """Tag the run with the hash of its data; refuse what was put in the place of its files."""
         if dataset_name == "data_card":
-            tracking.set_tags({"data_hash": data["data_hash"]})
-
-    @hook_impl(trylast=True)
-    def on_pipeline_error(self, error: Exception) -> None:
-        """Say in one line what this project's own code refused; a bug keeps its traceback."""
-        ours = isinstance(error, ValueError | OSError) and _is_raised_by_us(error)
-        if ours or isinstance(error, DatasetError):
-            raise click.ClickException(str(error)) from error
+            check_card(data, self.data)
+            tracking.set_tags({"data_hash": data.data_hash})
+        for experiment in self.experiments:
+            if dataset_name == f"{experiment.method}.config":
+                check_config(data, experiment)
+        for name, found in self.plans.items():
+            if dataset_name == f"{name}.plan" and data != found:
+                raise UserError(f"{name} was planned with other parameters: run {name}.plan first")
 
     @hook_impl
     def after_pipeline_run(
@@ -179,11 +192,11 @@ class ProjectHooks:
     ) -> None:
         """Print the results and clear the states that only a killed run resumes from."""
         made, uri = pipeline.all_outputs(), mlflow.get_tracking_uri()
-        for name in _trained(pipeline):
+        for name in _subjects(pipeline):
             # what a killed run left is of no use only where its training ran to its end
             if f"{name}.config" in made:
                 shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
-            if f"{name}.standing" in made:
+            if name != COMPARE and f"{name}.standing" in made:
                 print_study(name, catalog.load(f"{name}.standing"), catalog.load("data_card"), uri)
             if f"{name}.stages" in made:
                 print_stages(name, catalog.load(f"{name}.stages"))
@@ -192,6 +205,17 @@ class ProjectHooks:
                 finished = {title: catalog.load(f"{name}.metrics")}
                 strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
                 print_results(finished, strange, catalog.load("data_card"), uri)
+
+    @hook_impl(trylast=True, specname="after_pipeline_run")
+    def end_failed_study(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Let a study of which a run failed end as failed, once all else is shown and logged."""
+        made = pipeline.all_outputs()
+        standings = [f"{name}.standing" for name in _subjects(pipeline) if name != COMPARE]
+        for name in standings:
+            failed = catalog.load(name)["failed"] if name in made else []
+            if failed:
+                tracking.end_as_failed(self.run)
+                raise UserError(f"{len(failed)} failed: {'; '.join(failed)}")
 
     @hook_impl(specname="after_pipeline_run")
     def show_comparison(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -217,19 +241,6 @@ def _what_others_read(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
     return studies(parameters)
 
 
-def _experiments(
-    names: list[str], known: dict[str, StudyConfig], parameters: dict[str, Any]
-) -> list[ExperimentConfig]:
-    """Return what the method or study of ``names`` runs, nothing of a comparison."""
-    found = list[ExperimentConfig]()
-    for name in names:
-        if name in STUDIES:
-            found += arms(name, known, parameters)
-        elif name != COMPARE:
-            found.append(ExperimentConfig.resolve(name, parameters))
-    return found
-
-
 def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None:
     """Refuse what this machine or the data cannot do, and say how schedules are read."""
     data = data_config(parameters)
@@ -253,7 +264,7 @@ def _take_up(
     catalog: DataCatalog, experiment: ExperimentConfig, pipeline: Pipeline, only_missing: bool
 ) -> None:
     """Let ``pipeline`` run ``experiment``, on files of earlier runs where it is partial."""
-    check_saved(catalog, experiment, pipeline, only_missing)
+    take_saved(catalog, experiment, pipeline, only_missing)
     if not only_missing:
         forget_finished(catalog, experiment.method, pipeline)
     put_into_effect(catalog, experiment)
@@ -272,46 +283,29 @@ def _method(names: list[str]) -> str | None:
     return next((name for name in names if name in methods.available()), None)
 
 
-def _pipeline_names() -> list[str]:
-    """Return the pipelines asked for.
+def _check_names(names: list[str], parameters: dict[str, Any]) -> None:
+    """Refuse pipelines that the run's parameters do not make.
 
     Raises:
-        UserError: with the nearest name for one there is not, before anything is opened.
+        UserError: with the nearest name, before anything is opened.
     """
-    command = click.get_current_context(silent=True)
-    given = command.params if command else {}
-    names = [n for n in [*(given.get("pipelines") or []), given.get("pipeline")] if n]
+    len(pipelines)  # Kedro reads them once, as conf/base has them
+    REGISTRY.shape(parameters)
     for name in names:
         if name not in pipelines:
             raise UserError(unknown("pipeline", name, set(pipelines.keys())))
-    return names
 
 
-def _shape_pipelines(names: list[str], parameters: dict[str, Any]) -> None:
-    """Give the methods among ``names`` the stages that the run's parameters ask for."""
-    for name in set(names) & set(methods.available()):
-        _, options = method_options(name, parameters)
-        pipelines[name] = method_pipeline(name, options)
-    if "tune" in names:
-        pipelines["tune"] = tune_pipeline(method_name(parameters))
-
-
-def _is_raised_by_us(error: Exception) -> bool:
-    """Return whether a line of this package raised ``error``, and not a library below it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+def _make_pipelines(names: list[str]) -> None:
+    """Make the pipelines asked for here, where what is wrong with them is said in one line."""
+    for name in names:
+        pipelines[name]
 
 
 def _subjects(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of, and whether it compares."""
-    compares = any(node.namespace == COMPARE for node in pipeline.nodes)
-    return [*_trained(pipeline), *[COMPARE] * compares]
-
-
-def _trained(pipeline: Pipeline) -> list[str]:
-    """Return the methods and studies that ``pipeline`` is of."""
-    spaces = {node.namespace for node in pipeline.nodes}
-    return [name for name in (*methods.available(), *STUDIES) if name in spaces]
+    spaces = {node.namespace or "" for node in pipeline.nodes}
+    return sorted(s for s in spaces if s and s != DATA and not s.startswith(SPACE))
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:

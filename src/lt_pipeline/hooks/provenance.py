@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
+from mlflow.exceptions import MlflowException
 
 from lt_pipeline.reports.command_line import kedro_run
 from lt_pipeline.tracking import client as tracking
@@ -65,7 +67,7 @@ class ProvenanceHooks:
                 found = hashes(path)
                 tracking.set_tags({"model_hash": found["sha256"], "model_md5": found["md5"]})
         if dataset_name == "data_card":
-            tracking.set_tags({"data_hash": data["data_hash"], "data_made": True})
+            tracking.set_tags({"data_hash": data.data_hash, "data_made": True})
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -85,9 +87,10 @@ def end_interrupted(run_id: str) -> None:
 
     MLflow itself would end it as finished when the process exits.
     """
-    if mlflow.active_run() and mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING":
-        while mlflow.active_run():
-            mlflow.end_run("KILLED")
+    with suppress(MlflowException):
+        if mlflow.active_run() and mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING":
+            while mlflow.active_run():
+                mlflow.end_run("KILLED")
 
 
 def end_killed_runs() -> None:

@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import SHARED, merged, search_of
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
@@ -43,7 +43,7 @@ class TuneHooks:
         self.storage.close()
         if not tuned_method(pipeline):
             return
-        try:
+        with one_line():
             parameters = with_holdout(catalog.load("parameters"))
             sweep = Sweep(parameters)
             choose_device(sweep.base.device)
@@ -51,8 +51,6 @@ class TuneHooks:
             sweep.base.evaluation.check_files(sweep.data, catalog.load("raw_folder"))
             _reach_storage(sweep)
             _reach_cluster(sweep)
-        except (ValueError, ConnectionError) as error:
-            raise click.ClickException(str(error)) from error
         if sweep.config.storage is not None:
             self.storage.enter_context(_in_the_environment(sweep.config.storage))
         space = search_of(sweep.method)

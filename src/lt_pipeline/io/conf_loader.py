@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,35 @@ from typing import Any
 import click
 import yaml
 from kedro.config import OmegaConfigLoader
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.io.yaml_text import check_yaml
+from lt_pipeline.learning.experiments.renamed import RENAMED, renamed
 from lt_pipeline.learning.schema import UserError, shown
 
 # the files whose blocks Kedro puts together
 BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
 
 
-class ConfLoader(OmegaConfigLoader):
+class _Renaming(OmegaConfigLoader):
+    """Kedro's own, which takes parameters by the names that they had before, too."""
+
+    def _read_dir_configs(
+        self, conf_path: str, patterns: Iterable[str], key: str, *rest: Any
+    ) -> dict[Path, DictConfig]:
+        found = super()._read_dir_configs(conf_path, patterns, key, *rest)
+        if key != "parameters" or not RENAMED:
+            return found  # type: ignore[no-any-return]
+        # ${...} stays as it is written
+        return {path: OmegaConf.create(renamed(_plain(file))) for path, file in found.items()}
+
+
+def _plain(file: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(file)  # type: ignore[return-value]
+
+
+class ConfLoader(_Renaming):
     """Reads conf/ as Kedro does, once every file is known to say what it seems to."""
 
     def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
@@ -33,7 +51,8 @@ class ConfLoader(OmegaConfigLoader):
         try:
             for folder in sorted(map(str, folders)):
                 _check_files(Path(conf_source) / folder)
-        except ValueError as error:
+            options["runtime_params"] = renamed(options.get("runtime_params") or {})
+        except UserError as error:
             # before any hook that could say it in one line
             raise click.ClickException(str(error)) from None
         super().__init__(conf_source=conf_source, env=env, **options)
@@ -53,14 +72,21 @@ class ConfLoader(OmegaConfigLoader):
 
     def as_written(self) -> dict[str, Any]:
         """Return the parameters of conf/ without those of the command line."""
-        written: dict[str, Any] = OmegaConfigLoader(
+        written: dict[str, Any] = _Renaming(
             conf_source=self.conf_source,
             env=self.env,
             base_env=self.base_env,
             default_run_env=self.default_run_env,
             merge_strategy=self.merge_strategy,
         )["parameters"]
+        # the loader that was made last answers ${globals:...}
+        self._register_globals_resolver()
         return written
+
+    def use(self, **values: str) -> None:
+        """Put ``values`` in the place of what conf/*/globals.yml says."""
+        self["globals"] = {**self["globals"], **values}
+        self._globals_oc = None  # Kedro's own copy, if it has read a file with globals before
 
     def _why(self, error: OmegaConfBaseException) -> str:
         name, why = error.full_key, str(error).partition("\n")[0]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 from kedro.io import AbstractDataset, DatasetError
+from kedro.utils import load_obj
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.checkpoint import atomic_path
+from lt_pipeline.learning.schema import UserError
+
+# the name under which a file says what it was made of
+MADE_OF = "made_of"
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -25,14 +33,25 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         save_file(plain, temporary, metadata=metadata)
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _load(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
+    except FileNotFoundError:
+        raise  # it is said which node makes it
     except (SafetensorError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}); run the node that makes it"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); run the node that makes it") from error
 
 
 class _FileDataset(AbstractDataset[_In, _Out], Generic[_In, _Out]):
@@ -49,31 +68,135 @@ class _FileDataset(AbstractDataset[_In, _Out], Generic[_In, _Out]):
         return {"filepath": self._filepath}
 
 
-class StateDictDataset(_FileDataset[dict[str, Tensor], dict[str, Tensor]]):
+class KeyedDataset(_FileDataset[_In, _Out], Generic[_In, _Out]):
+    """A file that says what it was made of, and is loaded for nothing else.
+
+    A run sets ``key``, which stands for the parameters and data that its files are of, and
+    ``node``, the one that makes the file. A file without a key, as of earlier versions, is taken.
+    """
+
+    key: str | None = None
+    node: str | None = None
+
+    def check(self) -> None:
+        """Refuse the file, if it is there, where it is of something else than this run.
+
+        Raises:
+            UserError: naming the file and the node that makes it.
+        """
+        if self._exists():
+            self._check(self._said())
+
+    def _said(self) -> str | None:
+        """Return the key that the file says."""
+        raise NotImplementedError
+
+    def _made_of(self) -> dict[str, str]:
+        return {MADE_OF: self.key} if self.key else {}
+
+    def _check(self, said: str | None) -> None:
+        if said and self.key and said != self.key:
+            raise UserError(
+                f"{self._filepath} is of other parameters or other data than this run: run "
+                f"{self.node or 'the node that makes it'} first, or the whole pipeline"
+            )
+
+
+class _TensorsDataset(KeyedDataset[_In, _Out], Generic[_In, _Out]):
+    def _said(self) -> str | None:
+        return _metadata(Path(self._filepath)).get(MADE_OF)
+
+
+class StateDictDataset(_TensorsDataset[dict[str, Tensor], dict[str, Tensor]]):
     """A ``state_dict`` in a safetensors file: written whole or not at all, no code inside."""
 
     def load(self) -> dict[str, Tensor]:
-        """Return the tensors by name, on the CPU."""
-        return _load(Path(self._filepath))[0]
+        """Return the tensors by name, on the CPU.
+
+        Raises:
+            UserError: if they are of another run.
+        """
+        self._check(self._said())
+        return _load(Path(self._filepath))
 
     def save(self, data: dict[str, Tensor]) -> None:
         """Replace the file."""
-        _save(Path(self._filepath), data, {})
+        _save(Path(self._filepath), data, self._made_of())
 
 
-class ImageSetDataset(_FileDataset[ImageSet, ImageSet]):
+class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
     """An ``ImageSet`` in a safetensors file, class names in its metadata."""
 
     def load(self) -> ImageSet:
-        """Return the images on the CPU."""
-        tensors, metadata = _load(Path(self._filepath))
-        names = tuple(json.loads(metadata["class_names"]))
-        return ImageSet(tensors["images"], tensors["labels"], names)
+        """Return the images on the CPU.
+
+        Raises:
+            UserError: if they are of other data than this run's, or the file is of something else.
+        """
+        self._check(self._said())
+        tensors = _load(Path(self._filepath))
+        try:
+            names = tuple(json.loads(_metadata(Path(self._filepath))["class_names"]))
+            return ImageSet(tensors["images"], tensors["labels"], names)
+        except KeyError as error:
+            raise UserError(
+                f"{self._filepath} is no set of images: it has no {error}; run "
+                f"{self.node or 'the node that makes it'}"
+            ) from None
 
     def save(self, data: ImageSet) -> None:
         """Replace the file."""
         tensors = {"images": data.images, "labels": data.labels}
-        _save(Path(self._filepath), tensors, {"class_names": json.dumps(data.class_names)})
+        said = {"class_names": json.dumps(data.class_names), **self._made_of()}
+        _save(Path(self._filepath), tensors, said)
+
+
+class TypedDataset(KeyedDataset[Any, Any]):
+    """JSON, checked when it is loaded: a pydantic model or a dataclass, unless told a dictionary.
+
+    A dictionary has its key inside; a model says by itself what it is of.
+    """
+
+    def __init__(
+        self, filepath: str, model: str | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(filepath, metadata)
+        self._model = model
+
+    @cached_property
+    def _type(self) -> TypeAdapter[Any]:
+        return TypeAdapter(load_obj(self._model) if self._model else dict[str, Any])
+
+    def load(self) -> Any:
+        """Return the value.
+
+        Raises:
+            UserError: if the file holds something else, or is of another run.
+        """
+        found = self._read()
+        if self._model is None:
+            self._check(found.pop(MADE_OF, None))
+        return found
+
+    def _said(self) -> str | None:
+        return self._read().get(MADE_OF) if self._model is None else None
+
+    def _read(self) -> Any:
+        path = Path(self._filepath)
+        try:
+            return self._type.validate_python(json.loads(path.read_bytes()))
+        except ValueError as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            what = (self._model or "block of JSON").rpartition(".")[-1]
+            by = self.node or "the node that makes it"
+            raise UserError(f"{path} is no {what} ({why}); run {by}") from error
+
+    def save(self, data: Any) -> None:
+        """Replace the file."""
+        plain = self._model is None
+        values = {**data, **self._made_of()} if plain else self._type.dump_python(data, mode="json")
+        with atomic_path(Path(self._filepath)) as temporary:
+            temporary.write_text(json.dumps(values, indent=2))
 
 
 class FolderDataset(_FileDataset[None, Path]):

@@ -293,6 +293,30 @@ def block_of(parameters: Mapping[str, Any], name: str, above: str = "") -> Mappi
     return found
 
 
+def canonical(config: Config) -> dict[str, Any]:
+    """Return what of ``config`` is not at its default, as JSON has it.
+
+    Names that choose a kind stay: two kinds at their defaults are not alike.
+    """
+    found = {}
+    for name, field in type(config).model_fields.items():
+        value = _plain(getattr(config, name))
+        usual = (
+            None if field.is_required() else _plain(field.get_default(call_default_factory=True))
+        )
+        if name in CHOOSING or field.is_required() or value != usual:
+            found[name] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return canonical(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def flatten(
     values: Mapping[str, Any], separator: str, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
@@ -304,11 +328,20 @@ def flatten(
             yield f"{prefix}{name}", value
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number in nested ``values`` as a metric, named as in ``test/accuracy``."""
+    return {
+        name: float(value)
+        for name, value in flatten(values, "/")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 @contextmanager
 def one_line_errors(
     prefix: str = "", meant: Callable[[str], str | None] = lambda name: None
 ) -> Iterator[None]:
-    """Turn pydantic's report into a ValueError of one line: each parameter and what is wrong.
+    """Turn pydantic's report into a UserError of one line: each parameter and what is wrong.
 
     ``prefix`` names the block that is validated, as in ``data`` for ``data.source``; ``meant`` says
     where the parameter is that someone gave elsewhere by its name or symbol.
@@ -316,8 +349,17 @@ def one_line_errors(
     try:
         yield
     except ValidationError as error:
+        _raise_bugs(error)
         found = [_in_words(p, prefix, meant) for p in _of_the_kind_given(error)]
         raise UserError("; ".join(dict.fromkeys(found))) from None
+
+
+def _raise_bugs(error: ValidationError) -> None:
+    """Raise what is no refusal: pydantic takes any ValueError of a validator for one."""
+    for problem in error.errors(include_url=False):
+        raised = problem.get("ctx", {}).get("error")
+        if isinstance(raised, Exception) and not isinstance(raised, UserError):
+            raise raised
 
 
 def _of_the_kind_given(error: ValidationError) -> list[ErrorDetails]:

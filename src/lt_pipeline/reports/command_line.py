@@ -55,8 +55,7 @@ def kedro_run(run_params: Mapping[str, Any]) -> str:
 def told(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return ``parameters`` as ``--params`` takes them, and the paths of those it cannot take.
 
-    Kedro reads back what went in. It cuts at every comma: texts have YAML's escape for it, and
-    a list of several values has each on a line of its own.
+    ``read`` gives back what went in.
     """
     items, left_out = [], []
     for path, value in _leaves(_in_plain_types(parameters)):
@@ -68,8 +67,34 @@ def told(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
     return ",".join(items), left_out
 
 
+def split(text: str) -> list[str]:
+    """Return the items of ``--params``: cut at commas outside of brackets and quotation marks.
+
+    Raises:
+        UserError: where a bracket or a quotation mark is not closed, or opened.
+    """
+    items, depth, quote = [""], 0, ""
+    for letter in text:
+        before = items[-1]
+        if quote:
+            escaped = quote == '"' and (len(before) - len(before.rstrip("\\"))) % 2
+            quote = "" if letter == quote and not escaped else quote
+        elif letter in "'\"" and before[-1:] in ("=", "[", "{", ",", ":", " ", letter):
+            quote = letter  # one in the middle of a word is an apostrophe
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if depth < 0:
+            raise UserError(f"{items[-1].strip()}{letter}: {letter} closes what is not open")
+        if letter == "," and not depth and not quote:
+            items.append("")
+        else:
+            items[-1] += letter
+    if depth or quote:
+        raise UserError(f"{items[-1].strip()}: {quote or 'a bracket'} is not closed")
+    return [item.strip() for item in items]
+
+
 def read(items: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters that ``items`` such as ``a.b=1`` give.
+    """Return the parameters that ``items`` such as ``a.b=1`` or ``c=[1,2]`` give.
 
     Raises:
         UserError: in one line, naming the parameter whose value is no YAML or would be misread.
@@ -87,7 +112,9 @@ def check_item(item: str) -> None:
     Raises:
         UserError: in one line, naming the parameter.
     """
-    name, _, value = item.partition("=")
+    name, equals, value = item.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"{item!r} must be a parameter and its value, as in seed=1")
     check_yaml(value, name.strip())
     try:
         OmegaConf.from_dotlist([item])
@@ -123,12 +150,10 @@ def _items(path: tuple[Any, ...], value: Any) -> Iterator[str]:
     if not _is_plain(path):
         return
     name = ".".join(path)
-    yield f"{name}={value}"
-    for style in ({"default_flow_style": True}, {"default_flow_style": False}):
-        yield f"{name}={_as_yaml(value, **style)}"
-    # all texts in quotation marks: no comma is anywhere else
-    quoted = _as_yaml(value, default_flow_style=False, default_style='"')
-    yield f"{name}={quoted}".replace(",", "\\x2c")
+    if not isinstance(value, list | dict):
+        yield f"{name}={value}"
+    for style in ({}, {"default_style": '"'}):
+        yield f"{name}={_as_yaml(value, default_flow_style=True, **style)}"
 
 
 def _as_yaml(value: Any, **style: Any) -> str:
@@ -140,13 +165,11 @@ def _as_yaml(value: Any, **style: Any) -> str:
 
 
 def _is_read_as(item: str, path: tuple[str, ...], value: Any) -> bool:
-    """Return whether Kedro reads ``value``, of the same type, from one item of ``--params``."""
+    """Return whether ``value``, of the same type, is read from one item of ``--params``."""
     for name in reversed(path):
         value = {name: value}
-    if "," in item or item != item.strip():
-        return False
     try:
-        found = read([item])
-    except ValueError:
+        found = read(split(item)) if split(item) == [item] else None
+    except UserError:
         return False
     return repr(found) == repr(value)

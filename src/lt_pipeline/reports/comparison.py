@@ -28,21 +28,21 @@ Values = dict[str, Any]
 
 
 def print_comparison(
-    summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: Values
+    summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: DataCard
 ) -> None:
     """Print the main columns, what to know of them, and what is missing."""
-    found, console = DataCard.from_json(card), screen.console()
+    console = screen.console()
     measures = {name: m for name, m in shown_measures(summary).items() if name in SHOWN}
     paired = Paired.of_first(standing)
     headings, rows = table_rows(summary, standing["beside_papers"], measures, paired=paired)
     table = screen.table(headings, ((row.cells, row.of_paper) for row in rows))
     console.print()
-    console.print(f"Methods on {found.config.title}: balanced test set, last epoch")
+    console.print(f"Methods on {card.config.title}: balanced test set, last epoch")
     console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
     if paired:
         console.print(f"({LEGEND})")
     console.print(table)
-    console.print(f"Groups: {found.longtail.group_rule}.")
+    console.print(f"Groups: {card.longtail.group_rule}.")
     for sentence in (standing["in_words"], champion["sentence"]):
         console.print(sentence)
     for note in notes:

@@ -49,19 +49,18 @@ def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> 
 def print_results(
     finished: Mapping[str, Mapping[str, Any]],
     strange: Mapping[str, Mapping[str, Any]],
-    card: dict[str, Any],
+    card: DataCard,
     tracking_uri: str,
 ) -> None:
     """Print the table, what must be known to read it, and where to look further.
 
-    ``strange`` is what the node ``ood`` found, by method.
+    ``strange`` is what the node ``ood`` card, by method.
     """
     console = screen.console()
-    found = DataCard.from_json(card)
     console.print()
-    console.print(results_table(finished, found))
+    console.print(results_table(finished, card))
     metrics = next(iter(finished.values()))
-    _print_groups(console, found)
+    _print_groups(console, card)
     console.print(
         f"Means take a recall of zero as {metrics['test']['recall_floor']:g}; "
         f"classes with zero recall: "
@@ -103,21 +102,19 @@ def print_stages(name: str, stages: pd.DataFrame) -> None:
     console.print(table)
 
 
-def print_study(
-    name: str, standing: Mapping[str, Any], card: dict[str, Any], tracking_uri: str
-) -> None:
+def print_study(name: str, standing: Mapping[str, Any], card: DataCard, tracking_uri: str) -> None:
     """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
-    found, console = DataCard.from_json(card), screen.console()
+    console = screen.console()
     rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
     table = screen.table(standing["headings"], rows)
     console.print()
     # not the table's title, which would be broken to the table's width
-    console.print(f"{name} on {found.config.title}: balanced test set, last epoch, %")
+    console.print(f"{name} on {card.config.title}: balanced test set, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
     told = behind if standing["beside_papers"] else ""
     console.print(f"(mean ± standard deviation over seeds{told})")
     console.print(table)
-    _print_groups(console, found)
+    _print_groups(console, card)
     for note in standing["notes"]:
         console.print(f"{note}.", soft_wrap=True)
     _print_where(console, tracking_uri)
@@ -127,12 +124,11 @@ def print_sweep(
     trials: pd.DataFrame,
     best: Mapping[str, Any],
     judged: Mapping[str, float],
-    card: dict[str, Any],
+    card: DataCard,
     command: str,
     tracking_uri: str,
 ) -> None:
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
-    found = DataCard.from_json(card)
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = trials[trials["state"] == "complete"]
     shown = ended.sort_values(JUDGED_BY, ascending=False, kind="stable")
@@ -142,7 +138,7 @@ def print_sweep(
         table.add_row(str(row["trial"]), f"{100 * row[JUDGED_BY]:.1f}", *values)
     console = screen.console()
     console.print()
-    console.print(f"{best['study']} on {found.config.title}: mean recall on the hold-out, %")
+    console.print(f"{best['study']} on {card.config.title}: mean recall on the hold-out, %")
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
     console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)

@@ -15,9 +15,10 @@ from mlflow.models import infer_signature
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.pipelines.method.nodes import load_finished
+from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.tracking.config import TrackingConfig
 
 # Runs in the serving process, where lt_pipeline need not be installed.
 SERVED_CODE = Path(__file__).with_name("_served.py")
@@ -58,24 +59,25 @@ def _release(package: ModuleType) -> str:
 
 
 def deploy(
-    config: dict[str, Any],
-    card: dict[str, Any],
-    model: dict[str, Tensor],
+    experiment: Experiment,
+    model: StateDict,
     test: ImageSet,
     metrics: dict[str, Any],
+    tracked: dict[str, Any],
 ) -> dict[str, Any]:
-    """Log and register the exported model in the active MLflow run; return where it is.
+    """Log the exported model in the active MLflow run, register it if asked; return where it is.
 
-    ``metrics`` makes it wait for the evaluation: what is registered has been judged.
+    ``tracked`` is the block ``tracking``; a model that is not registered has neither name nor
+    version there.
     """
-    found, method = load_finished(config, card, model)
+    method, data = experiment.finished(model), experiment.card
     example = test.images[:EXAMPLES]
     program = export(method, example)
-    data = DataCard.from_json(card)
     with torch.no_grad():
         answer = {name: value.numpy() for name, value in program.module()(example).items()}
     names = np.array(data.longtail.class_names[:EXAMPLES])
-    registered = f"{found.method}-{data.config.slug}"
+    registers = TrackingConfig.read(tracked).register
+    registered = f"{experiment.config.method}-{data.config.slug}" if registers else None
     with TemporaryDirectory() as folder:
         network, classes = Path(folder, "network.pt2"), Path(folder, "class_names.json")
         torch.export.save(program, network)
@@ -91,10 +93,12 @@ def deploy(
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_release(torch)}"],
             metadata={"accuracy": metrics["test"]["accuracy"]},
         )
-    client = mlflow.MlflowClient()
-    client.set_registered_model_alias(registered, LATEST, str(logged.registered_model_version))
+    if registered:
+        version = str(logged.registered_model_version)
+        mlflow.MlflowClient().set_registered_model_alias(registered, LATEST, version)
     return {
         "model_uri": logged.model_uri,
+        "run_id": logged.run_id,
         "registered_model": registered,
         "version": logged.registered_model_version,
     }

@@ -1,5 +1,7 @@
 """A finished model as ONNX: ``python -m lt_pipeline.serving.onnx_export <method> --env <name>``.
 
+A run with ``--params`` has a folder of its own, which the same ``--params`` find.
+
 The file answers what the deployed model answers, for any number of images, and is written only if
 ONNX Runtime gives what PyTorch gives. It needs the extra ``onnx``.
 """
@@ -18,15 +20,16 @@ import torch
 from click import ClickException
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from kedro.io import CatalogProtocol, DatasetError
+from kedro.io import CatalogProtocol
 from torch import Tensor
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.checkpoint import atomic_path
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.pipelines.method.nodes import load_finished
+from lt_pipeline.reports.command_line import read, split
+from lt_pipeline.reports.errors import in_one_line
 from lt_pipeline.serving.export import Answer
 
 # of every answer: probabilities and scores are of order 1
@@ -115,13 +118,13 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
         raise UserError(
             f"there is no finished model of {method}: kedro run --pipelines={method} makes it"
         )
-    config, card = catalog.load(f"{method}.config"), catalog.load("data_card")
-    _, built = load_finished(config, card, catalog.load(f"{method}.model"))
+    experiment = Experiment(catalog.load(f"{method}.config"), catalog.load("data_card"))
+    built = experiment.finished(catalog.load(f"{method}.model"))
     exported = to_onnx(built, catalog.load("test_set").images)
     path: Path = catalog.load(f"{method}.onnx")
     with atomic_path(path) as temporary:
         temporary.write_bytes(exported.content)
-    data = DataCard.from_json(card).config.title
+    data = experiment.card.config.title
     return (
         f"{method} on {data}: {path} ({len(exported.content) / 2**20:.1f} MiB), at most "
         f"{exported.difference:.1g} from PyTorch's answers; {_log(catalog, method, path)}"
@@ -129,14 +132,17 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
 
 
 def _log(catalog: CatalogProtocol[Any, Any], method: str, path: Path) -> str:
-    """Add the file to the run that registered the model, and say where it is."""
+    """Add the file to the run that logged the model, and say where it is."""
     if not catalog.exists(f"{method}.deployed"):
         return "not in MLflow, as the model was not deployed"
     deployed: dict[str, Any] = catalog.load(f"{method}.deployed")
     client = mlflow.MlflowClient()
-    version = client.get_model_version(deployed["registered_model"], str(deployed["version"]))
-    client.log_artifact(version.run_id, str(path), "onnx")
-    return f"artifact onnx/ of MLflow run {version.run_id}"
+    run = deployed.get("run_id")
+    if run is None:  # of earlier versions
+        name, version = deployed["registered_model"], str(deployed["version"])
+        run = client.get_model_version(name, version).run_id
+    client.log_artifact(run, str(path), "onnx")
+    return f"artifact onnx/ of MLflow run {run}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,16 +152,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("method", help="as in kedro run --pipelines=<method>")
     parser.add_argument("--env", default=None, help="the folder of conf/ that it was trained with")
+    parser.add_argument("--params", default="", help="those it was trained with, as in kedro run")
     given = parser.parse_args(arguments)
     try:
         methods.get(given.method)
         project = Path.cwd()
         bootstrap_project(project)
-        session = KedroSession.create(project_path=project, env=given.env)
+        parameters = read(split(given.params)) if given.params else {}
+        session = KedroSession.create(project, env=given.env, runtime_params=parameters)
         with session:
             said = export(session.load_context().catalog, given.method)
-    except (ValueError, ConnectionError, DatasetError, ClickException) as error:
-        raise SystemExit(f"Error: {error}") from None
+    except Exception as error:
+        line = str(error) if isinstance(error, ClickException) else in_one_line(error)
+        if line is None:
+            raise
+        raise SystemExit(f"Error: {line}") from None
     sys.stdout.write(said + "\n")
 
 

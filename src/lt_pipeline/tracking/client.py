@@ -1,10 +1,9 @@
-"""What goes to MLflow beside the catalog: epochs, tags, and whether the server is there at all."""
+"""What goes to MLflow beside the catalog: epochs, metrics, parameters, tags."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -15,28 +14,24 @@ from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote, unquote
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from lt_pipeline.learning.schema import UnreachableError, flatten
+from lt_pipeline.learning.schema import flatten
+from lt_pipeline.tracking.outbox import Outbox
 from lt_pipeline.versioning.git import git
 
 # MLflow's own lines and progress bars would tear the run's apart.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A server that is gone is found out in 15 seconds, one that is silent in 75; MLflow's own take four
+# and twenty minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
-LOGGER = logging.getLogger(__name__)
-TIMEOUT_SECONDS = 5
-SECONDS_BETWEEN_CALLS = 1
-# MLflow takes no more in one call
-MAX_METRICS = 1000
 # `dvc repro` rewrites its lock files between stages: they do not change what is run
 NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
@@ -63,45 +58,9 @@ INHERITED = (
 )  # fmt: skip
 
 
-class _Waiting:
-    """Values of epochs that are not in MLflow yet.
-
-    A call takes some milliseconds, which is much for an epoch of a small training: calls are at
-    least ``SECONDS_BETWEEN_CALLS`` apart. What a server did not take goes with the next call.
-    """
-
-    def __init__(self) -> None:
-        self.metrics: list[Metric] = []
-        self.run: str | None = None
-        self.called = -math.inf
-        self.last_epoch: dict[tuple[str, str], int] = {}
-
-    def add(self, run: str, metrics: list[Metric]) -> None:
-        """Take ``metrics`` of ``run``, and send them if it is time."""
-        if run != self.run:
-            if self.metrics:
-                self.send()
-            self.run, self.metrics = run, []
-        self.metrics += metrics
-        self.last_epoch |= {(run, metric.key): metric.step for metric in metrics}
-        due = time.monotonic() - self.called >= SECONDS_BETWEEN_CALLS
-        if due or len(self.metrics) >= MAX_METRICS // 2:
-            self.send()
-
-    def send(self) -> None:
-        """Send what is there; a server that does not take it does not end a training: it warns."""
-        try:
-            while self.metrics:
-                batch = self.metrics[:MAX_METRICS]
-                mlflow.MlflowClient().log_batch(str(self.run), metrics=batch)
-                del self.metrics[: len(batch)]
-        except MlflowException as error:
-            steps = sorted({metric.step for metric in self.metrics})
-            LOGGER.warning("Epochs %d to %d are not in MLflow: %s", steps[0], steps[-1], error)
-        self.called = time.monotonic()
-
-
-_WAITING = _Waiting()
+_OUTBOX = Outbox()
+# by run and name of a value
+_LAST_EPOCH: dict[tuple[str, str], int] = {}
 
 
 def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
@@ -110,21 +69,31 @@ def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
     The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
     the stage's name in them, as in ``train/branch_0/cross_entropy``: their epochs begin at 1 again.
 
-    Short epochs go to MLflow together: train inside of ``epochs``.
+    No training waits for a server: short epochs go there together, and what it does not take is
+    tried again. Train inside of ``epochs``.
     """
     run, now = mlflow.active_run(), int(time.time() * 1000)
     if run:
         named = {_by_stage(phase, name): value for name, value in values.items()}
-        _WAITING.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
+        _LAST_EPOCH.update({(run.info.run_id, name): epoch for name in named})
+        _OUTBOX.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
 
 
 @contextmanager
 def epochs() -> Iterator[None]:
-    """Send the epochs that still wait when the training inside ends, however it does."""
+    """Send the epochs that still wait when the training inside ends, however it does.
+
+    Trainings of a run wait two seconds in all for that; what is left goes later.
+    """
     try:
         yield
     finally:
-        _WAITING.send()
+        _OUTBOX.training_ends()
+
+
+def run_ends() -> None:
+    """Send the epochs that still wait; what cannot be sent is kept in files, and said."""
+    _OUTBOX.run_ends()
 
 
 def _by_stage(phase: str, name: str) -> str:
@@ -142,7 +111,7 @@ def log_metrics(values: Mapping[str, float]) -> None:
     """
     run, now = mlflow.active_run(), int(time.time() * 1000)
     if run:
-        steps = {name: _WAITING.last_epoch.get((run.info.run_id, name), 0) for name in values}
+        steps = {name: _LAST_EPOCH.get((run.info.run_id, name), 0) for name in values}
         _log_batch(metrics=[_metric(name, v, now, steps[name]) for name, v in values.items()])
 
 
@@ -189,19 +158,16 @@ def _log_batch(**what: Any) -> None:
         mlflow.MlflowClient().log_batch(run.info.run_id, **what)
 
 
+def end_as_failed(run: str | None) -> None:
+    """Let a run count as failed, though it went to its end; without one, nothing happens."""
+    if run:
+        mlflow.MlflowClient().set_terminated(run, "FAILED")
+
+
 def by_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's ``config`` as parameters by the paths that they have in conf/."""
     kept = {name: value for name, value in config.items() if name != "options"}
     return dict(flatten({**kept, config["method"]: {"options": config["options"]}}, "."))
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number in nested ``values`` as a metric, named as in ``test/accuracy``."""
-    return {
-        name: float(value)
-        for name, value in flatten(values, "/")
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
 
 
 def provenance(project: Path, seed: int, device: str) -> dict[str, str]:
@@ -224,10 +190,13 @@ def absolute_uri(uri: str, project: Path) -> str:
 
     SQLite takes a relative path from wherever the command runs; a run would be lost there.
     """
-    prefix = "sqlite:///"
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return f"{prefix}{(home(project) / uri.removeprefix(prefix)).as_posix()}"
-    return uri
+    prefix, (name, mark, query) = "sqlite:///", uri.removeprefix("sqlite:///").partition("?")
+    if not uri.startswith(prefix) or name.startswith(("/", ":memory:", "file:")) or not name:
+        return uri
+    path = (home(project) / unquote(name)).as_posix()
+    # with its slashes quoted, too, as MLflow makes the folder that is named, as it is written
+    written = quote(path, safe="") if {*"%?"} & {*path} else path
+    return f"{prefix}{written}{mark}{query}"
 
 
 def home(project: Path) -> Path:
@@ -239,33 +208,6 @@ def home(project: Path) -> Path:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
             return folder.parents[2]
     return project
-
-
-def check_server(uri: str) -> None:
-    """Refuse a tracking server that does not answer, before anything is computed.
-
-    Raises:
-        UnreachableError: naming the address, what went wrong and where to change it.
-    """
-    scheme = uri.partition(":")[0]
-    try:
-        if scheme in ("http", "https"):
-            # anyone may ask for it, and urllib takes a user for a part of the host's name
-            parts = urlsplit(uri)
-            host = parts.netloc.rpartition("@")[2]
-            address = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/health").geturl()
-            with urlopen(Request(address), timeout=TIMEOUT_SECONDS):
-                return
-        elif scheme == "sqlite":
-            Path(uri.removeprefix("sqlite:///")).parent.stat()
-        elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-            create_engine(uri).connect().close()
-    except (OSError, SQLAlchemyError, ImportError, HTTPException, ValueError) as error:
-        raise UnreachableError(
-            f"the MLflow tracking server {masked(uri)} cannot be reached "
-            f"({reason(error)}); start it, or change server.mlflow_tracking_uri in "
-            f"conf/base/mlflow.yml or the environment variable MLFLOW_TRACKING_URI"
-        ) from error
 
 
 def reason(error: Exception) -> str:

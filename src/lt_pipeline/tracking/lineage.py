@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.client import OUTPUTS
+from lt_pipeline.tracking.store import open_store
 from lt_pipeline.versioning import lock as dvc_lock
 from lt_pipeline.versioning.git import blob_id, hashes
 from lt_pipeline.versioning.lock import LOCK
@@ -64,7 +65,7 @@ def trace(what: str, project: Path = PROJECT) -> Facts:
         UnreachableError: if the tracking server does not answer.
     """
     uri = tracking_uri(project)
-    tracking.check_server(uri)
+    open_store(uri)
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     path = next((p for p in (Path(what), project / what) if p.is_file()), None)
@@ -294,7 +295,7 @@ def main(what: str, as_json: bool) -> None:
     """Print what is known of a run, a model, a file or a hash."""
     try:
         facts = trace(what)
-    except (ValueError, ConnectionError) as error:
+    except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
 

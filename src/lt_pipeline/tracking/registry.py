@@ -39,7 +39,7 @@ def crown(runs: pd.DataFrame, slug: str) -> Values:
         version = _version(run["run_id"], slug)
         if version is not None:
             return _set(version, run, slug)
-    return _none("no run with a hold-out has a registered model; run its deploy node")
+    return _none("no run with a hold-out has a registered model; train with tracking.register=true")
 
 
 def _none(why: str) -> Values:

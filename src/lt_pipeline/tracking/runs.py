@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from io import StringIO
+from statistics import median
 from typing import Any
 
 import mlflow
@@ -16,6 +17,7 @@ from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from pydantic import ValidationError
 
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.tracking import client as tracking
@@ -57,6 +59,26 @@ def read_runs(experiment_id: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]
     return pd.DataFrame(rows), recalls, notes
 
 
+def earlier_paces() -> dict[tuple[str, str], float]:
+    """Return the seconds that an epoch took in finished runs of the active run's experiment.
+
+    They are by method and backbone: the median of the training time of all stages over
+    ``training.epochs``. Without an active run there are none.
+    """
+    active = mlflow.active_run()
+    if active is None:
+        return {}
+    only = "attributes.status = 'FINISHED' and metrics.\"cost/training_seconds\" > 0"
+    runs = tracking.find_runs(mlflow.MlflowClient(), [active.info.experiment_id], only)
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        params, method = run.data.params, run.data.tags.get("method")
+        if method and {"training.epochs", "model.backbone"} <= params.keys():
+            seconds = run.data.metrics["cost/training_seconds"] / int(params["training.epochs"])
+            found.setdefault((method, params["model.backbone"]), []).append(seconds)
+    return {key: median(values) for key, values in found.items()}
+
+
 def _artifact(run: Run, name: str) -> str:
     return load_text(f"{run.info.artifact_uri}/{name}")
 
@@ -87,5 +109,5 @@ def _title(config: Values) -> str:
     """Return the run's title; a configuration that is no longer valid has the method's name."""
     try:
         return ExperimentConfig.model_validate(config).title
-    except ValueError:
+    except ValidationError:
         return str(config["method"])

@@ -92,7 +92,7 @@ class Sweep:
         for corner in self.space.corners():
             try:
                 self.experiment(corner)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{where}: {error}") from None
         if self.config.pruner != "none" and not self.base.training.monitor_every:
             raise UserError(

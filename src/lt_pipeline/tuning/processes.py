@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import record_of
 from lt_pipeline.tuning.workers import POLL_SECONDS, STOP_SECONDS, keep_working, last_line
+
+# the exit code of a worker that ends with what a person can put right; Python's own for a bug is 1
+REFUSED = 3
 
 
 def cores() -> int:
@@ -61,12 +65,14 @@ class Process:
         """Return whether the process is gone.
 
         Raises:
+            UserError: with what it refused.
             ChildProcessError: with what it said last, if it failed by itself.
         """
         code = self.process.poll()
         if code is not None and code > 0:
             said = last_line(self.log.read_text(errors="replace")) or "no output"
-            raise ChildProcessError(f"a worker failed: {said} (all of it: {self.log})")
+            kind = UserError if code == REFUSED else ChildProcessError
+            raise kind(f"a worker failed: {said} (all of it: {self.log})")
         return code is not None
 
     @property
@@ -100,7 +106,8 @@ def run_workers(
     What workers print is in ``folder``.
 
     Raises:
-        ChildProcessError: if a worker fails by itself, or too many were killed.
+        UserError: if a worker refuses something, or too many were killed.
+        ChildProcessError: if a worker fails by itself.
     """
     with tempfile.NamedTemporaryFile() as file:
         pickle.dump(task, file)

@@ -20,13 +20,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
 from lt_pipeline.learning.schema import UnreachableError, UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.processes import cores
-from lt_pipeline.tuning.storage import JOURNAL
+from lt_pipeline.tuning.storage import JOURNAL, journal_file
 from lt_pipeline.tuning.workers import STOP_SECONDS, keep_working, last_line, places
 
 # Ray reads them when it is imported. What it prints of processes that die would tear the lines of a
@@ -101,7 +101,7 @@ def _probe(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         said = _last_line((error.stderr or b"").decode(errors="replace"))
         why = f", which says: {said}" if said else ""
-        raise TimeoutError(f"no answer in {PROBE_SECONDS} s from Ray{why}") from None
+        raise UnreachableError(f"no answer in {PROBE_SECONDS} s from Ray{why}") from None
     except subprocess.CalledProcessError as error:
         raise UnreachableError(_last_line(error.stderr)) from None
 
@@ -127,7 +127,7 @@ class _File:
     """A study's file, for processes that cannot open it."""
 
     def __init__(self, path: Path) -> None:
-        self.journal = JournalFileBackend(str(path))
+        self.journal = journal_file(path)
 
     def read(self, start: int) -> list[dict[str, Any]]:
         return list(self.journal.read_logs(start))
@@ -160,7 +160,7 @@ class _Trials:
     def __init__(self, environment: Mapping[str, str], folder: Path, code: str) -> None:
         logging.basicConfig(level=logging.INFO)
         if _code() != code:
-            raise RuntimeError(
+            raise UserError(
                 f"lt_pipeline on {socket.gethostname()} is another than where the sweep was "
                 f"started: install the same there"
             )
@@ -205,6 +205,7 @@ class RayWorker:
         """Return whether the process is gone.
 
         Raises:
+            UserError: with what it refused.
             ChildProcessError: with what went wrong, if it failed by itself.
         """
         if not _is_there(self._done):
@@ -214,9 +215,9 @@ class RayWorker:
         except RayError as error:
             if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
                 self.log.write_text(str(error))
-                raise ChildProcessError(
-                    f"a worker failed: {_last_line(str(error))} (all of it: {self.log})"
-                ) from error
+                kind = UserError if _is_refused(error) else ChildProcessError
+                said = _last_line(str(error)).split("UserError: ")[-1]
+                raise kind(f"a worker failed: {said} (all of it: {self.log})") from error
             # one that only cannot be reached would go on
             self.stop()
             self.killed = "or its machine is gone"
@@ -238,8 +239,9 @@ def run_workers(
     """Let the cluster's processes work on ``task``, as ``keep_working`` has it.
 
     Raises:
-        ChildProcessError: if a worker fails by itself, or too many were killed.
-        UserError: if the cluster has no room for a worker, or cannot reach MLflow.
+        UserError: if the cluster has no room for a worker, or cannot reach MLflow, if a worker
+            refuses something, or too many were killed.
+        ChildProcessError: if a worker fails by itself.
     """
     with connected(config):
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -271,6 +273,11 @@ def _actor(kind: type, **place: Any) -> Any:
 
 def _is_there(result: Any) -> bool:
     return bool(ray.wait([result], timeout=0)[0])
+
+
+def _is_refused(error: RayError) -> bool:
+    """Return whether it was a refusal of ours, when it began or later: Ray's errors are both."""
+    return isinstance(error, UserError) or UserError.__name__ in _last_line(str(error))
 
 
 def _last_line(text: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
@@ -120,7 +121,9 @@ def _fell_behind(trial: Trial) -> Iterator[None]:
     """Count ``trial`` as one that fell behind where what is inside is refused, and note why."""
     try:
         yield
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except (UserError, torch.OutOfMemoryError) as error:
+        if isinstance(error, OSError):
+            raise  # a full disk or a missing file, which no other values would mend
         trial.set_user_attr(REASON, str(error).partition("\n")[0])
         raise TrialPruned(str(error)) from error
 

@@ -20,7 +20,7 @@ from optuna.storages import (
 from optuna.storages.journal import (
     BaseJournalBackend,
     JournalFileBackend,
-    JournalFileSymlinkLock,
+    JournalFileOpenLock,
 )
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,6 +34,8 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 CONNECT_SECONDS = 5
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 JOURNAL = "journal.log"
+# what Optuna adds for the name of its lock
+LOCK_FILE_SUFFIX = ".lock"
 
 
 class TryAgain(RetryHeartbeatStaleTrialCallback):
@@ -80,12 +82,44 @@ def open_storage(
         ) from error
 
 
+class JournalLock(JournalFileOpenLock):
+    """Lock of the journal ``path``: a file beside it.
+
+    Optuna's own, a link to the journal, leads nowhere once the project is moved, and whoever wants
+    the lock then waits for ever.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = Path(f"{path}{LOCK_FILE_SUFFIX}")
+
+    def acquire(self) -> bool:
+        """Wait for the lock and take it; one that was not released in 30 seconds is nobody's.
+
+        Raises:
+            UserError: if a process left Optuna's own lock, and the project was moved since.
+        """
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(
+                f"{self.path} is a lock that a killed process left, from before the project was "
+                f"moved: delete it"
+            )
+        return super().acquire()
+
+
+def journal_file(path: Path) -> JournalFileBackend:
+    """Return the journal ``path`` as what Optuna reads and writes."""
+    return JournalFileBackend(str(path), JournalLock(path))
+
+
 def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         _cut_last_line(path)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(journal_file(path))
+    except UserError:
+        raise
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it to search anew") from error
 
@@ -95,7 +129,7 @@ def _cut_last_line(path: Path) -> None:
 
     Under the lock nobody is in the middle of one.
     """
-    lock = JournalFileSymlinkLock(str(path))
+    lock = JournalLock(path)
     lock.acquire()
     try:
         content = path.read_bytes()

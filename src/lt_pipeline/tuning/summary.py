@@ -68,7 +68,7 @@ def main(folders: Sequence[str]) -> int:
     for folder in folders:
         try:
             print(markdown(Path(folder)))
-        except ValueError as error:
+        except UserError as error:
             print(error)
             missing += 1
     return missing

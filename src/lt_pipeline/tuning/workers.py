@@ -83,7 +83,7 @@ def _watch(active: list[Worker], follow: Callable[[list[str]], bool], restarts: 
             # those that still wait for a place are not needed
             return
         if len(killed) > restarts:
-            raise ChildProcessError(
+            raise UserError(
                 f"workers are killed again and again (the last one, {killed[-1].key}): is there "
                 f"memory enough for {number} of them (tune.workers)?"
             )

@@ -23,9 +23,8 @@ from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.experiments.config import method_options
 from lt_pipeline.learning.schema import UserError, unknown
-from lt_pipeline.pipeline_registry import method_pipeline
+from lt_pipeline.pipeline_registry import REGISTRY
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.versioning.imports import module_of, rests_on
 
@@ -39,8 +38,8 @@ DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods si
 # It checks every block of conf/ and imports all that a block can ask for; a stage rests on its own.
 LEAVES = {f"{PACKAGE}.learning.experiments.config"}
 # What only tells MLflow changes no file, nor does the device change what is computed on it.
-NOT_CODE = {f"{PACKAGE}.tracking.client"}
-NOT_DECISIVE = {"device"}
+NOT_CODE = {f"{PACKAGE}.tracking.client", f"{PACKAGE}.tracking.config"}
+NOT_DECISIVE = {"device", "tracking"}
 
 # The comparison looks runs up in MLflow: of each method, these files say that there is another one.
 COMPARED = ("metrics", "class_table")
@@ -104,9 +103,8 @@ class View:
     @cached_property
     def _snapshot(self) -> ProjectSnapshot:
         metadata = bootstrap_project(self.project)
-        for name in self.methods:
-            _, options = method_options(name, self._loader["parameters"])
-            pipelines[name] = method_pipeline(name, options)
+        len(pipelines)  # Kedro reads them once, as conf/base has them
+        REGISTRY.shape(self._loader["parameters"])
         return get_project_snapshot(metadata=metadata, env=self.env or BASE)
 
     @cached_property
@@ -222,7 +220,7 @@ def main(env: str | None, names: str | None) -> None:
     """Write dvc.yaml from the Kedro pipelines and catalog."""
     try:
         text = render(env, names.split(",") if names else ())
-    except ValueError as error:
+    except UserError as error:
         raise click.ClickException(str(error)) from error
     path = path_of(env)
     path.write_text(text)

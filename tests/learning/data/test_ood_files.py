@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import struct
 
@@ -15,6 +16,7 @@ from lt_pipeline.learning.data import ood_files
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood import InDistribution, load_ood
 from lt_pipeline.learning.data.ood_files import FILE_SETS, Wanted, chosen, image_files
+from lt_pipeline.learning.schema import UserError
 from toys import PROJECT
 
 SHAPE = (3, 8, 8)
@@ -88,9 +90,24 @@ def test_a_folder_without_images_is_missing(name, tmp_path):
     assert "put " in line
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="gone"):
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="gone cannot be read: No such file"):
         image_files(tmp_path / "gone")
+
+
+def test_links_to_folders_are_followed_and_what_two_lead_to_is_there_once(tmp_path):
+    put_flat(tmp_path / "disk" / "a" / "1.png", 10)
+    put_flat(tmp_path / "disk" / "b" / "2.png", 20)
+    folder = tmp_path / "LSUN"
+    put_flat(folder / "0.png", 0)
+    (folder / "linked").symlink_to(tmp_path / "disk")
+    (folder / "once_more").symlink_to(tmp_path / "disk" / "b")
+    (tmp_path / "disk" / "a" / "up").symlink_to(folder)
+    names = [os.path.relpath(file, folder) for file in image_files(folder)]
+    assert names == ["0.png", "linked/a/1.png", "linked/b/2.png"]
+    assert levels(load("lsun_crop", tmp_path)) == [0, 10, 20]
+    (tmp_path / "LSUN_resize").symlink_to(tmp_path / "disk" / "b")
+    assert levels(load("lsun_resize", tmp_path)) == [20]
 
 
 def test_a_limit_opens_only_the_chosen_files(tmp_path):

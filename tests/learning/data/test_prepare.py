@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from lt_pipeline.learning.data import prepare as module
 from lt_pipeline.learning.data.longtail import class_counts
@@ -170,7 +170,8 @@ def test_the_hold_out_of_a_published_subset_is_its_first_images():
 
 def test_the_card_survives_json_and_describes_the_pixels():
     card = prepare(SOURCE, DataConfig(imbalance_ratio=5)).card
-    assert DataCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+    kind = TypeAdapter(DataCard)
+    assert kind.validate_json(kind.dump_json(card)) == card
     assert (card.mean, card.std) == pixel_statistics(
         prepare(SOURCE, DataConfig(imbalance_ratio=5)).train.images
     )

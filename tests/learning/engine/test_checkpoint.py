@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
+from lt_pipeline.learning.schema import UnwritableError, UserError
 
 STATE = {"epoch": 3, "weights": {"a": torch.arange(4.0)}, "none": None}
 
@@ -68,3 +71,32 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
         file.save({**STATE, "epoch": 4})
     monkeypatch.undo()
     assert file.load()["epoch"] == 3
+
+
+def test_a_bug_while_writing_is_no_full_disk(tmp_path):
+    (tmp_path / "file.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="a bug"), atomic_path(tmp_path / "file.txt"):
+        raise RuntimeError("a bug")
+    assert (tmp_path / "file.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UnwritableError, match=r"cannot write .*/file/model\.pt: .*(exists|Not a)"):
+        ResumeFile(tmp_path / "file" / "model.pt", "run").save(STATE)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state": {}}, "text"])
+def test_a_state_of_another_program_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "train.pt")
+    with pytest.raises(UserError, match=r"train\.pt is damaged, or no state .*: delete it"):
+        ResumeFile(tmp_path / "train.pt", "run").load()
+
+
+def test_what_pytorch_says_of_code_in_a_file_is_not_passed_on(tmp_path):
+    torch.save({"fingerprint": "run", "state": Path("a")}, tmp_path / "train.pt")
+    with pytest.raises(UserError) as found:
+        ResumeFile(tmp_path / "train.pt", "run").load()
+    assert "weights_only" not in str(found.value)
+    assert "\n" not in str(found.value)

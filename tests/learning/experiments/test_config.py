@@ -567,3 +567,15 @@ def test_the_usual_first_methods_block_is_taken_over_where_none_is_named():
     given = {"mixup": {"options": {"mix": {"alpha": 0.4}}}, "mislas": {"options": {}}}
     method_options("mislas", given)
     assert given == {"mixup": {"options": {"mix": {"alpha": 0.4}}}, "mislas": {"options": {}}}
+
+
+def test_a_criterion_of_another_name_begins_anew():
+    base = {"criterion": {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0}}
+    over = {"criterion": {"name": "geometric_mean"}}
+    assert merged(base, over) == over
+    assert merged(base, {"criterion": {"tail": 0.1}})["criterion"] == {
+        "name": "label_aware_smoothing", "head": 0.3, "tail": 0.1,
+    }  # fmt: skip
+    assert merged({"sampler": {"name": "reverse", "defer": 0.5}}, {"sampler": {"name": "x"}}) == {
+        "sampler": {"name": "x", "defer": 0.5}
+    }

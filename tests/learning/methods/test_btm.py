@@ -10,13 +10,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch, mixed_with_itself
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.trainer import fit, phase_config, trained_parameters
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.experiments.store import MadeOf
 from lt_pipeline.learning.methods.btm import BalancedTrainingAndMerging, BtmOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.transforms.augment import AugmentConfig
@@ -669,16 +670,18 @@ def test_on_a_method_of_two_stages_the_whole_network_is_fine_tuned(pretrain):
 # ---- what may be shared
 
 
-def configuration(**options):
+def made_of(name, **options):
+    """What decides the stage ``name`` of BTM with ``options``, and its key."""
     given = {"model": {"backbone": "resnet8"}, "btm": {"options": options}}
-    return ExperimentConfig.resolve("btm", given).model_dump(mode="json")
+    experiment = Experiment(ExperimentConfig.resolve("btm", given), toy_card())
+    (stage,) = (s for s in experiment.stages if s.name == name)
+    found = MadeOf(experiment, stage)
+    return found.values, found.fingerprint
 
 
-def recipes(name, **options):
-    config = configuration(**options)
-    found = ExperimentConfig.model_validate(config)
-    (stage,) = (s for s in methods.get("btm").stages(found.options) if s.name == name)
-    return methods.get("btm").recipe(stage, config), config
+def assert_differ(one, other):
+    """Assert that neither what decides the stages nor their keys are alike."""
+    assert all(a != b for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -693,8 +696,8 @@ def recipes(name, **options):
     ],
 )
 def test_what_follows_a_fine_tuning_does_not_decide_it(change):
-    assert recipes("branch_1", **change)[0] == recipes("branch_1")[0]
-    assert recipes("post_train", **change)[0] != recipes("post_train")[0]
+    assert made_of("branch_1", **change) == made_of("branch_1")
+    assert_differ(made_of("post_train", **change), made_of("post_train"))
 
 
 @pytest.mark.parametrize(
@@ -712,32 +715,32 @@ def test_what_follows_a_fine_tuning_does_not_decide_it(change):
     ],
 )
 def test_what_decides_a_fine_tuning_is_in_its_recipe(change):
-    assert recipes("branch_1", **change)[0] != recipes("branch_1")[0]
+    assert_differ(made_of("branch_1", **change), made_of("branch_1"))
 
 
 def test_behind_the_second_stage_fine_tunings_depend_on_it():
     for change in ({"criterion": {"name": "cross_entropy"}}, {"classifier": {"epochs": 3}}):
-        after = recipes("branch_1", when="after", **change)[0]
-        assert after != recipes("branch_1", when="after")[0]
+        after = made_of("branch_1", when="after", **change)
+        assert_differ(after, made_of("branch_1", when="after"))
 
 
 def test_branches_trained_together_depend_on_how_many_there_are():
-    one, other = (
-        recipes("branch_0", branches={"together": True, "sets": sets})[0] for sets in (3, 4)
-    )
-    assert one != other
+    one, other = (made_of("branch_0", branches={"together": True, "sets": n}) for n in (3, 4))
+    assert_differ(one, other)
 
 
 def test_forgetting_does_not_depend_on_the_subsets():
-    one = recipes("fc", fc=True)[0]
-    assert one == recipes("fc", fc=True, branches={"images": 3})[0]
-    assert one != recipes("fc", fc=True, fc_classifier={"epochs": 3})[0]
+    one = made_of("fc", fc=True)
+    assert one == made_of("fc", fc=True, branches={"images": 3})
+    assert_differ(one, made_of("fc", fc=True, fc_classifier={"epochs": 3}))
 
 
 def test_the_first_stage_is_the_first_methods_own():
-    found, config = recipes("pretrain")
-    assert found["method"] == "mixup"
-    assert found["options"] == config["options"]["pretrain_options"]
+    options = BtmOptions()
+    stage, *_ = BalancedTrainingAndMerging.stages(options)
+    found = BalancedTrainingAndMerging.recipe(stage, "btm", options)
+    assert (found.method, found.options) == ("mixup", options.pretrain_options)
+    assert made_of("pretrain")[0]["method"] == "mixup"
 
 
 # What arms with other later stages may share

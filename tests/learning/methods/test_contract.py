@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.trainer import (
     choose_what_learns,
     fit,
@@ -26,6 +26,9 @@ from lt_pipeline.learning.engine.trainer import (
     trained_parameters,
 )
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_stages
+from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
 from toys import toy_card, toy_images
@@ -36,71 +39,71 @@ CONF = Path(lt_pipeline.__file__).parents[2] / "conf/base"
 
 
 @pytest.fixture(params=methods.available())
-def create(request):
-    """Return a function that makes the method as conf/base has it, from a given seed."""
+def experiment(request):
+    """Return a function that makes an experiment of the method as conf/base has it."""
     own = yaml.safe_load((CONF / f"parameters_{request.param}.yml").read_text())
+    given = {"model": {"backbone": "resnet8"}, **own}
+    config = ExperimentConfig.resolve(request.param, given)
 
-    def make(seed=0):
-        config = ExperimentConfig.resolve(request.param, {"model": {"backbone": "resnet8"}, **own})
-        torch.manual_seed(seed)
-        return methods.get(request.param)(config.options, config.model, toy_card())
+    def make(seed=0, training=None):
+        mine = {"seed": seed, "device": "cpu", "training": training or TrainingConfig()}
+        return Experiment(config.model_copy(update=mine), toy_card())
 
     return make
 
 
-def training_config(epochs, **values):
+@pytest.fixture
+def create(experiment):
+    """Return a function that makes the method from a given seed."""
+    return lambda seed=0: experiment(seed).build()
+
+
+def training_config(epochs, batch_size=32, rate=0.05):
     return TrainingConfig(
         epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=rate,
         warmup_epochs=1,
         schedule="cosine",
         augment=AugmentConfig(crop_padding=0, flip=0.0),
-        **{"batch_size": 32, "learning_rate": 0.05, **values},
     )
 
 
-def train(create, epochs=2, data=None, rate=0.05, seed=0):
-    """Train every stage as the pipeline does; return the finished method and the checkpoints."""
+def train(experiment, epochs=2, data=None, rate=0.05):
+    """Train every stage; return the method behind the last one, and the checkpoints."""
     data = data or toy_images()
-    config = training_config(epochs, batch_size=min(32, len(data)), learning_rate=rate)
-    checkpoints = {}
-    for stage in create(seed).stages(create(seed).options):
-        method = create(seed)
-        subsets = method.subsets(data.labels, seed)
-        method.start(stage, {name: checkpoints[name] for name in stage.start})
-        if stage.trains:
-            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
-            seen = data[subsets[stage.name]] if stage.subset else data
-            number = len(checkpoints)
-            fit(method, phase, seen, config, seed=number, device=CPU, auxiliary=noise())
-        else:
-            method.step(stage, {name: checkpoints[name] for name in stage.start}, data, CPU)
-        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
-    method = resumed(create(seed), stage.name, checkpoints[stage.name])
+    found = experiment(0, training_config(epochs, min(32, len(data)), rate))
+    checkpoints = run(found, data)
+    method = found.behind(list(checkpoints.values())[-1])
     method.finish(data, data, CPU)
     return method, checkpoints
 
 
-def trained_stages(create, epochs):
+def run(experiment, data):
+    """Return the checkpoints of all stages, by name, trained as everything is."""
+    nothing = data[torch.arange(0)]
+    with TemporaryDirectory() as name:
+        folder, sets = Path(name), Sets(data, nothing, nothing, noise())
+        return run_stages(experiment, experiment.stages, sets, folder, Store(folder))[0]
+
+
+def trained_stages(experiment, epochs):
     """Yield every stage that learns, as it is after its training: method, phase, a batch of it.
 
     Of branches, which differ in their images only, there is the first.
     """
-    checkpoints, data, config = {}, toy_images(), training_config(epochs)
-    for stage in create().stages(create().options):
-        method, started = create(), {name: checkpoints[name] for name in stage.start}
-        method.start(stage, started)
-        if stage.role == "branch" and "branch" in checkpoints:
-            checkpoints[stage.name] = checkpoints["branch"]
+    found, data = experiment(0, training_config(epochs)), toy_images()
+    checkpoints, roles = run(found, data), set()
+    for stage in found.stages:
+        if not stage.trains or (stage.role == "branch" and "branch" in roles):
             continue
-        if stage.trains:
-            phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
-            seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
-            fit(method, phase, seen, config, seed=1, device=CPU, auxiliary=noise())
-            yield method, phase, one_batch(method, phase, seen, config)
-        else:
-            method.step(stage, started, data, CPU)
-        checkpoints[stage.name] = {k: v.clone() for k, v in method.state_dict().items()}
-        checkpoints.setdefault(stage.role, checkpoints[stage.name])
+        roles.add(stage.role)
+        method = found.build()
+        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+        method.load_state_dict(checkpoints[stage.name])
+        seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
+        yield method, phase, one_batch(method, phase, seen, found.config.training)
 
 
 def one_batch(method, phase, data, config):
@@ -114,12 +117,6 @@ def one_batch(method, phase, data, config):
         auxiliary=noise(),
     )
     return next(iter(stream.epoch(0.5)))
-
-
-def resumed(method, stage, state):
-    """Return ``method`` as it is behind ``stage``, with the weights ``state``."""
-    method.start(Stage("finish", (stage,)), {stage: state})
-    return method
 
 
 def batch(views):
@@ -155,8 +152,8 @@ def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create)
     assert set(subsets) == {stage.name for stage in stages if stage.subset and stage.trains}
 
 
-def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create):
-    method, checkpoints = create(), train(create, epochs=1)[1]
+def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(experiment, create):
+    method, checkpoints = create(), train(experiment, epochs=1)[1]
     last = [stage for stage in method.stages(method.options) if stage.trains][-1]
     method.start(last, {name: checkpoints[name] for name in last.start})
     method.requires_grad_(True).train()
@@ -180,8 +177,8 @@ def test_what_the_criterion_follows_and_notes_is_said(create):
     assert ("criterion/followed" in method.follow()) == on_criterion
 
 
-def test_scores_do_not_depend_on_the_batch(create):
-    method, _ = train(create, epochs=1)
+def test_scores_do_not_depend_on_the_batch(experiment):
+    method, _ = train(experiment, epochs=1)
     method.eval()
     images = toy_images().images[:6]
     with torch.no_grad():
@@ -195,45 +192,42 @@ def test_scores_do_not_depend_on_the_batch(create):
     assert torch.isfinite(likeness).all()
 
 
-def test_the_same_seed_gives_the_same_checkpoints(create):
-    (_, one), (_, two) = (train(create) for _ in range(2))
+def test_the_same_seed_gives_the_same_checkpoints(experiment):
+    (_, one), (_, two) = (train(experiment) for _ in range(2))
     assert all(torch.equal(one[s][name], two[s][name]) for s in one for name in one[s])
 
 
-def test_a_checkpoint_is_the_whole_state(create):
-    _, checkpoints = train(create)
+def test_a_checkpoint_is_the_whole_state(experiment):
+    _, checkpoints = train(experiment)
     images = toy_images().images[:8]
     for stage, state in checkpoints.items():
-        method, other = (resumed(create(seed), stage, state).eval() for seed in (0, 5))
+        method, other = (experiment(seed).behind(state, stage).eval() for seed in (0, 5))
         with torch.no_grad():
             assert torch.equal(method.score(images), other.score(images))
 
 
-def test_fold_keeps_the_scores_and_restores_into_a_folded_method(create):
-    method, _ = train(create)
+def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment):
+    method, _ = train(experiment)
     method.eval()
     images = toy_images().images[:8]
     with torch.no_grad():
         before = method.score(images)
         method.fold()
         torch.testing.assert_close(method.score(images), before, rtol=1e-4, atol=1e-4)
-        other = create(seed=5)
-        other.start(Stage("finish"), {})
-        other.fold()
-        other.load_state_dict(method.state_dict())
-        assert torch.equal(other.eval().score(images), method.score(images))
+        other = experiment(seed=5).finished(method.state_dict())
+        assert torch.equal(other.score(images), method.score(images))
 
 
-def test_it_learns_32_images_by_heart(create):
+def test_it_learns_32_images_by_heart(experiment):
     data = toy_images((8, 8, 8, 8))
-    method, _ = train(create, epochs=40, data=data, rate=0.1)
+    method, _ = train(experiment, epochs=40, data=data, rate=0.1)
     method.eval()
     with torch.no_grad():
         assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
 
 
-def test_diagnosing_leaves_the_method_as_it_was(create):
-    method, _ = train(create)
+def test_diagnosing_leaves_the_method_as_it_was(experiment):
+    method, _ = train(experiment)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
         assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
@@ -268,16 +262,16 @@ def worst_cosine(stages):
     return min(worst.items(), key=lambda item: item[1])
 
 
-def test_every_term_of_a_trained_network_survives_bfloat16(create):
+def test_every_term_of_a_trained_network_survives_bfloat16(experiment):
     """A term that does not says so by ``needs_float32``: see what becomes of MORE's without."""
-    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    term, cosine = worst_cosine(trained_stages(experiment, epochs=6))
     assert cosine > 0.99, term
 
 
-@pytest.mark.parametrize("create", ["more"], indirect=True)
-def test_the_rebalancing_term_would_not_survive_it(create, monkeypatch):
+@pytest.mark.parametrize("experiment", ["more"], indirect=True)
+def test_the_rebalancing_term_would_not_survive_it(experiment, monkeypatch):
     monkeypatch.setattr(methods.get("more"), "needs_float32", False)
-    term, cosine = worst_cosine(trained_stages(create, epochs=6))
+    term, cosine = worst_cosine(trained_stages(experiment, epochs=6))
     assert cosine < 0.9
     assert term == "train rebalancing"
 

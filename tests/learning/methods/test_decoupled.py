@@ -14,6 +14,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.trainer import fit, sgd, trained_parameters
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.methods._base import Recipe
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from toys import COUNTS, PROJECT, toy_card, toy_images
 
@@ -162,27 +163,32 @@ def test_more_is_folded_behind_the_first_stage():
     ("outer", "inner"), [("crt", "ce"), ("mislas", "mixup"), ("crt", "ride"), ("crt", "more")]
 )
 def test_what_decides_the_first_stage_is_the_other_methods_own_configuration(outer, inner):
-    config = configured(outer, pretrain=inner).model_dump(mode="json")
-    alone = configured(inner).model_dump(mode="json")
+    mine, alone = configured(outer, pretrain=inner).options, configured(inner).options
     kind = methods.get(outer)
-    *first, last = kind.stages(configured(outer, pretrain=inner).options)
+    *first, last = kind.stages(mine)
     for stage in first:
-        assert dict(kind.recipe(stage, config)) == alone
-    assert kind.recipe(last, config) == config
+        found = kind.recipe(stage, outer, mine)
+        assert (found.method, found.options, found.left_out) == (inner, alone, ())
+        assert (found.above, found.whole) == (1, False)
+    assert kind.recipe(last, outer, mine) == Recipe(outer, mine)
 
 
 def test_the_recipe_does_not_depend_on_the_second_stage():
     kind = methods.get("crt")
     stage, last = kind.stages(configured("crt").options)
-    one, two = (configured("crt", classifier={"epochs": n}).model_dump(mode="json") for n in (3, 4))
-    assert kind.recipe(stage, one) == kind.recipe(stage, two)
-    assert kind.recipe(last, one) != kind.recipe(last, two)
+
+    def recipe(stage, **options):
+        return kind.recipe(stage, "crt", configured("crt", **options).options)
+
+    one, two = ({"classifier": {"epochs": n}} for n in (3, 4))
+    assert recipe(stage, **one) == recipe(stage, **two)
+    assert recipe(last, **one) != recipe(last, **two)
     other = configured(
         "crt",
         pretrain_options={"criterion": {"margin": {"name": "ldam"}}},
         model={"head": "cosine"},
     )
-    assert kind.recipe(stage, other.model_dump(mode="json")) != kind.recipe(stage, one)
+    assert kind.recipe(stage, "crt", other.options) != recipe(stage, **one)
 
 
 # The second stage

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
 from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
@@ -42,10 +41,10 @@ class Batch(NamedTuple):
         """Return ``mixed``.
 
         Raises:
-            UserError: if there are none.
+            ValueError: if there are none.
         """
         if self.mixed is None:
-            raise UserError("a batch must bring mixtures of its images, but this one has none")
+            raise ValueError("a batch must bring mixtures of its images, but this one has none")
         return self.mixed
 
     def in_format(self, memory_format: torch.memory_format) -> Batch:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.schema import UserError
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -25,19 +23,19 @@ class ImageSet:
     def __post_init__(self) -> None:
         """Refuse other types, shapes, or labels that name no class."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise UserError(
+            raise ValueError(
                 f"images must be uint8 [N, channels, height, width], but are "
                 f"{self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise UserError(
+            raise ValueError(
                 f"labels must be int64 [{len(self.images)}], one an image, but are "
                 f"{self.labels.dtype} {list(self.labels.shape)}"
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
             self.class_names
         ):
-            raise UserError(
+            raise ValueError(
                 f"labels must lie in 0..{len(self.class_names) - 1}, but range from "
                 f"{int(self.labels.min())} to {int(self.labels.max())}"
             )

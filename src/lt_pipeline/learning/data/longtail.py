@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -110,7 +110,7 @@ class LongTail:
                 f"({self.class_names[empty[0]]!r}) has none"
             )
         if not len(self.class_counts) == len(self.class_names) == len(self.class_groups) > 0:
-            raise UserError(
+            raise ValueError(
                 f"class_counts, class_names and class_groups must have one entry a class, but have "
                 f"{len(self.class_counts)}, {len(self.class_names)} and {len(self.class_groups)}"
             )
@@ -129,16 +129,6 @@ class LongTail:
             class_names=tuple(names or (str(c) for c in range(len(counts)))),
             class_groups=tuple(rule.assign(counts)),
             group_rule=rule.describe(),
-        )
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> LongTail:
-        """Return the distribution that ``dataclasses.asdict`` described, lists made tuples."""
-        return cls(
-            class_counts=tuple(values["class_counts"]),
-            class_names=tuple(values["class_names"]),
-            class_groups=tuple(values["class_groups"]),
-            group_rule=values["group_rule"],
         )
 
     @property

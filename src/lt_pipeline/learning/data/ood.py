@@ -19,7 +19,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood_files import FILE_SETS, Loader, Wanted, chosen, named
 from lt_pipeline.learning.data.ood_files import to_shape as to_shape
-from lt_pipeline.learning.schema import UserError, unknown
+from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 FOLDER = "folder:"
 # The blur's standard deviation over the image's side. A pattern of k cycles an image keeps
@@ -98,7 +98,7 @@ def load_ood(
             continue
         try:
             found[name] = _ood_set(name)(context)
-        except FileNotFoundError as error:
+        except MissingFileError as error:
             missing[name] = str(error)
     return found, missing
 
@@ -136,7 +136,7 @@ def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) ->
             continue
         try:
             _loader(name)(wanted)
-        except FileNotFoundError as error:
+        except MissingFileError as error:
             if not optional:
                 raise UserError(f"{name} is not there: {error}") from None
 
@@ -153,7 +153,7 @@ def auxiliary_images(
 
     Raises:
         UserError: if ``name`` or ``count`` is wrong, or a file is damaged.
-        FileNotFoundError: if its files are not there; it says what to put where.
+        MissingFileError: if its files are not there; it says what to put where.
     """
     check_name(name, AUXILIARY_SETS)
     if count < 1:

@@ -1,13 +1,13 @@
 """Out-of-distribution images from files: known sets in their own layouts, folders and arrays.
 
-Nothing here downloads. A loader raises FileNotFoundError, which says what to put where, if its
-set is not there, and ValueError, which names the file, if it is there but damaged.
+Nothing here downloads. A loader raises MissingFileError, which says what to put where, if its
+set is not there, and UserError, which names the file, if it is there but damaged.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 THREADS = min(16, os.cpu_count() or 1)
@@ -105,28 +105,43 @@ def _taken(images: Tensor, wanted: Wanted) -> Tensor:
     return to_shape(images[chosen(len(images), wanted.limit, wanted.seed)], wanted.shape)
 
 
-def _damaged(file: Path | str, error: Exception) -> ValueError:
-    reason = str(error) or type(error).__name__
-    return ValueError(f"{file} is damaged or of another kind ({reason}); replace or remove it")
+def _damaged(file: Path | str, error: Exception | str) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{file} is damaged or of another kind ({reason}); replace or remove it")
 
 
 def image_files(folder: Path) -> list[str]:
     """Return the images under ``folder`` at any depth, sorted; hidden files are left out.
 
+    Links to folders are followed; what two of them lead to is there once.
+
     Raises:
-        OSError: if a folder cannot be listed.
+        UserError: if a folder cannot be listed.
     """
     return sorted(
         os.path.join(at, name)
-        for at, _, names in os.walk(folder, onerror=_raise)
+        for at, names in _folders(folder)
         for name in names
         # macOS's archives carry a file ._NAME, which is no image, beside every NAME
         if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
     )
 
 
+def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield ``folder`` and those in it, each once, with the names of their files."""
+    seen = set[str]()
+    for at, inside, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen:  # a link to a folder above would be followed for ever
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
+        yield at, names
+
+
 def _raise(error: OSError) -> None:
-    raise error
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _decode_some(files: list[str], wanted: Wanted) -> Tensor:
@@ -167,7 +182,7 @@ def _folder(place: str, what: str) -> Loader:
         folder = wanted.root / place
         files = image_files(folder) if folder.is_dir() else []
         if not files:
-            raise FileNotFoundError(f"no images in {folder}; put {what} there, at any depth")
+            raise MissingFileError(f"no images in {folder}; put {what} there, at any depth")
         return _decode_some(files, wanted)
 
     return load
@@ -184,7 +199,7 @@ def named(name: str) -> Loader:
             return _decode_some(files, wanted)
         if array.is_file():
             return _read_array(array, wanted)
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"neither images in {folder} nor {array}; put image files into the one, or uint8 "
             "'images' [N, channels, height, width] into the other"
         )
@@ -196,10 +211,13 @@ def _read_array(file: Path, wanted: Wanted) -> Tensor:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images = torch.from_numpy(arrays["images"])
-        if not len(images):
-            raise UserError("no image in it")
-        return _taken(images, wanted)
     except Exception as error:  # zipfile, zlib and NumPy have no error in common
+        raise _damaged(file, error) from error
+    if not len(images):
+        raise _damaged(file, "no image in it")
+    try:
+        return _taken(images, wanted)
+    except UserError as error:
         raise _damaged(file, error) from error
 
 
@@ -214,11 +232,11 @@ def _cifar(dataset: str) -> Loader:
         # torchvision wants all of them, also where only the test set is read
         for name, md5 in (*kind.train_list, *kind.test_list, meta):
             if not (folder / name).is_file():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"no {folder / name}; put the files of {kind.filename} into {folder}"
                 )
             if not check_integrity(folder / name, md5):
-                raise _damaged(folder / name, ValueError(f"its MD5 is not {md5}"))
+                raise _damaged(folder / name, f"its MD5 is not {md5}")
         images = torch.from_numpy(kind(wanted.root, train=False, download=False).data)
         return _taken(images.permute(0, 3, 1, 2), wanted)
 
@@ -230,7 +248,7 @@ def _fashion_mnist(wanted: Wanted) -> Tensor:
 
     file = wanted.root / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
     if not file.is_file():
-        raise FileNotFoundError(f"no {file}; put {file.name} (unpacked) into {file.parent}")
+        raise MissingFileError(f"no {file}; put {file.name} (unpacked) into {file.parent}")
     try:
         images = read_image_file(str(file))
     except Exception as error:  # torchvision's reader asserts, indexes and reshapes
@@ -249,7 +267,7 @@ def _svhn(wanted: Wanted) -> Tensor:
             except Exception as error:  # RuntimeError for its MD5, scipy's own for its content
                 raise _damaged(folder / name, error) from error
             return _taken(torch.from_numpy(images), wanted)
-    raise FileNotFoundError(f"no {name}; put it into {wanted.root / 'svhn'} or {wanted.root}")
+    raise MissingFileError(f"no {name}; put it into {wanted.root / 'svhn'} or {wanted.root}")
 
 
 def _textures(wanted: Wanted) -> Tensor:
@@ -263,7 +281,7 @@ def _textures(wanted: Wanted) -> Tensor:
             for split in ("train", "val", "test")
         ]
     except (RuntimeError, FileNotFoundError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {folder / 'images'} with {folder / 'labels'}/{{train,val,test}}1.txt; put what "
             f"dtd-r1.0.1.tar.gz holds, the folder dtd, into {folder.parent}"
         ) from error

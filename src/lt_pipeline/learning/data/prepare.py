@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, Literal
 
@@ -132,22 +132,6 @@ class DataCard:
     def config(self) -> DataConfig:
         """Return the settings as they were checked."""
         return DataConfig.model_validate(self.settings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> DataCard:
-        """Return the card that ``to_json`` described."""
-        return cls(
-            **{
-                **values,
-                "longtail": LongTail.from_json(values["longtail"]),
-                "mean": tuple(values["mean"]),
-                "std": tuple(values["std"]),
-            }
-        )
 
 
 @dataclass(frozen=True)

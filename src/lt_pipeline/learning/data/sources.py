@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.schema import UserError, unknown
+from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 DIGITS_TEST_PER_CLASS = 50
 # The held-out digits are the same whatever the seed of a run, as with any published test set.
@@ -54,7 +54,7 @@ def load_source(name: str, folder: Path) -> Source:
 
     Raises:
         UserError: if there is no such source.
-        FileNotFoundError: if its files are not there, are damaged, or cannot be downloaded.
+        MissingFileError: if its files are not there, are damaged, or cannot be downloaded.
     """
     if name not in SOURCES:
         raise UserError(unknown("data.source", name, SOURCES))
@@ -101,7 +101,7 @@ def _read_torchvision(dataset: str, folder: Path, put: str, *, train: bool) -> I
         try:
             read = kind(folder, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{dataset} is missing or damaged in {folder} and cannot be downloaded "
                 f"({error}); put {put.format(folder=folder)}"
             ) from error

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
@@ -24,6 +23,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import without_tf32
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
+from lt_pipeline.learning.engine.progress import shown
 from lt_pipeline.learning.engine.trainer import History, Report, Training, phase_config
 from lt_pipeline.learning.engine.vmapped import StackedTraining
 from lt_pipeline.learning.schema import UserError
@@ -80,12 +80,15 @@ def fit_together(
             run.report(epoch, report)
     epochs = range(run.epoch, phases[0].epochs)
     title = f"{phases[0].name} to {phases[-1].name}"
-    for epoch in track(epochs, title, total=len(epochs), disable=not len(epochs)):
-        run.run_epoch(epoch, monitors or {}, device)
-        if resume and (run.epoch % config.checkpoint_every == 0 or run.epoch == phases[0].epochs):
-            resume.save(run.state())
-        if report:
-            run.report(run.epoch, report)
+    with shown(title, len(epochs), patience=0) as progress:
+        for epoch in epochs:
+            run.run_epoch(epoch, monitors or {}, device)
+            last = run.epoch == phases[0].epochs
+            if resume and (run.epoch % config.checkpoint_every == 0 or last):
+                resume.save(run.state())
+            if report:
+                run.report(run.epoch, report)
+            progress.advance()
     return run.results()
 
 

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+
+# of what a person sees who waits
+NAME = "scoring images"
 
 
 @torch.no_grad()
@@ -28,7 +32,9 @@ def predict(
         UserError: if a score is nan or infinite.
     """
     module.eval()
-    scores = torch.cat([score(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    parts = images.split(batch_size)
+    found = [score(part.to(device)).float().cpu() for part in track(parts, NAME, len(parts))]
+    scores = torch.cat(found)
     check_finite_scores(scores)
     return scores
 

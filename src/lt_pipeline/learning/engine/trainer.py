@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,15 +20,18 @@ from lt_pipeline.learning.engine.device import autocast, memory_format, without_
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
+from lt_pipeline.learning.engine.progress import shown
 from lt_pipeline.learning.engine.schedule import rate_factor
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import UserError, one_line_errors
 
 if TYPE_CHECKING:
     from lt_pipeline.learning.methods._base import Method
 
 LOGGER = logging.getLogger(__name__)
 
+# of an epoch, what is no term of the loss
+MEASURED = ("learning_rate", "seconds", "images_per_second")
 # name -> [{"step": epoch from 1, "value": value}, ...]
 History = dict[str, list[dict[str, float]]]
 # Called after every epoch with the phase's name, the epoch (from 1) and its values.
@@ -66,21 +68,38 @@ def fit(
     if report:
         training.replay(report)
     epochs = range(training.epoch, phase.epochs)
-    for epoch in track(epochs, f"{phase.name}", total=len(epochs), disable=not len(epochs)):
-        values = training.run_epoch(epoch)
-        method.end_epoch(phase, (monitors or {}).get("validation"), device)
-        values |= method.follow()
-        if config.monitor_every and (epoch + 1) % config.monitor_every == 0:
-            for name, data in (monitors or {}).items():
-                found = accuracies(method, method.score, data, device=device)
-                values |= {f"{name}/{key}": value for key, value in found.items()}
-        training.record(epoch, values)
-        done = epoch + 1
-        if resume and (done % config.checkpoint_every == 0 or done == phase.epochs):
-            resume.save(training.state())
-        if report:
-            report(phase.name, done, values)
+    with shown(phase.name, len(epochs) * training.steps_per_epoch, patience=0) as progress:
+        for epoch in epochs:
+            values = training.run_epoch(epoch, progress.advance)
+            method.end_epoch(phase, (monitors or {}).get("validation"), device)
+            values |= method.follow()
+            if config.monitor_every and (epoch + 1) % config.monitor_every == 0:
+                for name, data in (monitors or {}).items():
+                    found = accuracies(method, method.score, data, device=device)
+                    values |= {f"{name}/{key}": value for key, value in found.items()}
+            training.record(epoch, values)
+            done = epoch + 1
+            if resume and (done % config.checkpoint_every == 0 or done == phase.epochs):
+                resume.save(training.state())
+            if report:
+                report(phase.name, done, values)
+            progress.note(in_short(done, phase.epochs, values))
     return training.history
+
+
+def in_short(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
+    """Return of an epoch's ``values`` what a person who waits wants to see."""
+    terms = [
+        value
+        for name, value in values.items()
+        if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
+    ]
+    parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
+    for name in ("validation/mean_recall", "test/accuracy"):
+        if name in values:
+            parts.append(f"{name.replace('/', ' ').replace('_', ' ')} {100 * values[name]:.1f} %")
+    parts.append(f"rate {values['train/learning_rate']:.2g}")
+    return " · ".join([*parts, f"{values['train/images_per_second']:,.0f} images/s"])
 
 
 class Training:
@@ -124,8 +143,11 @@ class Training:
         self.epoch = 0
         self.history: History = {}
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Train one epoch; return its mean loss terms, learning rate, seconds and images/s."""
+    def run_epoch(self, epoch: int, tick: Callable[[], None] | None = None) -> dict[str, float]:
+        """Train one epoch; return its mean loss terms, learning rate, seconds and images/s.
+
+        ``tick`` is called after every step.
+        """
         choose_what_learns(self.method, self.phase)
         self.method.start_epoch(self.phase, epoch)
         step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
@@ -133,6 +155,8 @@ class Training:
             step += 1
             for name, value in self._step(batch.in_format(self.format), step / self.steps).items():
                 totals[name] = totals.get(name, 0.0) + value
+            if tick:
+                tick()
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
         state = [*self.method.parameters(), *self.method.buffers()]
         *sums, finite = torch.stack([*totals.values(), all_finite(state)]).tolist()
@@ -202,8 +226,13 @@ class Training:
 
 
 def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
-    """Return the parameters of the training with what is different in ``phase``."""
-    return TrainingConfig.model_validate({**config.model_dump(), **phase.training})
+    """Return the parameters of the training with what is different in ``phase``.
+
+    Raises:
+        UserError: if the two do not go together.
+    """
+    with one_line_errors(f"training of phase {phase.name}"):
+        return TrainingConfig.model_validate({**config.model_dump(), **phase.training})
 
 
 def trained_parameters(method: nn.Module, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:

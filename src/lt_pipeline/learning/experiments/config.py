@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import (
     AfterValidator,
     Field,
+    ModelWrapValidatorHandler,
     NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
@@ -35,6 +36,7 @@ from lt_pipeline.learning.evaluation.detectors import (
     check_name,
     check_neighbours,
 )
+from lt_pipeline.learning.experiments.renamed import renamed_config
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.backbones import check_pretrained
 from lt_pipeline.learning.models.network import ModelConfig
@@ -51,10 +53,10 @@ from lt_pipeline.learning.schema import (
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Say where the parameter is that a ValueError is of."""
+    """Say where the parameter is that an error is of."""
     try:
         yield
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{where}{error}") from None
 
 
@@ -175,6 +177,13 @@ class ExperimentConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     options: SerializeAsAny[MethodOptions] = MethodOptions()
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_it_looks(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # a file of before a parameter was renamed is read like one of now
+        known = renamed_config(values) if isinstance(values, dict) else values
+        return super()._as_it_looks(known, handler)  # type: ignore[operator, no-any-return]
+
     @property
     def title(self) -> str:
         """Return the method's name, with its variant where it has some."""
@@ -191,7 +200,7 @@ class ExperimentConfig(Config):
     def _sensible(self) -> ExperimentConfig:
         try:
             self.options.check_head(self.model.head == "cosine")
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{self.method}.options.{error}") from None
         return self
 
@@ -288,14 +297,14 @@ def _on_top(
         raise UserError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
     try:
         methods.get(first)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{method}.options.pretrain: {error}") from None
     given = block_of(block.options, "pretrain_options", f"{method}.options.")
     told = merged(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
     try:
         below, _ = method_options(first, {**parameters, first: told}, chain)
-    except ValueError as error:
+    except UserError as error:
         where = f"{method}.options.pretrain_options"
         raise UserError(str(error).replace(f"{first}.options", where)) from None
     own = {**block.options, "pretrain": first, "pretrain_options": below.options}
@@ -350,7 +359,7 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     """
     named = methods.available()
     spaces = (search_of(name) for name in named)
-    valid = ("data", "studies", "compare", "method", "tune", *SHARED, *named, *spaces)
+    valid = ("data", "studies", "compare", "method", "tune", "tracking", *SHARED, *named, *spaces)
     for name in parameters:
         if name not in valid:
             place = place_of(str(name), method)

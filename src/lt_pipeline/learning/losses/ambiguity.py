@@ -71,11 +71,11 @@ def ambiguity_weight(
     otherwise a network can lower its loss by moving its energies.
 
     Raises:
-        UserError: if ``class_energy`` or ``labels`` are wanting for ``class_means``.
+        ValueError: if ``class_energy`` or ``labels`` are wanting for ``class_means``.
     """
     if mode == "class_means":
         if class_energy is None or labels is None:
-            raise UserError("the mode class_means needs class_energy and labels: give both")
+            raise ValueError("the mode class_means needs class_energy and labels: give both")
         classes = class_energy.shape[-1]
         return 1 + classes * class_energy.softmax(-1)[..., labels].movedim(-1, 0)
     if mode == "softmax":

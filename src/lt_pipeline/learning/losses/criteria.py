@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.difficulty import SizeCorrelation, with_group
-from lt_pipeline.learning.schema import UserError
 
 if TYPE_CHECKING:
     from lt_pipeline.learning.losses.config import (
@@ -71,7 +70,7 @@ class Criterion(nn.Module):
         ``logits`` are ``[B, C]``, ``labels`` ``[B]``; the margin, if there is one, is put on.
 
         Raises:
-            UserError: if a label names no class.
+            ValueError: if a label names no class.
         """
         logits = losses.at_least_float32(logits)
         if self.margin is not None:
@@ -258,10 +257,10 @@ class BalancedContrastive(LogitAdjusted):
         not in the contrast.
 
         Raises:
-            UserError: without features and centres.
+            ValueError: without features and centres.
         """
         if outputs.features is None or outputs.centres is None:
-            raise UserError("balanced_contrastive needs the features of two views and the centres")
+            raise ValueError("balanced_contrastive needs the features of two views and the centres")
         views, images, width = outputs.features.shape
         projections = self.project(outputs.features.reshape(views * images, width))
         with torch.autocast(projections.device.type, enabled=False):

@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)_y, ``[B]`` (DBM, equation 1).
 
     Raises:
-        UserError: if a label names no class.
+        ValueError: if a label names no class.
     """
     check_labels(labels, logits.shape[1])
     # torch would pass over labels of -100 and call their loss 0
@@ -157,11 +157,11 @@ def check_labels(labels: Tensor, classes: int) -> None:
     Under ``torch.vmap`` labels have no values to look at, and pass.
 
     Raises:
-        UserError: naming the range.
+        ValueError: naming the range.
     """
     batched = torch._C._functorch.is_batchedtensor(labels)
     if labels.device.type != "cpu" or batched or not len(labels):
         return
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= classes:
-        raise UserError(f"labels must lie in 0..{classes - 1}, but range from {low} to {high}")
+        raise ValueError(f"labels must lie in 0..{classes - 1}, but range from {low} to {high}")

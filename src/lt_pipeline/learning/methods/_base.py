@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ class MethodOptions(Config):
         """
         try:
             self.criterion.check_head(cosine)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"criterion: {error}") from None
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
@@ -81,6 +81,24 @@ class MethodOptions(Config):
     def variant_name(self) -> tuple[str, ...]:
         """Return the name of the variant these options choose, for titles; mostly there is none."""
         return ()
+
+
+class Recipe(NamedTuple):
+    """What decides what a stage gives, beside the data and what all methods share.
+
+    Attributes:
+        method: that the stage is of.
+        options: of that method.
+        left_out: those of them that decide nothing of this stage, as dotted paths.
+        above: how many methods stand on it: its network has other names further down.
+        whole: no other configuration of the method that runs has the same.
+    """
+
+    method: str
+    options: MethodOptions
+    left_out: tuple[str, ...] = ()
+    above: int = 0
+    whole: bool = True
 
 
 class Method(nn.Module):
@@ -121,9 +139,12 @@ class Method(nn.Module):
         return ()
 
     @classmethod
-    def recipe(cls, stage: Stage, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what of a run's ``config`` decides what ``stage`` gives: all of it."""
-        return config
+    def recipe(cls, stage: Stage, method: str, options: MethodOptions) -> Recipe:
+        """Return what of the ``options`` of ``method`` decides what ``stage`` gives: all of them.
+
+        ``method`` is the name that this class goes by.
+        """
+        return Recipe(method, options)
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return what gradients do, a phase for every stage that trains, named and ordered alike.
@@ -188,12 +209,12 @@ class Method(nn.Module):
         alike.
 
         Raises:
-            UserError: if the batch has fewer views than the criterion needs.
+            ValueError: if the batch has fewer views than the criterion needs.
         """
         if not self.criterion.needs_features:
             return Outputs(self.net(batch.images))
         if len(batch.views) < self.views:
-            raise UserError(
+            raise ValueError(
                 f"the criterion {self.options.criterion.name!r} needs {self.views} views of every "
                 f"image, but the batch has {len(batch.views)}"
             )

@@ -70,10 +70,10 @@ class OutlierMethod(Method):
         They go through the network as one batch: BatchNorm could tell two apart by themselves.
 
         Raises:
-            UserError: if the batch brings no outliers.
+            ValueError: if the batch brings no outliers.
         """
         if batch.outliers is None:
-            raise UserError("a batch must bring outliers, but this one has none")
+            raise ValueError("a batch must bring outliers, but this one has none")
         both = at_least_float32(self.net(torch.cat([batch.images, batch.outliers])))
         return both[: len(batch.images)], both[len(batch.images) :]
 

@@ -20,7 +20,7 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.losses.criteria import Head
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._base import Method, MethodOptions, Recipe
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network
 from lt_pipeline.learning.schema import UserError, one_line_errors
@@ -49,7 +49,7 @@ class PretrainedOptions(MethodOptions):
         given = values.get("pretrain_options", {})
         try:
             kind = methods.get(name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"pretrain: {error}") from None
         if kind.finish is not Method.finish:
             raise UserError(
@@ -101,7 +101,7 @@ class PretrainedOptions(MethodOptions):
         super().check_head(cosine)
         try:
             self.pretrain_options.check_head(cosine)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"pretrain_options.{error}") from None
 
     @model_validator(mode="after")
@@ -156,16 +156,15 @@ class Pretrained(Method):
         )
 
     @classmethod
-    def recipe(cls, stage: Stage, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def recipe(cls, stage: Stage, method: str, options: MethodOptions) -> Recipe:
         """Return, for the stages of the method that is trained first, that method's own."""
-        options = cls.Options.model_validate(config["options"])
-        inner = cls.source_stages(_checked(options))
+        own = _checked(options)
+        inner = cls.source_stages(own)
         if stage.name not in inner:
-            return config
-        kind = methods.get(config["options"]["pretrain"])
-        own = {"method": config["options"]["pretrain"]}
-        options_of_it = config["options"]["pretrain_options"]
-        return kind.recipe(inner[stage.name], {**config, **own, "options": options_of_it})
+            return super().recipe(stage, method, options)
+        first = methods.get(own.pretrain)
+        found = first.recipe(inner[stage.name], own.pretrain, own.pretrain_options)
+        return found._replace(above=found.above + 1, whole=False)
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """Return the phases of the method that is trained first; ``epochs`` is its budget."""

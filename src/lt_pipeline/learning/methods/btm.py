@@ -24,7 +24,7 @@ from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses.config import CriterionConfig, LabelAwareSmoothingConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import MethodOptions
+from lt_pipeline.learning.methods._base import MethodOptions, Recipe
 from lt_pipeline.learning.methods._decoupled import (
     BACKBONE,
     HEAD,
@@ -200,18 +200,18 @@ class BalancedTrainingAndMerging(Decoupled):
         return (*found, *([] if after else [Stage("post_train", ("merge",))]))
 
     @classmethod
-    def recipe(cls, stage: Stage, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what of ``config`` decides ``stage``: for a fine-tuning, nothing that follows."""
-        found = super().recipe(stage, config)
-        if found is not config or not (stage.name == "fc" or (stage.subset and stage.trains)):
+    def recipe(cls, stage: Stage, method: str, options: MethodOptions) -> Recipe:
+        """Return what decides ``stage``: for a fine-tuning, nothing that follows."""
+        found = super().recipe(stage, method, options)
+        if not found.whole or not (stage.name == "fc" or (stage.subset and stage.trains)):
             return found
-        later = LATER if config["options"]["when"] == "between" else ("merge", *APART)
-        options = {name: v for name, v in config["options"].items() if name not in later}
+        between = isinstance(options, BtmOptions) and options.when == "between"
+        left_out = LATER if between else ("merge", *APART)
         if not stage.group:
             # a subset and what is learned of it do not depend on how many there are
-            own = {n: v for n, v in options["branches"].items() if n not in ("sets", "together")}
-            options["branches"] = own if stage.subset else None
-        return {**config, "options": options}
+            many = ("branches.sets", "branches.together") if stage.subset else ("branches",)
+            left_out = (*left_out, *many)
+        return found._replace(left_out=tuple(left_out), whole=False)
 
     @classmethod
     def paths(cls, options: MethodOptions) -> tuple[tuple[str, str, int], ...]:

@@ -26,7 +26,6 @@ from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.losses.local_global import expert_shifts, prior_left
 from lt_pipeline.learning.methods.lgla import LGLA, LglaOptions
 from lt_pipeline.learning.models.network import ModelConfig
-from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, expected_share, mix, two_hot_loss
 
 
@@ -106,7 +105,7 @@ class DARL(LGLA):
         """Return every expert's loss, the mean over all images of the step (equations 3, 7, 9).
 
         Raises:
-            UserError: if the batch brings no pair and a balanced draw is needed.
+            ValueError: if the batch brings no pair and a balanced draw is needed.
         """
         plain, labels, mixed = self._parts(batch)
         own, cut = self._sizes(batch)[0], len(labels)
@@ -171,7 +170,7 @@ class DARL(LGLA):
         own, balanced, mixed = self._sizes(batch)
         images, labels, pair = batch.images, batch.labels, batch.pair
         if pair is None and self.options.draws_pairs:
-            raise UserError("DARL's batches must bring a balanced pair, but this one has none")
+            raise ValueError("DARL's batches must bring a balanced pair, but this one has none")
         other = (images.roll(1, 0), labels.roll(1, 0))
         if pair is not None and self.options.pairs == "balanced":
             other = (pair.images, pair.labels)

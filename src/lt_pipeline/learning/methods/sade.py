@@ -87,7 +87,7 @@ class SadeOptions(ExpertOptions):
         """Refuse images that the views at test time cannot be made of."""
         try:
             self.aggregation.augment.check(shape)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"aggregation.augment.{error}") from None
         if self.aggregation.contrast is not None:
             self.aggregation.contrast.check(shape)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.models.resnet_cifar import CifarResNet
-from lt_pipeline.learning.schema import UserError, unknown
+from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56)}
 # name here -> torchvision's
@@ -31,7 +31,7 @@ def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn
 
     Raises:
         UserError: for an unknown name, or weights that do not exist for the name or ``channels``.
-        FileNotFoundError: if the weights are damaged or cannot be downloaded.
+        MissingFileError: if the weights are damaged or cannot be downloaded.
     """
     if pretrained:
         check_pretrained(name, channels)
@@ -81,7 +81,7 @@ def _pretrained_weights(name: str) -> dict[str, Tensor]:
     try:
         found: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the pretrained weights of {name} are damaged or cannot be downloaded ({error}); put "
             f"{Path(weights.url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set "
             f"model.pretrained to false"

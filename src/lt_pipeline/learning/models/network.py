@@ -102,10 +102,10 @@ def build_network(
     """Return the network of ``config``; ``mean`` and ``std`` are fractions of 1 by channel.
 
     Raises:
-        UserError: if there is not one mean and one standard deviation a channel.
+        ValueError: if there is not one mean and one standard deviation a channel.
     """
     if not len(mean) == len(std) == channels:
-        raise UserError(
+        raise ValueError(
             f"mean and std need one value for each of the {channels} channels, "
             f"but have {len(mean)} and {len(std)}"
         )

@@ -22,6 +22,11 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")
 
 
+def _node(label: str) -> str:
+    """Return ``label`` as a part of a node's name, where a dot would end a namespace."""
+    return slug(label).replace(".", "-")
+
+
 def first_detector(columns: Iterable[Any]) -> str | None:
     """Return the OOD detector that comes first among a study's metrics, None if there is none."""
     named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
@@ -79,6 +84,7 @@ class StudyConfig(Config):
         sweep: the values of one parameter.
         against: the arm that the others' paired differences are from; null is the first.
         columns: what its table shows beside accuracies, time and images of no class.
+        tables: other names of its pipeline, as ``table_more_1``: the papers' tables that it is of.
     """
 
     title: str
@@ -87,6 +93,7 @@ class StudyConfig(Config):
     sweep: Sweep | None = None
     against: str | None = None
     columns: tuple[Column, ...] = ()
+    tables: tuple[str, ...] = ()
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -107,7 +114,7 @@ class StudyConfig(Config):
         labels = [*self.arms, *(self.sweep.labels() if self.sweep else [])]
         if not labels:
             raise UserError("needs arms or a sweep, but has neither")
-        slugs = [slug(label) for label in labels]
+        slugs = [_node(label) for label in labels]
         twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
         if twice:
             raise UserError(f"arms need names and values that differ, but {twice} do not")
@@ -134,6 +141,19 @@ class StudyConfig(Config):
         """Return every arm by label."""
         return {**self.arms, **(self.sweep.arms() if self.sweep else {})}
 
+    def run_names(self, first_seed: int) -> dict[str, tuple[str, int]]:
+        """Return each run's arm and seed by the name of its node, as in ``s0_K-0-1``.
+
+        The seed is in front: nodes run in the order of their names, all arms of a seed together.
+        """
+        seeds = range(first_seed, first_seed + self.seeds)
+        digits = len(str(seeds[-1]))
+        return {
+            f"s{seed:0{digits}}_{_node(label)}": (label, seed)
+            for seed in seeds
+            for label in self.all_arms()
+        }
+
     def experiments(self, parameters: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
         """Return the experiment of every arm by label, its own block over ``parameters``.
 
@@ -148,6 +168,6 @@ class StudyConfig(Config):
                 found[label] = ExperimentConfig.resolve(
                     arm.method, {**parameters, arm.method: block}
                 )
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"arm {label!r}: {error}") from None
         return found

@@ -40,7 +40,7 @@ CAPTIONS = {
 
 
 def collect(
-    compare: Values, card: Values
+    compare: Values, card: DataCard
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str], pd.DataFrame]:
     """Return the runs to compare, the recalls of their classes, what is missing, and candidates.
 
@@ -50,15 +50,13 @@ def collect(
     Raises:
         UserError: if there is no run to compare, naming what to do.
     """
-    options, found = CompareConfig.read(compare), DataCard.from_json(card)
+    options = CompareConfig.read(compare)
     active = mlflow.active_run()
     if active is None:
         raise UserError("compare reads the runs of an MLflow experiment, but no run is active")
     name = mlflow.get_experiment(active.info.experiment_id).name
     runs, recalls, unread = read_runs(active.info.experiment_id)
-    chosen, left_out = (
-        comparison.choose(runs, options, found.data_hash) if len(runs) else (runs, [])
-    )
+    chosen, left_out = comparison.choose(runs, options, card.data_hash) if len(runs) else (runs, [])
     if chosen.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
         known = f" ({'; '.join([*unread, *left_out])})" if unread or left_out else ""
@@ -69,15 +67,15 @@ def collect(
     labels = chosen.set_index("run_id")["label"]
     recalls = recalls[recalls["run_id"].isin(labels.index)]
     notes = [*unread, *left_out, *comparison.differing_settings(chosen)]
-    candidates, _ = comparison.choose(runs, CompareConfig(variants=True), found.data_hash)
+    candidates, _ = comparison.choose(runs, CompareConfig(variants=True), card.data_hash)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
 
 
 def tabulate(
-    compare: Values, card: Values, runs: pd.DataFrame, recalls: pd.DataFrame, papers: Any
+    compare: Values, card: DataCard, runs: pd.DataFrame, recalls: pd.DataFrame, papers: Any
 ) -> tuple[pd.DataFrame, Values]:
     """Return a row a method, and how it stands to its neighbour and to papers."""
-    options, data = CompareConfig.read(compare), DataCard.from_json(card).settings
+    options, data = CompareConfig.read(compare), card.settings
     summary = comparison.summarise(runs, recalls, options.sort_by)
     ahead = comparison.first_two(runs, summary, options.sort_by)
     beside = beside_papers(runs, summary, read_papers(papers), data)
@@ -88,12 +86,12 @@ def tabulate(
     }
 
 
-def crown(card: Values, candidates: pd.DataFrame) -> Values:
+def crown(card: DataCard, candidates: pd.DataFrame) -> Values:
     """Name the champion; see ``champion.crown``."""
-    return champion.crown(candidates, DataCard.from_json(card).config.slug)
+    return champion.crown(candidates, card.config.slug)
 
 
-def write(summary: pd.DataFrame, standing: Values, card: Values) -> tuple[str, str, str]:
+def write(summary: pd.DataFrame, standing: Values, card: DataCard) -> tuple[str, str, str]:
     """Return the table in Markdown, LaTeX and HTML."""
     table, title = _rows(summary, standing), _title(card)
     return (
@@ -104,11 +102,11 @@ def write(summary: pd.DataFrame, standing: Values, card: Values) -> tuple[str, s
 
 
 def draw(
-    summary: pd.DataFrame, recalls: pd.DataFrame, card: Values
+    summary: pd.DataFrame, recalls: pd.DataFrame, card: DataCard
 ) -> tuple[dict[str, Figure], dict[str, str]]:
     """Return the pictures by file name, and their PNGs in base64 for the report."""
     rows = summary.rename(columns={"label": "arm"}).to_dict("records")
-    named, title = summary["label"].tolist(), DataCard.from_json(card).config.title
+    named, title = summary["label"].tolist(), card.config.title
     by_class = {label: _mean_recalls(recalls[recalls["label"] == label]) for label in named}
     classes = by_class[named[0]]
     lines = {label: _profile(recalls[recalls["label"] == label]) for label in named[:PROFILES]}
@@ -131,7 +129,7 @@ def draw(
 
 
 def report(
-    card: Values,
+    card: DataCard,
     runs: pd.DataFrame,
     summary: pd.DataFrame,
     standing: Values,
@@ -140,14 +138,13 @@ def report(
     chosen: Values,
 ) -> str:
     """Return one HTML page with all of it."""
-    found = DataCard.from_json(card)
     single = (summary["runs"] == 1).any()
     intervals = "; [ ]: 95 % bootstrap interval of one run over the test images" if single else ""
     return documents.html_report(
         title=_title(card),
         lead=(
             f"Mean ± standard deviation over seeds{intervals}; {LEGEND}. Last epoch; nothing is "
-            f"chosen by the test set. Groups: {found.longtail.group_rule}."
+            f"chosen by the test set. Groups: {card.longtail.group_rule}."
         ),
         table=documents.html_table(*_rows(summary, standing)),
         sentences=[standing["in_words"], chosen["sentence"]],
@@ -164,8 +161,8 @@ def _rows(summary: pd.DataFrame, standing: Values) -> tuple[list[str], list[docu
     return documents.table_rows(summary, standing["beside_papers"], measures, paired=paired)
 
 
-def _title(card: Values) -> str:
-    return f"Methods on {DataCard.from_json(card).config.title}"
+def _title(card: DataCard) -> str:
+    return f"Methods on {card.config.title}"
 
 
 def _mean_recalls(recalls: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from lt_pipeline.learning.figures.distribution import class_distribution
 
 def make_sets(
     raw_folder: Path, data: dict[str, Any]
-) -> tuple[ImageSet, ImageSet, ImageSet, ImageSet, dict[str, Any], pd.DataFrame]:
+) -> tuple[ImageSet, ImageSet, ImageSet, ImageSet, DataCard, pd.DataFrame]:
     """Return training set, hold-out, test set, auxiliary set, data card and manifest."""
     config = data_config({"data": data})
     source = load_source(config.source, raw_folder)
@@ -33,15 +33,14 @@ def make_sets(
         prepared.validation,
         prepared.test,
         prepared.auxiliary,
-        prepared.card.to_json(),
+        prepared.card,
         pd.DataFrame(prepared.manifest()),
     )
 
 
-def describe(card: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any], Figure]:
+def describe(card: DataCard) -> tuple[pd.DataFrame, dict[str, Any], Figure]:
     """Return class counts, imbalance statistics with seed and hash, and a picture of the tail."""
-    found = DataCard.from_json(card)
-    longtail, settings = found.longtail, found.settings
+    longtail = card.longtail
     counts = pd.DataFrame(
         {
             "class": range(longtail.classes),
@@ -54,11 +53,11 @@ def describe(card: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any], Figure
         **longtail.statistics(),
         "group_rule": longtail.group_rule,
         "empty_groups": longtail.empty_groups,
-        "seed": settings["seed"],
-        "data_hash": found.data_hash,
+        "seed": card.settings["seed"],
+        "data_hash": card.data_hash,
     }
     return (
         counts,
         statistics,
-        class_distribution(longtail, f"Training images of {found.config.title}"),
+        class_distribution(longtail, f"Training images of {card.config.title}"),
     )

@@ -7,27 +7,27 @@ finished model's feature space, and ``ood`` at how it tells images of no class f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import SHARED
+from lt_pipeline.learning.experiments.run import groups
 from lt_pipeline.learning.methods._base import MethodOptions
-from lt_pipeline.pipelines.method.geometry import geometry
 from lt_pipeline.pipelines.method.nodes import (
     configure,
+    deploy,
     draw,
     draw_subsets,
     evaluate,
     finish,
+    geometry,
+    judge,
+    judge_stages,
     take_step,
     train_group,
 )
-from lt_pipeline.pipelines.method.ood import judge
-from lt_pipeline.pipelines.method.stages import judge_stages
-from lt_pipeline.serving.export import deploy
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)
@@ -84,7 +84,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
         ),
         Node(
             deploy,
-            inputs=[*known, "model", "test_set", "metrics"],
+            inputs=[*known, "model", "test_set", "metrics", "params:tracking"],
             outputs="deployed",
             name="deploy",
         ),
@@ -93,7 +93,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
         nodes,
         namespace=method,
         inputs={*SETS, "auxiliary_set", "data_card", "raw_folder"},
-        parameters={*PARAMETERS, *own},
+        parameters={*PARAMETERS, "params:tracking", *own},
     )
 
 
@@ -103,8 +103,7 @@ def _training(stages: Sequence[Stage]) -> list[Node]:
     if any(stage.subset for stage in stages):
         inputs = ["config", "data_card", "train_set"]
         nodes.append(Node(draw_subsets, inputs=inputs, outputs="subsets", name="subsets"))
-    for _, members in groupby(stages, lambda stage: stage.group or stage.name):
-        nodes.append(_stage_node(list(members)))
+    nodes += [_stage_node(members) for members in groups(stages)]
     if len(stages) > 1:
         checkpoints = [f"{stage.name}_checkpoint" for stage in stages]
         nodes.append(

@@ -1,5 +1,5 @@
-"""Ablations and sweeps: every arm of a study trained, tabled and drawn."""
+"""Ablations and sweeps: every run of a study trained, tabled and drawn."""
 
-from lt_pipeline.pipelines.study.pipeline import STUDIES, TABLES, create_pipeline
+from lt_pipeline.pipelines.study.pipeline import create_pipeline
 
-__all__ = ["STUDIES", "TABLES", "create_pipeline"]
+__all__ = ["create_pipeline"]

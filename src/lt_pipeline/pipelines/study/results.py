@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.figures.study import by_arm, over_values
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.comparison import (
     JUDGED_BY,
     MEASURES,
@@ -18,8 +18,10 @@ from lt_pipeline.learning.studies.comparison import (
     study_measures,
     with_differences,
 )
-from lt_pipeline.learning.studies.config import StudyConfig, first_detector, slug
+from lt_pipeline.learning.studies.config import first_detector, slug
+from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.learning.studies.published import beside_arms, read_papers, why_none
+from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.reports.documents import markdown, table_rows
 
@@ -28,18 +30,30 @@ Values = dict[str, Any]
 JUDGED = "test/accuracy"
 
 
-def summarise(study: str) -> Callable[..., tuple[pd.DataFrame, Values]]:
-    """Return the node that puts the runs of ``study`` together."""
+def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Values]:
+    """Return all runs, their mean, deviation and paired differences by arm, and that for MLflow.
 
-    def over_arms(parameters: Values, runs: pd.DataFrame) -> tuple[pd.DataFrame, Values]:
-        """Return mean, deviation and paired differences over seeds: a table, by arm for MLflow."""
-        reference = StudyConfig.read(study, parameters["studies"][study]).reference
-        table = over_seeds(runs, "arm", list(runs.columns.drop(["arm", "seed"])))
-        tested = [metric for metric in study_measures(table, ()) if metric.startswith("test/")]
-        arms = _by_arm(table)
-        return with_differences(table, runs, reference, tested).reset_index(), arms
+    Failed runs are in the first table only.
 
-    return over_arms
+    Raises:
+        UserError: if every run failed.
+    """
+    runs = pd.DataFrame(rows)
+    finished = _finished(runs)
+    if finished.empty:
+        raise UserError(f"every run of {plan.name} failed; the first one: {runs[FAILED][0]}")
+    reference = plan.study.reference
+    table = over_seeds(finished, "arm", list(finished.columns.drop(["arm", "seed"])))
+    tested = [metric for metric in study_measures(table, ()) if metric.startswith("test/")]
+    arms = _by_arm(table)
+    if reference in table.index:
+        table = with_differences(table, finished, reference, tested)
+    return runs, table.reset_index(), arms
+
+
+def _finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that did not fail."""
+    return runs[runs[FAILED].isna()].drop(columns=FAILED) if FAILED in runs else runs
 
 
 def _by_arm(table: pd.DataFrame) -> Values:
@@ -56,58 +70,55 @@ def _by_arm(table: pd.DataFrame) -> Values:
     return arms
 
 
-def tabulate(study: str) -> Callable[..., tuple[Values, str]]:
-    """Return the node that puts the summary of ``study`` beside what papers say of its arms."""
+def tabulate(
+    plan: Plan, card: DataCard, runs: pd.DataFrame, summary: pd.DataFrame, papers: Any
+) -> tuple[Values, str]:
+    """Return the summary beside what papers say of its arms: for the screen, and in Markdown.
 
-    def table(
-        parameters: Values, card: Values, summary: pd.DataFrame, papers: Any
-    ) -> tuple[Values, str]:
-        """Return the table for the screen, with what to know of it, and in Markdown."""
-        found = StudyConfig.read(study, parameters["studies"][study])
-        experiments, published = found.experiments(parameters), read_papers(papers)
-        configs = {label: one.model_dump(mode="json") for label, one in experiments.items()}
-        data = DataCard.from_json(card).settings
-        own = summary.rename(columns={"arm": "label"})
-        beside = beside_arms(study, configs, own, published, data)
-        measures = study_measures(summary, found.columns)
-        paired = Paired(JUDGED, MEASURES[JUDGED], found.reference)
-        headings, rows = table_rows(own, beside, measures, "arm", gaps=True, paired=paired)
-        reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
-        none = why_none(study, configs, published, data)
-        floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
-        told = [LEGEND.capitalize()] if paired.there(summary) else []
-        notes = [floor, *told, *dict.fromkeys(reasons), *([none] if none else [])]
-        standing = {
-            "headings": headings,
-            "rows": [row._asdict() for row in rows],
-            "beside_papers": beside,
-            "notes": notes,
-        }
-        return standing, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
+    What is for the screen has the runs that failed, in words, under ``failed``.
+    """
+    found, published, data = plan.study, read_papers(papers), card.settings
+    configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
+    own = summary.rename(columns={"arm": "label"})
+    beside = beside_arms(plan.name, configs, own, published, data)
+    measures = study_measures(summary, found.columns)
+    paired = Paired(JUDGED, MEASURES[JUDGED], found.reference)
+    headings, rows = table_rows(own, beside, measures, "arm", gaps=True, paired=paired)
+    reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
+    none = why_none(plan.name, configs, published, data)
+    floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
+    told = [LEGEND.capitalize()] if paired.there(summary) else []
+    failed = [
+        f"{row['arm']} · seed {row['seed']} failed: {row[FAILED]}"
+        for row in (runs.dropna(subset=[FAILED]).to_dict("records") if FAILED in runs else ())
+    ]
+    notes = [floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
+    standing = {
+        "headings": headings,
+        "rows": [row._asdict() for row in rows],
+        "beside_papers": beside,
+        "notes": notes,
+        "failed": failed,
+    }
+    return standing, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
 
-    return table
 
-
-def draw(study: str) -> Callable[..., dict[str, Figure]]:
-    """Return the node that draws the summary of ``study``."""
-
-    def pictures(parameters: Values, card: Values, summary: pd.DataFrame) -> dict[str, Figure]:
-        found = StudyConfig.read(study, parameters["studies"][study])
-        title = f"{found.title}: {DataCard.from_json(card).config.title}"
-        rows = summary.to_dict("records")
-        drawn = {}
-        for name, (columns, label, factor) in _shown(summary).items():
-            if not any(column in summary for column in columns.values()):
-                continue
-            if found.sweep:
-                values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
-                axis = found.sweep.path.split(".")[-1]
-                drawn[name] = over_values(rows, values, columns, axis, label, title, factor)
-            else:
-                drawn[name] = by_arm(rows, columns, label, title, factor)
-        return {f"{name}.png": figure for name, figure in drawn.items()}
-
-    return pictures
+def draw(plan: Plan, card: DataCard, summary: pd.DataFrame) -> dict[str, Figure]:
+    """Return the pictures of the summary, by file name."""
+    found = plan.study
+    title = f"{found.title}: {card.config.title}"
+    rows = summary.to_dict("records")
+    drawn = {}
+    for name, (columns, label, factor) in _shown(summary).items():
+        if not any(column in summary for column in columns.values()):
+            continue
+        if found.sweep:
+            values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
+            axis = found.sweep.path.split(".")[-1]
+            drawn[name] = over_values(rows, values, columns, axis, label, title, factor)
+        else:
+            drawn[name] = by_arm(rows, columns, label, title, factor)
+    return {f"{name}.png": figure for name, figure in drawn.items()}
 
 
 # file: (columns by what they show, label of the axis, factor)

@@ -15,8 +15,11 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.store import KEPT, Store
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.pipelines.study.nodes import run_once
+from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.config import Sweep
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ Values = dict[str, Any]
 
 def search(
     parameters: Values,
-    card: Values,
+    card: DataCard,
     train: ImageSet,
     validation: ImageSet,
     auxiliary: ImageSet,
@@ -73,7 +76,7 @@ def search(
         "running": len(running(study)),
         "storage": task.place,
     }
-    title = f"{sweep.method} on {DataCard.from_json(card).config.title}: {len(trials)} trials"
+    title = f"{sweep.method} on {card.config.title}: {len(trials)} trials"
     figures = study_figures(study, sweep.space, title)
     task.tracked.close_lost(study)
     task.tracked.publish(trials, best, figures)
@@ -134,7 +137,7 @@ def _let_workers(task: Task, follow: Callable[[list[str]], bool]) -> None:
 
 def judge(
     parameters: Values,
-    card: Values,
+    card: DataCard,
     best: Values,
     train: ImageSet,
     validation: ImageSet,
@@ -153,12 +156,14 @@ def judge(
         why = f"{left} trials are left" if left else "tune.judge is false"
         LOGGER.info("The test set is not read: %s", why)
         return {}
-    config = sweep.experiment(best["params"]).model_dump(mode="json")
-    sets = (train, validation, test, auxiliary)
-    trials = folder / "trials"
-    metrics = run_once(config, card, sets, raw_folder, trials / f"best-{best['trial']}")
+    from lt_pipeline.pipelines.tune.task import TRIALS
+
+    experiment = Experiment(sweep.experiment(best["params"]), card)
+    sets, store = Sets(train, validation, test, auxiliary), Store(folder / TRIALS)
+    with tracking.epochs():
+        metrics = run_experiment(experiment, sets, raw_folder, store, tracking.log_epoch)
     # what stages of several trials have in common, and what lost trials left that ended elsewhere
-    for path in trials.iterdir():
-        if not path.name.startswith("best-"):
+    for path in store.folder.iterdir():
+        if not (path / KEPT).exists():
             shutil.rmtree(path, ignore_errors=True)
     return metrics

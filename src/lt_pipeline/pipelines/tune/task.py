@@ -13,15 +13,15 @@ from typing import Any
 from optuna import Study, TrialPruned
 from optuna.storages.journal import BaseJournalBackend
 
-from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.run import run_stages
+from lt_pipeline.learning.experiments.store import Store, key
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
-from lt_pipeline.pipelines.method.nodes import fingerprint, load_stage, stages_of
-from lt_pipeline.pipelines.study.nodes import run_stages
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
@@ -30,6 +30,8 @@ from lt_pipeline.tuning.storage import place_of
 from lt_pipeline.tuning.study import open_study
 
 NOWHERE = Tracked()
+# the folder, in a sweep's own, of what its trials keep
+TRIALS = "trials"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Task:
     """
 
     parameters: dict[str, Any]
-    card: dict[str, Any]
+    card: DataCard
     sets: tuple[ImageSet, ImageSet, ImageSet]
     folder: Path
     deadline: float | None
@@ -59,7 +61,7 @@ class Task:
     @cached_property
     def study(self) -> Study:
         """Return the study, this process's own connection to it."""
-        return open_study(self.sweep, self.card["data_hash"], self.folder, self.journal)
+        return open_study(self.sweep, self.card.data_hash, self.folder, self.journal)
 
     @property
     def place(self) -> str:
@@ -90,40 +92,41 @@ class Task:
         that of the first attempt.
         """
         # two trials may have equal values, and be trained at the same time
-        folder = self.folder / "trials" / f"{number}-{fingerprint(config, self.card)[:16]}"
+        experiment = Experiment(ExperimentConfig.model_validate(config), self.card)
+        store = Store(self.folder / TRIALS)
+        folder = store.folder / f"{number}-{key(experiment)[:16]}"
         train, validation, auxiliary = self.sets
         nothing = validation[validation.labels[:0]]
-        stages = [stage for stage in stages_of(config) if stage.role != "reference"]
-        before = self._epochs_before(config)
+        stages = [stage for stage in experiment.stages if stage.role != "reference"]
+        before = _epochs_before(experiment)
 
         def follow(phase: str, epoch: int, values: Mapping[str, float]) -> None:
             tracking.log_epoch(phase, epoch, values)
             if phase in before and JUDGED_BY in values:
                 report(before[phase] + epoch, values[JUDGED_BY])
 
-        sets = (train, validation, nothing, auxiliary)
+        sets = Sets(train, validation, nothing, auxiliary)
         try:
-            checkpoints, _ = run_stages(config, self.card, sets, folder, stages, follow)
-        except (TrialPruned, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
+            checkpoints, _ = run_stages(experiment, stages, sets, folder, store, follow)
+        except (TrialPruned, UserError) as error:
+            # another attempt goes on after a full disk
+            if not isinstance(error, OSError):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-        found, method = load_stage(config, self.card, None, checkpoints[stages[-1].name])
-        device = choose_device(found.device)
+        method, device = experiment.behind(checkpoints[stages[-1].name]), experiment.device
         method.finish(train, validation, device)
         judged = accuracies(method.to(device), method.score, validation, device=device)
         tracking.log_metrics({f"finished/{JUDGED_BY}": judged["mean_recall"]})
         return judged["mean_recall"]
 
-    def _epochs_before(self, config: dict[str, Any]) -> dict[str, int]:
-        """Return how many epochs lie before each phase on the way to the model."""
-        found = ExperimentConfig.model_validate(config)
-        kind = methods.get(found.method)
-        method = kind(found.options, found.model, DataCard.from_json(self.card))
-        line = {stage.name for stage in stages_of(config) if stage.role == "line"}
-        before, epochs = {}, 0
-        for phase in method.phases(found.training.epochs):
-            if phase.name in line:
-                before[phase.name] = epochs
-                epochs += phase.epochs
-        return before
+
+def _epochs_before(experiment: Experiment) -> dict[str, int]:
+    """Return how many epochs lie before each phase on the way to the model."""
+    line = {stage.name for stage in experiment.stages if stage.role == "line"}
+    before, epochs = {}, 0
+    for phase in experiment.build().phases(experiment.config.training.epochs):
+        if phase.name in line:
+            before[phase.name] = epochs
+            epochs += phase.epochs
+    return before

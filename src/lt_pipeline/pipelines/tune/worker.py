@@ -7,8 +7,9 @@ import pickle
 import signal
 import sys
 
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune.task import Task
-from lt_pipeline.tuning.processes import end_with
+from lt_pipeline.tuning.processes import REFUSED, end_with
 
 
 def main() -> None:
@@ -18,7 +19,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task: Task = pickle.load(sys.stdin.buffer)
     end_with(task.parent)
-    task.search().run()
+    try:
+        task.search().run()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from torch import Tensor
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.learning.models.heads import unit
-from lt_pipeline.learning.schema import UserError
 
 CHUNK_NUMBERS = 2**22  # 32 MiB of float64 for the [n, M] cosines of one chunk of images
 
@@ -29,7 +28,7 @@ class Head:
     or None; a cosine head's are z_c = s <w_c / |w_c|, f / |f|>, s being ``scale``.
 
     Raises:
-        UserError: for shapes that do not fit, and for a cosine head with a bias.
+        ValueError: for shapes that do not fit, and for a cosine head with a bias.
     """
 
     weight: Tensor
@@ -39,13 +38,13 @@ class Head:
     def __post_init__(self) -> None:
         """Refuse what is no head."""
         if self.weight.ndim != 2:
-            raise UserError(f"weight must be [C, F], but is {list(self.weight.shape)}")
+            raise ValueError(f"weight must be [C, F], but is {list(self.weight.shape)}")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise UserError(
+            raise ValueError(
                 f"bias must be [{len(self.weight)}], one a class, but is {list(self.bias.shape)}"
             )
         if self.bias is not None and self.scale is not None:
-            raise UserError("a cosine head has no bias: give either bias or scale")
+            raise ValueError("a cosine head has no bias: give either bias or scale")
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the logits, float64 ``[N, C]``, of ``features`` ``[N, F]``."""
@@ -68,16 +67,16 @@ def residual(logits: Tensor, targets: Tensor) -> Tensor:
     is p(x') - 1/C, and with it the product is negative as equation 2 says.
 
     Raises:
-        UserError: when the shapes differ or a target does not sum to 1.
+        ValueError: when the shapes differ or a target does not sum to 1.
     """
     if logits.shape != targets.shape:
-        raise UserError(
+        raise ValueError(
             f"targets must have the logits' shape {list(logits.shape)}, but have "
             f"{list(targets.shape)}"
         )
     targets = targets.detach().double()
     if not torch.allclose(targets.sum(1), targets.new_ones(()), rtol=0, atol=1e-5):
-        raise UserError("every target must sum to 1 over the classes; divide it by its sum")
+        raise ValueError("every target must sum to 1 over the classes; divide it by its sum")
     probability = logits.detach().double().softmax(1)
     found = probability - targets / targets.sum(1, keepdim=True)
     # r sums to 0: for the likeliest class, p - 1 would lose all its digits where p is nearly 1.
@@ -105,7 +104,7 @@ def gradient_products(
     with p_y well above q_y.
 
     Raises:
-        UserError: when shapes do not fit the head.
+        ValueError: when shapes do not fit the head.
     """
     return _factors(residual_a, features_a, head).products(_factors(residual_b, features_b, head))
 
@@ -119,7 +118,7 @@ def gradient_cosines(
     cosines are 0.
 
     Raises:
-        UserError: when shapes do not fit the head.
+        ValueError: when shapes do not fit the head.
     """
     first = _factors(residual_a, features_a, head).directions()
     return first.products(_factors(residual_b, features_b, head).directions())
@@ -133,10 +132,10 @@ def paired_cosines(
     The partner is the one in the same row, as an image and its own mixture in equation 5.
 
     Raises:
-        UserError: when a partner is missing, or shapes do not fit the head.
+        ValueError: when a partner is missing, or shapes do not fit the head.
     """
     if len(residual_a) != len(residual_b):
-        raise UserError(
+        raise ValueError(
             f"pairs need as many partners as images, but there are {len(residual_b)} and "
             f"{len(residual_a)}"
         )
@@ -162,7 +161,7 @@ def conflict_by_group(
     groups that have images and ``all``. Memory is bounded: pairs are made a chunk at a time.
 
     Raises:
-        UserError: when either side has no image, or shapes do not fit the head.
+        ValueError: when either side has no image, or shapes do not fit the head.
     """
     _need_images(residual, other_residual)
     first = _factors(residual, features, head).directions()
@@ -189,7 +188,7 @@ def paired_conflict_by_group(
     All sides have N rows; the partner of an image is in the same row.
 
     Raises:
-        UserError: when there is no image or a partner is missing, or shapes do not fit the head.
+        ValueError: when there is no image or a partner is missing, or shapes do not fit the head.
     """
     _need_images(residual, other_residual)
     cosines = paired_cosines(residual, features, other_residual, other_features, head)
@@ -234,7 +233,7 @@ class _Factors:
 def _factors(residual: Tensor, features: Tensor, head: Head) -> _Factors:
     classes, width = head.weight.shape
     if residual.shape[1:] != (classes,) or features.shape != (len(residual), width):
-        raise UserError(
+        raise ValueError(
             f"residual and features must be [N, {classes}] and [N, {width}], as the head's weight "
             f"says, but are {list(residual.shape)} and {list(features.shape)}"
         )
@@ -250,7 +249,7 @@ def _factors(residual: Tensor, features: Tensor, head: Head) -> _Factors:
 
 def _need_images(residual: Tensor, other_residual: Tensor) -> None:
     if not len(residual) or not len(other_residual):
-        raise UserError(
+        raise ValueError(
             f"gradients need images on both sides, but there are {len(residual)} ID images and "
             f"{len(other_residual)} others"
         )

@@ -1,14 +1,12 @@
-"""The node that looks at feature space: angles to the class centres, and how far classes lie."""
+"""A finished method's feature space: angles to the class centres, and how far classes lie."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
@@ -16,27 +14,28 @@ from lt_pipeline.learning.evaluation.diagnostics.separability import (
     class_separability,
     separability_by_group,
 )
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.geometry import angle_distribution, separability_by_class
-from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
+from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
 
 
 def geometry(
-    config: Values, card: Values, model: dict[str, Tensor], test: ImageSet
+    experiment: Experiment, model: StateDict, test: ImageSet
 ) -> tuple[Values, dict[str, Figure]]:
     """Return numbers by group and pictures of the test images' features (DBM, figure 4, table 6).
 
     Where there are too many classes and features for the separability of all pairs, it is left
     out and ``left_out`` says why.
     """
-    found, method = load_finished(config, card, model)
+    method, device = experiment.finished(model), experiment.device
     longtail = method.card.longtail
-    method.to(choose_device(found.device))
+    method.to(device)
     centres = method.class_centres().detach().cpu()
-    features = predict(method, method.features, test.images, device=choose_device(found.device))
+    features = predict(method, method.features, test.images, device=device)
     angles = angles_to_centres(features, centres, test.labels)
-    title = figure_title(config, card)
+    title = experiment.title
     numbers: Values = angle_summary(angles, test.labels, longtail)
     drawn = {"angles.png": angle_distribution(angles, test.labels, longtail, title)}
     classes, width = centres.shape

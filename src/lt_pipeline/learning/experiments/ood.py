@@ -1,4 +1,4 @@
-"""The node that shows a method images of no class: which detector tells them apart, and why."""
+"""Show a method images of no class: which detector tells them apart, and why."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
-from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, linear_readout, look
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group
 from lt_pipeline.learning.evaluation.metrics.ood import mean_report, ood_report
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import ood as figures
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
-from lt_pipeline.pipelines.method.nodes import figure_title, load_finished
 
 LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]
@@ -37,9 +38,8 @@ MIXED_AT_ONCE = 16
 
 
 def judge(
-    config: Values,
-    card: Values,
-    model: dict[str, Tensor],
+    experiment: Experiment,
+    model: StateDict,
     train: ImageSet,
     test: ImageSet,
     raw_folder: Path,
@@ -49,26 +49,25 @@ def judge(
     A set whose files are not there is left out with a line that says what to put where, and
     ``averaged_over`` names those that the means are of.
     """
-    report = examine(config, card, model, train, test, raw_folder)
-    return report, _pictures(config, card, report)
+    report = examine(experiment, model, train, test, raw_folder)
+    return report, _pictures(experiment, report)
 
 
 def examine(
-    config: Values,
-    card: Values,
-    model: dict[str, Tensor],
+    experiment: Experiment,
+    model: StateDict,
     train: ImageSet,
     test: ImageSet,
     raw_folder: Path,
 ) -> Values:
     """Return the report of ``judge``, all that its pictures are drawn from."""
-    found, method = load_finished(config, card, model)
+    found, method = experiment.config, experiment.finished(model)
     sets, left_out = _sets(found, method, test, raw_folder)
     for name, reason in left_out.items():
         LOGGER.info("OOD set %s is left out: %s", name, reason)
     if not sets:
         return {"left_out": left_out, "averaged_over": []}
-    device = choose_device(found.device)
+    device = experiment.device
     method.to(device)
     inside = look(method, test.images, device)
     outside = {name: look(method, images, device) for name, images in sets.items()}
@@ -89,8 +88,8 @@ def examine(
     }
 
 
-def _pictures(config: Values, card: Values, report: Values) -> dict[str, Figure]:
-    title = figure_title(config, card)
+def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
+    title = experiment.title
     if not report["averaged_over"]:
         # an empty set of pictures cannot be saved
         return {"detection.png": figures.no_set(report["left_out"], title)}
@@ -110,7 +109,7 @@ def _pictures(config: Values, card: Values, report: Values) -> dict[str, Figure]
             for key in ("outside", "mixed")
         )
         inside, labels = torch.tensor(plane["inside"]), torch.tensor(plane["labels"])
-        longtail = DataCard.from_json(card).longtail
+        longtail = experiment.card.longtail
         drawn["embedding"] = figures.embedding(inside, labels, longtail, outside, mixed, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
@@ -168,11 +167,11 @@ def _detect(
     evaluation, device = config.evaluation, choose_device(config.device)
     detectors = build_detectors(evaluation.detectors, method, train, evaluation.detector, device)
     result = {}
-    for name, detector in detectors.items():
+    for name, detector in track(detectors.items(), "detectors", len(detectors)):
         likeness = detector(inside)
         result[name] = {
             where: ood_report(likeness, detector(seen), test.labels, method.card.longtail)
-            for where, seen in outside.items()
+            for where, seen in track(outside.items(), f"{name} on OOD sets", len(outside))
         }
         result[name]["mean"] = mean_report(list(result[name].values()))
     return result

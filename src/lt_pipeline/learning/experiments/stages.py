@@ -1,17 +1,15 @@
-"""The node that compares what the stages of a method led to, and looks between their networks."""
+"""What the stages of a method led to, side by side, and what lies between their networks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.evaluation.metrics.classification import (
@@ -19,11 +17,11 @@ from lt_pipeline.learning.evaluation.metrics.classification import (
     confusion_matrix,
     report,
 )
-from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models import merging as weights
-from lt_pipeline.pipelines.method.nodes import figure_title, load_stage, stages_of
+from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
 # what is logged of every stage
@@ -31,20 +29,16 @@ LOGGED = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 
 
 def judge_stages(
-    config: Values,
-    card: Values,
-    validation: ImageSet,
-    test: ImageSet,
-    *checkpoints: dict[str, Tensor],
+    experiment: Experiment, validation: ImageSet, test: ImageSet, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""
-    stages = stages_of(config)
-    table, recalls = measure_stages(config, card, validation, test, *checkpoints)
+    stages = experiment.stages
+    table, recalls = measure_stages(experiment, validation, test, checkpoints)
     by_name = dict(zip((stage.name for stage in stages), checkpoints, strict=True))
-    between = _between(config, card, test, by_name)
-    title = figure_title(config, card)
+    between = _between(experiment, test, by_name)
+    title = experiment.title
     shown = [stage.name for stage in stages if not (stage.trains and stage.subset)][-4:]
-    floor = ExperimentConfig.model_validate(config).evaluation.recall_floor
+    floor = experiment.config.evaluation.recall_floor
     rows = [{**row, "aside": row["role"] != "line"} for row in _rows(table)]
     drawn = {
         "stages.png": by_stage(rows, f"Stages: {title}"),
@@ -56,11 +50,7 @@ def judge_stages(
 
 
 def measure_stages(
-    config: Values,
-    card: Values,
-    validation: ImageSet,
-    test: ImageSet,
-    *checkpoints: dict[str, Tensor],
+    experiment: Experiment, validation: ImageSet, test: ImageSet, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:
     """Return a row a stage, and each one's recalls by class.
 
@@ -68,8 +58,8 @@ def measure_stages(
     a choice between stages may rest on.
     """
     judged = {
-        stage.name: _judge(config, card, validation, test, stage, checkpoint)
-        for stage, checkpoint in zip(stages_of(config), checkpoints, strict=True)
+        stage.name: _judge(experiment, validation, test, stage, checkpoint)
+        for stage, checkpoint in zip(experiment.stages, checkpoints, strict=True)
     }
     table = pd.DataFrame([row for row, _ in judged.values()])
     return table, {name: recall for name, (_, recall) in judged.items()}
@@ -83,49 +73,47 @@ def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _judge(
-    config: Values,
-    card: Values,
+    experiment: Experiment,
     validation: ImageSet,
     test: ImageSet,
     stage: Stage,
-    checkpoint: dict[str, Tensor],
+    checkpoint: StateDict,
 ) -> tuple[Values, list[float]]:
-    found, method = load_stage(config, card, stage.name, checkpoint)
-    metrics, recall = _measure(found, method, test)
+    method = experiment.behind(checkpoint, stage.name)
+    metrics, recall = _measure(experiment, method, test)
     row: Values = {"stage": stage.name, "role": stage.role, **metrics}
     if len(validation):
-        held_out = accuracies(method, method.score, validation, device=choose_device(found.device))
+        held_out = accuracies(method, method.score, validation, device=experiment.device)
         row["validation_mean_recall"] = held_out["mean_recall"]
     return row, recall
 
 
 def _measure(
-    found: ExperimentConfig, method: Method, test: ImageSet
+    experiment: Experiment, method: Method, test: ImageSet
 ) -> tuple[dict[str, float], list[float]]:
     """Return the metrics and the recalls by class on ``test``, nan where a class has no image."""
-    device = choose_device(found.device)
+    device, judged = experiment.device, experiment.config.evaluation
     scores = predict(method.to(device), method.score, test.images, device=device)
     matrix = confusion_matrix(scores, test.labels)
-    metrics = report(matrix, method.card.longtail, floor=found.evaluation.recall_floor)
+    metrics = report(matrix, method.card.longtail, floor=judged.recall_floor)
     untested = matrix.sum(1) == 0
     return metrics, class_recall(matrix).masked_fill(untested, torch.nan).tolist()
 
 
 def _between(
-    config: Values, card: Values, test: ImageSet, checkpoints: dict[str, dict[str, Tensor]]
+    experiment: Experiment, test: ImageSet, checkpoints: dict[str, StateDict]
 ) -> pd.DataFrame:
     """Return a row a network on the way between two stages (BTM, equations 2 and 3)."""
     rows: list[Values] = []
-    experiment = ExperimentConfig.model_validate(config)
-    for start, end, points in methods.get(experiment.method).paths(experiment.options):
+    for start, end, points in experiment.kind.paths(experiment.config.options):
         # loaded, so that both have the form that they have behind the first stage
-        found, method = load_stage(config, card, start, checkpoints[start])
+        method = experiment.behind(checkpoints[start], start)
         ends = [dict(method.state_dict())]
-        method = load_stage(config, card, end, checkpoints[end])[1]
+        method = experiment.behind(checkpoints[end], end)
         ends.append({name: value.clone() for name, value in method.state_dict().items()})
         for share in torch.linspace(0, 1, points).tolist():
             method.load_state_dict(weights.interpolate(ends[0], ends[1], share))
-            metrics, _ = _measure(found, method, test)
+            metrics, _ = _measure(experiment, method, test)
             rows.append({"start": start, "end": end, "share": share, **metrics})
     return pd.DataFrame(rows, columns=None if rows else ["start", "end", "share", *LOGGED])
 

@@ -1,26 +1,26 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.ood import OOD_SETS, InDistribution, load_ood
-from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.detectors import DETECTORS
 from lt_pipeline.learning.evaluation.metrics.ood import mean_report
+from lt_pipeline.learning.experiments import ood as module
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.pipelines.method import ood as module
-from lt_pipeline.pipelines.method.nodes import load_finished
-from lt_pipeline.pipelines.method.ood import CONFLICTS, headline, judge
-from lt_pipeline.tracking import client as tracking
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.experiments.ood import CONFLICTS, headline, judge
+from lt_pipeline.learning.schema import numbers
 from toys import COUNTS, toy_card, toy_images
 
 GROUPS = ("many", "medium", "few")
@@ -39,13 +39,10 @@ class Run:
             "device": "cpu",
             "seed": 3,
         }
-        self.config = ExperimentConfig.resolve(method, parameters).model_dump(mode="json")
-        self.card = toy_card().to_json()
+        self.experiment = Experiment(ExperimentConfig.resolve(method, parameters), toy_card())
         self.train, self.test = toy_images(), toy_images((per_class,) * CLASSES, seed=1)
         self.folder = folder
-        found = ExperimentConfig.model_validate(self.config)
-        torch.manual_seed(0)
-        made = methods.get(method)(found.options, found.model, DataCard.from_json(self.card))
+        made = self.experiment.build()
         made.fold()
         # a head that is sure of something, so that gradients differ
         for parameter in made.net.head.parameters():
@@ -53,14 +50,29 @@ class Run:
         self.weights = dict(made.state_dict())
 
     def judge(self):
-        return judge(self.config, self.card, self.weights, self.train, self.test, self.folder)
+        return judge(self.experiment, self.weights, self.train, self.test, self.folder)
 
     @property
     def method(self):
-        return load_finished(self.config, self.card, self.weights)[1].eval()
+        return self.experiment.finished(self.weights)
+
+    @property
+    def settings(self):
+        return self.experiment.card.settings
+
+    @property
+    def seed(self):
+        return self.experiment.config.seed
+
+    def with_seed(self, seed):
+        """The same weights, looked at with another seed."""
+        other = copy.copy(self)
+        config = self.experiment.config.model_copy(update={"seed": seed})
+        other.experiment = replace(self.experiment, config=config)
+        return other
 
     def outside(self, name):
-        context = InDistribution(self.folder, self.test, "digits", self.card["settings"]["seed"])
+        context = InDistribution(self.folder, self.test, "digits", self.settings["seed"])
         return load_ood([name], context)[0][name]
 
 
@@ -104,7 +116,7 @@ def test_what_is_there_to_train_on_is_no_test_for_any_method(tmp_path, method, a
     (tmp_path / "ood").mkdir()
     np.savez(tmp_path / "ood" / "textures10.npz", images=images)
     run = Run(tmp_path, method, ood=(*MADE[:2], "textures10"))
-    run.card["settings"]["auxiliary"] = {"name": auxiliary, "images": 10}
+    run.settings["auxiliary"] = {"name": auxiliary, "images": 10}
     report, _ = run.judge()
     assert report["averaged_over"] == judged
     assert all("to be trained on" in line for line in report["left_out"].values())
@@ -132,7 +144,7 @@ def test_the_papers_means_are_in_the_headline_where_they_are_there(there):
         "conflict_adjusted": {},
         "averaged_over": ["svhn"],
     }
-    found = tracking.numbers({"ood": headline(report)})
+    found = numbers({"ood": headline(report)})
     assert found.get("ood/odin/of_7/auroc_few") == (0.2 if there else None)
     assert found["ood/odin/mean/auroc"] == 0.4
 
@@ -216,8 +228,7 @@ def test_the_same_run_gives_the_same_report_and_another_seed_other_mixtures(tmp_
     run = Run(tmp_path)
     one, two = (run.judge()[0] for _ in range(2))
     assert one == two
-    run.config["seed"] += 1
-    other = run.judge()[0]
+    other = run.with_seed(run.seed + 1).judge()[0]
     assert other["energy"]["few"] == one["energy"]["few"]
     assert other["energy"]["mixed"] != one["energy"]["mixed"]
 
@@ -241,7 +252,7 @@ def test_the_headline_is_small_and_has_no_more_than_metrics(tmp_path):
     run = Run(tmp_path)
     report, _ = run.judge()
     shown = headline(report)
-    values = tracking.numbers({"ood": shown})
+    values = numbers({"ood": shown})
     sets = 2
     of_the_mean = 5 + 2 * len(GROUPS)
     # detectors * (the mean whole, two of every set), two cosines for every set and the mixtures,
@@ -339,7 +350,7 @@ def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path, key):
     conflicts = (pairs < 0).double().mean(1)
     assert found["negative_share"] == pytest.approx(by_group(conflicts, test.labels), abs=2e-3)
 
-    mixed = module._mixtures(test, run.config["seed"])
+    mixed = module._mixtures(test, run.seed)
     share = mixed.share[:, None].double()
     target = share * one_hot[mixed.first] + (1 - share) * one_hot[mixed.second]
     blended = gradients(method, mixed.images, target, shift)
@@ -393,7 +404,5 @@ def test_only_so_many_images_are_compared(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["sade", "dqroute", "lgla", "darl"])
 def test_experts_are_judged(tmp_path, name):
     report, figures = Run(tmp_path, name, {"head": "cosine"}, detectors=("odin", "energy")).judge()
-    assert all(
-        math.isfinite(value) for value in tracking.numbers({"ood": headline(report)}).values()
-    )
+    assert all(math.isfinite(value) for value in numbers({"ood": headline(report)}).values())
     assert len(figures) == 4

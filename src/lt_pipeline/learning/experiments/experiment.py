@@ -1,0 +1,89 @@
+"""An experiment: a configuration and the data it is on; its method at any point of its life."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.learning.schema import UserError
+
+# what follows the last stage
+FINISHED = Stage("finish")
+
+
+class Sets(NamedTuple):
+    """The images of an experiment; all but the training set and the test set may be empty."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    auxiliary: ImageSet
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, and what is known of the data that it is trained on."""
+
+    config: ExperimentConfig
+    card: DataCard
+
+    @property
+    def kind(self) -> type[Method]:
+        """Return the method's class."""
+        return methods.get(self.config.method)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages in an order in which they can run."""
+        return self.kind.stages(self.config.options)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where it is computed."""
+        return choose_device(self.config.device)
+
+    @property
+    def title(self) -> str:
+        """Return what a picture of it is of."""
+        return f"{self.config.method} on {self.card.config.title}"
+
+    def build(self) -> Method:
+        """Return the method as it begins: equal seeds, equal weights."""
+        torch.manual_seed(self.config.seed)
+        return self.kind(self.config.options, self.config.model, self.card)
+
+    def behind(self, checkpoint: StateDict, stage: str | None = None) -> Method:
+        """Return the method as it is behind ``stage``, the last one unless told."""
+        method, name = self.build(), stage or self.stages[-1].name
+        method.start(replace(FINISHED, start=(name,)), {name: checkpoint})
+        return method
+
+    def finished(self, weights: Mapping[str, torch.Tensor]) -> Method:
+        """Return the finished, folded method with its ``weights``, on the CPU.
+
+        Raises:
+            UserError: if the weights are of another architecture.
+        """
+        method = self.build()
+        method.start(FINISHED, {})
+        method.fold()
+        try:
+            method.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights do not fit {self.config.method} with backbone "
+                f"{self.config.model.backbone} ({str(error).splitlines()[1].strip()}); train again "
+                f"with this configuration"
+            ) from error
+        return method.eval()

@@ -1,0 +1,226 @@
+"""Run an experiment, stage by stage: what the DAG, studies, sweeps and the contract tests call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import pandas as pd
+import torch
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.trainer import History, Report, fit
+from lt_pipeline.learning.experiments.evaluate import evaluate
+from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.geometry import geometry
+from lt_pipeline.learning.experiments.ood import examine, headline
+from lt_pipeline.learning.experiments.stages import measure_stages, stage_numbers
+from lt_pipeline.learning.experiments.store import Store, stage_resume
+from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.learning.models.network import parameter_count
+from lt_pipeline.learning.schema import UserError, numbers
+
+Values = dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """What a stage that trains gives: its checkpoint and its history."""
+
+    checkpoint: StateDict
+    history: History
+
+
+class Start(NamedTuple):
+    """What a stage starts from: earlier stages' checkpoints, and the subsets where it sees one."""
+
+    checkpoints: Mapping[str, StateDict] = {}
+    subsets: pd.DataFrame | None = None
+
+    def seen(self, stage: Stage, train: ImageSet) -> ImageSet:
+        """Return the training images that ``stage`` sees.
+
+        Raises:
+            UserError: if the subsets are of another training set.
+        """
+        if self.subsets is None:
+            return train
+        names = [stage.name] if stage.trains else stage.start
+        drawn = self.subsets[self.subsets["subset"].isin(names)]
+        found = torch.from_numpy(drawn["position"].to_numpy(copy=True))
+        labels = torch.from_numpy(drawn["label"].to_numpy(copy=True))
+        if not (found < len(train)).all() or not torch.equal(train.labels[found].cpu(), labels):
+            raise UserError("the subsets were drawn from other images: run the node subsets first")
+        return train[found if stage.trains else found.unique()]
+
+
+def groups(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
+    """Yield the stages that are one step of the DAG: one, or a group that is trained together."""
+    for _, members in groupby(stages, lambda stage: stage.group or stage.name):
+        yield list(members)
+
+
+def draw_subsets(experiment: Experiment, train: ImageSet) -> pd.DataFrame:
+    """Return which training images each stage with a subset sees: a row an image and subset."""
+    drawn = experiment.build().subsets(train.labels, experiment.config.seed)
+    parts = [
+        pd.DataFrame({"subset": name, "position": p.numpy(), "label": train.labels[p].numpy()})
+        for name, p in drawn.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def train_stages(
+    experiment: Experiment,
+    stages: Sequence[Stage],
+    sets: Sets,
+    start: Start,
+    folder: Path,
+    report: Report | None = None,
+) -> list[Trained]:
+    """Train ``stages``, one or a group; one that was killed goes on from its file in ``folder``.
+
+    ``report`` is called after every epoch.
+
+    Raises:
+        UserError: if images do not suit the augmentation, or as ``fit`` says.
+    """
+    config, method = experiment.config, experiment.build()
+    method.start(stages[0], start.checkpoints)
+    phases = {phase.name: phase for phase in method.phases(config.training.epochs)}
+    config.training.augment.check(sets.train.shape)
+    if method.views:
+        config.training.contrast.check(sets.train.shape)
+    watched = {"validation": sets.validation}
+    if config.training.monitor_test:
+        watched["test"] = sets.test
+    seen = [start.seen(stage, sets.train) for stage in stages]
+    seeds = [_seed(experiment, stage) for stage in stages]
+    common: Values = {
+        "device": experiment.device,
+        "monitors": {name: data for name, data in watched.items() if len(data)},
+        "resume": stage_resume(experiment, stages[0], start.checkpoints, seen, folder),
+        "report": report,
+    }
+    if stages[0].group:
+        each = [phases[stage.name] for stage in stages]
+        together = fit_together(method, each, seen, config.training, seeds=seeds, **common)
+        return [Trained(*one) for one in together]
+    phase, common["auxiliary"] = phases[stages[0].name], sets.auxiliary
+    history = fit(method, phase, seen[0], config.training, seed=seeds[0], **common)
+    return [Trained(dict(method.state_dict()), history)]
+
+
+def _seed(experiment: Experiment, stage: Stage) -> int:
+    """Return a seed that does not depend on which other stages there are."""
+    return experiment.config.seed + (crc32(stage.name.encode()) if stage.start else 0)
+
+
+def take_step(
+    experiment: Experiment, stage: Stage, train: ImageSet, start: Start
+) -> tuple[StateDict, Values]:
+    """Do ``stage``, which has no gradients; return its checkpoint and what it found."""
+    method = experiment.build()
+    seen = start.seen(stage, train)
+    found = method.step(stage, start.checkpoints, seen, experiment.device)
+    return dict(method.state_dict()), found
+
+
+def finish(
+    experiment: Experiment,
+    train: ImageSet,
+    validation: ImageSet,
+    test: ImageSet,
+    checkpoint: StateDict,
+) -> tuple[StateDict, Values]:
+    """Do what follows the last stage, merge, and return the deployable weights and what it did."""
+    method, device = experiment.behind(checkpoint), experiment.device
+    finished = method.finish(train, validation, device)
+    parameters = parameter_count(method)
+    diagnosed, series = method.diagnose(train, test, device), method.series()
+    notes = [*method.notes(), *method.remarks(diagnosed)]
+    before = predict(method.to(device), method.score, test.images, device=device)
+    method.fold()
+    after = predict(method, method.score, test.images, device=device)
+    return dict(method.state_dict()), {
+        "parameters_trained": parameters,
+        "parameters_deployed": parameter_count(method),
+        "largest_score_change": float((after - before).abs().max()),
+        "finished": finished,
+        "diagnostics": diagnosed,
+        "series": series,
+        "notes": notes,
+    }
+
+
+def run_stages(
+    experiment: Experiment,
+    stages: Sequence[Stage],
+    sets: Sets,
+    folder: Path,
+    store: Store,
+    report: Report | None = None,
+) -> tuple[dict[str, StateDict], list[History]]:
+    """Return the checkpoint of each of ``stages`` by name, and the histories of those that train.
+
+    ``report`` is called after the epochs that are trained now; ``folder`` is this run's own.
+    What several runs have in common is kept in ``store``: arms that differ in later stages only
+    train the first ones once.
+    """
+    checkpoints: dict[str, StateDict] = {}
+    histories: list[History] = []
+    needed = any(stage.subset for stage in stages)
+    subsets = draw_subsets(experiment, sets.train) if needed else None
+    for members in groups(stages):
+        first = members[0]
+        before = {name: checkpoints[name] for name in first.start}
+        start = Start(before, subsets if first.subset else None)
+        if not first.trains:
+            checkpoints[first.name] = take_step(experiment, first, sets.train, start)[0]
+            continue
+        shared = store.shared(experiment, first)
+        kept = shared.load() if shared else None
+        if kept:
+            trained = [Trained(*one) for one in kept["trained"]]
+        else:
+            trained = train_stages(experiment, members, sets, start, folder, report)
+            if shared:
+                shared.save({"trained": [tuple(one) for one in trained]})
+        checkpoints |= {s.name: one.checkpoint for s, one in zip(members, trained, strict=True)}
+        histories += [one.history for one in trained]
+    return checkpoints, histories
+
+
+def run_experiment(
+    experiment: Experiment,
+    sets: Sets,
+    raw_folder: Path,
+    store: Store,
+    report: Report | None = None,
+) -> dict[str, float]:
+    """Train, finish and evaluate; return the metrics, named as in ``test/accuracy``.
+
+    ``raw_folder`` is where OOD sets with files are. The metrics are kept in ``store`` and not
+    computed a second time; a training that was killed resumes from there.
+    """
+    kept = store.metrics(experiment)
+    if kept is not None:
+        return kept
+    stages, folder = experiment.stages, store.folder_of(experiment)
+    checkpoints, histories = run_stages(experiment, stages, sets, folder, store, report)
+    train, validation, test, _ = sets
+    model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
+    metrics, *_ = evaluate(experiment, model, validation, test, finished, histories)
+    shape, _ = geometry(experiment, model, test)
+    strange = examine(experiment, model, train, test, raw_folder)
+    result = numbers({**metrics, "geometry": shape, "ood": headline(strange)})
+    if len(stages) > 1:
+        every = [checkpoints[stage.name] for stage in stages]
+        result |= stage_numbers(measure_stages(experiment, validation, test, every)[0])
+    store.keep(experiment, result)
+    return result

@@ -1,0 +1,183 @@
+"""What is finished, by one key: resumed trainings, stages that runs share, metrics of whole runs.
+
+The key stands for all that decides a result apart from the code: the parameters that are not at
+their defaults, and the data's hash. Every file says in full what it is of, and is used for nothing
+else: not when a default has changed, and not when two keys were alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.learning.schema import canonical, flatten
+
+KEPT = "metrics.json"
+KEY_DIGITS = 16
+# where it is computed changes no result, and how it is judged no training
+PLACE, JUDGING = {"device"}, {"device", "evaluation"}
+
+Values = dict[str, Any]
+
+
+def key(experiment: Experiment) -> str:
+    """Return what stands for all that decides a run's result, apart from the code."""
+    return _digest({**_decisive(experiment.config), "data": experiment.card.data_hash})
+
+
+def data_key(data: DataConfig) -> str:
+    """Return what stands for all that decides prepared data: what their files say they are of."""
+    return _digest(canonical(data))[:KEY_DIGITS]
+
+
+def run_key(config: ExperimentConfig, data: DataConfig) -> str:
+    """Return what stands for all that decides what is trained: what a run's files say they are of.
+
+    Known before there are data, and the same however they are judged.
+    """
+    decisive = {name: v for name, v in canonical(config).items() if name not in JUDGING}
+    return _digest({**decisive, "data": canonical(data)})[:KEY_DIGITS]
+
+
+def _decisive(config: ExperimentConfig) -> Values:
+    return {name: value for name, value in canonical(config).items() if name not in PLACE}
+
+
+def _digest(values: Values) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _before(config: Values, data_hash: str) -> str:
+    """Return what versions before this one called a run, of its configuration as JSON has it."""
+    decisive = {name: value for name, value in config.items() if name not in PLACE}
+    return sha256(repr((decisive, data_hash)).encode()).hexdigest()
+
+
+class MadeOf:
+    """What decides what a stage gives, apart from the code and what it starts from."""
+
+    def __init__(self, experiment: Experiment, stage: Stage) -> None:
+        config = experiment.config
+        recipe = experiment.kind.recipe(stage, config.method, config.options)
+        self.whole = recipe.whole
+        self._own = {"method": recipe.method, "above": recipe.above}
+        self._own["data"] = experiment.card.data_hash
+        self._left_out = {*JUDGING, *(f"options.{name}" for name in recipe.left_out)}
+        found = ExperimentConfig.model_construct(**{**dict(config), "options": recipe.options})
+        self.fingerprint = _digest(self._decisive(canonical(found)))
+        self.values = self._decisive(found.model_dump(mode="json"))
+        self.before = _before(config.model_dump(mode="json"), experiment.card.data_hash)
+
+    def _decisive(self, values: Values) -> Values:
+        kept = {
+            path: value
+            for path, value in flatten(values, ".")
+            if not any(f"{path}.".startswith(f"{name}.") for name in self._left_out)
+        }
+        return {**kept, **self._own}
+
+
+def stage_resume(
+    experiment: Experiment,
+    stage: Stage,
+    checkpoints: Mapping[str, StateDict],
+    seen: Sequence[ImageSet],
+    folder: Path,
+) -> ResumeFile:
+    """Return where in ``folder`` the training of ``stage`` goes on after it was killed.
+
+    Its key is of what the stage is made of; for a later stage also of what it starts from, and of
+    the images that it sees.
+    """
+
+    def mark(first: str) -> str:
+        digest = sha256(first.encode())
+        for name, state in checkpoints.items():
+            digest.update(name.encode())
+            for part, value in sorted(state.items()):
+                digest.update(part.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        for data in seen if stage.subset else ():
+            digest.update(data.content_hash().encode())
+        return digest.hexdigest()
+
+    found, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
+    before = mark(found.before) if found.whole else None
+    return ResumeFile(path, mark(found.fingerprint), found.values, before)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of what is finished, whichever studies or sweeps asked for it."""
+
+    folder: Path
+
+    def folder_of(self, experiment: Experiment) -> Path:
+        """Return where a run is kept, whichever studies it is an arm of."""
+        config = experiment.config
+        found = self._found(experiment)
+        return found or self.folder / f"{config.method}-{config.seed}-{key(experiment)[:12]}"
+
+    def metrics(self, experiment: Experiment) -> dict[str, float] | None:
+        """Return the metrics of a run that is finished, else None."""
+        found = self._found(experiment)
+        return json.loads((found / KEPT).read_text())["metrics"] if found else None
+
+    def keep(self, experiment: Experiment, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of a run, and drop what it would have resumed from."""
+        folder = self.folder_of(experiment)
+        with atomic_path(folder / KEPT) as path:
+            path.write_text(
+                json.dumps(
+                    {
+                        "data_hash": experiment.card.data_hash,
+                        "config": experiment.config.model_dump(mode="json"),
+                        "metrics": metrics,
+                    }
+                )
+            )
+        for state in folder.glob("*.pt"):
+            state.unlink()
+
+    def shared(self, experiment: Experiment, stage: Stage) -> ResumeFile | None:
+        """Return where a first stage is kept that others may have, too; None where none can."""
+        found = MadeOf(experiment, stage)
+        if found.whole:
+            return None
+        name = f"{found.fingerprint[:16]}-{stage.name}.pt"
+        return ResumeFile(self.folder / "shared" / name, found.fingerprint, found.values)
+
+    def _found(self, experiment: Experiment) -> Path | None:
+        """Return the folder of a finished run with the same configuration on the same data."""
+        config = experiment.config
+        for path in sorted(self.folder.glob(f"{config.method}-{config.seed}-*/{KEPT}")):
+            if _is_of(json.loads(path.read_text()), experiment):
+                return path.parent
+        return None
+
+
+def _is_of(kept: Values, experiment: Experiment) -> bool:
+    """Return whether ``kept`` is of ``experiment``; what is no longer a configuration is not."""
+    try:
+        config = ExperimentConfig.model_validate(kept["config"])
+    except ValidationError:
+        return False
+    if _decisive(config) != _decisive(experiment.config):
+        return False
+    data_hash = experiment.card.data_hash
+    if "data_hash" in kept:
+        return bool(kept["data_hash"] == data_hash)
+    return bool(kept["fingerprint"] == _before(kept["config"], data_hash))

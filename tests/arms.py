@@ -1,0 +1,40 @@
+"""A study without Kedro: its nodes, in the order in which they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from kedro.config import OmegaConfigLoader
+
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.experiments.experiment import Sets
+from lt_pipeline.pipelines.study.nodes import plan_runs, train_run
+from lt_pipeline.pipelines.study.results import summarise
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import PROJECT, toy_images
+
+
+def smoke(study, **changes):
+    """The smoke environment's parameters with one study, ``s``, on a short schedule."""
+    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
+    found = {**loader["parameters"], **changes}
+    found["studies"] = {"s": {"title": "arms", **study}}
+    found["training"]["epochs"] = 1
+    return found
+
+
+def sets(held=(4, 4, 4, 4)) -> Sets:
+    """Toy images, as many held out of each class."""
+    test, none = toy_images((6, 6, 6, 6), seed=2), toy_images()[torch.arange(0)]
+    return Sets(toy_images(), toy_images(held, seed=1), test, none)
+
+
+def run_study(
+    name: str, parameters, card: DataCard, images: Sets, raw_folder: Path, arms: Path
+) -> pd.DataFrame:
+    """Return a row a run of the study, by its nodes in the order of their names."""
+    plan = plan_runs(name)(parameters, card, arms)
+    rows = [train_run(run)(plan, card, *images, raw_folder, arms) for run in sorted(plan.runs)]
+    return summarise(plan, *rows)[0]

@@ -1,0 +1,78 @@
+"""Handing a finished model to MLflow, registered or not."""
+
+from __future__ import annotations
+
+import shutil
+
+import mlflow
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.pipelines.method.nodes import fingerprint
+from lt_pipeline.serving.export import LATEST, deploy
+from toys import toy_card, toy_images
+
+REGISTERED = "ce-digits-lt-ir100"
+METRICS = {"test": {"accuracy": 0.5}}
+
+
+@pytest.fixture
+def run(tmp_path, empty_database):
+    """An active run of a store of the test's own."""
+    database = shutil.copy(empty_database, tmp_path / "m.db")
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    experiment = mlflow.create_experiment("digits", (tmp_path / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as active:
+        yield active
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def finished():
+    """The configuration, card and weights of a method, and a test set."""
+    found = ExperimentConfig.resolve("ce", {"model": {"backbone": "resnet8"}})
+    torch.manual_seed(0)
+    method = methods.get("ce")(found.options, found.model, toy_card())
+    method.start(Stage("finish"), {})
+    method.fold()
+    return found.model_dump(mode="json"), toy_card().to_json(), dict(method.state_dict())
+
+
+def newest():
+    try:
+        client = mlflow.MlflowClient()
+        return int(client.get_model_version_by_alias(REGISTERED, LATEST).version)
+    except MlflowException:
+        return None
+
+
+def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
+    images = toy_images()
+    kept = deploy(*finished, images, METRICS, {"register": False})
+    assert (kept["registered_model"], kept["version"], newest()) == (None, None, None)
+    assert not mlflow.MlflowClient().search_registered_models()
+    registered = deploy(*finished, images, METRICS, {"register": True})
+    assert (registered["registered_model"], registered["version"]) == (REGISTERED, 1)
+    assert newest() == 1
+    again = deploy(*finished, images, METRICS, {"register": False})
+    assert newest() == 1
+    for found in (kept, registered, again):
+        assert found["run_id"] == run.info.run_id
+        answer = mlflow.pyfunc.load_model(found["model_uri"]).predict(images.images[:3].numpy())
+        assert answer["probabilities"].shape == (3, 4)
+
+
+def test_what_is_finished_does_not_depend_on_it():
+    parameters = {"model": {"backbone": "resnet8"}}
+    card = {"data_hash": "x"}
+    keys = {
+        fingerprint(
+            ExperimentConfig.resolve("ce", {**parameters, **more}).model_dump(mode="json"), card
+        )
+        for more in ({}, {"tracking": {"register": True}}, {"tracking": {"register": False}})
+    }
+    assert len(keys) == 1
