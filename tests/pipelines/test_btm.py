@@ -143,7 +143,7 @@ def test_mlflow_has_the_curves_of_every_stage_and_what_they_led_to(merged):
     project, _ = merged
     (run,) = [r for r in runs_of(project) if "--nodes" not in r.data.tags["command"]]
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "btm · digits-lt-ir10"
+    assert run.info.run_name == "btm · smoke"
     table = pd.read_csv(report_file(project, "stages.csv")).set_index("stage")
     for stage in STAGES:
         for name in MEANS:
@@ -226,7 +226,7 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
     assert "btm on more" in output
     assert "more handles imbalance, so its classifier forgets that first" in output
     run = max(runs_of(project), key=lambda run: run.info.start_time)
-    assert run.info.run_name == "btm on more · digits-lt-ir10"
+    assert run.info.run_name == "btm on more · smoke"
     assert run.data.params["btm.options.pretrain_options.amplitude"] == "2.0"
     assert {path.stem for path in broken.parent.glob("branch_*")} == {"branch_0", "branch_1"}
     table = pd.read_csv(report_file(project, "stages.csv", folder=folder))

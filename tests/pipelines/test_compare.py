@@ -314,7 +314,7 @@ def test_compare_through_kedro(finished, tmp_path):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    (run,) = [r for r in runs if r.info.run_name == "compare · digits-lt-ir10"]
+    (run,) = [r for r in runs if r.info.run_name == "compare · smoke"]
     assert run.info.status == "FINISHED"
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"report.html", "table.csv", "table.md", "table.tex", "table.html", "figures"} <= files

@@ -112,7 +112,7 @@ def test_mlflow_knows_what_made_the_run(finished):
     project, _ = finished
     run = only_run(project)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "more · digits-lt-ir10"
+    assert run.info.run_name == "more · smoke"
     tags = run.data.tags
     assert tags["command"] == (
         "kedro run --pipeline=more --env=smoke --params=tracking.register=true"

@@ -14,18 +14,20 @@ def written(env):
 
 
 def test_models_are_registered_but_of_smoke_runs():
-    assert TrackingConfig.read(written("base")["tracking"]) == TrackingConfig(register=True)
-    assert TrackingConfig.read(written("smoke")["tracking"]) == TrackingConfig(register=False)
-    assert TrackingConfig() == TrackingConfig(register=True)
+    assert TrackingConfig.read(written("base")["tracking"]) == TrackingConfig()
+    smoke = TrackingConfig(register=False, system_metrics=False)
+    assert TrackingConfig.read(written("smoke")["tracking"]) == smoke
+    assert TrackingConfig() == TrackingConfig(register=True, system_metrics=True)
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_an_experiment_in_a_copy_of_the_project_registers_nothing(tmp_path, given):
-    parameters = {"seed": 3, "tracking": {"register": given}}
+    parameters = {"seed": 3, "tracking": {"register": given, "system_metrics": True}}
     assert in_effect(parameters, tmp_path) == parameters
     copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmpab12"
-    assert in_effect(parameters, copy) == {"seed": 3, "tracking": {"register": False}}
-    assert in_effect({}, tmp_path) == {"tracking": {"register": True}}
+    without = {"register": False, "system_metrics": True}
+    assert in_effect(parameters, copy) == {"seed": 3, "tracking": without}
+    assert in_effect({}, tmp_path) == {"tracking": {"register": True, "system_metrics": True}}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ from lt_pipeline.hooks.parameters import (
     take_saved,
 )
 from lt_pipeline.hooks.session import check_alone, check_runner, pipeline_names
+from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.io.own_folders import differences, in_words
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
@@ -48,7 +51,7 @@ from lt_pipeline.reports.comparison import print_comparison
 from lt_pipeline.reports.console import print_results, print_stages, print_study
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store
-from lt_pipeline.tracking.config import in_effect
+from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
 from lt_pipeline.tuning.config import method_name, tune_config
 
 LOGGER = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class ProjectHooks:
             _check_names(names, context.params)
             check_parameters(context.params, _method(names))
             check_left_out(context.config_loader)
+            self.differs = _what_differs(context)
             # Kedro would read all files once more for its catalog
             context.config_loader["parameters"] = in_effect(context.params, self.project)
             _make_pipelines(names)
@@ -86,6 +90,10 @@ class ProjectHooks:
                 created["artifact_location"] = created.get("artifact_location") or str(folder)
             context.config_loader["mlflow"] = conf
             store.prepare(conf, self.project)
+            if TrackingConfig.read(context.params.get(BLOCK, {})).system_metrics:
+                mlflow.enable_system_metrics_logging()
+            else:
+                mlflow.disable_system_metrics_logging()
 
     @hook_impl(tryfirst=True, specname="before_pipeline_run")
     def check_experiments(
@@ -125,6 +133,7 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters, active = catalog.load("parameters"), mlflow.active_run()
         self.run = active.info.run_id if active else None
+        self.told = set[str]()  # data that MLflow has been told of
         data = data_config(parameters)
         swept = [name for name in [tuned_method(pipeline)] if name]
         names = _subjects(pipeline) or [f"tune {method}" for method in swept]
@@ -134,9 +143,9 @@ class ProjectHooks:
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, seed, device),
-                "mlflow.runName": _title(names, self.experiments)
-                + f" · {data.slug}{f' · seed {seed}' if seed else ''}",
+                "mlflow.runName": " · ".join([_title(names, self.experiments), *self.differs]),
                 "data": data.slug,
+                "mlflow.note.content": self._described(names, data),
                 **({"method": "+".join(methods_run)} if methods_run else {}),
             }
         )
@@ -146,6 +155,15 @@ class ProjectHooks:
             options = {experiment.method: {"options": resolved.pop("options")}}
             found = flatten({**resolved, **options}, ".")
             tracking.log_params({name: v for name, v in found if name not in written})
+
+    def _described(self, names: list[str], data: DataConfig) -> str:
+        """Return what MLflow shows above a run."""
+        training = [
+            f"{e.training.epochs} epochs of {e.model.backbone}, batches of {e.training.batch_size}"
+            for e in self.experiments
+        ]
+        parts = [f"{_title(names, self.experiments)} on {data.title}", *training, *self.differs]
+        return ". ".join(parts) + "."
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
@@ -178,7 +196,10 @@ class ProjectHooks:
         """Tag the run with the hash of its data; refuse what was put in the place of its files."""
         if dataset_name == "data_card":
             check_card(data, self.data)
-            tracking.set_tags({"data_hash": data.data_hash})
+            if data.data_hash not in self.told:
+                tracking.set_tags({"data_hash": data.data_hash})
+                tracking.log_data(data.config.slug, data.data_hash)
+                self.told.add(data.data_hash)
         for experiment in self.experiments:
             if dataset_name == f"{experiment.method}.config":
                 check_config(data, experiment)
@@ -306,6 +327,16 @@ def _subjects(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of, and whether it compares."""
     spaces = {node.namespace or "" for node in pipeline.nodes}
     return sorted(s for s in spaces if s and s != DATA and not s.startswith(SPACE))
+
+
+def _what_differs(context: KedroContext) -> list[str]:
+    """Return what tells a run from others of the same on the same data, in words."""
+    loader, env = context.config_loader, context.env
+    if not isinstance(loader, ConfLoader):
+        return []
+    found = [env] if env and env not in (loader.base_env, loader.default_run_env) else []
+    changed = differences(context.params, loader.as_written()) if loader.runtime_params else {}
+    return [*found, *([in_words(changed)] if changed else [])]
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from operator import itemgetter
 from typing import Any
 
-from lt_pipeline.learning.schema import flatten
+from lt_pipeline.learning.schema import flatten, shown
 
 # blocks that say how something is looked at, where it is computed, or who is told of it
 INDIFFERENT = ("device", "evaluation", "evaluate", "tracking", "compare", "method", "tune")
@@ -51,6 +51,11 @@ def folder(run: str, found: Differences) -> str:
     readable = "+".join(f"{_short(path)}-{_plain(value)}" for path, value in found.items())
     ending = f"-{key(found)[:8]}"
     return f"{run}+{readable}"[: LONGEST - len(ending)].rstrip("+-._") + ending
+
+
+def in_words(found: Differences) -> str:
+    """Return what differs as a person reads it, as in ``seed 1 · epochs 20``."""
+    return " · ".join(f"{_short(path)} {shown(value)}" for path, value in found.items())
 
 
 def key(values: Mapping[str, Any]) -> str:

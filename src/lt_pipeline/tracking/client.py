@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import mlflow
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from lt_pipeline.learning.schema import flatten
@@ -36,6 +38,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 NOT_LOCKS = ("--", ".", ":(exclude,glob)**/dvc.lock")
 VERSIONED = ("torch", "torchvision", "kedro", "mlflow", "numpy", "lt_pipeline")
 MAX_PARAM_LENGTH = 6000
+DIGEST_LENGTH = 12
 FIRST_STAGES = ("train", "pretrain")
 # ``user:password@``, where both may have an @ and the user may be empty; and ``password=...``.
 # A parameter of ``--params`` ends at a comma before the next one's name; a port is no password.
@@ -124,6 +127,16 @@ def _metric(name: str, value: float, now: int, step: int) -> Metric:
 def log_params(values: Mapping[str, Any]) -> None:
     """Log parameters to the active run in one call; without a run, nothing happens."""
     _log_batch(params=[Param(k, str(v)[:MAX_PARAM_LENGTH]) for k, v in values.items()])
+
+
+def log_data(name: str, data_hash: str) -> None:
+    """Log the data that the active run is on; without a run, nothing happens.
+
+    The column Dataset of MLflow's table has their name and the beginning of their hash.
+    """
+    if mlflow.active_run():
+        data = MetaDataset(CodeDatasetSource({"data": name}), name, data_hash[:DIGEST_LENGTH])  # type: ignore[abstract]
+        mlflow.log_input(data, context="training")
 
 
 def set_tags(values: Mapping[str, Any]) -> None:

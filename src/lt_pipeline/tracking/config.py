@@ -23,9 +23,11 @@ class TrackingConfig(Config):
             with the alias ``newest``; else it is kept with its run only. Trials of sweeps and arms
             of studies log no model, and experiments that DVC runs in a copy of the project, as
             ``dvc exp run --temp`` does, register none.
+        system_metrics: what the machine does meanwhile: CPU, memory, disk, every 10 seconds.
     """
 
     register: bool = True
+    system_metrics: bool = True
 
     @classmethod
     def read(cls, block: Mapping[str, Any]) -> TrackingConfig:
