@@ -192,9 +192,10 @@ class ExperimentConfig(Config):
     @field_validator("options", mode="before")
     @classmethod
     def _typed(cls, options: Any, info: ValidationInfo) -> Any:
-        if "method" not in info.data or isinstance(options, MethodOptions):
+        kind = methods.get(info.data["method"]).Options if "method" in info.data else MethodOptions
+        if isinstance(options, kind):
             return options
-        return methods.get(info.data["method"]).Options.model_validate(options)
+        return kind.model_validate({} if options == MethodOptions() else options)
 
     @model_validator(mode="after")
     def _sensible(self) -> ExperimentConfig:

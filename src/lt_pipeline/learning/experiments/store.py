@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataConfig
@@ -23,7 +23,7 @@ from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.schema import canonical, flatten
+from lt_pipeline.learning.schema import UserError, canonical, flatten
 
 KEPT = "metrics.json"
 KEY_DIGITS = 16
@@ -119,6 +119,40 @@ def stage_resume(
     return ResumeFile(path, mark(found.fingerprint), found.values, before)
 
 
+class Kept(BaseModel):
+    """What is kept of a finished run; earlier versions had a fingerprint in the hash's place."""
+
+    config: Values
+    metrics: dict[str, float]
+    data_hash: str | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Kept:
+        """Return what the file says.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            raise UserError(
+                f"{path} is not what a finished run keeps: delete it, and that run is trained again"
+            ) from error
+
+    def is_of(self, experiment: Experiment) -> bool:
+        """Return whether it is of ``experiment``; what is no longer a configuration is not."""
+        try:
+            config = ExperimentConfig.model_validate(self.config)
+        except ValidationError:
+            return False
+        if _decisive(config) != _decisive(experiment.config):
+            return False
+        data_hash = experiment.card.data_hash
+        return self.data_hash == data_hash or self.fingerprint == _before(self.config, data_hash)
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of what is finished, whichever studies or sweeps asked for it."""
@@ -134,7 +168,7 @@ class Store:
     def metrics(self, experiment: Experiment) -> dict[str, float] | None:
         """Return the metrics of a run that is finished, else None."""
         found = self._found(experiment)
-        return json.loads((found / KEPT).read_text())["metrics"] if found else None
+        return Kept.read(found / KEPT).metrics if found else None
 
     def keep(self, experiment: Experiment, metrics: Mapping[str, float]) -> None:
         """Keep the metrics of a run, and drop what it would have resumed from."""
@@ -164,20 +198,6 @@ class Store:
         """Return the folder of a finished run with the same configuration on the same data."""
         config = experiment.config
         for path in sorted(self.folder.glob(f"{config.method}-{config.seed}-*/{KEPT}")):
-            if _is_of(json.loads(path.read_text()), experiment):
+            if Kept.read(path).is_of(experiment):
                 return path.parent
         return None
-
-
-def _is_of(kept: Values, experiment: Experiment) -> bool:
-    """Return whether ``kept`` is of ``experiment``; what is no longer a configuration is not."""
-    try:
-        config = ExperimentConfig.model_validate(kept["config"])
-    except ValidationError:
-        return False
-    if _decisive(config) != _decisive(experiment.config):
-        return False
-    data_hash = experiment.card.data_hash
-    if "data_hash" in kept:
-        return bool(kept["data_hash"] == data_hash)
-    return bool(kept["fingerprint"] == _before(kept["config"], data_hash))
