@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+
 import pytest
 import torch
+import yaml
 from kedro.io import DatasetError
 
-from lt_pipeline.io.datasets import FolderDataset, ImageSetDataset, StateDictDataset
+from lt_pipeline.io.datasets import (
+    FolderDataset,
+    ImageSetDataset,
+    StateDictDataset,
+    TypedDataset,
+)
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.studies.plan import Plan
+from lt_pipeline.reports.errors import in_one_line
+from toys import PROJECT, toy_card
 
 
 def test_an_image_set_comes_back_whole(tmp_path, train):
@@ -61,3 +76,128 @@ def test_a_folder_loads_as_its_path_and_is_no_output(tmp_path):
     assert dataset.load() == tmp_path
     with pytest.raises(DatasetError, match="not allowed"):
         dataset.save(None)
+
+
+CONFIG = "lt_pipeline.learning.experiments.config.ExperimentConfig"
+CARD = "lt_pipeline.learning.data.prepare.DataCard"
+PLAN = "lt_pipeline.learning.studies.plan.Plan"
+
+
+def conf():
+    found = {"seed": 0}
+    for name in methods.available():
+        text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
+        found = merged(found, yaml.safe_load(text))
+    return found
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_a_configuration_comes_back_and_is_the_json_that_it_always_was(tmp_path, method):
+    config = ExperimentConfig.resolve(method, conf())
+    dataset = TypedDataset(str(tmp_path / "deep" / "config.json"), CONFIG)
+    dataset.save(config)
+    found = dataset.load()
+    assert found == config
+    assert type(found.options) is methods.get(method).Options
+    text = (tmp_path / "deep" / "config.json").read_text()
+    assert text == json.dumps(config.model_dump(mode="json"), indent=2)
+
+
+def test_a_card_comes_back_and_is_the_json_that_it_always_was(tmp_path):
+    card = toy_card(channels=3)
+    whole = LongTail((3, 2, 1), ("a", "b", "c"), ("many", "medium", "few"), "by hand")
+    for one in (card, replace(card, longtail=whole, mean=(0.1 + 0.2,))):
+        dataset = TypedDataset(str(tmp_path / "card.json"), CARD)
+        dataset.save(one)
+        assert dataset.load() == one
+        assert (tmp_path / "card.json").read_text() == json.dumps(asdict(one), indent=2)
+
+
+def test_a_plan_comes_back(tmp_path):
+    arms = {name: {"method": name} for name in methods.available()}
+    plan = Plan.of("s", {**conf(), "studies": {"s": {"title": "every method", "arms": arms}}})
+    dataset = TypedDataset(str(tmp_path / "plan.json"), PLAN)
+    dataset.save(plan)
+    assert dataset.load() == plan
+    assert dataset.load().runs == plan.runs
+
+
+FOREIGN = [
+    "",
+    "plain text",
+    "{}",
+    "[]",
+    "null",
+    "3",
+    '{"name": "of another program"}',
+    "\udcff\udcfe",
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+@pytest.mark.parametrize("model", [CONFIG, CARD, PLAN])
+def test_a_file_of_something_else_is_one_line(tmp_path, model, text):
+    path = tmp_path / "file.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DatasetError) as found:
+        TypedDataset(str(path), model).load()
+    line = in_one_line(found.value)
+    assert line.startswith(f"{path} is no {model.rpartition('.')[-1]} (")
+    assert line.endswith("; run the node that makes it")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("text", ["", "plain text", "[]", "null", "3", "\udcff"])
+def test_a_block_of_json_is_a_block_of_json(tmp_path, text):
+    path = tmp_path / "file.json"
+    dataset = TypedDataset(str(path))
+    dataset.save({"accuracy": 0.1 + 0.2, "none": None, "left": float("nan")})
+    found = dataset.load()
+    assert (found["accuracy"], found["none"]) == (0.1 + 0.2, None)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DatasetError) as found:
+        dataset.load()
+    assert "\n" not in in_one_line(found.value)
+    assert f"{path} is no block of JSON" in in_one_line(found.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("data_hash", None), ("mean", "0.5"), ("longtail", {}), ("channels", "x")]
+)
+def test_a_card_that_was_edited_is_one_line(tmp_path, field, value):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps({**asdict(toy_card()), field: value}))
+    with pytest.raises(DatasetError) as found:
+        TypedDataset(str(path), CARD).load()
+    assert f"{path} is no DataCard" in in_one_line(found.value)
+    assert field in in_one_line(found.value)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
+    path = tmp_path / "config.json"
+    for dataset in (TypedDataset(str(path), CONFIG), StateDictDataset(str(path))):
+        with pytest.raises(DatasetError) as found:
+            dataset.load()
+        assert in_one_line(found.value, str(path), "ce.configure") == (
+            f"{path} is missing; node ce.configure makes it"
+        )
+
+
+def test_a_file_says_what_it_was_made_of_and_is_loaded_for_nothing_else(tmp_path, train):
+    for dataset, value in (
+        (TypedDataset(str(tmp_path / "a.json")), {"a": 1}),
+        (StateDictDataset(str(tmp_path / "b.safetensors")), {"a": torch.ones(2)}),
+        (ImageSetDataset(str(tmp_path / "c.safetensors")), train),
+    ):
+        dataset.save(value)
+        dataset.key = "one"
+        dataset.check()  # of a version that knew no key
+        dataset.save(value)
+        dataset.check()
+        assert dataset.load() is not None
+        dataset.key, dataset.node = "other", "ce.train"
+        with pytest.raises(ValueError, match="of other parameters or other data.*run ce.train"):
+            dataset.check()
+        with pytest.raises(DatasetError) as found:
+            dataset.load()
+        assert "run ce.train first" in in_one_line(found.value)

@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 
 from kedro.io import AbstractDataset, DatasetError
 from kedro.utils import load_obj
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.checkpoint import atomic_path
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import UserError, one_line_errors
 
 # the name under which a file says what it was made of
 MADE_OF = "made_of"
@@ -184,12 +184,12 @@ class TypedDataset(KeyedDataset[Any, Any]):
     def _read(self) -> Any:
         path = Path(self._filepath)
         try:
-            return self._type.validate_python(json.loads(path.read_bytes()))
+            with one_line_errors():
+                return self._type.validate_python(json.loads(path.read_bytes()))
         except ValueError as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             what = (self._model or "block of JSON").rpartition(".")[-1]
             by = self.node or "the node that makes it"
-            raise UserError(f"{path} is no {what} ({why}); run {by}") from error
+            raise UserError(f"{path} is no {what} ({error}); run {by}") from error
 
     def save(self, data: Any) -> None:
         """Replace the file."""

@@ -259,9 +259,9 @@ def test_a_later_stage_goes_on_only_from_the_same_weights_and_images(tmp_path):
 def test_arms_may_share_what_is_trained_first_and_nothing_that_is_their_own(tmp_path, method):
     one, store = experiment(method), Store(tmp_path)
     first, *others = one.stages
-    own = others[-1:] if one.config.options.built_on else [first]
+    own = others[-1:] if one.config.options.built_on else one.stages
     assert all(store.shared(one, stage) is None for stage in own)
-    if one.config.options.built_on:
+    if others and one.config.options.built_on:
         other = experiment(method, **{method: {"options": {"criterion": {"name": "focal"}}}})
         assert store.shared(one, first) == store.shared(other, first) is not None
         assert key(one) != key(other)
