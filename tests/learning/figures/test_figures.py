@@ -154,15 +154,45 @@ def test_legends_of_narrow_groups_do_not_overlap():
 @pytest.mark.parametrize("classes", [10, 100])
 def test_the_confusion_matrix_shows_shares_of_the_true_class(classes):
     counts = matrix(classes)
-    figure = confusion(counts, [f"class {c}" for c in range(classes)], "more on digits")
+    longtail = LongTail.from_counts([50] * classes, [f"class {c}" for c in range(classes)])
+    figure = confusion(counts, longtail, "more on digits")
     image = figure.axes[0].images[0].get_array()
     wanted = 100 * counts.double() / counts.sum(1, keepdim=True)
     assert torch.allclose(torch.from_numpy(image.data).double(), wanted)
-    assert figure.axes[0].get_ylabel() == "true class"
+    assert figure.axes[0].get_ylabel().startswith("true class")
     assert "share of the true class's images, %" in texts(figure)
     ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert (ticks == [f"class {c}" for c in range(classes)]) == (classes <= 30)
+    assert list(figure.axes[0].lines) == [], "one group has no border"
     assert is_png(figure)
+
+
+@pytest.mark.parametrize("longtail", [DIGITS, CIFAR, LongTail.from_counts([200, 50] + [5] * 98)])
+def test_the_confusion_matrix_has_borders_between_groups_and_their_colours_at_its_edges(longtail):
+    figure = confusion(matrix(longtail.classes), longtail, "x")
+    axes = figure.axes[0]
+    ends = [group[-1] + 0.5 for group in longtail.groups.values()]
+    borders = [pytest.approx((end, end)) for end in ends[:-1]]
+    assert [tuple(line.get_ydata()) for line in axes.lines[::2]] == borders
+    assert [tuple(line.get_xdata()) for line in axes.lines[1::2]] == borders
+    strips = [(s.get_label(), s.get_segments()[0].tolist()) for s in axes.collections]
+    edges = list(zip(longtail.groups, [-0.5, *ends], ends, strict=False))
+    assert strips[::2] == [(n, [[a, -0.5], [b, -0.5]]) for n, a, b in edges]
+    assert [line for _, line in strips[1::2]] == [[[-0.5, a], [-0.5, b]] for _, a, b in edges]
+    assert legend(axes) == list(longtail.groups)
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in axes.get_legend().get_texts()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_the_confusion_matrix_stands_in_the_order_of_counts():
+    longtail = LongTail.from_counts([5, 200, 50], ["rare", "common", "middling"])
+    counts = torch.tensor([[7, 2, 1], [0, 10, 0], [4, 0, 6]])
+    axes = confusion(counts, longtail, "x").axes[0]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["common", "middling", "rare"]
+    drawn = axes.images[0].get_array().data.tolist()
+    assert drawn == [[100, 0, 0], [0, 60, 40], [20, 10, 70]]
 
 
 def test_the_reliability_diagram_says_the_error():
@@ -178,11 +208,12 @@ def test_the_reliability_diagram_says_the_error():
 
 
 def test_the_logit_shift_has_a_bar_a_group():
-    figure = logit_shift_by_group({"many": 0.00412, "few": 0.3}, {"many": 0, "few": 0.25}, "x")
-    assert [b.get_height() for b in bars(figure)] == [0.00412, 0.3]
-    assert {"0.00412", "0.3"} <= set(texts(figure).splitlines())
+    shift = {"many": 0.007, "medium": 0.3, "few": 123.4}
+    figure = logit_shift_by_group(shift, {"many": 0, "medium": 0.1, "few": 0.25}, "x")
+    assert [b.get_height() for b in bars(figure)] == list(shift.values())
+    assert {"0.00700", "0.300", "123"} <= set(texts(figure).splitlines()), "three digits each"
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert names == ["many\n0.0 %", "few\n25.0 %"]
+    assert names == ["many\n0.0 %", "medium\n10.0 %", "few\n25.0 %"]
     assert GROUP_COLOURS.keys() == {"many", "medium", "few"}
     assert is_png(figure)
 
@@ -200,15 +231,35 @@ def test_training_curves_have_a_panel_for_what_there_is():
         "validation/accuracy": points(0.5, 0.75),
     }
     figure = training_curves(history, "x")
-    losses, accuracy, rate = figure.axes
-    assert [line.get_label() for line in losses.lines] == ["logit adjustment", "rebalancing"]
+    losses, small, accuracy, rate = figure.axes
+    assert [line.get_label() for line in losses.lines] == ["logit adjustment"]
+    assert [line.get_label() for line in small.lines] == ["rebalancing"]
+    assert small.get_ylim()[1] < 0.2 < losses.get_ylim()[1], "it is seen on an axis of its own"
+    assert small.lines[0].get_color() != losses.lines[0].get_color()
     assert accuracy.lines[0].get_ydata().tolist() == [50, 75]
     assert (accuracy.get_ylabel(), rate.get_ylabel()) == ("accuracy, %", "learning rate")
     assert all(axes.get_xlabel() == "epoch" for axes in figure.axes)
     assert legend(accuracy) == ["validation"]
     assert is_png(figure)
     del history["validation/accuracy"]
-    assert len(training_curves(history, "x").axes) == 2
+    assert len(training_curves(history, "x").axes) == 3
+    history["train/rebalancing"] = points(0.0, 1.0)
+    losses, _ = training_curves(history, "x").axes
+    assert legend(losses) == ["logit adjustment", "rebalancing"]
+
+
+@pytest.mark.parametrize("followed", [{}, {"train/accuracy": (0.3, 0.9), "test/accuracy": (0, 0)}])
+def test_the_accuracy_that_is_reported_stands_at_the_end_of_the_curves(followed):
+    history = {"train/cross_entropy": points(2.0, 1.0)}
+    history |= {name: points(*values) for name, values in followed.items()}
+    losses, accuracy = training_curves(history, "x", 0.412).axes
+    assert legend(losses) == ["cross entropy"], "an accuracy is no loss"
+    *curves, end = accuracy.lines
+    assert [line.get_label() for line in curves] == [name.split("/")[0] for name in followed]
+    assert end.get_xydata().tolist() == [[2, pytest.approx(41.2)]]
+    assert legend(accuracy)[-1] == "test, last epoch: 41.2"
+    low, high = accuracy.get_ylim()
+    assert low < 41.2 < high
 
 
 def test_a_single_loss_term_is_named_and_a_single_epoch_is_a_whole_number():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
@@ -158,7 +159,7 @@ def test_what_a_detector_has_not_is_left_out():
 
 def test_groups_have_their_colours_and_a_group_that_is_not_there_none():
     found = {"svhn": scores(0.8, 0.3, 0.9, 0.8, 0.75), "noise": scores(0.7, 0.2, 0.65)}
-    figure = ood_by_group(found, "ODIN, darl on CIFAR-10-LT")
+    figure = ood_by_group(found, "max_logit", "darl on CIFAR-10-LT")
     axes = figure.axes[0]
     assert points(axes) == {
         "all": [(80, 0), (70, 1)], "many": [(90, 0), (65, 1)], "medium": [(80, 0)],
@@ -168,13 +169,13 @@ def test_groups_have_their_colours_and_a_group_that_is_not_there_none():
         line.get_label(): line.get_color() for line in axes.lines if line.get_marker() != "None"
     }
     assert {name: drawn[name] for name in GROUPS} == GROUP_COLOURS
-    assert figure.get_suptitle() == "OOD detection by group: ODIN, darl on CIFAR-10-LT"
+    assert figure.get_suptitle() == "OOD detection by group, max logit: darl on CIFAR-10-LT"
     assert_readable(figure)
-    few = ood_by_group({"svhn": {"auroc": 0.8, "auroc_few": 0.7}}, "x")
+    few = ood_by_group({"svhn": {"auroc": 0.8, "auroc_few": 0.7}}, "msp", "x")
     assert names(few.axes[0].get_legend()) == ["all", "few"]
     assert is_png(few)
     assert_readable(few)
-    assert_readable(ood_by_group(report(1, 12)["msp"], "x"))
+    assert_readable(ood_by_group(report(1, 12)["msp"], "msp", "x"))
 
 
 def test_conflict_shows_cosines_about_zero_and_shares_in_percent():
@@ -203,10 +204,10 @@ def test_conflict_with_one_set_many_sets_or_no_pull_at_all():
     assert conflict(still, "x").axes[0].get_xlim() == pytest.approx((-1.15, 1.15))
 
 
-@pytest.mark.parametrize("picture", [ood_by_set, ood_by_group, conflict])
+@pytest.mark.parametrize("picture", [ood_by_set, partial(ood_by_group, detector="msp"), conflict])
 def test_a_picture_of_no_set_is_refused(picture):
     with pytest.raises(ValueError, match="needs at least one"):
-        picture({}, "x")
+        picture({}, title="x")
 
 
 def test_the_embedding_colours_groups_greys_ood_sets_and_stars_mixed_images():

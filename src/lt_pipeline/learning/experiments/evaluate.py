@@ -87,12 +87,13 @@ def draw(
     longtail, title = experiment.card.longtail, experiment.title
     trained = [stage for stage in experiment.stages if stage.trains]
     matrix = torch.from_numpy(confusion.to_numpy())
+    reported = float(matrix.trace() / matrix.sum())
     drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), longtail, title),
         "recall_by_count": figures.recall_by_count(table.to_dict("records"), longtail, title),
-        "confusion": figures.confusion(matrix, longtail.class_names, title),
+        "confusion": figures.confusion(matrix, longtail, title),
         "reliability": figures.reliability_diagram(reliability_bins, title),
-        "training_curves": training_curves(line_of(trained, histories), title),
+        "training_curves": training_curves(line_of(trained, histories), title, reported),
     }
     drawn |= experiment.kind.draw(finish_report, longtail, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}

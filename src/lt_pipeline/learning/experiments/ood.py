@@ -94,9 +94,10 @@ def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
         # an empty set of pictures cannot be saved
         return {"detection.png": figures.no_set(report["left_out"], title)}
     detectors = report["detectors"]
+    first = next(iter(detectors))
     drawn = {
         "detection": figures.ood_by_set(detectors, title),
-        "groups": figures.ood_by_group(next(iter(detectors.values())), title),
+        "groups": figures.ood_by_group(detectors[first], first, title),
         "conflict": figures.conflict(report["conflict"], title),
         "conflict_adjusted": figures.conflict(
             report["conflict_adjusted"], f"{title}, adjusted logits"

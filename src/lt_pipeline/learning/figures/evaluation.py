@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
-from lt_pipeline.learning.figures.distribution import NAMED_CLASSES, group_bars
+from lt_pipeline.learning.figures.distribution import NAMED_CLASSES, by_count, group_bars
 from lt_pipeline.learning.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
+
+# a strip of a group's colour, above the frame
+EDGE: dict[str, Any] = {"linewidth": 5, "clip_on": False, "zorder": 3}
 
 
 def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
@@ -59,29 +63,49 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     return figure
 
 
-def confusion(matrix: Tensor, class_names: Sequence[str], title: str) -> Figure:
-    """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images."""
-    few = len(class_names) <= NAMED_CLASSES
-    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.2)
+def confusion(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
+    """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images.
+
+    Classes stand from most to fewest training images, with lines between the groups,
+    whose colours are at the edge.
+    """
+    order = by_count(longtail)
+    matrix, names = matrix[order][:, order], [longtail.class_names[c] for c in order]
+    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=26)
     shares = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
     axes.grid(False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    if few:
-        places = range(len(class_names))
-        axes.set_xticks(places, class_names, rotation=90 if max(map(len, class_names)) > 3 else 0)
-        axes.set_yticks(places, class_names)
-    if len(class_names) <= 12:
-        for row in range(len(class_names)):
-            for column in range(len(class_names)):
+    by_size = "from most to fewest training images"
+    axes.set_xlabel(f"predicted class, {by_size}")
+    axes.set_ylabel(f"true class, {by_size}")
+    if len(names) <= NAMED_CLASSES:
+        places = range(len(names))
+        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(places, names)
+    _group_borders(axes, longtail, order)
+    if len(names) <= 12:
+        for row in range(len(names)):
+            for column in range(len(names)):
                 value = float(shares[row, column])
                 colour = "black" if value > 60 else "white"
                 axes.text(
                     column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
                 )
     return figure
+
+
+def _group_borders(axes: Axes, longtail: LongTail, order: list[int]) -> None:
+    """Draw lines between the groups of the classes in ``order``, and their colours at the edge."""
+    for name, classes in longtail.groups.items():
+        places = [order.index(c) for c in classes]
+        first, last, colour = min(places) - 0.5, max(places) + 0.5, GROUP_COLOURS[name]
+        axes.hlines(-0.5, first, last, colour, label=name, **EDGE)
+        axes.vlines(-0.5, first, last, colour, **EDGE)
+        if last < len(order) - 0.5:
+            axes.axhline(last, color="white", linewidth=0.8)
+            axes.axvline(last, color="white", linewidth=0.8)
+    legend_above(axes)
 
 
 def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -126,7 +150,7 @@ def logit_shift_by_group(
     figure, axes = new_figure(f"Logit shift: {title}", width=6, height=4)
     names = [f"{name}\n{100 * changed[name]:.1f} %" for name in shift]
     bars = axes.bar(names, list(shift.values()), color=[GROUP_COLOURS[n] for n in shift], width=0.6)
-    axes.bar_label(bars, fmt="%.3g", padding=2)
+    axes.bar_label(bars, [f"{value:#.3g}".rstrip(".") for value in shift.values()], padding=2)
     axes.set_xlabel(r"group of the true class, and the share of decisions that $\theta^t$ changes")
     axes.set_ylabel(r"mean $|f_y(\theta) - f_y(\theta^g)|$, logits")
     axes.margins(y=0.12)

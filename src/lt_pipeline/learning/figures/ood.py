@@ -68,8 +68,8 @@ def no_set(left_out: Iterable[str], title: str) -> Figure:
     return figure
 
 
-def ood_by_group(report: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Draw one detector's AUROC of every OOD set by group of the ID images (DARL, tables 3, 4).
+def ood_by_group(report: Mapping[str, Mapping[str, float]], detector: str, title: str) -> Figure:
+    """Draw the AUROC of ``detector`` on every OOD set by group of ID images (DARL, tables 3, 4).
 
     ``report`` is {set: {"auroc": share, "auroc_many": share, ...}}; a group's ID images stand
     against all images of the set. The set ``mean`` comes last; groups that are not there are left
@@ -79,7 +79,8 @@ def ood_by_group(report: Mapping[str, Mapping[str, float]], title: str) -> Figur
         UserError: when there is no set.
     """
     rows = _ordered(report)
-    figure, (axes,) = _panels(f"OOD detection by group: {title}", rows, len(MARKERS), 1)
+    what = f"OOD detection by group, {_words(detector)}: {title}"
+    figure, (axes,) = _panels(what, rows, len(MARKERS), 1)
     columns = {"all": "auroc", **{name: f"auroc_{name}" for name in GROUP_NAMES}}
     values = {group: _column(report, key) for group, key in columns.items()}
     _auroc(axes, values, rows, _group_styles())

@@ -26,7 +26,7 @@ Settings = Mapping[int, Mapping[str, Any]]
 
 def history(values: Values, stopped: Sequence[int], title: str) -> Figure:
     """Draw every trial's value and the best one so far; ``stopped`` have none."""
-    figure, axes = new_figure(title, pad=26)
+    figure, axes = new_figure(f"Trials of a sweep: {title}", pad=26)
     numbers = sorted(values)
     best = [100 * max(values[n] for n in numbers if n <= number) for number in numbers]
     axes.plot(numbers, [100 * values[n] for n in numbers], "o", color=BLUE, label="trial")
@@ -45,7 +45,7 @@ def epochs(
     curves: Mapping[int, Mapping[int, float]], best: int, stopped: Sequence[int], title: str
 ) -> Figure:
     """Draw every trial over its epochs; ``best`` and the ends of ``stopped`` are marked."""
-    figure, axes = new_figure(title, pad=26)
+    figure, axes = new_figure(f"Trials over their epochs: {title}", pad=26)
     for number, curve in curves.items():
         steps = sorted(curve)
         chosen = number == best
@@ -73,7 +73,7 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
     """Draw the values over each parameter; later trials are darker."""
     names = _names(settings)
     figure = Figure(figsize=(max(3.2 * len(names), 6.4), 4), layout="constrained")
-    figure.suptitle(title, fontsize=11, x=0.02, ha="left")
+    figure.suptitle(f"Trials by parameter: {title}", fontsize=11, x=0.02, ha="left")
     drawn = list(figure.subplots(1, len(names), sharey=True, squeeze=False)[0])
     numbers = sorted(values)
     for axes, name in zip(drawn, names, strict=True):
@@ -97,7 +97,8 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
 def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], title: str) -> Figure:
     """Draw a line a trial through an axis a parameter, coloured by its value."""
     names = _names(settings)
-    figure, axes = new_figure(title, width=max(2.2 * len(names), 6.4), pad=20)
+    what = f"Parameters of each trial: {title}"
+    figure, axes = new_figure(what, width=max(2.2 * len(names), 6.4), pad=20)
     ends = Normalize(*_ends([100 * v for v in values.values()]))
     colours = colormaps[COLOURS]
     columns = [_Column([s[name] for s in settings.values()], name in logarithmic) for name in names]
@@ -118,7 +119,8 @@ def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], tit
 
 def importance(shares: Mapping[str, float], title: str) -> Figure:
     """Draw how much of what sets good trials apart is each parameter's; they sum to 1."""
-    figure, axes = new_figure(title, height=1.4 + 0.4 * len(shares))
+    what = f"What good trials depend on: {title}"
+    figure, axes = new_figure(what, height=1.4 + 0.4 * len(shares))
     names = sorted(shares, key=lambda name: shares[name])
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=3)

@@ -8,51 +8,85 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lt_pipeline.learning.figures.style import LINE_COLOURS, plain
+from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, plain
 
 SHOWN_APART = ("train/learning_rate", "train/seconds", "train/images_per_second")
+ACCURACY = "/accuracy"
+# below this part of the largest one a loss term would be a line on the floor
+SMALL = 0.2
+
+Points = Sequence[Mapping[str, float]]
 
 
-def training_curves(history: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> Figure:
-    """Draw loss terms, learning rate and monitored accuracies over the epochs.
+def training_curves(
+    history: Mapping[str, Points], title: str, reported: float | None = None
+) -> Figure:
+    """Draw loss terms, accuracies and learning rate over the epochs.
 
     ``history`` maps names to points ``{"step": epoch, "value": value}``; a panel without data is
-    left out.
+    left out. Terms whose peak is below a fifth of the largest one's have a panel of their own.
+    ``reported`` is the accuracy on the test set after the last epoch, a fraction of 1.
     """
-    losses = [n for n in history if n.startswith("train/") and n not in SHOWN_APART]
-    accuracies = [n for n in history if n.endswith("/accuracy")]
+    large, small = _by_size({n: points for n, points in history.items() if _is_loss(n)})
+    accuracies = [n for n in history if n.endswith(ACCURACY)]
     panels = [
-        (losses, "loss term (mean of the epoch)", 1.0),
+        (large, "loss term (mean of the epoch)", 1.0),
+        (small, "small loss term, on its own scale", 1.0),
         (accuracies, "accuracy, %", 100.0),
         (["train/learning_rate"] if "train/learning_rate" in history else [], "learning rate", 1.0),
     ]
-    panels = [panel for panel in panels if panel[0]]
+    panels = [p for p in panels if p[0] or (p[0] is accuracies and reported is not None)]
     figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.8), layout="constrained")
     figure.suptitle(f"Training: {title}", x=0.01, ha="left", fontsize=11)
     for place, (names, label, factor) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
-        _lines(axes, history, names, factor)
+        _lines(axes, history, names, factor, len(large) if names is small else 0)
         axes.set_ylabel(label)
+        if names is accuracies and reported is not None:
+            _mark(axes, _last_epoch(history), 100 * reported)
+        if names != ["train/learning_rate"]:
+            axes.legend(frameon=False)
     return figure
 
 
+def _is_loss(name: str) -> bool:
+    return name.startswith("train/") and name not in SHOWN_APART and not name.endswith(ACCURACY)
+
+
+def _by_size(terms: Mapping[str, Points]) -> tuple[list[str], list[str]]:
+    """Return the names of the terms that share a scale with the largest, and of the others."""
+    peaks = {name: max(abs(p["value"]) for p in points) for name, points in terms.items()}
+    limit = SMALL * max(peaks.values(), default=0.0)
+    return [n for n in peaks if peaks[n] >= limit], [n for n in peaks if peaks[n] < limit]
+
+
+def _last_epoch(history: Mapping[str, Points]) -> float:
+    return max((points[-1]["step"] for points in history.values()), default=0.0)
+
+
+def _mark(axes: Axes, epoch: float, percent: float) -> None:
+    """Draw what is reported, which a training without monitors has no curve of."""
+    alone = not axes.lines
+    label = f"test, last epoch: {percent:.1f}"
+    axes.plot([epoch], [percent], "D", color=GREY, markersize=5, label=label, zorder=4)
+    if alone:
+        axes.set_xlim(0, 1.05 * epoch)
+        axes.set_ylim(0, 100)
+
+
 def _lines(
-    axes: Axes,
-    history: Mapping[str, Sequence[Mapping[str, float]]],
-    names: Sequence[str],
-    factor: float,
+    axes: Axes, history: Mapping[str, Points], names: Sequence[str], factor: float, first: int
 ) -> None:
+    """Draw ``names`` times ``factor`` in the colours from the ``first`` on."""
     plain(axes)
-    for place, name in enumerate(names):
+    for place, name in enumerate(names, start=first):
         points = history[name]
         axes.plot(
             [p["step"] for p in points],
             [factor * p["value"] for p in points],
             color=LINE_COLOURS[place % len(LINE_COLOURS)],
             marker="." if len(points) < 30 else None,
-            label=name.removeprefix("train/").removesuffix("/accuracy").replace("_", " "),
+            label=name.removesuffix(ACCURACY).removeprefix("train/").replace("_", " "),
         )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if names[0] not in SHOWN_APART:
-        axes.legend(frameon=False)
