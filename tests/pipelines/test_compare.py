@@ -39,7 +39,9 @@ def experiment(tmp_path, empty_database):
     return found
 
 
-def log_run(method, seed=0, *, recall=None, holdout=None, data="d", register=False, **parameters):
+def log_run(
+    method, seed=0, *, recall=None, holdout=None, data="d", register=False, logged=(), **parameters
+):
     """Log what a run of a method leaves behind; return its id."""
     recall = recall or RECALL[method] + seed / 50
     shared = {"seed": seed, "model": {"head": "cosine" if method == "dbm" else "linear"}}
@@ -56,6 +58,7 @@ def log_run(method, seed=0, *, recall=None, holdout=None, data="d", register=Fal
     )
     with mlflow.start_run(run_name=method) as run:
         mlflow.set_tags({"data_hash": data, "mlflow.source.git.commit": "c0ffee", "method": method})
+        mlflow.log_params(dict(logged))
         mlflow.log_dict(config.model_dump(mode="json"), "config.json")
         mlflow.log_text(table.to_csv(index=False), "class_table.csv")
         metrics = {"test/accuracy": recall, "test/many": recall + 0.05, "test/few": recall - 0.1}
@@ -129,6 +132,27 @@ def test_without_a_run_it_says_what_to_do(experiment):
         collect(methods=["dbm"], same_images=False)
 
 
+def test_without_a_run_on_these_data_it_says_which_data_have_runs(experiment):
+    log_run("ce", data="other", logged={"data.imbalance_ratio": 20, "data.seed": 1})
+    log_run("more", data="other", logged={"data.imbalance_ratio": 20, "data.seed": 1})
+    log_run("dbm", data="other", logged={"data.source": "digits", "data.auxiliary": None})
+    mlflow.set_experiment("another data set")
+    log_run("ce", data="third", logged={"data.source": "cifar10", "data.groups.rule": "thirds"})
+    mlflow.set_experiment("digits")
+    here = CARD.settings
+    assert (here["source"], here["imbalance_ratio"], here["seed"]) == ("digits", 100, 0)
+    message = (
+        "there are 2 runs (ce, more) with data.imbalance_ratio=20.0, data.seed=1; "
+        "1 run (ce) with data.source='cifar10', data.groups.rule='thirds'; "
+        "1 run (dbm) with these data settings: compare with their data parameters, or train first"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        collect()
+    log_run("ce", data="old", logged={"data.of_an_earlier_version": 3})
+    with pytest.raises(ValueError, match=r"1 run .ce. with data\.of_an_earlier_version=3"):
+        collect()
+
+
 def test_table_pictures_and_report_hold_together(experiment):
     for method in ("ce", "more"):
         for seed in (0, 1, 2):
@@ -152,21 +176,21 @@ def test_table_pictures_and_report_hold_together(experiment):
     assert standing["first_two"]["pairs"] == 1
     assert "an interval and a test need two" in standing["in_words"]
     text, tex, fragment = nodes.write(summary, standing, CARD)
-    assert "| more | 3 | 61.1 ± 1.1 |" in text
-    assert "| *P & Q, table 1* |  | *70.0* |" in text
+    assert "| more | 3 | 200 | resnet32 | 61.1 ± 1.1 |" in text
+    assert "| *P & Q, table 1* |  |  |  | *70.0* |" in text
     assert text.startswith(
-        "| method | runs | accuracy % | accuracy % minus more | seeds needed | many % |"
+        "| method | runs | epochs | backbone | accuracy % | accuracy % minus more | seeds needed |"
     )
     # 20, 20 and 17.8 below
-    assert re.search(r"\| ce \| 3 \| [^|]* \| -19\.26 \[-22\.4, -16\.1\] \| 2 \|", text)
-    assert re.search(r"\| dbm bs \| 1 \| [^|]* \| -10\.00 \(one seed\) \| - \|", text)
-    assert re.search(r"\| dbm bs \| 1 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
-    assert r"more & 3 & 61.1 $\pm$ 1.1 &" in tex
+    assert re.search(r"\| ce \| 3 \|( [^|]* \|){3} -19\.26 \[-22\.4, -16\.1\] \| 2 \|", text)
+    assert re.search(r"\| dbm bs \| 1 \|( [^|]* \|){3} -10\.00 \(one seed\) \| - \|", text)
+    assert re.search(r"\| dbm bs \| 1 \| 200 \| resnet32 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
+    assert r"more & 3 & 200 & resnet32 & 61.1 $\pm$ 1.1 &" in tex
     assert r"\textit{P \& Q, table 1}" in tex
     assert r"\toprule" in tex
     assert tex.count("{") == tex.count("}")
     assert "<td>61.1<small>± 1.1</small></td>" in fragment
-    assert "<td>-19.26<small>[-22.4, -16.1]</small></td>" in fragment
+    assert "<td>-19.26<small>[-22.4, <wbr>-16.1]</small></td>" in fragment
     assert "-19.26 [-22.4, -16.1] & 2" in tex
     figures, pictures = nodes.draw(summary, recalls, CARD)
     assert (
@@ -184,7 +208,8 @@ def test_table_pictures_and_report_hold_together(experiment):
     images = [attributes["src"] for tag, attributes in tags.found if tag == "img"]
     assert len(images) == 4
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
-    assert not [tag for tag, _ in tags.found if tag in ("script", "link", "iframe")]
+    assert not [tag for tag, _ in tags.found if tag in ("link", "iframe")]
+    assert [attributes for tag, attributes in tags.found if tag == "script"] == [{}]
     assert "http" not in re.sub(r"base64,[^']*", "", page), "nothing is fetched"
     assert "&lt;fewer&gt; images" in page
     assert "A champion." in page

@@ -36,13 +36,15 @@ def table_rows(
     *,
     gaps: bool = False,
     paired: Paired | None = None,
+    settings: Sequence[str] = (),
 ) -> tuple[list[str], list[Row]]:
     """Return headings, and the rows of methods and of papers as text.
 
     A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
     interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
     no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
-    ``paired`` adds its columns behind that of its metric, where there are differences.
+    ``paired`` adds its columns behind that of its metric, where there are differences;
+    ``settings`` are columns of text in front of all metrics.
     """
     measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
     paired = paired if paired and paired.there(summary) else None
@@ -52,16 +54,17 @@ def table_rows(
     for own in summary.to_dict("records"):
         cells = [_cell(own, name, measure) for name, measure in measures.items()]
         cells[place:place] = paired.cells(own) if paired else []
-        rows.append(Row([own["label"], str(own["runs"]), *cells], of_paper=False))
+        told = [str(own[name]) for name in settings]
+        rows.append(Row([own["label"], str(own["runs"]), *told, *cells], of_paper=False))
         given = [found for found in beside if found["label"] == own["label"]]
         for source in dict.fromkeys(found["source"] for found in given):
             said = {f["metric"]: f for f in given if f["source"] == source}
             texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
             texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
-            rows.append(Row([source, "", *texts], of_paper=True))
+            rows.append(Row([source, "", *("" for _ in settings), *texts], of_paper=True))
     headings = [measure.heading for measure in measures.values()]
     headings[place:place] = paired.headings if paired else []
-    return [first, "runs", *headings], rows
+    return [first, "runs", *settings, *headings], rows
 
 
 def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
@@ -132,7 +135,8 @@ def _latex_text(text: str) -> str:
 
 def html_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
     """Return the table as an HTML fragment."""
-    head = "".join(f"<th>{escape(h)}</th>" for h in headings)
+    # a method's name in a heading may be long
+    head = "".join(f"<th>{escape(h).replace('_', '_<wbr>')}</th>" for h in headings)
     lines = [f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>"]
     for row in rows:
         kind = ' class="paper"' if row.of_paper else ""
@@ -143,10 +147,11 @@ def html_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _html_cell(text: str) -> str:
     """Return the cell with the spread behind a number in small type on a line of its own."""
-    for mark in (" ± ", " ["):
+    for mark in (" ± ", " [", " ("):
         number, found, rest = text.partition(mark)
         if found and number.replace(",", "").replace(".", "").lstrip("+-").isdigit():
-            return f"{escape(number)}<small>{escape((mark + rest).strip())}</small>"
+            spread = escape((mark + rest).strip()).replace(", ", ", <wbr>")
+            return f"{escape(number)}<small>{spread}</small>"
     return escape(text)
 
 
@@ -187,14 +192,15 @@ def run_rows(runs: pd.DataFrame) -> tuple[list[str], list[Row]]:
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1b1b1b;
-  margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1480px; background: #fff; }
+  margin: 0 auto; padding: 1.5rem 1.5rem 4rem; max-width: 1480px; background: #fff; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 .lead { color: #555; margin: 0 0 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; }
-th { text-align: right; vertical-align: bottom; border-bottom: 1.5px solid #333; padding: 4px 6px;
-  font-weight: 600; max-width: 7em; }
-td { text-align: right; padding: 4px 6px; border-bottom: 1px solid #eee; white-space: nowrap;
+th { text-align: right; vertical-align: bottom; border-bottom: 1.5px solid #333; padding: 4px 5px;
+  font-weight: 600; max-width: 7em; cursor: pointer; }
+th[aria-sort=descending]::after { content: " ▾"; } th[aria-sort=ascending]::after { content: " ▴"; }
+td { text-align: right; padding: 4px 5px; border-bottom: 1px solid #eee; white-space: nowrap;
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: #fff; }
@@ -210,6 +216,36 @@ footer { margin-top: 3rem; color: #777; font-size: 12px; border-top: 1px solid #
 """
 
 
+# A click on a heading sorts by its column, from high to low and back; a paper's row stays below the
+# method that it is of, and what has no number comes last.
+SORT = r"""
+for (const head of document.querySelectorAll("th")) {
+  head.tabIndex = 0;
+  head.title = "sort by this column";
+  head.onkeydown = (event) => { if (event.key === "Enter") head.click(); };
+  head.onclick = () => {
+    const body = head.closest("table").tBodies[0], blocks = [];
+    const sign = head.ariaSort === "descending" ? 1 : -1;
+    for (const other of head.parentNode.cells) other.ariaSort = null;
+    head.ariaSort = sign > 0 ? "ascending" : "descending";
+    for (const row of body.rows)
+      if (row.className === "paper") blocks.at(-1).push(row); else blocks.push([row]);
+    const value = (block) => {
+      const text = block[0].cells[head.cellIndex].textContent;
+      const number = text.match(/^[+-]?\d[\d,]*(\.\d+)?(?![\w.])/);
+      return number ? Number(number[0].replaceAll(",", "")) : text === "-" ? "" : text;
+    };
+    blocks.sort((one, other) => {
+      const [a, b] = [value(one), value(other)];
+      if (a === "" || b === "") return (a === "") - (b === "");
+      return sign * (typeof a === typeof b ? (a > b) - (a < b) : typeof a === "string" ? 1 : -1);
+    });
+    body.append(...blocks.flat());
+  };
+}
+"""
+
+
 class Picture(NamedTuple):
     """A PNG in base64 and what it shows."""
 
@@ -221,17 +257,22 @@ def html_report(
     title: str,
     lead: str,
     table: str,
+    costs: str,
     sentences: Sequence[str],
     notes: Sequence[str],
     pictures: Sequence[Picture],
     gaps: tuple[list[str], list[Row]],
     runs: tuple[list[str], list[Row]],
 ) -> str:
-    """Return one HTML page that needs nothing beside itself: pictures and style are inside."""
+    """Return one HTML page that needs nothing beside itself: pictures and style are inside.
+
+    ``table`` and ``costs`` are fragments of HTML; a click on a heading sorts a table.
+    """
     parts = [
         f"<h1>{escape(title)}</h1><p class='lead'>{escape(lead)}</p>",
         f"<div class='wide'>{table}</div>",
         _list(sentences),
+        f"<h2>Cost</h2><div class='wide'>{costs}</div>",
     ]
     if gaps[1]:
         what = "Gap to the papers, in points: mean minus figure, not paired"
@@ -250,7 +291,8 @@ def html_report(
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
-        + "\n<footer>Written by kedro run --pipelines=compare.</footer>\n</body></html>\n"
+        + "\n<footer>Written by kedro run --pipelines=compare; a click on a heading sorts.</footer>"
+        + f"\n<script>{SORT}</script>\n</body></html>\n"
     )
 
 

@@ -6,19 +6,21 @@ MLflow is where several seeds of a method are: the files of data/ hold its last 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from statistics import median
 from typing import Any
 
 import mlflow
 import pandas as pd
+import yaml
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import ValidationError
 
+from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.tracking import client as tracking
 
@@ -29,14 +31,14 @@ RECALLS = ("class", "name", "group", "training_images", "test_images", "recall")
 Values = dict[str, Any]
 
 
-def finished_runs(experiment_id: str) -> Iterator[Run]:
+def finished_runs(*experiment_ids: str) -> Iterator[Run]:
     """Yield the finished runs of methods that were evaluated; those below others are left out.
 
     Arms of studies and trials of sweeps are below others: their parents compare them. A sweep
     itself has the metrics of its best trial, and is no run of a method either.
     """
     only = "attributes.status = 'FINISHED' and metrics.\"test/accuracy\" >= 0"
-    found = tracking.find_runs(mlflow.MlflowClient(), [experiment_id], only)
+    found = tracking.find_runs(mlflow.MlflowClient(), [*experiment_ids], only)
     yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
 
 
@@ -57,6 +59,33 @@ def read_runs(experiment_id: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]
         classes.append(table[list(RECALLS)].assign(run_id=run.info.run_id))
     recalls = pd.concat(classes, ignore_index=True) if classes else pd.DataFrame(columns=RECALLS)
     return pd.DataFrame(rows), recalls, notes
+
+
+def data_of_runs() -> Iterator[tuple[str, Values]]:
+    """Yield the method and the data settings of every finished run, whatever its experiment.
+
+    The settings are those of ``DataConfig``; empty where the run did not log them, and as they are
+    where they are no longer valid.
+    """
+    found = mlflow.MlflowClient().search_experiments()
+    for run in finished_runs(*(experiment.experiment_id for experiment in found)):
+        yield run.data.tags.get("method", "unknown method"), _data_settings(run.data.params)
+
+
+def _data_settings(params: Mapping[str, str]) -> Values:
+    nested: Values = {}
+    for name, text in params.items():
+        first, *path = name.split(".")
+        if first != "data":
+            continue
+        block = nested
+        for part in path[:-1]:
+            block = block.setdefault(part, {})
+        block[path[-1]] = None if text == "None" else yaml.safe_load(text)
+    try:
+        return DataConfig.model_validate(nested).model_dump(mode="json") if nested else {}
+    except ValidationError:
+        return nested
 
 
 def earlier_paces() -> dict[tuple[str, str], float]:

@@ -7,7 +7,9 @@ import pytest
 
 from lt_pipeline.learning.studies import comparison
 from lt_pipeline.learning.studies.comparison import (
+    NAMED,
     CompareConfig,
+    by_data,
     choose,
     differing_settings,
     first_two,
@@ -292,7 +294,7 @@ def test_a_papers_own_difference_stands_below_with_the_seeds_that_it_takes():
     alone = [one for one in beside if one["label"] == "more"]
     _, rows = table_rows(summary, alone, {ACCURACY: SHOWN}, paired=columns)
     assert rows[-1].cells[-2:] == ["", ""], "the paper has no figure for the other one"
-    assert "<td>-0.12<small>[-1.6, +1.4]</small></td>" in html_table(["m"], rows)
+    assert "<td>-0.12<small>[-1.6, <wbr>+1.4]</small></td>" in html_table(["m"], rows)
     assert "<td>+0.12<small>[-1, +2]</small></td>" in html_table(
         ["m"], [rows[0]._replace(cells=["+0.12 [-1, +2]"])]
     )
@@ -360,3 +362,26 @@ def test_a_study_shows_what_it_has_and_the_columns_that_it_chooses():
     chosen = study_measures(names, ("separability", "lowest_recall"))
     assert [m.heading for m in chosen.values()][2:4] == ["S few", "lowest recall %"]
     assert len(chosen) == 7
+
+
+def test_the_table_has_the_settings_of_each_row():
+    runs, _ = chosen(run("ce", 0, 0.5, epochs=5), run("more", 0, 0.6))
+    found = summarise(runs, recalls_of(runs), "accuracy")
+    assert found[["label", "epochs", "backbone"]].to_numpy().tolist() == [
+        ["more", "60", "resnet8"],
+        ["ce", "5", "resnet8"],
+    ]
+
+
+def test_runs_on_other_data_are_counted_by_what_differs():
+    here = {"seed": 0, "profile": {"name": "step"}}
+    runs = [("ce", {**here, "seed": 1}), ("more", {**here, "seed": 1}), ("ce", here), ("ce", {})]
+    assert by_data(runs, here) == [
+        "2 runs (ce, more) with data.seed=1",
+        "1 run (ce) with these data settings",
+        "1 run (ce) with data settings that are not logged",
+    ]
+    many = [("ce", {"seed": seed}) for seed in range(1, NAMED + 3)]
+    assert len(by_data(many[:NAMED], here)) == NAMED
+    assert by_data(many, here)[NAMED:] == ["and runs with 2 other data settings"]
+    assert by_data([], here) == []

@@ -12,7 +12,7 @@ from pydantic import Field
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
 from lt_pipeline.learning.evaluation.metrics.significance import paired_difference, recall_interval
 from lt_pipeline.learning.experiments.config import MethodName
-from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
+from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors, shown
 from lt_pipeline.learning.studies.config import Column, first_detector
 
 Values = dict[str, Any]
@@ -64,6 +64,12 @@ MEASURES = {
     "cost/parameters_deployed": Measure("parameters deployed"),
     "cost/peak_memory_mib": Measure("peak MiB"),
 }
+
+
+# settings that tables of a comparison show, by their heading
+SETTINGS = {"epochs": "training.epochs", "backbone": "model.backbone"}
+# the most data settings that a message names
+NAMED = 8
 
 
 # what a study's table always shows, where it is there
@@ -151,6 +157,28 @@ def choose(
     missing = [name for name in options.methods or () if name not in set(runs["method"])]
     notes += [f"no run of {name} yet: kedro run --pipelines={name}" for name in missing]
     return runs.assign(label=_labels(runs)).drop(columns="recipe").reset_index(drop=True), notes
+
+
+def by_data(runs: Iterable[tuple[str, Values]], here: Values) -> list[str]:
+    """Return which data settings have how many ``runs``, in words, those with most runs first.
+
+    ``runs`` are methods and their data settings, nested, empty where they are not known. What is
+    said of them is what differs from those of ``here``.
+    """
+    own = dict(flatten({"data": here}, "."))
+    found: dict[str, list[str]] = {}
+    for method, settings in runs:
+        other = dict(flatten({"data": settings}, "."))
+        differs = [f"{n}={shown(v)}" for n, v in other.items() if n not in own or own[n] != v]
+        same = "these data settings" if other else "data settings that are not logged"
+        found.setdefault(", ".join(differs) or same, []).append(method)
+    ranked = sorted(found, key=lambda words: -len(found[words]))
+    said = [
+        f"{_count(len(found[words]))} ({', '.join(sorted(set(found[words])))}) with {words}"
+        for words in ranked[:NAMED]
+    ]
+    rest = len(ranked) - NAMED
+    return [*said, f"and runs with {rest} other data settings"] if rest > 0 else said
 
 
 def _count(runs: int) -> str:
@@ -274,6 +302,10 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
     table.insert(1, "seeds", grouped["seed"].agg(lambda s: " ".join(map(str, sorted(set(s))))))
     for name in ("method", "title"):
         table.insert(0, name, grouped[name].first())
+    configs = {label: json.loads(text) for label, text in grouped["config"].first().items()}
+    flattened = {label: dict(flatten(config, ".")) for label, config in configs.items()}
+    for heading, path in SETTINGS.items():
+        table[heading] = [str(flattened[label].get(path, "-")) for label in table.index]
     for label, group in grouped:
         if len(group) == 1:
             own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]

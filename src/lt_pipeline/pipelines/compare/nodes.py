@@ -24,11 +24,12 @@ from lt_pipeline.learning.studies.published import beside_papers, read_papers
 from lt_pipeline.reports import documents
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.tracking import registry as champion
-from lt_pipeline.tracking.runs import read_runs
+from lt_pipeline.tracking.runs import data_of_runs, read_runs
 
 Values = dict[str, Any]
 
 GROUPED = {"all": "test/accuracy", **{g: f"test/{g}" for g in comparison.GROUPS}}
+COST = "cost/"
 # lines that can be told apart in one picture
 PROFILES = 6
 CAPTIONS = {
@@ -62,13 +63,20 @@ def collect(
         known = f" ({'; '.join([*unread, *left_out])})" if unread or left_out else ""
         raise UserError(
             f"there is nothing to compare: the MLflow experiment {name!r} has no finished run"
-            f"{wanted} on these images{known}; train first, as in kedro run --pipelines=ce"
+            f"{wanted} on these images{known}; {_elsewhere(card)}train first, as in kedro run "
+            f"--pipelines=ce"
         )
     labels = chosen.set_index("run_id")["label"]
     recalls = recalls[recalls["run_id"].isin(labels.index)]
     notes = [*unread, *left_out, *comparison.differing_settings(chosen)]
     candidates, _ = comparison.choose(runs, CompareConfig(variants=True), card.data_hash)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
+
+
+def _elsewhere(card: DataCard) -> str:
+    """Return which other data have runs in this store, as the beginning of advice."""
+    found = comparison.by_data(data_of_runs(), card.settings)
+    return f"there are {'; '.join(found)}: compare with their data parameters, or " if found else ""
 
 
 def tabulate(
@@ -146,7 +154,8 @@ def report(
             f"Mean ± standard deviation over seeds{intervals}; {LEGEND}. Last epoch; nothing is "
             f"chosen by the test set. Groups: {card.longtail.group_rule}."
         ),
-        table=documents.html_table(*_rows(summary, standing)),
+        table=documents.html_table(*_rows(summary, standing, costs=False)),
+        costs=documents.html_table(*_cost_rows(summary)),
         sentences=[standing["in_words"], chosen["sentence"]],
         notes=notes,
         pictures=[documents.Picture(data, CAPTIONS[name]) for name, data in pictures.items()],
@@ -155,10 +164,20 @@ def report(
     )
 
 
-def _rows(summary: pd.DataFrame, standing: Values) -> tuple[list[str], list[documents.Row]]:
-    measures = comparison.shown_measures(summary)
+def _rows(
+    summary: pd.DataFrame, standing: Values, *, costs: bool = True
+) -> tuple[list[str], list[documents.Row]]:
+    shown = comparison.shown_measures(summary)
+    measures = {name: m for name, m in shown.items() if costs or not name.startswith(COST)}
     paired = Paired.of_first(standing)
-    return documents.table_rows(summary, standing["beside_papers"], measures, paired=paired)
+    beside, settings = standing["beside_papers"], tuple(comparison.SETTINGS)
+    return documents.table_rows(summary, beside, measures, paired=paired, settings=settings)
+
+
+def _cost_rows(summary: pd.DataFrame) -> tuple[list[str], list[documents.Row]]:
+    shown = comparison.shown_measures(summary)
+    measures = {name: m for name, m in shown.items() if name.startswith(COST)}
+    return documents.table_rows(summary, (), measures)
 
 
 def _title(card: DataCard) -> str:
