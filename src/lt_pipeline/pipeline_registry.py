@@ -1,4 +1,4 @@
-"""The pipelines there are: data preparation, methods, studies, the comparison, sweeps.
+"""The pipelines there are: data preparation, methods, evaluation, studies, comparison, sweeps.
 
 What a method's or a study's pipeline looks like follows from parameters: those of conf/base, until
 a run says its own.
@@ -19,7 +19,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import method_options
 from lt_pipeline.learning.schema import UserError, block_of
 from lt_pipeline.learning.studies.config import StudyConfig
-from lt_pipeline.pipelines import compare, data_prep, method, study, tune
+from lt_pipeline.pipelines import compare, data_prep, evaluate, method, study, tune
 from lt_pipeline.tuning.config import method_name
 
 DEFAULT = "more"
@@ -83,6 +83,7 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
         "__default__": partial(_method, DEFAULT, parameters),
         "data_prep": data_prep.create_pipeline,
         "compare": partial(_from_raw, compare.create_pipeline),
+        "evaluate": partial(_from_raw, evaluate.create_pipeline),
         "tune": partial(_tune, parameters),
         **{name: partial(_method, name, parameters) for name in methods.available()},
     }

@@ -46,7 +46,8 @@ class ClaimHooks:
         self.notes = dict[str, own_folders.Differences]()
         try:
             if isinstance(loader, ConfLoader):
-                self._choose(loader, context.params)
+                # an evaluation has put other ones into effect than the context keeps
+                self._choose(loader, loader["parameters"])
         except UserError as error:
             raise click.ClickException(str(error)) from error
 

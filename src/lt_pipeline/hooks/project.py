@@ -16,6 +16,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.errors import one_line
+from lt_pipeline.hooks.evaluation import EVALUATE, parent_tags, to_evaluate
 from lt_pipeline.hooks.keys import check_card, check_config, seal
 from lt_pipeline.hooks.parameters import (
     check_environment,
@@ -27,7 +28,7 @@ from lt_pipeline.hooks.parameters import (
     studies,
     take_saved,
 )
-from lt_pipeline.hooks.session import check_alone, check_runner, pipeline_names
+from lt_pipeline.hooks.session import check_alone, check_runner, is_to_run, pipeline_names
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.own_folders import differences, in_words
 from lt_pipeline.learning import methods
@@ -52,6 +53,7 @@ from lt_pipeline.reports.console import print_results, print_stages, print_study
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
+from lt_pipeline.tracking.models import EvaluateConfig, Trained
 from lt_pipeline.tuning.config import method_name, tune_config
 
 LOGGER = logging.getLogger(__name__)
@@ -83,6 +85,11 @@ class ProjectHooks:
             server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
             experiment = tracked.setdefault("experiment", {})
             experiment["name"] = experiment.get("name") or data_config(context.params).slug
+            self.evaluated: Trained | None = None
+            if is_to_run(EVALUATE):
+                where = server["mlflow_tracking_uri"], experiment["name"]
+                self.evaluated = to_evaluate(context.config_loader, *where)
+                experiment["name"] = self.evaluated.experiment
             if server["mlflow_tracking_uri"].startswith("sqlite"):
                 # MLflow's own default is a folder of wherever the command runs
                 created = experiment.setdefault("create_experiment_kwargs", {})
@@ -114,15 +121,20 @@ class ProjectHooks:
             self.experiments = [
                 ExperimentConfig.resolve(name, parameters)
                 for name in names
-                if name not in (*known, COMPARE)
+                if name not in (*known, COMPARE, EVALUATE)
             ]
+            if self.evaluated:
+                judged = parameters["evaluation"], parameters["device"]
+                self.experiments = [self.evaluated.config.judged(*judged)]
             used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
             if "raw_folder" in pipeline.inputs():
                 _check_files(used, parameters, catalog.load("raw_folder"))
             for experiment in self.experiments:
                 partial = bool(run_params.get("only_missing_outputs"))
-                _take_up(catalog, experiment, pipeline, partial)
+                if not self.evaluated:
+                    _take_up(catalog, experiment, pipeline, partial)
+                put_into_effect(catalog, experiment)
             for name, found in self.plans.items():
                 keep_to_the_study(catalog, name, found.arms)
 
@@ -143,14 +155,21 @@ class ProjectHooks:
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, seed, device),
-                "mlflow.runName": " · ".join([_title(names, self.experiments), *self.differs]),
+                "mlflow.runName": "evaluate " * bool(self.evaluated)
+                + " · ".join([_title(names, self.experiments), *self.differs]),
                 "data": data.slug,
                 "mlflow.note.content": self._described(names, data),
                 **({"method": "+".join(methods_run)} if methods_run else {}),
+                **(parent_tags(self.evaluated) if self.evaluated else {}),
             }
         )
-        written = dict(flatten(parameters, "."))
+        # what nodes are not given: of an evaluation, nothing of the training
+        written = {} if self.evaluated else dict(flatten(parameters, "."))
         for experiment in self.experiments:
+            if "params:data" not in pipeline.inputs():
+                # what the images are that were found prepared: an evaluation makes them anew
+                found = flatten({"data": parameters.get("data", {})}, ".")
+                tracking.log_params(dict(found))
             resolved = experiment.model_dump(mode="json", exclude={"method", "seed", "device"})
             options = {experiment.method: {"options": resolved.pop("options")}}
             found = flatten({**resolved, **options}, ".")
@@ -184,12 +203,14 @@ class ProjectHooks:
         self.data = data_config(catalog.load("parameters"))
         keys = {e.method: run_key(e, self.data) for e in self.experiments}
         keys |= {name: found.key(self.data) for name, found in self.plans.items()}
+        keys |= {EVALUATE: self.evaluated.id} if self.evaluated else {}
         with one_line():
             seal(catalog, pipeline, data_key(self.data), keys)
             for experiment in self.experiments:
-                if f"{experiment.method}.config" in pipeline.inputs():
+                name = f"{EVALUATE if self.evaluated else experiment.method}.config"
+                if name in pipeline.inputs():
                     # trained as it says there, and judged as this run says
-                    catalog.save(f"{experiment.method}.config", experiment)
+                    catalog.save(name, experiment)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
@@ -223,6 +244,8 @@ class ProjectHooks:
                 print_stages(name, catalog.load(f"{name}.stages"))
             if f"{name}.metrics" in made:
                 title = _title([name], self.experiments)
+                if self.evaluated:
+                    title = f"{title} of run {self.evaluated.id[:8]}"
                 finished = {title: catalog.load(f"{name}.metrics")}
                 strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
                 print_results(finished, strange, catalog.load("data_card"), uri)
@@ -257,6 +280,7 @@ def _what_others_read(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
     A value that this run does not read may be the one that was meant.
     """
     CompareConfig.read(parameters.get(COMPARE, {}))
+    EvaluateConfig.read(parameters.get(EVALUATE, {}))
     method_name(parameters)
     tune_config(parameters)
     return studies(parameters)
@@ -288,7 +312,6 @@ def _take_up(
     take_saved(catalog, experiment, pipeline, only_missing)
     if not only_missing:
         forget_finished(catalog, experiment.method, pipeline)
-    put_into_effect(catalog, experiment)
 
 
 def _tracking_uri(written: str | None) -> str:

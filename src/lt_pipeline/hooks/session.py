@@ -32,6 +32,11 @@ def pipeline_names() -> list[str]:
     return [name for name in _asked().get("pipeline_names") or found if name]
 
 
+def is_to_run(pipeline: str) -> bool:
+    """Return whether a session is about to run ``pipeline``; others only look at it."""
+    return bool(_asked()) and pipeline in pipeline_names()
+
+
 def check_runner() -> None:
     """Refuse every runner but the sequential one, and that asynchronous.
 

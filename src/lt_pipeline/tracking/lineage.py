@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking.addresses import EVALUATED, MODEL, run_of_model
 from lt_pipeline.tracking.client import OUTPUTS
 from lt_pipeline.tracking.store import open_store
 from lt_pipeline.versioning import lock as dvc_lock
@@ -54,7 +55,6 @@ LOADER: Facts = {
     "config_patterns": {"mlflow": ["mlflow*"]},
 }
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-MODEL = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w.-]+))")
 
 
 def trace(what: str, project: Path = PROJECT) -> Facts:
@@ -73,7 +73,7 @@ def trace(what: str, project: Path = PROJECT) -> Facts:
         return _of_file(client, path, project)
     model = MODEL.fullmatch(what)
     if model:
-        return of_run(client, _run_of_model(client, what, **model.groupdict()), project)
+        return of_run(client, run_of_model(client, what, **model.groupdict()), project)
     locked = dvc_lock.model_of(project, what)
     if locked:
         return _of_hash(client, locked, what)
@@ -100,6 +100,7 @@ def of_run(client: MlflowClient, run: Run, project: Path) -> Facts:
     versions = client.search_model_versions(f"run_id = '{info.run_id}'")
     return {
         **_heading(run),
+        "evaluation of": tags.get(EVALUATED),
         "experiment": client.get_experiment(info.experiment_id).name,
         "commit": tags.get(COMMIT, "unknown"),
         "uncommitted changes": {"True": "yes", "False": "no"}.get(
@@ -213,24 +214,6 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
         return client.get_run(run_id)
     except MlflowException:
         return None
-
-
-def _run_of_model(
-    client: MlflowClient, what: str, name: str, version: str | None, alias: str | None
-) -> Run:
-    try:
-        found = (
-            client.get_model_version(name, version)
-            if version
-            else client.get_model_version_by_alias(name, str(alias))
-        )
-        return client.get_run(str(found.run_id))
-    except MlflowException as error:
-        known = [model.name for model in client.search_registered_models()]
-        raise UserError(
-            f"there is no model {what} in {_shown(client)}: registered are "
-            f"{', '.join(known) or 'none'}"
-        ) from error
 
 
 def _makers(client: MlflowClient, run: Run) -> list[str] | str:

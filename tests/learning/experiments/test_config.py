@@ -41,7 +41,7 @@ def test_every_method_has_its_file_of_parameters_and_every_file_its_method():
     files = {
         p.stem.removeprefix("parameters_") for p in (PROJECT / "conf/base").glob("parameters_*.yml")
     }
-    assert files == {*methods.available(), "compare", "studies", "tune"}
+    assert files == {*methods.available(), "compare", "evaluate", "studies", "tune"}
 
 
 def test_conf_shows_every_parameter_there_is():

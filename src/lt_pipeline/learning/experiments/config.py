@@ -252,6 +252,18 @@ class ExperimentConfig(Config):
         with _named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 
+    def judged(self, evaluation: Mapping[str, Any], device: str) -> ExperimentConfig:
+        """Return the same training, judged as ``evaluation`` says, and computed on ``device``.
+
+        Raises:
+            UserError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        trained = self.model_dump(mode="json")
+        with one_line_errors(meant=partial(place_of, method=self.method)):
+            return type(self).model_validate(
+                {**trained, "evaluation": evaluation, "device": device}
+            )
+
     @classmethod
     def resolve(cls, method: str, parameters: Mapping[str, Any]) -> ExperimentConfig:
         """Return the experiment of ``method``: its own block over the shared parameters.
@@ -360,7 +372,8 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     """
     named = methods.available()
     spaces = (search_of(name) for name in named)
-    valid = ("data", "studies", "compare", "method", "tune", "tracking", *SHARED, *named, *spaces)
+    own = ("data", "studies", "compare", "evaluate", "method", "tune", "tracking")
+    valid = (*own, *SHARED, *named, *spaces)
     for name in parameters:
         if name not in valid:
             place = place_of(str(name), method)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
@@ -27,9 +28,20 @@ from lt_pipeline.learning.evaluation.metrics.classification import (
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures.training import training_curves
+from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """What a method makes of the test set, and the seconds that this took."""
+
+    metrics: dict[str, float]
+    table: pd.DataFrame
+    confusion: pd.DataFrame
+    reliability: Values
+    seconds: float
 
 
 def evaluate(
@@ -45,34 +57,65 @@ def evaluate(
     The hold-out's, where there is one, are for choosing between methods and parameters; its mean
     recall is over the classes that it has.
     """
-    judged = experiment.config.evaluation
     method, device = experiment.finished(model), experiment.device
-    longtail = method.card.longtail
     stages = [stage for stage in experiment.stages if stage.trains]
-    method.to(device)
-    started = time.monotonic()
-    scores = predict(method, method.score, test.images, device=device)
-    seconds = time.monotonic() - started
-    matrix = confusion_matrix(scores, test.labels)
-    bins, history = judged.calibration_bins, line_of(stages, histories)
+    judged = _judge_test(experiment, method.to(device), test)
     metrics = {
-        "test": {
-            **report(matrix, longtail, floor=judged.recall_floor),
-            "expected_calibration_error": expected_calibration_error(scores, test.labels, bins),
-        },
-        "cost": _cost(stages, histories, finish_report, len(test) / seconds, device),
-        "best_epoch": best_epoch(history),
+        "test": judged.metrics,
+        "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
+        "best_epoch": best_epoch(line_of(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
         "notes": finish_report["notes"],
-        "left_out_groups": longtail.empty_groups,
-        "group_rule": longtail.group_rule,
+        **_groups(method.card.longtail),
+        **_judge_hold_out(experiment, method, validation),
     }
-    if len(validation):
-        metrics["validation"] = accuracies(method, method.score, validation, device=device)
-    table = pd.DataFrame(class_table(matrix, longtail))
-    names = longtail.class_names
-    confusion = pd.DataFrame(matrix.numpy(), index=names, columns=names)
-    return metrics, table, confusion, reliability(scores, test.labels, bins)
+    return metrics, judged.table, judged.confusion, judged.reliability
+
+
+def judge_again(
+    experiment: Experiment, model: StateDict, validation: ImageSet, test: ImageSet
+) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
+    """Return what ``evaluate`` does, without what is known of the training only."""
+    method = experiment.finished(model).to(experiment.device)
+    judged = _judge_test(experiment, method, test)
+    metrics = {
+        "test": judged.metrics,
+        **_groups(method.card.longtail),
+        **_judge_hold_out(experiment, method, validation),
+    }
+    return metrics, judged.table, judged.confusion, judged.reliability
+
+
+def _judge_test(experiment: Experiment, method: Method, test: ImageSet) -> Judged:
+    """Judge ``method``, which is where it is computed, on the test set."""
+    how, longtail = experiment.config.evaluation, method.card.longtail
+    started = time.monotonic()
+    scores = predict(method, method.score, test.images, device=experiment.device)
+    seconds = time.monotonic() - started
+    matrix, names = confusion_matrix(scores, test.labels), longtail.class_names
+    error = expected_calibration_error(scores, test.labels, how.calibration_bins)
+    return Judged(
+        {
+            **report(matrix, longtail, floor=how.recall_floor),
+            "expected_calibration_error": error,
+        },
+        pd.DataFrame(class_table(matrix, longtail)),
+        pd.DataFrame(matrix.numpy(), index=names, columns=names),
+        reliability(scores, test.labels, how.calibration_bins),
+        seconds,
+    )
+
+
+def _judge_hold_out(experiment: Experiment, method: Method, validation: ImageSet) -> Values:
+    """Return the accuracies on the hold-out, nothing where there is none."""
+    if not len(validation):
+        return {}
+    found = accuracies(method, method.score, validation, device=experiment.device)
+    return {"validation": found}
+
+
+def _groups(longtail: LongTail) -> Values:
+    return {"left_out_groups": longtail.empty_groups, "group_rule": longtail.group_rule}
 
 
 def draw(
@@ -89,13 +132,25 @@ def draw(
     matrix = torch.from_numpy(confusion.to_numpy())
     reported = float(matrix.trace() / matrix.sum())
     drawn = {
+        "training_curves": training_curves(line_of(trained, histories), title, reported),
+        **experiment.kind.draw(finish_report, longtail, title),
+    }
+    judged = draw_judged(experiment, table, confusion, reliability_bins)
+    return judged | {f"{name}.png": figure for name, figure in drawn.items()}
+
+
+def draw_judged(
+    experiment: Experiment, table: pd.DataFrame, confusion: pd.DataFrame, reliability_bins: Values
+) -> dict[str, Figure]:
+    """Return the pictures of what the method makes of the test set, by file name."""
+    longtail, title = experiment.card.longtail, experiment.title
+    matrix = torch.from_numpy(confusion.to_numpy())
+    drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), longtail, title),
         "recall_by_count": figures.recall_by_count(table.to_dict("records"), longtail, title),
         "confusion": figures.confusion(matrix, longtail, title),
         "reliability": figures.reliability_diagram(reliability_bins, title),
-        "training_curves": training_curves(line_of(trained, histories), title, reported),
     }
-    drawn |= experiment.kind.draw(finish_report, longtail, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 

@@ -1,0 +1,66 @@
+"""What an evaluation is of: found before anything is opened, its data and seed put into effect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+from kedro.config import AbstractConfigLoader
+
+from lt_pipeline.io.own_folders import INDIFFERENT
+from lt_pipeline.learning.experiments.config import data_config
+from lt_pipeline.learning.schema import UserError, block_of, flatten, shown
+from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking import models, store
+from lt_pipeline.tracking.addresses import EVALUATED
+
+LOGGER = logging.getLogger(__name__)
+EVALUATE = models.BLOCK
+
+
+def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> models.Trained:
+    """Return what the run that begins evaluates, and let the parameters be of its data and seed.
+
+    A method's runs are looked for in ``experiment`` of the store at ``uri``.
+
+    Raises:
+        UserError: in one line, if there is nothing of that address, or the command line says
+            something else of the training.
+    """
+    parameters = loader["parameters"]
+    address = models.EvaluateConfig.read(block_of(parameters, EVALUATE)).model
+    if address is not None:
+        store.open_store(uri)
+        mlflow.set_tracking_uri(uri)
+    found = models.trained(mlflow.MlflowClient(), address, experiment)
+    data = data_config({"data": found.data}).model_dump(mode="json")
+    _check_given(found, data, loader.runtime_params or {})
+    LOGGER.info("Evaluating run %s (%s)", found.id, found.run.info.run_name)
+    loader["parameters"] = {
+        **parameters,
+        "seed": found.config.seed,
+        # as it was given, and what was not is not what conf/ says today
+        "data": {**data, **found.data},
+        EVALUATE: {"model": f"runs:/{found.id}"},
+    }
+    return found
+
+
+def parent_tags(found: models.Trained) -> dict[str, str]:
+    """Return the tags that put an evaluation below the run that it is of."""
+    return {"mlflow.parentRunId": found.id, EVALUATED: found.id}
+
+
+def _check_given(found: models.Trained, data: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse parameters of a training that are not those of ``found``."""
+    trained = tracking.by_method(found.config.model_dump(mode="json"))
+    known = {**trained, **dict(flatten({"data": data}, "."))}
+    for path, value in flatten(given, "."):
+        if path.partition(".")[0] not in INDIFFERENT and known.get(path) != value:
+            was = f"was trained with {shown(known[path])}" if path in known else "knows no such"
+            raise UserError(
+                f"{path}: is {shown(value)}, but run {found.id} of {found.config.method} {was}: an "
+                f"evaluation changes nothing of a training; leave it out, or name another run"
+            )

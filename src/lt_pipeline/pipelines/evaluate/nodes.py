@@ -1,0 +1,77 @@
+"""Nodes of an evaluation: what was trained is taken from MLflow, and judged as a method is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.experiments import evaluate as judging
+from lt_pipeline.learning.experiments import geometry as shape
+from lt_pipeline.learning.experiments import ood
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.tracking import models
+
+Values = dict[str, Any]
+
+
+def take(
+    evaluate: Values, evaluation: Values, device: str, card: DataCard
+) -> tuple[ExperimentConfig, StateDict]:
+    """Return what ``evaluate.model`` was trained as, judged as this run says, and its weights.
+
+    Raises:
+        UserError: if there is no such model, or it was trained beside other images than these.
+    """
+    client = mlflow.MlflowClient()
+    found = models.trained(client, models.EvaluateConfig.read(evaluate).model)
+    found.check(card)
+    return found.config.judged(evaluation, device), models.weights(client, found.run)
+
+
+def judge(
+    config: ExperimentConfig,
+    card: DataCard,
+    weights: StateDict,
+    validation: ImageSet,
+    test: ImageSet,
+) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
+    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
+    return judging.judge_again(Experiment(config, card), weights, validation, test)
+
+
+def geometry(
+    config: ExperimentConfig, card: DataCard, weights: StateDict, test: ImageSet
+) -> tuple[Values, dict[str, Figure]]:
+    """Return numbers by group and pictures of the test images' features."""
+    return shape.geometry(Experiment(config, card), weights, test)
+
+
+def detect(
+    config: ExperimentConfig,
+    card: DataCard,
+    weights: StateDict,
+    train: ImageSet,
+    test: ImageSet,
+    raw_folder: Path,
+) -> tuple[Values, dict[str, Figure]]:
+    """Return what every detector makes of every OOD set, and pictures."""
+    return ood.judge(Experiment(config, card), weights, train, test, raw_folder)
+
+
+def draw(
+    config: ExperimentConfig,
+    card: DataCard,
+    table: pd.DataFrame,
+    confusion: pd.DataFrame,
+    reliability: Values,
+) -> dict[str, Figure]:
+    """Return the pictures of what the method makes of the test set, by file name."""
+    return judging.draw_judged(Experiment(config, card), table, confusion, reliability)
