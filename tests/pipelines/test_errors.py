@@ -34,32 +34,21 @@ def test_a_missing_file_is_one_line_with_the_node_that_makes_it(project, node, l
 
 
 @pytest.mark.parametrize(
-    ("file", "sound", "broken", "error"),
+    ("does", "error"),
     [
-        # in a node, where everything of ours was one line
-        (
-            "pipelines/data_prep/nodes.py",
-            "def describe(",
-            "def describe(*_):\n    raise ValueError('a bug of ours')\n\n\ndef _describe(",
-            "ValueError: a bug of ours",
-        ),
-        # in what a dataset is given, where everything of Kedro's was one line
-        (
-            "pipelines/method/nodes.py",
-            "def resolve(",
-            "def resolve(*_):\n    return {'a': {1, 2}}\n\n\ndef _resolve(",
-            "TypeError: Object of type set is not JSON serializable",
-        ),
+        # in a node, where every ValueError of ours was one line
+        ("raise ValueError('a bug of ours')", "ValueError: a bug of ours"),
+        # in what a dataset is given, where every error of Kedro's was one line
+        ("return 1, 2, 3", "'int' object has no attribute"),
     ],
 )
-def test_a_bug_shows_its_trace(project, file, sound, broken, error):
-    module = project.folder / "src" / "lt_pipeline" / file
-    text = module.read_text()
+def test_a_bug_shows_its_trace(project, does, error):
+    module = project.folder / "src" / "lt_pipeline" / "pipelines" / "data_prep" / "nodes.py"
+    text, sound = module.read_text(), "def describe("
     assert text.count(sound) == 1
-    module.write_text(text.replace(sound, broken))
-    code, output = project.run(
-        *RUN, "--nodes=data_prep.make_sets,data_prep.describe_data,ce.configure"
-    )
+    module.write_text(text.replace(sound, f"def describe(*_):\n    {does}\n\n\ndef _described("))
+    nodes = "--nodes=data_prep.make_sets,data_prep.describe_data,ce.configure"
+    code, output = project.run(*RUN, nodes)
     assert code == 1
     assert error in output
     assert "Traceback" in output
@@ -84,7 +73,7 @@ def test_a_database_on_a_full_disk_is_one_line(project, tmp_path, empty_database
 @pytest.mark.parametrize(
     ("folder", "size", "line"),
     [
-        ("data", "64k", "data/03_primary/smoke/train.safetensors: No space left on device"),
+        ("data", "64k", ".safetensors: No space left on device"),
         ("data", "128k", "data/06_models/smoke/ce/progress/train.pt: No space left on device"),
         ("mlartifacts", "32k", "no space left on device: "),
     ],
