@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune import nodes
-from lt_pipeline.tuning.processes import environments
+from lt_pipeline.tuning.processes import environments, run_workers
 from lt_pipeline.tuning.study import PROCESS, running
 from sweeps import parameters, task
 
@@ -79,13 +79,9 @@ def test_a_worker_that_fails_by_itself_ends_the_sweep_with_its_last_line(tmp_pat
 
 
 def test_a_bug_in_a_worker_is_no_refusal_and_its_trace_is_kept(tmp_path):
-    broken = task(tmp_path, search=LINE, trials=1, workers=1)
-    broken.__dict__["study"] = broken.study
-    object.__setattr__(broken, "sets", None)
-    with pytest.raises(
-        ChildProcessError, match=r"worker failed: TypeError: .*worker-0\.log"
-    ) as found:
-        nodes._do_trials(broken)
+    """A module that trips over its task stands for one."""
+    with pytest.raises(ChildProcessError, match=r"failed: \w+Error: .*worker-0\.log") as found:
+        run_workers("ast", 0, [dict(os.environ)], tmp_path, lambda dead: True, restarts=0)
     assert not isinstance(found.value, UserError)
     assert "Traceback" in (tmp_path / "worker-0.log").read_text()
 
