@@ -17,6 +17,7 @@ from lt_pipeline.learning.evaluation.detectors import (
     DETECTORS,
     FITTED,
     DetectorConfig,
+    OwnNetwork,
     Seen,
     build_detectors,
     linear_readout,
@@ -580,3 +581,23 @@ def test_experts_that_share_their_features_have_these_dimensions_once():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DetectorConfig(**wrong)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_ones_own_network_is_judged_as_a_method_with_the_same_layers(bias):
+    method = fresh("linear")
+    if not bias:
+        method.net.head.bias.data.zero_()
+    head = torch.nn.Linear(*method.net.head.weight.shape[::-1], bias=bias)
+    head.load_state_dict(method.net.head.state_dict(), strict=bias)
+    own = OwnNetwork(torch.nn.Sequential(method.net.normalize, method.net.backbone), head)
+    for name, detector in build_detectors(tuple(DETECTORS), own, toy_images(), SMALL).items():
+        wanted = scores(name, method, inside())
+        assert torch.allclose(detector(look(own, inside())), wanted, rtol=1e-4, atol=1e-5), name
+
+
+def test_a_head_that_no_detector_can_look_into_is_refused():
+    with pytest.raises(
+        ValueError, match=r"head must be nn.Linear or CosineHead, but is Sequential"
+    ):
+        OwnNetwork(torch.nn.Flatten(), torch.nn.Sequential())

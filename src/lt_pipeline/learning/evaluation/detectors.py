@@ -12,16 +12,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._base import Classifier
 from lt_pipeline.learning.models.experts import ExpertHeads
-from lt_pipeline.learning.models.heads import unit
+from lt_pipeline.learning.models.heads import CosineHead, unit
+from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
 BATCH = 256
+CPU = torch.device("cpu")
 
 
 class DetectorConfig(Config):
@@ -48,6 +50,23 @@ class DetectorConfig(Config):
     react_percentile: float = Field(default=0.9, gt=0, lt=1)
 
 
+class OwnNetwork(Classifier):
+    """A network of one's own as detectors take a method.
+
+    ``backbone`` maps images ``[N, channels, H, W]`` in 0..255 to features ``[N, F]``, and ``head``
+    those to logits ``[N, C]``.
+
+    Raises:
+        UserError: if ``head`` is neither linear nor a cosine head, which detectors look into.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear | CosineHead) -> None:
+        super().__init__()
+        if not isinstance(head, nn.Linear | CosineHead):
+            raise UserError(f"head must be nn.Linear or CosineHead, but is {type(head).__name__}")
+        self.net = Network(nn.Identity(), backbone, head)
+
+
 class Seen(NamedTuple):
     """A method's answers to N images.
 
@@ -69,31 +88,33 @@ Detector = Callable[[Seen], Tensor]
 class Fitting(NamedTuple):
     """What a detector is made from; ``train`` are the answers to the training images."""
 
-    method: Method
+    method: Classifier
     config: DetectorConfig
     device: torch.device
     train: Seen
     labels: Tensor
 
 
-def look(method: Method, images: Tensor, device: torch.device) -> Seen:
+def look(method: Classifier, images: Tensor, device: torch.device = CPU) -> Seen:
     """Return what ``method`` answers to uint8 ``images`` ``[N, C, H, W]``, on the CPU."""
     features = predict(method, method.net.features, images, device=device)
     logits = predict(method, method.classify, features, device=device)
     scores = logits
-    if type(method).score is not Method.score:  # more than its logits
+    if type(method).score is not Classifier.score:  # more than its logits
         scores = predict(method, method.score, images, device=device)
     return Seen(images, scores, logits, features)
 
 
 def build_detectors(
     names: Sequence[str],
-    method: Method,
+    method: Classifier,
     train: ImageSet,
-    config: DetectorConfig,
-    device: torch.device,
+    config: DetectorConfig | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, Detector]:
     """Return the detectors ``names`` for the finished ``method``, fitted where they have to be.
+
+    One's own network is a method as ``OwnNetwork``.
 
     Raises:
         UserError: if there is no such detector, or it needs more training images than there are.
@@ -103,7 +124,7 @@ def build_detectors(
     method.to(device)
     fits = any(name in FITTED for name in names)
     seen = look(method, train.images, device) if fits else NOTHING
-    fitting = Fitting(method, config, device, seen, train.labels.cpu())
+    fitting = Fitting(method, config or DetectorConfig(), device, seen, train.labels.cpu())
     return {name: DETECTORS[name](fitting) for name in names}
 
 
@@ -120,10 +141,10 @@ def linear_readout(head: Any, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
     theirs and F counts the features of all of them.
     """
     weight = head.weight.detach().cpu()
-    cosine = not hasattr(head, "bias")
-    if cosine:
+    if not hasattr(head, "bias"):  # a cosine head
         features, weight = unit(features), head.scale * unit(weight)
-    bias = torch.zeros(weight.shape[:-1]) if cosine else head.bias.detach().cpu()
+    given = getattr(head, "bias", None)
+    bias = torch.zeros(weight.shape[:-1]) if given is None else given.detach().cpu()
     if isinstance(head, ExpertHeads):
         experts = len(weight)
         weight, bias = weight.transpose(0, 1).flatten(1) / experts, bias.mean(0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
@@ -16,10 +19,13 @@ from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import MissingFileError, UserError
 
 # what follows the last stage
 FINISHED = Stage("finish")
+
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "data_card.json"
 
 
 class Sets(NamedTuple):
@@ -87,3 +93,21 @@ class Experiment:
                 f"with this configuration"
             ) from error
         return method.eval()
+
+
+def load_finished(run: Path, data: Path) -> Method:
+    """Return the finished, folded method of a run, on the CPU; ``method.net`` is the network.
+
+    ``run`` is its folder of models, as ``data/06_models/digits/more``, and ``data`` that of what it
+    was trained on, as ``data/03_primary/digits``.
+
+    Raises:
+        MissingFileError: naming the file that is not there.
+        UserError: if the weights are of another architecture.
+    """
+    for path in (run / CONFIG, run / WEIGHTS, data / CARD):
+        if not path.is_file():
+            raise MissingFileError(f"there is no {path}: the run that makes it has not ended")
+    config = ExperimentConfig.model_validate_json((run / CONFIG).read_bytes())
+    card = TypeAdapter(DataCard).validate_json((data / CARD).read_bytes())
+    return Experiment(config, card).finished(load_file(run / WEIGHTS))

@@ -101,7 +101,41 @@ class Recipe(NamedTuple):
     whole: bool = True
 
 
-class Method(nn.Module):
+class Classifier(nn.Module):
+    """A network and what it answers: all that judging and serving ask of a method."""
+
+    net: Network
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the classifier sees of every image, ``[B, F]``."""
+        return self.net.features(images)
+
+    def class_centres(self) -> Tensor:
+        """Return the classifier's weights, ``[C, F]``, that features are near to or far from."""
+        return self.net.centres
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of what ``net.features`` gives, ``[B, ...]``.
+
+        They are what energies are of, and what a change of the features is followed through.
+        """
+        logits: Tensor = self.net.head(features)
+        return logits
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""
+        return self.classify(self.net.features(images))
+
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""
+        return {"probabilities": self.score(images).softmax(1)}
+
+    def ood_score(self, images: Tensor) -> Tensor:
+        """Return how much every image looks like the training classes, ``[B]``; higher is more."""
+        return at_least_float32(self.score(images)).softmax(1).amax(1)
+
+
+class Method(Classifier):
     """A way to learn from long-tailed images: a network, its phases, its loss and its scores.
 
     Everything a subclass does not override is plain training of one network on
@@ -290,31 +324,3 @@ class Method(nn.Module):
     def fold(self) -> None:
         """Drop what was for training only; ``score`` must not change."""
         del self.criterion
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return what the classifier sees of every image, ``[B, F]``."""
-        return self.net.features(images)
-
-    def class_centres(self) -> Tensor:
-        """Return the classifier's weights, ``[C, F]``, that features are near to or far from."""
-        return self.net.centres
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return logits ``[B, C]`` of what ``net.features`` gives, ``[B, ...]``.
-
-        They are what energies are of, and what a change of the features is followed through.
-        """
-        logits: Tensor = self.net.head(features)
-        return logits
-
-    def score(self, images: Tensor) -> Tensor:
-        """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""
-        return self.classify(self.net.features(images))
-
-    def answer(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""
-        return {"probabilities": self.score(images).softmax(1)}
-
-    def ood_score(self, images: Tensor) -> Tensor:
-        """Return how much every image looks like the training classes, ``[B]``; higher is more."""
-        return at_least_float32(self.score(images)).softmax(1).amax(1)

@@ -93,6 +93,14 @@ def schedule_weight(schedule: str, progress: float) -> float:
     return 1.0
 
 
+def rebalancing_weight(longtail: LongTail, amplitude: float) -> Tensor:
+    """Return A pi_c for ``amplitude`` = A' = A / C, float32 ``[C]`` (equations 3 and 5).
+
+    A pi_y = A' (C pi_y): the product averages A' over the classes.
+    """
+    return (amplitude * longtail.classes * longtail.prior).float()
+
+
 def discrepancy(full: Tensor, general: Tensor, kind: str) -> Tensor:
     """Return M(x) ``[B]`` between logits ``[B, C]`` of theta and of theta^g.
 
@@ -113,9 +121,8 @@ class More(Method):
 
     def __init__(self, options: MoreOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
-        # A * pi_y = A' * (C * pi_y): the product averages A' over the classes.
-        weight = options.amplitude * card.longtail.classes * card.longtail.prior
-        self.register_buffer("rebalancing_weight", weight.float())
+        weight = rebalancing_weight(card.longtail, options.amplitude)
+        self.register_buffer("rebalancing_weight", weight)
         self.rebalancing_weight: Tensor
 
     def build(self) -> Network:
