@@ -43,7 +43,8 @@ NOT_DECISIVE = {"device", "tracking"}
 
 # The comparison looks runs up in MLflow: of each method, these files say that there is another one.
 COMPARED = ("metrics", "class_table")
-METRICS = ("metrics", "imbalance_statistics")
+# A few of them fit a terminal; MLflow has all.
+METRICS = ("first",)
 # A table's axes; pictures and folders of them need none.
 PLOTS: dict[str, dict[str, str]] = {
     "class_counts": {"x": "class", "y": "training_images", "title": "Training images"},

@@ -117,11 +117,11 @@ class _Lines(_Counted):
     def __init__(self, name: str, total: int, patience: float) -> None:
         super().__init__(name, total, patience)
         self.said = self.started
-        self.last = ""
 
     def show(self) -> None:
-        """Say it, if the last time is long enough ago."""
-        if time.monotonic() - self.said >= SECONDS_BETWEEN_LINES:
+        """Say it, if the last time is long enough ago, and there will be no last word at once."""
+        late = time.monotonic() - self.said >= SECONDS_BETWEEN_LINES
+        if late and self.done < self.total:
             self.say()
 
     def say(self) -> None:

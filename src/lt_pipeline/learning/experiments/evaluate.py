@@ -34,6 +34,10 @@ from lt_pipeline.learning.models.merging import StateDict
 Values = dict[str, Any]
 
 
+# what is looked at first, of the test set
+FIRST = ("accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall")
+
+
 class Judged(NamedTuple):
     """What a method makes of the test set, and the seconds that this took."""
 
@@ -70,6 +74,13 @@ def evaluate(
         **_judge_hold_out(experiment, method, validation),
     }
     return metrics, judged.table, judged.confusion, judged.reliability
+
+
+def first_of_all(metrics: Values) -> dict[str, float]:
+    """Return the few of ``evaluate``'s metrics that runs are told apart by at a glance."""
+    found = {name: metrics["test"][name] for name in FIRST if name in metrics["test"]}
+    held_out = {"hold_out": metrics["validation"]["mean_recall"]} if "validation" in metrics else {}
+    return {**found, **held_out}
 
 
 def judge_again(

@@ -115,10 +115,11 @@ def evaluate(
     test: ImageSet,
     finish_report: Values,
     *histories: History,
-) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
-    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
+) -> tuple[Values, Values, pd.DataFrame, pd.DataFrame, Values]:
+    """Return metrics, the first of them, the table of classes, confusion and reliability bins."""
     experiment = Experiment(config, card)
-    return judging.evaluate(experiment, model, validation, test, finish_report, histories)
+    found = judging.evaluate(experiment, model, validation, test, finish_report, histories)
+    return found[0], judging.first_of_all(found[0]), *found[1:]
 
 
 def geometry(
