@@ -184,7 +184,7 @@ class Store:
                 )
             )
         for state in folder.glob("*.pt"):
-            state.unlink()
+            state.unlink(missing_ok=True)  # another study may have the same arm
 
     def shared(self, experiment: Experiment, stage: Stage) -> ResumeFile | None:
         """Return where a first stage is kept that others may have, too; None where none can."""
