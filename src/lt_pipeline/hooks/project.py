@@ -47,6 +47,7 @@ from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import REGISTRY
+from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.comparison import print_comparison
 from lt_pipeline.reports.console import print_results, print_stages, print_study
@@ -254,12 +255,16 @@ class ProjectHooks:
     def end_failed_study(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Let a study of which a run failed end as failed, once all else is shown and logged."""
         made = pipeline.all_outputs()
-        standings = [f"{name}.standing" for name in _subjects(pipeline) if name != COMPARE]
-        for name in standings:
-            failed = catalog.load(name)["failed"] if name in made else []
-            if failed:
-                tracking.end_as_failed(self.run)
-                raise UserError(f"{len(failed)} failed: {'; '.join(failed)}")
+        runs = {
+            f"{name}.{node}_run": run
+            for name, plan in self.plans.items()
+            for node, run in plan.runs.items()
+        }
+        rows = {name: catalog.load(name) for name in runs if name in made}
+        failed = [f"{runs[n].title}: {row[FAILED]}" for n, row in rows.items() if FAILED in row]
+        if failed:
+            tracking.end_as_failed(self.run)
+            raise UserError(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}")
 
     @hook_impl(specname="after_pipeline_run")
     def show_comparison(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

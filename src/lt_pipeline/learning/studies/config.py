@@ -24,7 +24,7 @@ def slug(label: str) -> str:
 
 def _node(label: str) -> str:
     """Return ``label`` as a part of a node's name, where a dot would end a namespace."""
-    return slug(label).replace(".", "-")
+    return slug(label).replace(".", "-").strip("-")
 
 
 def first_detector(columns: Iterable[Any]) -> str | None:
@@ -115,6 +115,8 @@ class StudyConfig(Config):
         if not labels:
             raise UserError("needs arms or a sweep, but has neither")
         slugs = [_node(label) for label in labels]
+        if not all(slugs):
+            raise UserError(f"arms need names with letters or digits, but {labels} are not all so")
         twice = [label for label, name in zip(labels, slugs, strict=True) if slugs.count(name) > 1]
         if twice:
             raise UserError(f"arms need names and values that differ, but {twice} do not")

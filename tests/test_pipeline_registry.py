@@ -1,0 +1,165 @@
+"""Every pipeline that conf/ makes: its names, and where each of its datasets is."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.io import CatalogConfigResolver
+
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.studies.config import StudyConfig
+from lt_pipeline.pipeline_registry import Registry, makers
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import PROJECT
+
+ENVIRONMENTS = ("base", "smoke")
+# what no file is written of
+IN_MEMORY = {"compare.candidates", "compare.pictures"}
+
+
+@cache
+def conf(env):
+    return OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
+
+
+@cache
+def registry(env="base"):
+    found = Registry()
+    found.shape(conf(env)["parameters"])
+    return found
+
+
+def datasets(env):
+    """Yield pipeline and dataset of every pipeline there is, parameters left out."""
+    for name, pipeline in registry(env).items():
+        for dataset in sorted(pipeline.datasets()):
+            if dataset != "parameters" and not dataset.startswith("params:"):
+                yield name, dataset
+
+
+def resolver_of(env):
+    default = {"{default}": {"type": "kedro.io.MemoryDataset"}}
+    return CatalogConfigResolver(conf(env)["catalog"], default_runtime_patterns=default)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_every_dataset_has_a_path_of_its_own_and_none_lies_in_anothers(env):
+    resolver, paths = resolver_of(env), {}
+    for _, dataset in datasets(env):
+        config = resolver.config.get(dataset) or resolver.resolve_pattern(dataset)
+        paths[dataset] = config.get("dataset", config).get("filepath")
+    assert {name for name, path in paths.items() if not path} == IN_MEMORY
+    paths = {name: path for name, path in paths.items() if path}
+    assert len(paths) > 900
+    owners = {}
+    for dataset, path in paths.items():
+        assert owners.setdefault(path, dataset) == dataset, path
+    # a folder that one dataset writes holds no file of another
+    folders = {path: name for path, name in owners.items() if "." not in path.rpartition("/")[2]}
+    for path, dataset in owners.items():
+        above = path.split("/")
+        for depth in range(1, len(above)):
+            held = folders.get("/".join(above[:depth]))
+            assert held in (None, "raw_folder"), f"{dataset} in {held}"
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_no_name_is_caught_by_the_pattern_of_something_else(env):
+    """A pattern's braces stand for a namespace, a stage or a run, whole and without a dot."""
+    resolver = resolver_of(env)
+    stages = {
+        node.short_name
+        for name in methods.available()
+        for node in registry(env)[name].nodes
+        if node.namespace
+    }
+    stages |= {f"branch_{k}" for k in range(10)}
+    for pipeline, dataset in datasets(env):
+        pattern = resolver.match_dataset_pattern(dataset)
+        if pattern is None:
+            continue
+        names = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(pattern))
+        found = re.fullmatch(names, dataset).groupdict()
+        nodes = registry(env)[pipeline].nodes
+        (space,) = {n.namespace for n in nodes if dataset in {*n.inputs, *n.outputs}}
+        own = space.removeprefix("tune.")
+        assert found.pop("method", found.pop("study", None)) == own, (dataset, pattern)
+        for kind, value in found.items():
+            known = {n.short_name for n in nodes} if kind == "run" else stages
+            assert value in known, (dataset, pattern)
+
+
+def test_every_table_is_a_pipeline_of_a_study():
+    blocks = conf("base")["parameters"]["studies"]
+    for study, block in blocks.items():
+        for table in block.get("tables", ()):
+            assert table.split("_")[1] in methods.available()
+            named, own = (registry()[name].nodes for name in (table, study))
+            assert [node.name for node in named] == [node.name for node in own]
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_a_study_has_a_node_for_each_arm_and_seed_and_all_arms_of_a_seed_come_first(env):
+    parameters = conf(env)["parameters"]
+    for name, block in parameters["studies"].items():
+        study = StudyConfig.read(name, block)
+        runs = [n for n in registry(env)[name].nodes if re.match(r"s\d+_", n.short_name)]
+        assert len(runs) == study.seeds * len(study.all_arms())
+        assert all(re.fullmatch(r"s\d+_[A-Za-z0-9-]+", node.short_name) for node in runs)
+        seeds = [int(node.short_name[1:].partition("_")[0]) for node in runs]
+        assert seeds == sorted(seeds)
+        assert set(seeds) == {*range(study.seeds)}
+
+
+def shaped(**block):
+    given = {"title": "t", "arms": {"K = 0.1": {"method": "ce"}, "B": {"method": "ce"}}, **block}
+    found = Registry()
+    found.shape({"seed": 8, "studies": {"mine": given}})
+    return found
+
+
+def test_nodes_run_in_the_order_of_seeds_of_two_digits():
+    nodes = shaped(seeds=3)["mine"].nodes
+    runs = [n.short_name for n in nodes if n.short_name.startswith("s") and "_" in n.short_name]
+    assert runs == [
+        *("s08_B", "s08_K-0-1", "s09_B", "s09_K-0-1", "s10_B", "s10_K-0-1"),
+    ]
+
+
+def test_a_study_in_conf_is_a_pipeline_by_its_name_and_those_of_its_tables():
+    found = shaped(tables=["table_x_1"])
+    assert {"mine", "table_x_1"} <= set(found)
+    assert [n.name for n in found["table_x_1"].nodes] == [n.name for n in found["mine"].nodes]
+    assert "dbm_K" not in found
+    with pytest.raises(KeyError):
+        found["dbm_K"]
+
+
+@pytest.mark.parametrize("taken", ["ce", "tune", "data_prep", "compare", "__default__"])
+def test_a_study_does_not_take_the_name_of_another_pipeline(taken):
+    arms = {"a": {"method": "ce"}}
+    for studies in (
+        {taken: {"title": "t", "arms": arms}},
+        {"mine": {"title": "t", "arms": arms, "tables": [taken]}},
+    ):
+        with pytest.raises(ValueError, match=f"{taken} is the name of another pipeline"):
+            makers({"studies": studies})
+
+
+def test_two_studies_do_not_have_one_table():
+    arms = {"a": {"method": "ce"}}
+    block = {"title": "t", "arms": arms, "tables": ["table_x_1"]}
+    with pytest.raises(ValueError, match=r"studies.two: table_x_1 is the name of another"):
+        makers({"studies": {"one": block, "two": block}})
+
+
+@pytest.mark.parametrize(
+    "labels", [("a.b", "a-b"), ("a b", "a+b"), ("K = 0.1", "K-0.1"), (".", "x"), ("é", "x")]
+)
+def test_arms_whose_nodes_would_have_one_name_or_none_are_refused(labels):
+    arms = {label: {"method": "ce"} for label in labels}
+    with pytest.raises(ValueError, match="studies.s: arms need names"):
+        StudyConfig.read("s", {"title": "t", "arms": arms})
