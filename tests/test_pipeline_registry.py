@@ -10,6 +10,7 @@ from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipeline_registry import Registry, makers
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -163,3 +164,24 @@ def test_arms_whose_nodes_would_have_one_name_or_none_are_refused(labels):
     arms = {label: {"method": "ce"} for label in labels}
     with pytest.raises(ValueError, match="studies.s: arms need names"):
         StudyConfig.read("s", {"title": "t", "arms": arms})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seed", value) for value in ("x", -1, 1.5, None, True, 2**32, [1], {})),
+        *(("tables", value) for value in (3, [3], [{}], "x", ["table 1"], {"a": 1})),
+        *((name, "x") for name in ("seeds", "arms", "sweep", "columns", "against")),
+    ],
+)
+def test_a_wrong_value_is_one_line_before_there_is_a_pipeline(name, value):
+    block = {"title": "t", "arms": {"a": {"method": "ce"}}}
+    given = {"seed": value} if name == "seed" else {"seed": 0}
+    block |= {} if name == "seed" else {name: value}
+    with pytest.raises(UserError, match=name) as found:
+        makers({**given, "studies": {"s": block}})["s"]()
+    assert "\n" not in str(found.value)
+
+
+def test_a_single_table_may_stand_without_its_list():
+    assert "table_x_1" in shaped(tables="table_x_1")

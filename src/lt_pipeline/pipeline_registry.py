@@ -16,8 +16,8 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.experiments.config import method_options
-from lt_pipeline.learning.schema import UserError, block_of
+from lt_pipeline.learning.experiments.config import ExperimentConfig, method_options
+from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipelines import compare, data_prep, evaluate, method, study, tune
 from lt_pipeline.tuning.config import method_name
@@ -88,12 +88,18 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
         **{name: partial(_method, name, parameters) for name in methods.available()},
     }
     for name, block in block_of(parameters, "studies").items():
-        tables = block.get("tables") if isinstance(block, Mapping) else None
-        for one in (name, *(tables or ())):
+        for one in (name, *_tables(block)):
             if one in found:
                 raise UserError(f"studies.{name}: {one} is the name of another pipeline")
             found[one] = partial(_study, name, parameters)
     return found
+
+
+def _tables(block: Any) -> list[str]:
+    """Return the other names of a study; what is wrong with its block is said where it is read."""
+    found = block.get("tables") if isinstance(block, Mapping) else None
+    listed = found if isinstance(found, list) else [found]
+    return [name for name in listed if isinstance(name, str)]
 
 
 def _from_raw(create: Maker) -> Pipeline:
@@ -108,7 +114,10 @@ def _method(name: str, parameters: Mapping[str, Any]) -> Pipeline:
 
 def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline of a study, with a node for each run that ``parameters`` ask for."""
-    runs = StudyConfig.read(name, parameters["studies"][name]).run_names(parameters.get("seed", 0))
+    found = StudyConfig.read(name, parameters["studies"][name])
+    with one_line_errors():
+        seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
+    runs = found.run_names(seed)
     return _from_raw(partial(study.create_pipeline, name, runs))
 
 

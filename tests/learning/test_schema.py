@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from typing import Annotated, Literal
+
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
@@ -9,6 +12,9 @@ from lt_pipeline.learning.schema import (
     UnreachableError,
     UnwritableError,
     UserError,
+    canonical,
+    flatten,
+    numbers,
     one_line_errors,
     unknown,
 )
@@ -90,3 +96,65 @@ def test_kinds_are_what_python_calls_them_too(kind, builtin):
     assert issubclass(kind, UserError)
     assert issubclass(kind, builtin)
     assert str(kind("a line")) == "a line"
+
+
+def test_nested_values_become_grouped_numbers():
+    values = {"test": {"accuracy": 0.5, "floor": 1}, "rule": "x", "ok": True, "left": []}
+    assert numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
+    assert dict(flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
+
+
+class Plain(Config):
+    name: Literal["plain"] = "plain"
+    tau: float = 1.0
+
+
+class Focal(Config):
+    name: Literal["focal"] = "focal"
+    tau: float = 1.0
+    weights: tuple[float, ...] = ()
+
+
+Chosen = Annotated[Plain | Focal, Field(discriminator="name")]
+
+
+class Whole(Config):
+    method: str
+    tree: Tree = Tree()
+    deeper: Tree = Tree(leaf=Leaf(ratio=4.0))
+    kind: Chosen = Plain()
+    other: Chosen | None = None
+
+
+def test_what_is_at_its_default_is_left_out_and_what_has_none_stays():
+    assert canonical(Whole(method="m")) == {"method": "m"}
+    assert canonical(Tree(depth=1, leaf={"ratio": 2})) == {}
+    assert canonical(Tree(leaf={"ratio": 3})) == {"leaf": {"ratio": 3.0}}
+
+
+def test_kinds_at_their_defaults_differ():
+    names = {name: canonical(Whole(method="m", kind={"name": name})) for name in ("plain", "focal")}
+    assert names == {"plain": {"method": "m"}, "focal": {"method": "m", "kind": {"name": "focal"}}}
+    found = [canonical(Whole(method="m", other=other)) for other in (None, Plain(), Focal())]
+    assert [one.get("other") for one in found] == [None, {"name": "plain"}, {"name": "focal"}]
+
+
+def test_a_block_at_its_own_default_is_not_the_one_that_stands_there_usually():
+    assert canonical(Whole(method="m", deeper=Tree(leaf=Leaf(ratio=4.0)))) == {"method": "m"}
+    assert canonical(Whole(method="m", deeper=Tree())) == {"method": "m", "deeper": {}}
+
+
+def test_what_is_canonical_is_json():
+    found = canonical(Whole(method="m", other=Focal(weights=(1.0, 2.0))))
+    assert json.loads(json.dumps(found)) == found
+    assert found["other"] == {"name": "focal", "weights": [1.0, 2.0]}
+
+
+def test_a_parameter_that_is_new_changes_nothing_at_its_default():
+    class Later(Plain):
+        sigma: float | None = None
+        leaf: Leaf = Leaf()
+
+    for given in ({}, {"tau": 2.0}):
+        assert canonical(Later(**given)) == canonical(Plain(**given))
+    assert canonical(Later(sigma=1.0)) != canonical(Plain())

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sqlalchemy import make_url
 
-from lt_pipeline.learning.schema import flatten, numbers
 from lt_pipeline.reports import console as reporting
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.outbox import Outbox
@@ -19,12 +18,6 @@ from lt_pipeline.tuning import storage
 from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.tuning.storage import open_storage, place_of
-
-
-def test_nested_values_become_grouped_numbers():
-    values = {"test": {"accuracy": 0.5, "floor": 1}, "rule": "x", "ok": True, "left": []}
-    assert numbers(values) == {"test/accuracy": 0.5, "test/floor": 1.0}
-    assert dict(flatten({"a": {"b": [1], "c": None}}, ".")) == {"a.b": [1], "a.c": None}
 
 
 def test_a_relative_database_belongs_to_the_project(tmp_path):

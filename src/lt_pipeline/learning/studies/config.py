@@ -14,7 +14,13 @@ from lt_pipeline.learning.experiments.config import (
     MethodName,
     merged,
 )
-from lt_pipeline.learning.schema import Config, UserError, check_distinct, one_line_errors
+from lt_pipeline.learning.schema import (
+    Config,
+    UserError,
+    check_distinct,
+    one_line_errors,
+    shown,
+)
 
 
 def slug(label: str) -> str:
@@ -102,6 +108,15 @@ class StudyConfig(Config):
         if not isinstance(arms, dict):
             return arms
         return {label: arm for label, arm in arms.items() if arm is not None}
+
+    @field_validator("tables")
+    @classmethod
+    def _named(cls, tables: tuple[str, ...]) -> tuple[str, ...]:
+        for name in tables:
+            if not re.fullmatch(r"table_\w+", name):
+                raise UserError(f"must be names such as table_more_1, but has {shown(name)}")
+        check_distinct(tables)
+        return tables
 
     @field_validator("columns")
     @classmethod
