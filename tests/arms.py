@@ -16,10 +16,15 @@ from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT, toy_images
 
 
-def smoke(study, **changes):
-    """The smoke environment's parameters with one study, ``s``, on a short schedule."""
+def conf():
+    """The smoke environment's parameters."""
     loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    found = {**loader["parameters"], **changes}
+    return loader["parameters"]
+
+
+def smoke(study):
+    """The smoke environment's parameters with one study, ``s``, on a short schedule."""
+    found = conf()
     found["studies"] = {"s": {"title": "arms", **study}}
     found["training"]["epochs"] = 1
     return found

@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kedro.config import OmegaConfigLoader
 from pipeline_projects import PROJECT, Project, experiment_of
 from safetensors.torch import load_file
 
-from arms import run_study
+from arms import conf, run_study
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.experiments import run as module
 from lt_pipeline.learning.experiments.evaluate import evaluate
@@ -31,7 +30,6 @@ from lt_pipeline.learning.experiments.run import Start, train_stages
 from lt_pipeline.learning.experiments.store import Store, stage_resume
 from lt_pipeline.learning.studies.comparison import CompareConfig, choose
 from lt_pipeline.learning.studies.plan import Plan
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tracking.runs import read_runs
 
 pytestmark = pytest.mark.slow
@@ -82,11 +80,6 @@ def read(project, *parts):
     return json.loads(project.file("08_reporting", "smoke", *parts).read_text())
 
 
-def smoke():
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
-
-
 def test_its_runs_are_compared(before, server):
     experiment = server.get_experiment_by_name("digits-lt-ir10")
     runs, recalls, notes = read_runs(experiment.experiment_id)
@@ -103,7 +96,7 @@ def test_its_runs_are_compared(before, server):
 
 
 def test_its_study_is_finished(before, tmp_path, monkeypatch):
-    parameters, card = smoke(), experiment_of(before, "ce").card
+    parameters, card = conf(), experiment_of(before, "ce").card
     plan = Plan.of("more_schedules", parameters)
     store = Store(before.file("06_models", "smoke", "arms"))
     rows = pd.read_csv(before.file("08_reporting", "smoke", "more_schedules", "runs.csv"))
