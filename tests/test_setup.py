@@ -24,16 +24,14 @@ PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 
 
+def check_schema(schema: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Validate against a schema that check-jsonschema ships; no network."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def check_workflow(path: Path) -> subprocess.CompletedProcess[str]:
-    """Validate against the schema that check-jsonschema ships; no network."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "check_jsonschema"),
-            *("--builtin-schema", "vendor.github-workflows", str(path)),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    return check_schema("vendor.github-workflows", path)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -89,17 +87,104 @@ def test_ci_calls_the_readmes_own_test_command():
     assert (PROJECT / ".ci/run").stat().st_mode & 0o111
 
 
-def test_every_environment_of_the_readme_is_there():
+DOCS = PROJECT / "docs"
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+ENVIRONMENTS = {path.parent.name for path in (PROJECT / "conf").glob("*/globals.yml")} - {"base"}
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives to a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rows(page: Path) -> set[str]:
+    """Return what the first cells of a page's tables name in code."""
+    cells = re.findall(r"^\|([^|]*)\|", page.read_text(), flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_between_pages_lead_somewhere(page):
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_environment_and_pipeline_of_a_page_is_there(page, pipeline_names):
+    text = page.read_text()
+    assert set(re.findall(r"--env=(\w+)", text)) <= ENVIRONMENTS
+    named = re.findall(r"--pipelines?=(\w+)(?:,(\w+))?", text)
+    assert {name for names in named for name in names if name} <= pipeline_names
+
+
+@pytest.fixture(scope="module")
+def pipeline_names():
+    from lt_pipeline.pipeline_registry import makers
+
+    found = {}
+    for path in (PROJECT / "conf/base").glob("parameters*.yml"):
+        found |= yaml.safe_load(path.read_text())
+    return set(makers(found))
+
+
+def test_the_readme_is_short_and_has_an_environment_to_choose():
     text = (PROJECT / "README.md").read_text()
-    named = set(re.findall(r"--env[= ](\w+)", text))
+    assert len(text.split()) <= 750
+    assert re.findall(r"--env=(\w+)", text)
+
+
+def test_every_method_and_environment_has_a_row():
+    from lt_pipeline.learning import methods
+
+    assert set(methods.available()) <= rows(DOCS / "methods/README.md")
+    assert ENVIRONMENTS <= rows(DOCS / "data.md")
+
+
+def test_every_page_is_in_the_index():
+    index = DOCS / "README.md"
+    linked = re.findall(r"\]\(([^)#:]+)\)", index.read_text())
+    named = {(DOCS / link).resolve() for link in linked}
+    assert {page.resolve() for page in PAGES} - {index} <= named
+
+
+def test_every_page_that_code_and_conf_send_a_reader_to_is_there():
+    files = [PROJECT / "Makefile", *PROJECT.glob("conf/**/*.yml"), *PROJECT.glob("src/**/*.py")]
+    named = {page for file in files for page in re.findall(r"\bdocs/[\w/]+\.md", file.read_text())}
     assert named
-    assert all((PROJECT / "conf" / name).is_dir() for name in named)
+    assert not [page for page in named if not (PROJECT / page).exists()]
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+def test_the_readmes_dag_is_the_pipelines():
+    from lt_pipeline.pipelines import data_prep, method
+
+    nodes = (data_prep.create_pipeline() + method.create_pipeline("more")).node_dependencies
+    rests_on = {node.name: {other.name for other in found} for node, found in nodes.items()}
+    wanted = {
+        (before, name)
+        for name, found in rests_on.items()
+        for before in found - {far for near in found for far in rests_on[near]}
+    }
+    drawn = re.findall(r"^  (\S+) --> (\S+)$", (PROJECT / "README.md").read_text(), flags=re.M)
+    assert sorted(drawn) == sorted(wanted)
+
+
+def test_the_citation_is_valid_and_has_the_five_papers():
+    path = PROJECT / "CITATION.cff"
+    done = check_schema("vendor.citation-file-format", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    citation = yaml.safe_load(path.read_text())
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    papers = yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text())
+    told = [reference["notes"].split(":")[0] for reference in citation["references"]]
+    assert sorted(told) == sorted({table["paper"] for table in tables_of(papers)})
 
 
 def pins(lines: list[str]) -> dict[str, str]:
