@@ -61,6 +61,8 @@ def mlflow_shots(address: str, client: MlflowClient) -> list[Shot]:
     experiment = max(client.search_experiments(), key=lambda found: int(found.experiment_id))
     number, data = experiment.experiment_id, experiment.name
     runs = {run.info.run_name: run.info.run_id for run in client.search_runs([number])}
+    # what differs from conf/ stands behind the method
+    more = next(name for name in runs if name.startswith("more · "))
     table = f"{address}#/experiments/{number}/runs"
 
     def stored(columns: Mapping[str, int]) -> dict[str, str]:
@@ -71,10 +73,10 @@ def mlflow_shots(address: str, client: MlflowClient) -> list[Shot]:
         return {**VISITED, key: json.dumps(state)}
 
     return [
-        Shot("runs", table, [f"more · {data}", "test/accuracy"], stored(RESULTS)),
+        Shot("runs", table, [more, "test/accuracy"], stored(RESULTS)),
         Shot(
             "metrics",
-            f"{address}#/experiments/{number}/runs/{runs[f'more · {data}']}/model-metrics",
+            f"{address}#/experiments/{number}/runs/{runs[more]}/model-metrics",
             ["logit_adjustment", "mean_recall"],
             VISITED,
             lambda page: page.get_by_placeholder("Search metric charts").fill(CURVES),
