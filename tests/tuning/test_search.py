@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
+from lt_pipeline.learning.schema import UnwritableError, UserError
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
 from lt_pipeline.tracking.processes import is_alive, this_process
@@ -129,7 +130,7 @@ def test_hyperband_stops_trials_too(tmp_path, monkeypatch):
 def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monkeypatch):
     def train(self, config, report, number):
         if config["training"]["learning_rate"] > 0.1:
-            raise ValueError("the loss term is nan")
+            raise UserError("the loss term is nan")
         return score(config)
 
     monkeypatch.setattr(Task, "train", train)
@@ -189,13 +190,25 @@ def test_a_trial_whose_last_step_spoils_the_weights_is_stopped_with_the_reason(
 
 def test_no_trial_at_all_is_one_line_with_the_reason(tmp_path, monkeypatch):
     def train(self, config, report, number):
-        raise ValueError("the loss term is nan")
+        raise UserError("the loss term is nan")
 
     monkeypatch.setattr(Task, "train", train)
     one = task(tmp_path, search=LINE, trials=2)
     one.search().run()
     with pytest.raises(ValueError, match="no trial .* went to its end; the last one: the loss"):
         best_trial(one.study)
+
+
+@pytest.mark.parametrize("error", [UnwritableError("no space"), ValueError("zip: a bug")])
+def test_what_no_other_values_would_mend_ends_the_sweep(tmp_path, monkeypatch, error):
+    def train(self, config, report, number):
+        raise error
+
+    monkeypatch.setattr(Task, "train", train)
+    one = task(tmp_path, search=LINE, trials=2)
+    with pytest.raises(type(error), match=str(error)):
+        one.search().run()
+    assert not [t for t in one.study.trials if t.state == TrialState.PRUNED]
 
 
 def test_a_bug_is_not_hidden(tmp_path, monkeypatch):

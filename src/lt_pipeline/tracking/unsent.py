@@ -58,7 +58,7 @@ def main() -> None:
     """Bring in what there is."""
     try:
         said = list(bring_in(folder_of(PROJECT), tracking_uri(PROJECT)))
-    except (ValueError, ConnectionError) as error:
+    except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo("\n".join(said) or f"there is nothing in {folder_of(PROJECT)}")
 
