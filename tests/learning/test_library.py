@@ -20,7 +20,8 @@ from lt_pipeline.learning.data.prepare import expected
 from toys import PROJECT
 
 PAGE = (PROJECT / "docs" / "library.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE))
+FOUND = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE)
+SECTIONS = {name: text for name, text in FOUND if "```python" in text}
 RUN, DATA = Path("data/06_models/smoke/ce"), Path("data/03_primary/smoke")
 PLUMBING = {"kedro", "mlflow", "dvc", "optuna", "ray"}
 LARGE = PLUMBING | {"torch", "matplotlib", "pandas", "pydantic"}
