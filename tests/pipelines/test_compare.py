@@ -291,7 +291,7 @@ def test_what_is_compared_does_not_choose_the_champion(experiment):
 def test_a_champion_on_other_images_is_replaced_and_named(experiment):
     log_run("ce", holdout=0.9, register=True, data="other")
     with mlflow.start_run():
-        card = {**CARD, "data_hash": "other"}
+        card = replace(CARD, data_hash="other")
         crown(nodes.collect({}, card)[3], "digits-lt-ir20")
     new = log_run("more", holdout=0.5, register=True)
     found = crown(collect()[3], "digits-lt-ir20")
