@@ -156,18 +156,23 @@ def test_a_part_of_it_goes_on_with_what_the_whole_left(trained):
     words = (*EVALUATE, "--nodes=evaluate.ood")
     found, _ = evaluate(project, ids["seed 0"], *words, params=["evaluation.detectors=gen"])
     assert {name.split("/")[1] for name in found.data.metrics} >= {"gen"}
-    # more has other data; ce with more epochs would be in the same folder
-    line = refused(project, *words, f"--params=evaluate.model={ids['more']}")
-    assert "evaluate/weights.safetensors is missing; node evaluate.take makes it" in line
+    project.kedro("--pipelines=ce", "--env=smoke", "--params=training.epochs=1")
+    other = runs(project)[0].info.run_id
+    code, output = project.run("kedro", "run", *words, f"--params=evaluate.model={other}")
+    assert code == 1
+    assert "Traceback" not in output
+    line = output.splitlines()[-1]
+    assert "evaluate/weights.safetensors is of other parameters or other data than" in line
+    assert "run evaluate.take first" in line
 
 
 def test_an_evaluation_is_traced_to_the_run_that_it_is_of(trained):
     project, ids = trained
-    found, _ = evaluate(project, "ce")
+    found, _ = evaluate(project, ids["seed 1"])
     facts = of_run(mlflow.MlflowClient(), found, project.folder)
     assert facts["evaluation of"] == ids["seed 1"]
     assert facts["parameters"]["resolved"] == f"runs:/{found.info.run_id}/config.json"
-    assert facts["command"].endswith("--params=evaluate.model=ce")
+    assert facts["command"].endswith(f"--params=evaluate.model={ids['seed 1']}")
     assert any(name.endswith("evaluate/metrics.json") for name in facts["outputs"])
 
 
@@ -190,7 +195,6 @@ def test_what_was_trained_on_prepared_data_is_evaluated_on_them(trained):
         ("evaluate.model=models:/ce-digits-lt-ir10/9", "ce-digits-lt-ir10 has 1 and @newest"),
         ("evaluate.model=runs:/{seed 0},seed=1", "was trained with 0: an evaluation changes"),
         ("evaluate.model=ce,device=cuda:99", "device 'cuda:99' cannot be used here"),
-        ("evaluate.model=ce,evaluation.detectors=own", "own"),
         ("evaluate.model=ce,evaluation.ood=svhn", "evaluation.ood: svhn is not there"),
         (
             "evaluate.model=ce,evaluation.detectors=vim,evaluation.detector.vim_dimensions=999",

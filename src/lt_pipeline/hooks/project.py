@@ -156,8 +156,7 @@ class ProjectHooks:
         tracking.set_tags(
             {
                 **tracking.provenance(self.project, seed, device),
-                "mlflow.runName": "evaluate " * bool(self.evaluated)
-                + " · ".join([_title(names, self.experiments), *self.differs]),
+                "mlflow.runName": self._run_name(names),
                 "data": data.slug,
                 "mlflow.note.content": self._described(names, data),
                 **({"method": "+".join(methods_run)} if methods_run else {}),
@@ -176,6 +175,11 @@ class ProjectHooks:
             found = flatten({**resolved, **options}, ".")
             tracking.log_params({name: v for name, v in found if name not in written})
 
+    def _run_name(self, names: list[str]) -> str:
+        if self.evaluated:
+            return f"evaluate {self.evaluated.run.info.run_name}"
+        return " · ".join([_title(names, self.experiments), *self.differs])
+
     def _described(self, names: list[str], data: DataConfig) -> str:
         """Return what MLflow shows above a run."""
         training = [
@@ -183,7 +187,8 @@ class ProjectHooks:
             for e in self.experiments
         ]
         parts = [f"{_title(names, self.experiments)} on {data.title}", *training, *self.differs]
-        return ". ".join(parts) + "."
+        of = [f"Evaluation of run {self.evaluated.id}"] if self.evaluated else []
+        return ". ".join([*of, *parts]) + "."
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:

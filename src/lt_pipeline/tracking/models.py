@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from lt_pipeline.learning.schema import Config, UserError, one_line_errors, unkn
 from lt_pipeline.tracking import addresses
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.addresses import EVALUATED, listed
-from lt_pipeline.tracking.runs import finished_runs
+from lt_pipeline.tracking.runs import block_logged, finished_runs
 
 BLOCK = "evaluate"
 # artifacts of a run; runs of earlier versions have the second in the model that they logged
@@ -203,27 +202,7 @@ def _data(client: MlflowClient, run: Run) -> Values:
     """
     same = f"tags.data_hash = '{run.data.tags.get('data_hash')}'"
     for known in (run, *tracking.find_runs(client, [run.info.experiment_id], same)):
-        found = {name: v for name, v in known.data.params.items() if name.startswith("data.")}
+        found = block_logged(known.data.params, "data")
         if found:
-            return dict(_nested(found)["data"])
+            return found
     raise UserError(f"run {run.info.run_id}: neither it nor another run on its images says data.*")
-
-
-def _nested(params: Mapping[str, str]) -> Values:
-    """Return logged ``params`` as the blocks that they are of."""
-    found: Values = {}
-    for path, text in params.items():
-        *above, name = path.split(".")
-        block = found
-        for part in above:
-            block = block.setdefault(part, {})
-        block[name] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
-    """Return a value of which MLflow keeps what Python calls it."""
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -6,6 +6,7 @@ MLflow is where several seeds of a method are: the files of data/ hold its last 
 from __future__ import annotations
 
 import json
+from ast import literal_eval
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from statistics import median
@@ -13,7 +14,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-import yaml
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -72,16 +72,29 @@ def data_of_runs() -> Iterator[tuple[str, Values]]:
         yield run.data.tags.get("method", "unknown method"), _data_settings(run.data.params)
 
 
+def block_logged(params: Mapping[str, str], name: str) -> Values:
+    """Return the block ``name`` as logged ``params`` have it, empty where they have none."""
+    found: Values = {}
+    for path, text in params.items():
+        first, *above = path.split(".")
+        if first == name and above:
+            block, last = found, above.pop()
+            for part in above:
+                block = block.setdefault(part, {})
+            block[last] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    """Return a value of which MLflow keeps what Python calls it."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _data_settings(params: Mapping[str, str]) -> Values:
-    nested: Values = {}
-    for name, text in params.items():
-        first, *path = name.split(".")
-        if first != "data":
-            continue
-        block = nested
-        for part in path[:-1]:
-            block = block.setdefault(part, {})
-        block[path[-1]] = None if text == "None" else yaml.safe_load(text)
+    nested = block_logged(params, "data")
     try:
         return DataConfig.model_validate(nested).model_dump(mode="json") if nested else {}
     except ValidationError:
