@@ -192,7 +192,7 @@ def test_what_was_trained_on_prepared_data_is_evaluated_on_them(trained):
     [
         ("seed=1", "evaluate.model is null"),
         ("evaluate.model=cee", "unknown method 'cee': did you mean 'ce'?"),
-        ("evaluate.model=models:/ce-digits-lt-ir10/9", "ce-digits-lt-ir10 has 1 and @newest"),
+        ("evaluate.model=models:/ce-digits-lt-ir10/9", "ce-digits-lt-ir10 has 1, @newest"),
         ("evaluate.model=runs:/{seed 0},seed=1", "was trained with 0: an evaluation changes"),
         ("evaluate.model=ce,device=cuda:99", "device 'cuda:99' cannot be used here"),
         ("evaluate.model=ce,evaluation.ood=svhn", "evaluation.ood: svhn is not there"),

@@ -35,7 +35,7 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
         store.open_store(uri)
         mlflow.set_tracking_uri(uri)
     found = models.trained(mlflow.MlflowClient(), address, experiment)
-    data = data_config({"data": found.data}).model_dump(mode="json")
+    data = _data(found)
     _check_given(found, data, loader.runtime_params or {})
     LOGGER.info("Evaluating run %s (%s)", found.id, found.run.info.run_name)
     loader["parameters"] = {
@@ -46,6 +46,14 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
         EVALUATE: {"model": f"runs:/{found.id}"},
     }
     return found
+
+
+def _data(found: models.Trained) -> dict[str, Any]:
+    """Return what the data of ``found`` are, the usual where it did not say."""
+    try:
+        return data_config({"data": found.data}).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(f"run {found.id}: {error}") from None
 
 
 def parent_tags(found: models.Trained) -> dict[str, str]:

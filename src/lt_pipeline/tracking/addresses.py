@@ -60,13 +60,15 @@ def run_of_model(
 
 def _registered(client: MlflowClient, name: str) -> str:
     """Return in words what the registry has of ``name``, else what it has at all."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not versions:
-        known = listed(model.name for model in client.search_registered_models())
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        known = listed(found.name for found in client.search_registered_models())
         return f"registered are {known}"
-    numbers = ", ".join(sorted((str(v.version) for v in versions), key=int))
-    aliases = ", ".join(f"@{alias}" for alias in client.get_registered_model(name).aliases)
-    return f"{name} has {numbers}{' and ' if aliases else ''}{aliases}"
+    versions = client.search_model_versions(f"name = '{name}'")
+    numbers = sorted((str(v.version) for v in versions), key=int)
+    aliases = [f"@{alias}" for alias in sorted(model.aliases)]
+    return f"{name} has {', '.join([*numbers, *aliases])}"
 
 
 def listed(names: Iterable[str]) -> str:

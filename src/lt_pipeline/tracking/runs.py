@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.renamed import renamed
 from lt_pipeline.tracking import client as tracking
 
 BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
@@ -82,7 +83,7 @@ def block_logged(params: Mapping[str, str], name: str) -> Values:
             for part in above:
                 block = block.setdefault(part, {})
             block[last] = _value(text)
-    return found
+    return dict(renamed({name: found})[name])
 
 
 def _value(text: str) -> Any:
