@@ -12,7 +12,7 @@ from kedro.io import CatalogConfigResolver
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
-from lt_pipeline.pipeline_registry import Registry, makers
+from lt_pipeline.pipeline_registry import Registry, makers, with_seeds
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
 
@@ -185,3 +185,38 @@ def test_a_wrong_value_is_one_line_before_there_is_a_pipeline(name, value):
 
 def test_a_single_table_may_stand_without_its_list():
     assert "table_x_1" in shaped(tables="table_x_1")
+
+
+def test_seeds_make_a_method_a_study_of_one_arm():
+    given = {**conf("smoke")["parameters"], "seeds": [0, 3, 12]}
+    found = Registry()
+    found.shape(with_seeds(given, ["ce"]))
+    names = {node.name for node in found["ce"].nodes}
+    runs = {f"ce_over_seeds.s{seed}_ce" for seed in ("00", "03", "12")}
+    assert runs == {name for name in names if ".s" in name and name.endswith("_ce")}
+    assert found["ce"] is found["ce"]
+    assert "more.train" in {node.name for node in found["more"].nodes}, "others stay methods"
+    without = conf("smoke")["parameters"]
+    assert with_seeds(without, ["ce"]) == without
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([0, 0], "seeds: must differ from one another, but has .0. more than once"),
+        ("x", "seeds: must be a list"),
+        ([-1], "seeds.*greater than or equal to 0"),
+        ([0.5], "seeds"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(seeds, said):
+    given = {**conf("smoke")["parameters"], "seeds": seeds}
+    with pytest.raises(UserError, match=said):
+        with_seeds(given, ["ce"])
+
+
+def test_every_node_has_a_tag_to_be_run_by():
+    known = {"data", "training", "evaluation", "reporting", "serving"}
+    for name in ("more", "btm", "dbm_K", "data_prep"):
+        for node in registry()[name].nodes:
+            assert len(node.tags & known) == 1, node.name

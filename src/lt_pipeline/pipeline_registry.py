@@ -6,7 +6,7 @@ a run says its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
+from lt_pipeline.io.own_folders import OVER_SEEDS
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, method_options
 from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
@@ -92,7 +93,37 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
             if one in found:
                 raise UserError(f"studies.{name}: {one} is the name of another pipeline")
             found[one] = partial(_study, name, parameters)
+    for name in methods.available():
+        if parameters.get("seeds") and over_seeds(name) in found:
+            found[name] = found[over_seeds(name)]
     return found
+
+
+def over_seeds(method: str) -> str:
+    """Return the name of the study that runs ``method`` with each of the parameter ``seeds``."""
+    return f"{method}{OVER_SEEDS}"
+
+
+def with_seeds(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return ``parameters`` with a study of one arm for each method of ``names``, if asked for.
+
+    Raises:
+        UserError: if ``seeds`` are none.
+    """
+    seeds = parameters.get("seeds")
+    if seeds is None:
+        return dict(parameters)
+    found = dict(block_of(parameters, "studies"))
+    for name in {*names} & {*methods.available()}:
+        arms = {name: {"method": name}}
+        own = {"title": f"{name} over seeds", "these_seeds": seeds, "arms": arms}
+        try:
+            StudyConfig.read(over_seeds(name), own)
+        except UserError as error:
+            where = f"studies.{over_seeds(name)}.these_seeds"
+            raise UserError(str(error).replace(where, "seeds")) from None
+        found[over_seeds(name)] = own
+    return {**parameters, "studies": found}
 
 
 def _tables(block: Any) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.keys import check_config
 from lt_pipeline.io.conf_loader import ConfLoader
-from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, method_options
 from lt_pipeline.learning.schema import UserError, block_of, flatten, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 
+LOGGER = logging.getLogger(__name__)
+# blocks that no method reads
+OF_OTHERS = {"studies", "compare", "evaluate", "tune", "method"}
 # blocks whose names conf/ is free to choose, so that null for a wrong one would mean nothing
 _OPEN = re.compile(r"studies\.[^.]+\.arms\.|[^.]+_search\.|tune\.search\.")
 
@@ -61,6 +66,26 @@ def check_left_out(loader: AbstractConfigLoader) -> None:
         if not isinstance(block, Mapping) or last not in block:
             valid = list(block) if isinstance(block, Mapping) else []
             raise UserError(f"{'.'.join(parents)}: {unknown('name', last, valid)}")
+
+
+def say_without_effect(
+    loader: AbstractConfigLoader, names: Collection[str], parameters: Mapping[str, Any]
+) -> None:
+    """Say which parameters of the command line the pipelines ``names`` do not read.
+
+    They may be of another method than is run.
+    """
+    known = {*methods.available()}
+    if not {*names} <= known:
+        return  # studies, comparisons and sweeps read what their own blocks say
+    read = {*names}
+    for name in names:
+        read |= {*method_options(name, parameters)[1].built_on}
+    for name in loader.runtime_params or {}:
+        if name in known - read or name in OF_OTHERS:
+            LOGGER.warning(
+                "%s.* has no effect: %s does not read it", name, " and ".join(sorted(names))
+            )
 
 
 def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:

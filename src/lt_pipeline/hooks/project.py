@@ -25,10 +25,17 @@ from lt_pipeline.hooks.parameters import (
     keep_to_the_study,
     plan,
     put_into_effect,
+    say_without_effect,
     studies,
     take_saved,
 )
-from lt_pipeline.hooks.session import check_alone, check_runner, is_to_run, pipeline_names
+from lt_pipeline.hooks.session import (
+    check_alone,
+    check_narrowed,
+    check_runner,
+    is_to_run,
+    pipeline_names,
+)
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.own_folders import differences, in_words
 from lt_pipeline.learning import methods
@@ -46,7 +53,7 @@ from lt_pipeline.learning.schema import UserError, flatten, numbers, unknown
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
-from lt_pipeline.pipeline_registry import REGISTRY
+from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
 from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.comparison import print_comparison
@@ -72,36 +79,42 @@ class ProjectHooks:
             check_runner()
             check_alone()
             check_environment(context)
-            names = pipeline_names()
-            _check_names(names, context.params)
-            check_parameters(context.params, _method(names))
+            names = pipeline_names() or [DEFAULT]
+            parameters = with_seeds(context.params, names)
+            _check_names(names, parameters)
+            check_parameters(parameters, _method(names))
             check_left_out(context.config_loader)
+            say_without_effect(context.config_loader, names, parameters)
             self.differs = _what_differs(context)
             # Kedro would read all files once more for its catalog
-            context.config_loader["parameters"] = in_effect(context.params, self.project)
+            context.config_loader["parameters"] = in_effect(parameters, self.project)
             _make_pipelines(names)
-            conf = context.config_loader["mlflow"]
-            server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
-            uri = _tracking_uri(server.get("mlflow_tracking_uri"))
-            server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
-            experiment = tracked.setdefault("experiment", {})
-            experiment["name"] = experiment.get("name") or data_config(context.params).slug
-            self.evaluated: Trained | None = None
-            if is_to_run(EVALUATE):
-                where = server["mlflow_tracking_uri"], experiment["name"]
-                self.evaluated = to_evaluate(context.config_loader, *where)
-                experiment["name"] = self.evaluated.experiment
-            if server["mlflow_tracking_uri"].startswith("sqlite"):
-                # MLflow's own default is a folder of wherever the command runs
-                created = experiment.setdefault("create_experiment_kwargs", {})
-                folder = tracking.home(self.project) / "mlartifacts" / experiment["name"]
-                created["artifact_location"] = created.get("artifact_location") or str(folder)
-            context.config_loader["mlflow"] = conf
-            store.prepare(conf, self.project)
-            if TrackingConfig.read(context.params.get(BLOCK, {})).system_metrics:
-                mlflow.enable_system_metrics_logging()
-            else:
-                mlflow.disable_system_metrics_logging()
+            self._prepare_tracking(context)
+
+    def _prepare_tracking(self, context: KedroContext) -> None:
+        """Decide where MLflow keeps the run, and see whether it can be reached."""
+        conf = context.config_loader["mlflow"]
+        server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
+        uri = _tracking_uri(server.get("mlflow_tracking_uri"))
+        server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
+        experiment = tracked.setdefault("experiment", {})
+        experiment["name"] = experiment.get("name") or data_config(context.params).slug
+        self.evaluated: Trained | None = None
+        if is_to_run(EVALUATE):
+            where = server["mlflow_tracking_uri"], experiment["name"]
+            self.evaluated = to_evaluate(context.config_loader, *where)
+            experiment["name"] = self.evaluated.experiment
+        if server["mlflow_tracking_uri"].startswith("sqlite"):
+            # MLflow's own default is a folder of wherever the command runs
+            created = experiment.setdefault("create_experiment_kwargs", {})
+            folder = tracking.home(self.project) / "mlartifacts" / experiment["name"]
+            created["artifact_location"] = created.get("artifact_location") or str(folder)
+        context.config_loader["mlflow"] = conf
+        store.prepare(conf, self.project)
+        if TrackingConfig.read(context.params.get(BLOCK, {})).system_metrics:
+            mlflow.enable_system_metrics_logging()
+        else:
+            mlflow.disable_system_metrics_logging()
 
     @hook_impl(tryfirst=True, specname="before_pipeline_run")
     def check_experiments(
@@ -352,8 +365,7 @@ def _check_names(names: list[str], parameters: dict[str, Any]) -> None:
 
 def _make_pipelines(names: list[str]) -> None:
     """Make the pipelines asked for here, where what is wrong with them is said in one line."""
-    for name in names:
-        pipelines[name]
+    check_narrowed([node for name in names for node in pipelines[name].nodes])
 
 
 def _subjects(pipeline: Pipeline) -> list[str]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
 
 import click
 from kedro.framework.session import KedroServiceSession, KedroSession
+from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner
 
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import UserError, unknown
 
 RUNS = (KedroSession.run.__code__, KedroServiceSession.run.__code__)
 SEQUENTIAL = (
@@ -35,6 +36,25 @@ def pipeline_names() -> list[str]:
 def is_to_run(pipeline: str) -> bool:
     """Return whether a session is about to run ``pipeline``; others only look at it."""
     return bool(_asked()) and pipeline in pipeline_names()
+
+
+def check_narrowed(nodes: Collection[Node]) -> None:
+    """Refuse tags and nodes that the pipelines asked for do not have.
+
+    Raises:
+        UserError: with the nearest one.
+    """
+    tags, names = {tag for node in nodes for tag in node.tags}, {node.name for node in nodes}
+    asked = _asked()
+    for kind, valid in {
+        "tags": tags,
+        "node_names": names,
+        "from_nodes": names,
+        "to_nodes": names,
+    }.items():
+        for given in asked.get(kind) or ():
+            if given not in valid:
+                raise UserError(unknown("tag" if kind == "tags" else "node", given, valid))
 
 
 def check_runner() -> None:

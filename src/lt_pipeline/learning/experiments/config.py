@@ -162,7 +162,7 @@ def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str,
 
 
 # What every experiment reads beside its own block, in the order of the node that configures it.
-SINGLE = ("seed", "device", "method")
+SINGLE = ("seed", "seeds", "device", "method")
 SHARED = ("seed", "device", "model", "training", "evaluation")
 
 
@@ -372,7 +372,7 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     """
     named = methods.available()
     spaces = (search_of(name) for name in named)
-    own = ("data", "studies", "compare", "evaluate", "method", "tune", "tracking")
+    own = ("data", "seeds", "studies", "compare", "evaluate", "method", "tune", "tracking")
     valid = (*own, *SHARED, *named, *spaces)
     for name in parameters:
         if name not in valid:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
@@ -86,6 +86,7 @@ class StudyConfig(Config):
     Attributes:
         title: of the pictures.
         seeds: runs of every arm, with the same images and seeds 0, 1, ...
+        these_seeds: the seeds themselves, in place of how many.
         arms: by label; of a study with a ``sweep`` they are its baselines.
         sweep: the values of one parameter.
         against: the arm that the others' paired differences are from; null is the first.
@@ -95,6 +96,7 @@ class StudyConfig(Config):
 
     title: str
     seeds: int = Field(default=3, ge=1, le=10_000)
+    these_seeds: tuple[NonNegativeInt, ...] = ()
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
     against: str | None = None
@@ -118,11 +120,11 @@ class StudyConfig(Config):
         check_distinct(tables)
         return tables
 
-    @field_validator("columns")
+    @field_validator("columns", "these_seeds")
     @classmethod
-    def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        check_distinct(columns)
-        return columns
+    def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        check_distinct(values)
+        return values
 
     @model_validator(mode="after")
     def _distinct(self) -> StudyConfig:
@@ -163,8 +165,8 @@ class StudyConfig(Config):
 
         The seed is in front: nodes run in the order of their names, all arms of a seed together.
         """
-        seeds = range(first_seed, first_seed + self.seeds)
-        digits = len(str(seeds[-1]))
+        seeds = self.these_seeds or range(first_seed, first_seed + self.seeds)
+        digits = len(str(max(seeds)))
         return {
             f"s{seed:0{digits}}_{_node(label)}": (label, seed)
             for seed in seeds

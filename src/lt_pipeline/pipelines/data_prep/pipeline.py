@@ -31,6 +31,7 @@ def create_pipeline() -> Pipeline:
             ),
         ],
         namespace="data_prep",
+        tags="data",
         inputs="raw_folder",
         outputs={*MADE, *DESCRIBED},
         parameters="params:data",

@@ -29,6 +29,8 @@ from lt_pipeline.pipelines.method.nodes import (
     train_group,
 )
 
+# what --tags may say: kedro run --pipelines=more --tags=evaluation
+TRAINING, EVALUATION, REPORTING, SERVING = "training", "evaluation", "reporting", "serving"
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)
 
@@ -50,6 +52,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
             inputs=[*PARAMETERS, *own],
             outputs="config",
             name="configure",
+            tags=TRAINING,
         ),
         *_training(stages),
         Node(
@@ -57,36 +60,42 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
             inputs=[*known, *SETS, f"{stages[-1].name}_checkpoint"],
             outputs=["model", "finish_report"],
             name="finish",
+            tags=TRAINING,
         ),
         Node(
             evaluate,
             inputs=[*known, "model", "validation_set", "test_set", "finish_report", *histories],
             outputs=["metrics", "first", "class_table", "confusion", "reliability"],
             name="evaluate",
+            tags=EVALUATION,
         ),
         Node(
             geometry,
             inputs=[*known, "model", "test_set"],
             outputs=["geometry", "geometry_figures"],
             name="geometry",
+            tags=EVALUATION,
         ),
         Node(
             judge,
             inputs=[*known, "model", "train_set", "test_set", "raw_folder"],
             outputs=["ood", "ood_figures"],
             name="ood",
+            tags=EVALUATION,
         ),
         Node(
             draw,
             inputs=[*known, "class_table", "confusion", "reliability", "finish_report", *histories],
             outputs="figures",
             name="draw",
+            tags=REPORTING,
         ),
         Node(
             deploy,
             inputs=[*known, "model", "test_set", "metrics", "params:tracking"],
             outputs="deployed",
             name="deploy",
+            tags=SERVING,
         ),
     ]
     return Pipeline(
@@ -102,7 +111,9 @@ def _training(stages: Sequence[Stage]) -> list[Node]:
     nodes = []
     if any(stage.subset for stage in stages):
         inputs = ["config", "data_card", "train_set"]
-        nodes.append(Node(draw_subsets, inputs=inputs, outputs="subsets", name="subsets"))
+        nodes.append(
+            Node(draw_subsets, inputs=inputs, outputs="subsets", name="subsets", tags=TRAINING)
+        )
     nodes += [_stage_node(members) for members in groups(stages)]
     if len(stages) > 1:
         checkpoints = [f"{stage.name}_checkpoint" for stage in stages]
@@ -112,6 +123,7 @@ def _training(stages: Sequence[Stage]) -> list[Node]:
                 inputs=["config", "data_card", "validation_set", "test_set", *checkpoints],
                 outputs=["stages", "between", "stage_figures"],
                 name="stages",
+                tags=EVALUATION,
             )
         )
     return nodes
@@ -127,10 +139,12 @@ def _stage_node(members: list[Stage]) -> Node:
             inputs=["config", "data_card", "train_set", *given],
             outputs=[f"{first.name}_checkpoint", f"{first.name}_report"],
             name=first.name,
+            tags=TRAINING,
         )
     return Node(
         train_group(members),
         inputs=["config", "data_card", *SETS, "auxiliary_set", "progress", *given],
         outputs=[f"{s.name}_{part}" for s in members for part in ("checkpoint", "history")],
         name=first.group or first.name,
+        tags=TRAINING,
     )

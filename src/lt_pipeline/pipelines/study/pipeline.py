@@ -25,6 +25,7 @@ def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
                 inputs=["parameters", "data_card", "finished_arms"],
                 outputs="plan",
                 name="plan",
+                tags="training",
             ),
             *(
                 Node(
@@ -32,6 +33,7 @@ def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
                     inputs=["plan", "data_card", *SETS, "raw_folder", "finished_arms"],
                     outputs=f"{name}_run",
                     name=name,
+                    tags="training",
                 )
                 for name in names
             ),
@@ -40,14 +42,22 @@ def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
                 inputs=["plan", *(f"{name}_run" for name in names)],
                 outputs=["runs", "summary", "arms"],
                 name="summarise",
+                tags="reporting",
             ),
             Node(
                 tabulate,
                 inputs=["plan", "data_card", "runs", "summary", "papers"],
                 outputs=["standing", "markdown"],
                 name="tabulate",
+                tags="reporting",
             ),
-            Node(draw, inputs=["plan", "data_card", "summary"], outputs="figures", name="draw"),
+            Node(
+                draw,
+                inputs=["plan", "data_card", "summary"],
+                outputs="figures",
+                name="draw",
+                tags="reporting",
+            ),
         ],
         namespace=study,
         inputs={*SETS, "data_card", "raw_folder", "finished_arms", "papers"},

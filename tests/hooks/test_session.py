@@ -1,0 +1,76 @@
+"""What a session was asked for: tags and nodes that there are, parameters that are read."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.pipeline import Node
+
+from lt_pipeline.hooks import session
+from lt_pipeline.hooks.parameters import say_without_effect
+from lt_pipeline.learning.schema import UserError
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from toys import PROJECT
+
+
+def same(value):
+    return value
+
+
+NODES = [
+    Node(same, inputs="a", outputs="b", name="train", namespace="ce", tags="training"),
+    Node(same, inputs="b", outputs="c", name="ood", namespace="ce", tags="evaluation"),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"tags": ["evaluatio"]}, "unknown tag 'evaluatio': did you mean 'evaluation'"),
+        ({"node_names": ["ce.trai"]}, "unknown node 'ce.trai': did you mean 'ce.train'"),
+        ({"from_nodes": ["oo"]}, "unknown node 'oo'"),
+        ({"to_nodes": ["ce.train", "x"]}, "unknown node 'x'"),
+    ],
+)
+def test_what_narrows_a_run_down_is_there(asked, said, monkeypatch):
+    monkeypatch.setattr(session, "_asked", lambda: asked)
+    with pytest.raises(UserError, match=said):
+        session.check_narrowed(NODES)
+
+
+@pytest.mark.parametrize("asked", [{}, {"tags": ["training"], "from_nodes": ["ce.ood"]}])
+def test_tags_and_nodes_that_there_are_are_taken(asked, monkeypatch):
+    monkeypatch.setattr(session, "_asked", lambda: asked)
+    session.check_narrowed(NODES)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "said"),
+    [
+        (
+            ["ce"],
+            {"dbm": {"options": {"variant": "bs"}}},
+            ["dbm.* has no effect: ce does not read it"],
+        ),
+        (
+            ["ce"],
+            {"tune": {"trials": 3}, "ce": {"options": {}}, "seed": 1},
+            ["tune.* has no effect"],
+        ),
+        (["btm"], {"mixup": {"training": {}}}, []),
+        (["dbm_K"], {"dbm": {"options": {}}}, []),
+        (["compare"], {"compare": {"sort_by": "few"}}, []),
+        (["ce"], {}, []),
+    ],
+)
+def test_parameters_that_nothing_reads_are_said(names, given, said, caplog):
+    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    loader = SimpleNamespace(runtime_params=given)
+    with caplog.at_level(logging.WARNING):
+        say_without_effect(loader, names, conf["parameters"])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(said)
+    assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))
