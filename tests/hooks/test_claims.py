@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import click
 import pytest
 from filelock import FileLock, Timeout
-from kedro.framework.project import pipelines
 from kedro.io import DataCatalog, MemoryDataset
 
 from lt_pipeline.hooks.claims import ClaimHooks
@@ -29,11 +28,9 @@ def hooks(tmp_path, parameters=None, names=()):
     context = SimpleNamespace(
         config_loader=loader, project_path=tmp_path, params=loader["parameters"]
     )
-    pipelines._requested_pipelines = list(names)
-    try:
+    with click.Context(click.Command("run")) as command:
+        command.params["pipelines"] = names
         found.after_context_created(context)
-    finally:
-        pipelines._requested_pipelines = None
     return found, loader
 
 
@@ -97,7 +94,10 @@ def free(tmp_path, folder, key=None):
     [
         (data_prep.create_pipeline(), ["data/{data}"]),
         (compare.create_pipeline(), ["data/{data}", "runs/{run}/compare"]),
-        (study.create_pipeline("dbm_K"), ["data/{data}", "runs/{run}/dbm_K", "runs/smoke/arms"]),
+        (
+            study.create_pipeline("dbm_K", ["s0_BS"]),
+            ["data/{data}", "runs/{run}/dbm_K", "runs/smoke/arms"],
+        ),
         (
             tune.create_pipeline("ce"),
             ["data/{data}", "runs/{run}/tune/ce", "runs/smoke/tune/ce"],

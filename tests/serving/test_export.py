@@ -6,13 +6,11 @@ import shutil
 
 import mlflow
 import pytest
-import torch
 from mlflow.exceptions import MlflowException
 
-from lt_pipeline.learning import methods
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.pipelines.method.nodes import fingerprint
+from lt_pipeline.learning.experiments.experiment import FINISHED, Experiment
+from lt_pipeline.learning.experiments.store import key
 from lt_pipeline.serving.export import LATEST, deploy
 from toys import toy_card, toy_images
 
@@ -33,13 +31,17 @@ def run(tmp_path, empty_database):
 
 @pytest.fixture
 def finished():
-    """The configuration, card and weights of a method, and a test set."""
-    found = ExperimentConfig.resolve("ce", {"model": {"backbone": "resnet8"}})
-    torch.manual_seed(0)
-    method = methods.get("ce")(found.options, found.model, toy_card())
-    method.start(Stage("finish"), {})
+    """An experiment and its weights."""
+    found = experiment()
+    method = found.build()
+    method.start(FINISHED, {})
     method.fold()
-    return found.model_dump(mode="json"), toy_card().to_json(), dict(method.state_dict())
+    return found, dict(method.state_dict())
+
+
+def experiment(**parameters):
+    given = {"model": {"backbone": "resnet8"}, **parameters}
+    return Experiment(ExperimentConfig.resolve("ce", given), toy_card())
 
 
 def newest():
@@ -67,12 +69,5 @@ def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
 
 
 def test_what_is_finished_does_not_depend_on_it():
-    parameters = {"model": {"backbone": "resnet8"}}
-    card = {"data_hash": "x"}
-    keys = {
-        fingerprint(
-            ExperimentConfig.resolve("ce", {**parameters, **more}).model_dump(mode="json"), card
-        )
-        for more in ({}, {"tracking": {"register": True}}, {"tracking": {"register": False}})
-    }
-    assert len(keys) == 1
+    told = ({}, {"tracking": {"register": True}}, {"tracking": {"register": False}})
+    assert len({key(experiment(**more)) for more in told}) == 1
