@@ -21,7 +21,7 @@ OF_TRAINING = ("cost/", "train/", "best_epoch/", "diagnostics/", "validation/los
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, empty_database):
+def once_trained(tmp_path_factory, empty_database):
     """A project after ce with two seeds and more with a hold-out, and the runs' ids."""
     folder = tmp_path_factory.mktemp("trained") / "project"
     folder.mkdir()
@@ -31,6 +31,13 @@ def trained(tmp_path_factory, empty_database):
     project.kedro("--pipelines=more", "--env=smoke", "--params=data.validation=0.2")
     more, seed_1, seed_0 = (run.info.run_id for run in runs(project))
     return project, {"seed 0": seed_0, "seed 1": seed_1, "more": more}
+
+
+@pytest.fixture
+def trained(once_trained):
+    """That project, whose store of runs is the test's."""
+    mlflow.set_tracking_uri(once_trained[0].tracking_uri)
+    return once_trained
 
 
 def runs(project):
