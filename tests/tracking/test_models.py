@@ -7,16 +7,18 @@ from dataclasses import replace
 import mlflow
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from before import ARM, EXPERIMENT, RUNNING, SEED_0, SEED_1, unpack
+from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import FINISHED, Experiment
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.serving.export import export
 from lt_pipeline.tracking.models import EvaluateConfig, run_of, trained, weights, weights_inside
 from lt_pipeline.tracking.runs import finished_runs
-from toys import toy_card, toy_images
+from toys import PROJECT, toy_card, toy_images
 
 NOWHERE = "f" * 31 + "0"
 MODEL = "ce-digits-lt-ir10"
@@ -198,11 +200,10 @@ def test_weights_of_earlier_versions_are_in_the_exported_network_bit_by_bit(clie
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", ["ce", "dbm", "bcl", "more", "ride", "dqroute", "darl", "tau_norm", "mislas", "btm"]
-)
+@pytest.mark.parametrize("method", methods.available())
 def test_an_exported_network_has_all_weights(method):
-    given = {"model": {"backbone": "resnet8", "head": "cosine" if method == "dbm" else "linear"}}
+    own = yaml.safe_load((PROJECT / f"conf/base/parameters_{method}.yml").read_text())
+    given = {"model": {"backbone": "resnet8"}, **own}
     experiment = Experiment(ExperimentConfig.resolve(method, given), toy_card())
     finished = experiment.build()
     finished.start(FINISHED, {})
