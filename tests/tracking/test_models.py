@@ -8,6 +8,7 @@ import mlflow
 import pytest
 import torch
 import yaml
+from kedro.io import AbstractDataset
 from safetensors.torch import load_file, save_file
 
 from before import ARM, EXPERIMENT, RUNNING, SEED_0, SEED_1, unpack
@@ -187,6 +188,24 @@ def test_weights_are_those_of_the_run(client, run, tmp_path):
     found = weights(client, client.get_run(run.info.run_id))
     assert found.keys() == kept.keys()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
+def test_the_dataset_that_logs_weights_keeps_what_they_are_of(client, run, tmp_path):
+    kept = {"a": torch.randn(3, 4)}
+    file = {
+        "type": "lt_pipeline.io.datasets.StateDictDataset",
+        "filepath": str(tmp_path / "model.safetensors"),
+    }
+    logged = {"type": "kedro_mlflow.io.artifacts.MlflowArtifactDataset", "dataset": file}
+    dataset = AbstractDataset.from_config("ce.model", logged)
+    dataset.key, dataset.node = "of this", "ce.finish"
+    dataset.save(kept)
+    dataset.check()
+    assert torch.equal(dataset.load()["a"], kept["a"])
+    assert "model.safetensors" in {f.path for f in client.list_artifacts(run.info.run_id)}
+    dataset.key = "of another"
+    with pytest.raises(UserError, match=r"model.safetensors is of other .* run ce.finish first"):
+        dataset.check()
 
 
 def test_weights_of_earlier_versions_are_in_the_exported_network_bit_by_bit(client, folder):
