@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
         ("ce", "data.imbalance_ratio=1:50", "data.imbalance_ratio: YAML reads 1:50 as 110"),
         ("ce", "training=null", "training: must be a block of parameters, but got null"),
         ("ce", "training.learning_rate=.inf", "training.learning_rate: Input should be a finite"),
-        ("ce", "training.epochs={", "training.epochs: is no YAML"),
+        ("ce", "training.epochs={", "training.epochs={: a bracket is not closed"),
         ("dbm", "K=0.1", "did you mean 'dbm.options.criterion.margin.K'?"),
         ("ce", "method=null", "method: unknown method null: valid: arcface"),
         ("ce", "evaluation.ood=svhn", "evaluation.ood: svhn is not there: no test_32x32.mat; put"),

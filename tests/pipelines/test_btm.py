@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import mlflow
 import pandas as pd
@@ -54,7 +55,7 @@ def runs_of(project):
 
 
 def ran(output, node):
-    return f"Running node: {node}:" in output
+    return re.search(rf"\w · {node.replace('_', ' ')} *$", output, re.MULTILINE) is not None
 
 
 def test_it_ends_with_a_table_and_says_what_the_subsets_are(merged):

@@ -57,16 +57,16 @@ def until(true, seconds=5):
 
 
 def test_short_epochs_go_together_and_long_ones_at_once(server, monkeypatch):
-    monkeypatch.setattr(outbox, "SECONDS_BETWEEN_CALLS", 0.4)
+    monkeypatch.setattr(outbox, "SECONDS_BETWEEN_CALLS", 2.0)
     box = Outbox()
     box.add("a", values(1))
     until(lambda: server.steps == [1])
     for step in (2, 3, 4):
         box.add("a", values(step))
     until(lambda: len(server.sent) == 2)
-    time.sleep(0.5)
+    time.sleep(2.1)
     box.add("a", values(5))
-    until(lambda: len(server.sent) == 3, seconds=0.2)
+    until(lambda: len(server.sent) == 3, seconds=1.5)
     box.add("a", values(6))
     box.training_ends()
     assert server.sent == [("a", [1]), ("a", [2, 3, 4]), ("a", [5]), ("a", [6])]
@@ -80,6 +80,7 @@ def test_runs_and_calls_keep_to_themselves_and_in_order(server):
     box.add("a", values(2400))
     server.down = False
     box.training_ends()
+    until(lambda: len(server.steps) == 2402)  # a busy machine may take longer than it waits
     assert [(run, len(steps)) for run, steps in server.sent] == [
         ("a", 1000), ("a", 1000), ("a", 400), ("b", 1), ("a", 1)
     ]  # fmt: skip
