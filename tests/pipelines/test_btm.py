@@ -227,7 +227,7 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
     assert "btm on more" in output
     assert "more handles imbalance, so its classifier forgets that first" in output
     run = max(runs_of(project), key=lambda run: run.info.start_time)
-    assert run.info.run_name == "btm on more · smoke"
+    assert run.info.run_name.startswith("btm on more · smoke · btm.branches.sets 2 · ")
     assert run.data.params["btm.options.pretrain_options.amplitude"] == "2.0"
     assert {path.stem for path in broken.parent.glob("branch_*")} == {"branch_0", "branch_1"}
     table = pd.read_csv(report_file(project, "stages.csv", folder=folder))

@@ -94,7 +94,7 @@ def test_mlflow_gets_what_the_method_made_of_the_shared_parameters(project):
 def test_a_partial_run_with_other_parameters_is_refused(project):
     project.kedro("--pipelines=dbm", "--env=smoke")
     partial = ("--pipelines=dbm", "--env=smoke", "--nodes=dbm.geometry")
-    assert "dbm.geometry" in project.kedro(*partial)
+    assert "dbm · geometry" in project.kedro(*partial)
     # those of the command line have a folder of their own, where nothing is yet
     code, output = project.run("kedro", "run", *partial, "--params=dbm.options.variant=ce")
     assert code == 1
@@ -105,14 +105,14 @@ def test_a_partial_run_with_other_parameters_is_refused(project):
     code, output = project.run("kedro", "run", *partial)
     assert code == 1
     assert "dbm was run with options.criterion.name = 'balanced_softmax'" in output
-    assert "this partial run says 'cross_entropy'" in output
+    assert "this run says 'cross_entropy'" in output
     assert "Traceback" not in output
     path.write_text("dbm: {training: {epochs: 5}}\n")
     code, output = project.run(
         "kedro", "run", "--pipelines=dbm", "--env=smoke", "--only-missing-outputs"
     )
     assert code == 1
-    assert "training.epochs = 2 and this partial run says 5" in output
+    assert "training.epochs = 2, and this run says 5" in output
 
 
 def test_dqroute_is_deployed_with_its_routing(project):

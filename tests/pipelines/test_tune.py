@@ -42,7 +42,7 @@ def test_a_sweep_through_kedro(project):
     client, runs = runs_of(project)
     (parent,) = [r for r in runs.values() if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs.values() if r is not parent]
-    assert parent.info.run_name == "tune dbm · smoke"
+    assert parent.info.run_name == "tune dbm · smoke · epochs 1"
     assert {r.info.run_id for r in children} == set(trials["mlflow_run"])
     for child in children:
         row = trials.set_index("mlflow_run").loc[child.info.run_id]
