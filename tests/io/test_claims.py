@@ -12,9 +12,10 @@ from lt_pipeline.io.claims import DATA, PLACE, RUNS, Claim, claimed, folders, no
 from lt_pipeline.reports.folders import listed, removed
 
 OTHER = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from lt_pipeline.io.claims import Claim, claimed
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 folder, key = sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None
 with claimed(Path(sys.argv[1]), [Claim(folder, "it", key)], "kedro run --pipelines=ce"):
     print("held", flush=True)
@@ -96,7 +97,7 @@ def test_however_a_run_ends_the_next_can_start(tmp_path, start, how):
         process.communicate("\n")
     else:
         process.send_signal(getattr(signal, how))
-    process.wait()
+    process.wait(timeout=60)
     assert bool(left(tmp_path)) == (how in ("SIGTERM", "SIGKILL"))
     with hold(tmp_path, Claim("runs/smoke/ce", "ce")):
         assert len(left(tmp_path)) == 2
