@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,8 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from lt_pipeline.learning.schema import UnwritableError
+
 LOGGER = logging.getLogger(__name__)
 DATA = "data_prep"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -19,11 +22,23 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 SAYS_ITSELF = re.compile(r"s\d+_")
 
 
+class _RunLog(logging.FileHandler):
+    """A file whose own troubles, as a full disk, are no more than a gap in it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave the record out."""
+
+    def close(self) -> None:
+        """Close the file, whatever of it is still to be written."""
+        with suppress(OSError):
+            super().close()
+
+
 class ConsoleHooks:
     """A line a node, and a file a run."""
 
     def __init__(self) -> None:
-        self.file: logging.FileHandler | None = None
+        self.file: _RunLog | None = None
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -31,8 +46,11 @@ class ConsoleHooks:
         self._close()
         spaces = sorted({(node.namespace or DATA) for node in pipeline.nodes} - {DATA})
         path: Path = catalog.load(f"{(spaces or [DATA])[0]}.log")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = logging.FileHandler(path, "w", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = _RunLog(path, "w", encoding="utf-8")
+        except OSError as error:
+            raise UnwritableError(f"cannot write {path}: {error.strerror or error}") from error
         self.file.setFormatter(logging.Formatter(FORMAT))
         logging.getLogger().addHandler(self.file)
 

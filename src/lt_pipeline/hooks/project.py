@@ -227,7 +227,7 @@ class ProjectHooks:
             seal(catalog, pipeline, data_key(self.data), keys)
             for experiment in self.experiments:
                 name = f"{EVALUATE if self.evaluated else experiment.method}.config"
-                if name in pipeline.inputs():
+                if name in pipeline.inputs() and catalog.exists(name):
                     # trained as it says there, and judged as this run says
                     catalog.save(name, experiment)
 

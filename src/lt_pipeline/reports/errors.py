@@ -12,10 +12,10 @@ from kedro.io import DatasetError
 
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.client import masked
+from lt_pipeline.tracking.store import DATABASE_FULL
 
 # what Linux and SQLite say, by themselves and through MLflow, safetensors and Kedro
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
-DATABASE_FULL = "database or disk is full"
 
 
 def in_one_line(

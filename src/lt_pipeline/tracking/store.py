@@ -20,9 +20,11 @@ from requests import RequestException
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from lt_pipeline.learning.schema import UnreachableError, UserError
+from lt_pipeline.learning.schema import UnreachableError, UnwritableError, UserError
 from lt_pipeline.tracking.client import masked, reason
 
+# what SQLite says, by itself and through MLflow
+DATABASE_FULL = "database or disk is full"
 TIMEOUT_SECONDS = 5
 # making the tables of a new database takes ten seconds on an idle machine
 TABLES_SECONDS = 120
@@ -116,7 +118,14 @@ def unreachable(error: BaseException | None) -> str | None:
     return None
 
 
-def gone(error: BaseException) -> UnreachableError | None:
+def no_space(uri: str) -> UnwritableError:
+    """Return in a line that the disk of the store at ``uri`` is full."""
+    return UnwritableError(
+        f"no space left on device: {masked(uri)} cannot be written; make room and run again"
+    )
+
+
+def gone(error: BaseException) -> UserError | None:
     """Return in a line what to do if the store went away, which led to ``error``, in a run.
 
     The active run is ended, as far as that can be told in seconds.
@@ -128,6 +137,8 @@ def gone(error: BaseException) -> UnreachableError | None:
         while mlflow.active_run():
             with suppress(MlflowException):
                 mlflow.end_run("FAILED")
+    if DATABASE_FULL in why:
+        return no_space(mlflow.get_tracking_uri())
     return UnreachableError(
         f"the MLflow store {masked(mlflow.get_tracking_uri())} does not answer any more ({why}); "
         f"what was trained is kept: once it answers, run the same again, which goes on from there"
@@ -169,6 +180,8 @@ def _said_in_a_line(uri: str) -> Iterator[None]:
         *(OSError, SQLAlchemyError, sqlite3.Error, ImportError, HTTPException, ValueError),
         MlflowException,
     ) as error:
+        if DATABASE_FULL in str(error):
+            raise no_space(uri) from error
         raise UnreachableError(
             f"the MLflow tracking server {masked(uri)} cannot be reached ({reason(error)}); start "
             f"it, or {CHANGE}"
