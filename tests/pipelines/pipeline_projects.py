@@ -13,7 +13,7 @@ from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.datasets import TypedDataset
 from lt_pipeline.io.own_folders import differences, folder
 from lt_pipeline.learning.experiments.experiment import Experiment
-from lt_pipeline.reports.command_line import read
+from lt_pipeline.reports.command_line import read, split
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ class Project:
 def own(params: str, env: str = "smoke") -> str:
     """Return the folder that a run with these ``--params`` writes to."""
     conf = ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
-    return folder(env, differences(read(params.split(",")), conf.as_written()))
+    return folder(env, differences(read(split(params)), conf.as_written()))
 
 
 def copy_project(folder: Path, database: Path | None) -> Project:

@@ -205,14 +205,15 @@ class Doubled(Method):
 
 
 def test_a_new_method_is_one_file_and_one_file_of_parameters(project):
-    (project.folder / "src/lt_pipeline/methods/doubled.py").write_text(TOY)
+    (project.folder / "src/lt_pipeline/learning/methods/doubled.py").write_text(TOY)
     (project.folder / "conf/base/parameters_doubled.yml").write_text("doubled: {}\n")
     output = project.kedro("--pipelines=doubled", "--env=smoke")
     assert "doubled" in output
     assert project.file("06_models", "smoke", "doubled", "model.safetensors").exists()
+    contract = PROJECT / "tests" / "learning" / "methods" / "test_contract.py"
     code, output = project.run(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "doubled"),
-        *(f"--rootdir={project.folder}", str(PROJECT / "tests" / "methods" / "test_contract.py")),
+        *(f"--rootdir={project.folder}", str(contract)),
     )
     assert code == 0, output
     assert "passed" in output

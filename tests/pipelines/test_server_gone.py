@@ -15,12 +15,14 @@ from collections.abc import Iterator
 
 import mlflow
 import pytest
-from pipeline_projects import Project
+from pipeline_projects import Project, own
 
 pytestmark = pytest.mark.slow
 EPOCHS = 40
 RUN = ("kedro", "run", "--pipelines=ce", "--env=smoke")
-LONG = (*RUN, f"--params=training.epochs={EPOCHS}")
+PARAMS = f"training.epochs={EPOCHS}"
+LONG = (*RUN, f"--params={PARAMS}")
+STATE = ("06_models", own(PARAMS), "ce", "progress", "train.pt")
 # how long a run is to be held up, and its last call to be tried
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 
@@ -75,7 +77,7 @@ def server(project: Project) -> Iterator[Server]:
 def begin(server: Server) -> subprocess.Popen[str]:
     """Begin a long run, and wait until it trains."""
     process = server.project.start(*LONG, MLFLOW_TRACKING_URI=server.uri, **QUICK)
-    state = server.project.file("06_models", "smoke", "ce", "progress", "train.pt")
+    state = server.project.file(*STATE)
     while not state.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
@@ -129,7 +131,7 @@ def test_a_run_ends_in_a_line_when_its_server_dies(server):
     (error,) = errors(output)
     assert "does not answer any more" in error
     assert "refused" in error
-    assert server.project.file("06_models", "smoke", "ce", "progress", "train.pt").exists()
+    assert server.project.file(*STATE).exists()
     server.begin()
 
 
