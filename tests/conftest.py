@@ -49,7 +49,8 @@ def no_server_is_left() -> Iterator[None]:
         mlflow = sys.modules["mlflow"]
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri("")
-        os.environ.pop("MLFLOW_REGISTRY_URI", None)
+        for name in ("REGISTRY_URI", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_ID"):
+            os.environ.pop(f"MLFLOW_{name}", None)
 
 
 @pytest.fixture(scope="session")
