@@ -33,6 +33,7 @@ POOL = (
 )
 # texts that are free, and what tests and hooks judge: a new text is one of names unless it is here
 FREE = {
+    "EvaluateConfig.model",
     *("ExperimentConfig.device", "TuneConfig.study", "TuneConfig.address", "TuneConfig.storage"),
     *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "CriterionBase.name"),
     *(

@@ -295,7 +295,7 @@ def test_a_papers_own_difference_stands_below_with_the_seeds_that_it_takes():
     _, rows = table_rows(summary, alone, {ACCURACY: SHOWN}, paired=columns)
     assert rows[-1].cells[-2:] == ["", ""], "the paper has no figure for the other one"
     assert "<td>-0.12<small>[-1.6, <wbr>+1.4]</small></td>" in html_table(["m"], rows)
-    assert "<td>+0.12<small>[-1, +2]</small></td>" in html_table(
+    assert "<td>+0.12<small>[-1, <wbr>+2]</small></td>" in html_table(
         ["m"], [rows[0]._replace(cells=["+0.12 [-1, +2]"])]
     )
 
