@@ -22,13 +22,17 @@ from lt_pipeline.learning.schema import UserError, one_line_errors
 
 # the name under which a file says what it was made of
 MADE_OF = "made_of"
+# the one entry of a safetensors file's metadata: JSON
+ABOUT = "about"
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # one entry: safetensors writes several in any order, and equal content must be equal bytes
+    metadata = {ABOUT: json.dumps(facts, sort_keys=True)} if facts else {}
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
 
@@ -38,9 +42,14 @@ def _load(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _facts(path: Path) -> dict[str, Any]:
+    """Return what a file says of itself beside its tensors."""
     with _opened(path) as file:
-        return file.metadata() or {}
+        said = file.metadata() or {}
+    if ABOUT in said:
+        return dict(json.loads(said[ABOUT]))
+    # of versions before this one
+    return {name: json.loads(text) for name, text in said.items() if name == "class_names"}
 
 
 @contextmanager
@@ -104,7 +113,7 @@ class KeyedDataset(_FileDataset[_In, _Out], Generic[_In, _Out]):
 
 class _TensorsDataset(KeyedDataset[_In, _Out], Generic[_In, _Out]):
     def _said(self) -> str | None:
-        return _metadata(Path(self._filepath)).get(MADE_OF)
+        return _facts(Path(self._filepath)).get(MADE_OF)
 
 
 class StateDictDataset(_TensorsDataset[dict[str, Tensor], dict[str, Tensor]]):
@@ -136,7 +145,7 @@ class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
         self._check(self._said())
         tensors = _load(Path(self._filepath))
         try:
-            names = tuple(json.loads(_metadata(Path(self._filepath))["class_names"]))
+            names = tuple(_facts(Path(self._filepath))["class_names"])
             return ImageSet(tensors["images"], tensors["labels"], names)
         except KeyError as error:
             raise UserError(
@@ -147,8 +156,8 @@ class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
     def save(self, data: ImageSet) -> None:
         """Replace the file."""
         tensors = {"images": data.images, "labels": data.labels}
-        said = {"class_names": json.dumps(data.class_names), **self._made_of()}
-        _save(Path(self._filepath), tensors, said)
+        facts = {"class_names": data.class_names, **self._made_of()}
+        _save(Path(self._filepath), tensors, facts)
 
 
 class TypedDataset(KeyedDataset[Any, Any]):
