@@ -49,6 +49,8 @@ def no_server_is_left() -> Iterator[None]:
         mlflow = sys.modules["mlflow"]
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri("")
+        # what set_experiment leaves, in the module and in the environment
+        sys.modules["mlflow.tracking.fluent"]._active_experiment_id = None
         for name in ("REGISTRY_URI", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_ID"):
             os.environ.pop(f"MLFLOW_{name}", None)
 
