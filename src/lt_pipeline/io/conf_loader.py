@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,11 @@ class ConfLoader(_Renaming):
             raise UserError(" ".join(str(error).split())) from None
 
     def as_written(self) -> dict[str, Any]:
-        """Return the parameters of conf/ without those of the command line."""
+        """Return the parameters of conf/ without those of the command line, read once."""
+        return self._as_written
+
+    @cached_property
+    def _as_written(self) -> dict[str, Any]:
         written: dict[str, Any] = _Renaming(
             conf_source=self.conf_source,
             env=self.env,

@@ -142,10 +142,11 @@ class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
         Raises:
             UserError: if they are of other data than this run's, or the file is of something else.
         """
-        self._check(self._said())
+        facts = _facts(Path(self._filepath))
+        self._check(facts.get(MADE_OF))
         tensors = _load(Path(self._filepath))
         try:
-            names = tuple(_facts(Path(self._filepath))["class_names"])
+            names = tuple(facts["class_names"])
             return ImageSet(tensors["images"], tensors["labels"], names)
         except KeyError as error:
             raise UserError(

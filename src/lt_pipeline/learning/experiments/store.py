@@ -8,7 +8,7 @@ else: not when a default has changed, and not when two keys were alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -48,12 +48,11 @@ def run_key(config: ExperimentConfig, data: DataConfig) -> str:
 
     Known before there are data, and the same however they are judged.
     """
-    decisive = {name: v for name, v in canonical(config).items() if name not in JUDGING}
-    return _digest({**decisive, "data": canonical(data)})[:KEY_DIGITS]
+    return _digest({**_decisive(config, JUDGING), "data": canonical(data)})[:KEY_DIGITS]
 
 
-def _decisive(config: ExperimentConfig) -> Values:
-    return {name: value for name, value in canonical(config).items() if name not in PLACE}
+def _decisive(config: ExperimentConfig, indifferent: Collection[str] = PLACE) -> Values:
+    return {name: value for name, value in canonical(config).items() if name not in indifferent}
 
 
 def _digest(values: Values) -> str:
@@ -163,12 +162,14 @@ class Store:
         """Return where a run is kept, whichever studies it is an arm of."""
         config = experiment.config
         found = self._found(experiment)
-        return found or self.folder / f"{config.method}-{config.seed}-{key(experiment)[:12]}"
+        if found:
+            return found[0]
+        return self.folder / f"{config.method}-{config.seed}-{key(experiment)[:12]}"
 
     def metrics(self, experiment: Experiment) -> dict[str, float] | None:
         """Return the metrics of a run that is finished, else None."""
         found = self._found(experiment)
-        return Kept.read(found / KEPT).metrics if found else None
+        return found[1].metrics if found else None
 
     def keep(self, experiment: Experiment, metrics: Mapping[str, float]) -> None:
         """Keep the metrics of a run, and drop what it would have resumed from."""
@@ -194,10 +195,11 @@ class Store:
         name = f"{found.fingerprint[:16]}-{stage.name}.pt"
         return ResumeFile(self.folder / "shared" / name, found.fingerprint, found.values)
 
-    def _found(self, experiment: Experiment) -> Path | None:
-        """Return the folder of a finished run with the same configuration on the same data."""
+    def _found(self, experiment: Experiment) -> tuple[Path, Kept] | None:
+        """Return folder and file of a finished run of the same configuration on the same data."""
         config = experiment.config
         for path in sorted(self.folder.glob(f"{config.method}-{config.seed}-*/{KEPT}")):
-            if Kept.read(path).is_of(experiment):
-                return path.parent
+            kept = Kept.read(path)
+            if kept.is_of(experiment):
+                return path.parent, kept
         return None
