@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -12,8 +11,6 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments import evaluate as judging
-from lt_pipeline.learning.experiments import geometry as shape
-from lt_pipeline.learning.experiments import ood
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.models.merging import StateDict
@@ -45,25 +42,6 @@ def judge(
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
     return judging.judge_again(Experiment(config, card), weights, validation, test)
-
-
-def geometry(
-    config: ExperimentConfig, card: DataCard, weights: StateDict, test: ImageSet
-) -> tuple[Values, dict[str, Figure]]:
-    """Return numbers by group and pictures of the test images' features."""
-    return shape.geometry(Experiment(config, card), weights, test)
-
-
-def detect(
-    config: ExperimentConfig,
-    card: DataCard,
-    weights: StateDict,
-    train: ImageSet,
-    test: ImageSet,
-    raw_folder: Path,
-) -> tuple[Values, dict[str, Figure]]:
-    """Return what every detector makes of every OOD set, and pictures."""
-    return ood.judge(Experiment(config, card), weights, train, test, raw_folder)
 
 
 def draw(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.evaluate.nodes import detect, draw, geometry, judge, take
+from lt_pipeline.pipelines.evaluate.nodes import draw, judge, take
+from lt_pipeline.pipelines.judging import detect, geometry
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = ("params:evaluate", "params:evaluation", "params:device")

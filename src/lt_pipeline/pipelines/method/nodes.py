@@ -14,8 +14,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.experiments import evaluate as judging
-from lt_pipeline.learning.experiments import geometry as shape
-from lt_pipeline.learning.experiments import ood, run, stages
+from lt_pipeline.learning.experiments import run, stages
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.models.merging import StateDict
@@ -120,25 +119,6 @@ def evaluate(
     experiment = Experiment(config, card)
     found = judging.evaluate(experiment, model, validation, test, finish_report, histories)
     return found[0], judging.first_of_all(found[0]), *found[1:]
-
-
-def geometry(
-    config: ExperimentConfig, card: DataCard, model: StateDict, test: ImageSet
-) -> tuple[Values, dict[str, Figure]]:
-    """Return numbers by group and pictures of the test images' features."""
-    return shape.geometry(Experiment(config, card), model, test)
-
-
-def judge(
-    config: ExperimentConfig,
-    card: DataCard,
-    model: StateDict,
-    train: ImageSet,
-    test: ImageSet,
-    raw_folder: Path,
-) -> tuple[Values, dict[str, Figure]]:
-    """Return what every detector makes of every OOD set, and pictures."""
-    return ood.judge(Experiment(config, card), model, train, test, raw_folder)
 
 
 def draw(

@@ -15,6 +15,7 @@ from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import SHARED
 from lt_pipeline.learning.experiments.run import groups
 from lt_pipeline.learning.methods._base import MethodOptions
+from lt_pipeline.pipelines.judging import detect, geometry
 from lt_pipeline.pipelines.method.nodes import (
     configure,
     deploy,
@@ -22,8 +23,6 @@ from lt_pipeline.pipelines.method.nodes import (
     draw_subsets,
     evaluate,
     finish,
-    geometry,
-    judge,
     judge_stages,
     take_step,
     train_group,
@@ -77,7 +76,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
             tags=EVALUATION,
         ),
         Node(
-            judge,
+            detect,
             inputs=[*known, "model", "train_set", "test_set", "raw_folder"],
             outputs=["ood", "ood_figures"],
             name="ood",
