@@ -167,17 +167,17 @@ def test_true_is_every_set_that_is_known(tmp_path):
     assert {*report["averaged_over"], *report["left_out"]} == set(OOD_SETS)
 
 
-def test_a_folder_of_images_is_a_set_of_at_most_so_many(tmp_path, monkeypatch):
+def test_a_set_is_of_at_most_so_many_images_and_a_made_one_of_fewer(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8)
     (tmp_path / "ood").mkdir()
     np.savez(tmp_path / "ood" / "mine.npz", images=images)
     seen, whole = [], module.look
     monkeypatch.setattr(module, "look", lambda *of: seen.append(tuple(of[1].shape)) or whole(*of))
-    run = Run(tmp_path, ood=("folder:mine", "uniform_noise"), ood_limit=4)
+    run = Run(tmp_path, ood=("folder:mine", "uniform_noise"), ood_limit=4, ood_made=3)
     report, _ = run.judge()
     assert report["averaged_over"] == ["folder:mine", "uniform_noise"]
-    # the test images, four of each set, the mixtures
-    assert seen == [(24, 1, 8, 8), (4, 1, 8, 8), (4, 1, 8, 8), (24, 1, 8, 8)]
+    # the test images, so many of each set, the mixtures
+    assert seen == [(24, 1, 8, 8), (4, 1, 8, 8), (3, 1, 8, 8), (24, 1, 8, 8)]
 
 
 # what is reported

@@ -36,7 +36,8 @@ class InDistribution(NamedTuple):
     """What the sets are made from, and for whom.
 
     ``root`` is the folder of raw data, ``test`` the in-distribution test set and ``source`` the
-    name of its source. At most ``limit`` images of a set are taken, chosen by ``seed``.
+    name of its source. At most ``limit`` images of a set are taken, chosen by ``seed``, and at most
+    ``made`` of one that is made from noise or the test set.
     """
 
     root: Path
@@ -44,6 +45,7 @@ class InDistribution(NamedTuple):
     source: str
     seed: int = 0
     limit: int = 10_000
+    made: int = 10_000
 
     @property
     def wanted(self) -> Wanted:
@@ -197,7 +199,8 @@ def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
     """Return the set that ``make`` makes from test images ``[M, C, H, W]`` and a generator."""
 
     def images(context: InDistribution) -> Tensor:
-        own = context.test.images.cpu()[chosen(len(context.test), context.limit, context.seed)]
+        limit = min(context.limit, context.made)
+        own = context.test.images.cpu()[chosen(len(context.test), limit, context.seed)]
         return make(own, torch.Generator().manual_seed(context.seed))
 
     return images

@@ -70,6 +70,8 @@ class EvaluationConfig(Config):
             all that are known (docs/ood.md), of which those that are not there are left out with a
             line; a set that is named must be there.
         ood_limit: the most images taken of a set.
+        ood_made: the most of one that is made, as noise is: ODIN costs four passes an image, and
+            30,000 images of noise more than a short training.
         detectors: what tells them apart, by name: ``msp``, ``odin``, ``energy``, ``max_logit``,
             ``entropy``, ``gen``, ``knn``, ``nnguide``, ``vim``, ``react``, ``mahalanobis``,
             ``relative_mahalanobis``, or the method's ``own``. The first is what tables show.
@@ -82,6 +84,7 @@ class EvaluationConfig(Config):
     recall_floor: float = Field(default=1e-3, gt=0, lt=1)
     ood: bool | tuple[str, ...] = ("gaussian_noise", "uniform_noise", "permuted_pixels")
     ood_limit: PositiveInt = 10_000
+    ood_made: PositiveInt = 2_000
     detectors: tuple[str, ...] = ("odin", "msp", "energy")
     detector: DetectorConfig = DetectorConfig()
     embedding: NonNegativeInt = 0

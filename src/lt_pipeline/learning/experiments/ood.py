@@ -151,7 +151,8 @@ def _sets(
         if same_images(name, auxiliary)
     }
     names = [name for name in evaluation.ood_names if name not in to_train_on]
-    context = InDistribution(raw_folder, test, data.source, data.seed, evaluation.ood_limit)
+    limits = evaluation.ood_limit, evaluation.ood_made
+    context = InDistribution(raw_folder, test, data.source, data.seed, *limits)
     found, missing = load_ood(names, context)
     return found, {**to_train_on, **missing}
 
