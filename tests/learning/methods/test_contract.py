@@ -25,7 +25,7 @@ from lt_pipeline.learning.engine.trainer import (
     phase_config,
     trained_parameters,
 )
-from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_stages
 from lt_pipeline.learning.experiments.store import Store
@@ -36,14 +36,20 @@ from toys import toy_card, toy_images
 CPU = torch.device("cpu")
 # of the project whose package is tested, which is a copy where a method was dropped in
 CONF = Path(lt_pipeline.__file__).parents[2] / "conf/base"
+# what conf/base makes long and does not make other: fine-tunings that differ in their images only
+SHORT = {"btm": {"branches": {"sets": 2, "epochs": 8}}}
+EPOCHS = 6
 
 
-@pytest.fixture(params=methods.available())
+@pytest.fixture(scope="module", params=methods.available())
 def experiment(request):
-    """Return a function that makes an experiment of the method as conf/base has it."""
-    own = yaml.safe_load((CONF / f"parameters_{request.param}.yml").read_text())
-    given = {"model": {"backbone": "resnet8"}, **own}
-    config = ExperimentConfig.resolve(request.param, given)
+    """Return a function that makes an experiment of the method as conf/base has it, but short."""
+    name = request.param
+    own = yaml.safe_load((CONF / f"parameters_{name}.yml").read_text())
+    short = {name: {"options": SHORT.get(name, {})}}
+    config = ExperimentConfig.resolve(
+        name, merged({"model": {"backbone": "resnet8"}, **own}, short)
+    )
 
     def make(seed=0, training=None):
         mine = {"seed": seed, "device": "cpu", "training": training or TrainingConfig()}
@@ -58,6 +64,18 @@ def create(experiment):
     return lambda seed=0: experiment(seed).build()
 
 
+@pytest.fixture(scope="module")
+def checkpoints(experiment):
+    """Return the checkpoints of all stages, by name: of one training, which tests only read."""
+    return run(experiment(0, training_config(EPOCHS)), toy_images())
+
+
+@pytest.fixture
+def trained(experiment, checkpoints):
+    """Return the finished method of that training, the test's own."""
+    return finished(experiment(0, training_config(EPOCHS)), checkpoints, toy_images())
+
+
 def training_config(epochs, batch_size=32, rate=0.05):
     return TrainingConfig(
         epochs=epochs,
@@ -69,14 +87,11 @@ def training_config(epochs, batch_size=32, rate=0.05):
     )
 
 
-def train(experiment, epochs=2, data=None, rate=0.05):
-    """Train every stage; return the method behind the last one, and the checkpoints."""
-    data = data or toy_images()
-    found = experiment(0, training_config(epochs, min(32, len(data)), rate))
-    checkpoints = run(found, data)
-    method = found.behind(list(checkpoints.values())[-1])
+def finished(experiment, checkpoints, data):
+    """Return the method behind the last stage."""
+    method = experiment.behind(list(checkpoints.values())[-1])
     method.finish(data, data, CPU)
-    return method, checkpoints
+    return method
 
 
 def run(experiment, data):
@@ -87,20 +102,20 @@ def run(experiment, data):
         return run_stages(experiment, experiment.stages, sets, folder, Store(folder))[0]
 
 
-def trained_stages(experiment, epochs):
+def trained_stages(experiment, checkpoints):
     """Yield every stage that learns, as it is after its training: method, phase, a batch of it.
 
     Of branches, which differ in their images only, there is the first.
     """
-    found, data = experiment(0, training_config(epochs)), toy_images()
-    checkpoints, roles = run(found, data), set()
+    found, data = experiment(0, training_config(EPOCHS)), toy_images()
+    roles = set()
     for stage in found.stages:
         if not stage.trains or (stage.role == "branch" and "branch" in roles):
             continue
         roles.add(stage.role)
         method = found.build()
         method.start(stage, {name: checkpoints[name] for name in stage.start})
-        phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
+        phase = {phase.name: phase for phase in method.phases(EPOCHS)}[stage.name]
         method.load_state_dict(checkpoints[stage.name])
         seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
         yield method, phase, one_batch(method, phase, seen, found.config.training)
@@ -152,8 +167,8 @@ def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create)
     assert set(subsets) == {stage.name for stage in stages if stage.subset and stage.trains}
 
 
-def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(experiment, create):
-    method, checkpoints = create(), train(experiment, epochs=1)[1]
+def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create, checkpoints):
+    method = create()
     last = [stage for stage in method.stages(method.options) if stage.trains][-1]
     method.start(last, {name: checkpoints[name] for name in last.start})
     method.requires_grad_(True).train()
@@ -177,9 +192,8 @@ def test_what_the_criterion_follows_and_notes_is_said(create):
     assert ("criterion/followed" in method.follow()) == on_criterion
 
 
-def test_scores_do_not_depend_on_the_batch(experiment):
-    method, _ = train(experiment, epochs=1)
-    method.eval()
+def test_scores_do_not_depend_on_the_batch(trained):
+    method = trained.eval()
     images = toy_images().images[:6]
     with torch.no_grad():
         together = method.score(images)
@@ -192,13 +206,14 @@ def test_scores_do_not_depend_on_the_batch(experiment):
     assert torch.isfinite(likeness).all()
 
 
-def test_the_same_seed_gives_the_same_checkpoints(experiment):
-    (_, one), (_, two) = (train(experiment) for _ in range(2))
-    assert all(torch.equal(one[s][name], two[s][name]) for s in one for name in one[s])
+def test_the_same_seed_gives_the_same_checkpoints(experiment, checkpoints):
+    again = run(experiment(0, training_config(EPOCHS)), toy_images())
+    assert again.keys() == checkpoints.keys()
+    for stage, state in checkpoints.items():
+        assert all(torch.equal(again[stage][name], value) for name, value in state.items())
 
 
-def test_a_checkpoint_is_the_whole_state(experiment):
-    _, checkpoints = train(experiment)
+def test_a_checkpoint_is_the_whole_state(experiment, checkpoints):
     images = toy_images().images[:8]
     for stage, state in checkpoints.items():
         method, other = (experiment(seed).behind(state, stage).eval() for seed in (0, 5))
@@ -206,9 +221,8 @@ def test_a_checkpoint_is_the_whole_state(experiment):
             assert torch.equal(method.score(images), other.score(images))
 
 
-def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment):
-    method, _ = train(experiment)
-    method.eval()
+def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment, trained):
+    method = trained.eval()
     images = toy_images().images[:8]
     with torch.no_grad():
         before = method.score(images)
@@ -220,18 +234,17 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment):
 
 def test_it_learns_32_images_by_heart(experiment):
     data = toy_images((8, 8, 8, 8))
-    method, _ = train(experiment, epochs=40, data=data, rate=0.1)
-    method.eval()
+    found = experiment(0, training_config(40, len(data), rate=0.1))
+    method = finished(found, run(found, data), data).eval()
     with torch.no_grad():
         assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
 
 
-def test_diagnosing_leaves_the_method_as_it_was(experiment):
-    method, _ = train(experiment)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    for values in method.diagnose(toy_images(), toy_images(seed=2), CPU).values():
+def test_diagnosing_leaves_the_method_as_it_was(trained):
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    for values in trained.diagnose(toy_images(), toy_images(seed=2), CPU).values():
         assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
 def gradients(method, phase, made, precision):
@@ -262,16 +275,16 @@ def worst_cosine(stages):
     return min(worst.items(), key=lambda item: item[1])
 
 
-def test_every_term_of_a_trained_network_survives_bfloat16(experiment):
+def test_every_term_of_a_trained_network_survives_bfloat16(experiment, checkpoints):
     """A term that does not says so by ``needs_float32``: see what becomes of MORE's without."""
-    term, cosine = worst_cosine(trained_stages(experiment, epochs=6))
+    term, cosine = worst_cosine(trained_stages(experiment, checkpoints))
     assert cosine > 0.99, term
 
 
 @pytest.mark.parametrize("experiment", ["more"], indirect=True)
-def test_the_rebalancing_term_would_not_survive_it(experiment, monkeypatch):
+def test_the_rebalancing_term_would_not_survive_it(experiment, checkpoints, monkeypatch):
     monkeypatch.setattr(methods.get("more"), "needs_float32", False)
-    term, cosine = worst_cosine(trained_stages(experiment, epochs=6))
+    term, cosine = worst_cosine(trained_stages(experiment, checkpoints))
     assert cosine < 0.9
     assert term == "train rebalancing"
 
