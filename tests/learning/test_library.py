@@ -24,6 +24,15 @@ FOUND = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MU
 SECTIONS = {name: text for name, text in FOUND if "```python" in text}
 RUN, DATA = Path("data/06_models/smoke/ce"), Path("data/03_primary/smoke")
 PLUMBING = {"kedro", "mlflow", "dvc", "optuna", "ray"}
+# all below what is drawn: methods and what they stand on
+BASE = """
+from importlib import import_module
+from pkgutil import iter_modules
+for room in ("data", "engine", "losses", "methods", "models", "transforms"):
+    package = import_module(f"lt_pipeline.learning.{room}")
+    for module in iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+"""
 LARGE = PLUMBING | {"torch", "matplotlib", "pandas", "pydantic"}
 
 
@@ -84,6 +93,7 @@ def test_no_name_hides_a_module():
         ("import lt_pipeline.learning", LARGE),
         ("from lt_pipeline.learning import LongTail, class_balanced", PLUMBING | {"matplotlib"}),
         ("from lt_pipeline.learning import *", PLUMBING),
+        (BASE, PLUMBING | {"matplotlib"}),
     ],
 )
 def test_an_import_brings_no_more_than_it_needs(code, absent):

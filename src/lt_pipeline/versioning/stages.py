@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.figures import methods as pictures
 from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import REGISTRY
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -162,6 +164,8 @@ class View:
         roots |= {
             f"{PACKAGE}.learning.methods.{name}" for name in blocks & set(methods.available())
         }
+        drawn = {module.name for module in iter_modules(pictures.__path__)}
+        roots |= {f"{pictures.__name__}.{name}" for name in blocks & drawn}
         return {f"src/{file}" for file in rests_on(roots, LEAVES, NOT_CODE)}
 
     def _parameters(self, needed: set[str]) -> list[dict[str, list[str]]]:

@@ -15,7 +15,6 @@ from lt_pipeline.learning.evaluation.metrics.classification import class_table
 from lt_pipeline.learning.figures.distribution import class_distribution
 from lt_pipeline.learning.figures.evaluation import (
     confusion,
-    logit_shift_by_group,
     recall_by_class,
     reliability_diagram,
 )
@@ -204,17 +203,6 @@ def test_the_reliability_diagram_says_the_error():
     # (1 * 10 % + 3 * 10 %) / 4
     assert "expected calibration error 10.0 %" in texts(figure)
     assert [b.get_height() for b in bars(figure)] == [50, 100]
-    assert is_png(figure)
-
-
-def test_the_logit_shift_has_a_bar_a_group():
-    shift = {"many": 0.007, "medium": 0.3, "few": 123.4}
-    figure = logit_shift_by_group(shift, {"many": 0, "medium": 0.1, "few": 0.25}, "x")
-    assert [b.get_height() for b in bars(figure)] == list(shift.values())
-    assert {"0.00700", "0.300", "123"} <= set(texts(figure).splitlines()), "three digits each"
-    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert names == ["many\n0.0 %", "medium\n10.0 %", "few\n25.0 %"]
-    assert GROUP_COLOURS.keys() == {"many", "medium", "few"}
     assert is_png(figure)
 
 

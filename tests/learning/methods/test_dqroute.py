@@ -11,6 +11,7 @@ from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.trainer import fit
+from lt_pipeline.learning.figures.methods import draw
 from lt_pipeline.learning.losses import routing
 from lt_pipeline.learning.methods.dqroute import EXPERTS, DQRoute, DqrouteOptions
 from lt_pipeline.learning.models.network import ModelConfig
@@ -491,7 +492,7 @@ def test_the_weights_over_training_are_kept_for_the_pictures():
     followed = [point["value"] for point in history["difficulty/effective_classes"]]
     assert effective[13] == pytest.approx(followed[0])
     report = {"series": series, "diagnostics": method.diagnose(toy_images(), toy_images(), CPU)}
-    drawn = DQRoute.draw(report, method.card.longtail, "dqroute")
+    drawn = draw("dqroute", report, method.card.longtail, "dqroute")
     (correlation,) = series["size_correlation"]
     followed = [point["value"] for point in history["difficulty/size_correlation"]]
     assert [correlation[place] for place in (11, 13, 25, 38)] == pytest.approx([0, *followed[:3]])
@@ -634,7 +635,7 @@ def test_one_expert_is_a_network_of_its_own_with_the_class_weights():
     assert method.notes()[0] == "one expert has all classes"
     diagnosed = method.diagnose(toy_images(), toy_images(seed=3), CPU)
     report = {"series": method.series(), "diagnostics": diagnosed}
-    assert "routing" in DQRoute.draw(report, method.card.longtail, "dqroute")
+    assert "routing" in draw("dqroute", report, method.card.longtail, "dqroute")
     assert method.remarks(diagnosed) == []
 
 

@@ -11,6 +11,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.figures.methods import draw
 from lt_pipeline.learning.methods.lgla import LGLA, SNAPSHOTS, LglaOptions
 from lt_pipeline.learning.models.network import ModelConfig, parameter_count
 from toys import toy_card, toy_images
@@ -127,7 +128,8 @@ def test_energies_by_class_are_followed_over_the_run():
     # many > 15: classes 1 and 3
     last = history["ambiguity/energy_many"][-1]["value"]
     assert last == pytest.approx((series[-1, 1] + series[-1, 3]).item() / 2, rel=1e-5)
-    assert set(method.draw({"series": method.series()}, method.card.longtail, "t")) == {"energy"}
+    report = {"series": method.series()}
+    assert set(draw("lgla", report, method.card.longtail, "t")) == {"energy"}
 
 
 def test_the_followed_energy_is_equation_8_at_tau():

@@ -27,6 +27,7 @@ from lt_pipeline.learning.evaluation.metrics.classification import (
 )
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
+from lt_pipeline.learning.figures import methods as of_method
 from lt_pipeline.learning.figures.training import training_curves
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
@@ -144,7 +145,7 @@ def draw(
     reported = float(matrix.trace() / matrix.sum())
     drawn = {
         "training_curves": training_curves(line_of(trained, histories), title, reported),
-        **experiment.kind.draw(finish_report, longtail, title),
+        **of_method.draw(experiment.config.method, finish_report, longtail, title),
     }
     judged = draw_judged(experiment, table, confusion, reliability_bins)
     return judged | {f"{name}.png": figure for name, figure in drawn.items()}

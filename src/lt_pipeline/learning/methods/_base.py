@@ -6,12 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
@@ -311,15 +309,6 @@ class Method(Classifier):
     def remarks(self, diagnosed: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Return more notes: of what ``diagnose`` returned."""
         return []
-
-    @classmethod
-    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the pictures that only this method has, by name.
-
-        ``report`` holds what ``diagnose`` and ``series`` returned, under ``diagnostics`` and
-        ``series``.
-        """
-        return {}
 
     def fold(self) -> None:
         """Drop what was for training only; ``score`` must not change."""

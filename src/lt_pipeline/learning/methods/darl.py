@@ -7,19 +7,16 @@ ambiguous an image is to an expert scales the adjustment of its logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.phase import Phase
-from lt_pipeline.learning.figures.ambiguity import calibration_by_class
 from lt_pipeline.learning.losses import ambiguity as losses
 from lt_pipeline.learning.losses.ambiguity import Ambiguity
 from lt_pipeline.learning.losses.functional import at_least_float32
@@ -238,15 +235,6 @@ class DARL(LGLA):
     def step_prior(self) -> Tensor:
         """Return the expected share of every class among a step's labels, float64 ``[C]``."""
         return torch.stack([weight * prior for weight, prior in self.part_priors().values()]).sum(0)
-
-    @classmethod
-    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the pictures of energy and calibration factor over training."""
-        excess = report["series"]["weight_above_1"]
-        return {
-            **super().draw(report, longtail, title),
-            "calibration_factor": calibration_by_class(excess, longtail, title),
-        }
 
 
 def _imbalance(prior: Tensor) -> str:

@@ -8,26 +8,18 @@ how few images they have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
-from lt_pipeline.learning.figures.routing import (
-    class_weights,
-    effective_classes,
-    routing_by_group,
-    size_correlation,
-)
 from lt_pipeline.learning.losses import routing
 from lt_pipeline.learning.losses.criteria import weighted
 from lt_pipeline.learning.losses.functional import at_least_float32
@@ -299,20 +291,6 @@ class DQRoute(ExpertMethod):
             "class_weight": self.weight_history.tolist(),
             "effective_classes": [self.effective_history.tolist()],
             "size_correlation": [self.correlation_history.tolist()],
-        }
-
-    @classmethod
-    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the pictures of weights and difficulty over training, and of routing by group."""
-        found, series = report["diagnostics"], report["series"]
-        shares = {name: found[f"routing_{name}"] for name in EXPERTS if f"routing_{name}" in found}
-        return {
-            "class_weights": class_weights(series["class_weight"], longtail, title),
-            "effective_classes": effective_classes(
-                series["effective_classes"][0], longtail.classes, title
-            ),
-            "size_correlation": size_correlation(series["size_correlation"][0], title),
-            "routing": routing_by_group(shares, title),
         }
 
     def notes(self) -> list[str]:

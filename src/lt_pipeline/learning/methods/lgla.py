@@ -7,22 +7,17 @@ it is further from its class than others of its group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
-from lt_pipeline.learning.figures.ambiguity import energy_by_group
 from lt_pipeline.learning.losses import local_global as losses
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.losses.config import CrossEntropyConfig
@@ -166,14 +161,6 @@ class LGLA(ExpertMethod):
         """Return energy and E_hat - 1 by class over the run, each ``[S][C]``."""
         energies, excess = self.ambiguity.tolist()
         return {"energy": energies, "weight_above_1": excess}
-
-    @classmethod
-    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the picture of the energy by group over training."""
-        energies = torch.tensor(report["series"]["energy"])
-        by = {name: energies[:, members].mean(1) for name, members in longtail.groups.items()}
-        groups = {name: values.tolist() for name, values in by.items()}
-        return {"energy": energy_by_group(groups, title, "mean energy E(z), logits")}
 
     def diagnose(
         self, train: ImageSet, test: ImageSet, device: torch.device

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +29,6 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
     discrepancy_by_group,
     logit_shift,
 )
-from lt_pipeline.learning.figures.evaluation import logit_shift_by_group
 from lt_pipeline.learning.losses.config import CriterionConfig, LogitAdjustmentConfig
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
@@ -191,13 +189,6 @@ class More(Method):
             "discrepancy": discrepancy_by_group(full, general, test.labels, longtail),
             "changed_predictions": changed_predictions(full, general, test.labels, longtail),
         }
-
-    @classmethod
-    def draw(cls, report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
-        """Return the picture of table 4, with the share of predictions that change."""
-        found = report["diagnostics"]
-        shift, changed = found["logit_shift"], found["changed_predictions"]
-        return {"logit_shift": logit_shift_by_group(shift, changed, title)}
 
     def fold(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""

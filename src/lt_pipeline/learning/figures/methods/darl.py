@@ -1,48 +1,28 @@
-"""How ambiguous images are to a network while it trains (DARL, figures 3 and 5)."""
+"""How ambiguous images are to the experts while they train (DARL, figures 3 and 5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import bar_width, by_count, class_axis
-from lt_pipeline.learning.figures.study import COLOURS
-from lt_pipeline.learning.figures.style import GROUP_COLOURS, legend_above, new_figure, plain
+from lt_pipeline.learning.figures.methods import lgla
+from lt_pipeline.learning.figures.style import GROUP_COLOURS, legend_above, plain
 from lt_pipeline.learning.schema import UserError
 
 MOMENTS = (0.0, 0.25, 0.5, 1.0)  # figure 5's, as shares of the run
 
 
-def energy_by_group(history: Mapping[str, Sequence[float]], title: str, label: str) -> Figure:
-    """Draw a value of each group over the run, as the mean energy (DARL, figure 3).
-
-    ``history`` is {group: values at equally spaced points, from the start to the end of training},
-    groups being many, medium, few and all; ``label`` names the value. A nan leaves a gap.
-
-    Raises:
-        UserError: when no group has a value.
-    """
-    if not any(history.values()):
-        raise UserError("history must have at least one group with a value, but has none")
-    figure, axes = new_figure(f"Ambiguity over training: {title}", width=7, pad=26)
-    for group, values in history.items():
-        axes.plot(
-            [100 * place / max(len(values) - 1, 1) for place in range(len(values))],
-            values,
-            color=COLOURS[group],
-            marker="." if len(values) < 30 else None,
-            linestyle="--" if group == "all" else "-",
-            label=group,
-        )
-    axes.set_xlabel("training done, %")
-    axes.set_xlim(0, 100)
-    axes.set_ylabel(label)
-    legend_above(axes)
-    return figure
+def draw(report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
+    """Return the pictures of energy and calibration factor over training."""
+    excess = report["series"]["weight_above_1"]
+    factor = calibration_by_class(excess, longtail, title)
+    return {**lgla.draw(report, longtail, title), "calibration_factor": factor}
 
 
 def calibration_by_class(

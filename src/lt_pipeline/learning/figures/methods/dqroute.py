@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -10,6 +11,21 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import by_count
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, legend_above, new_figure
+
+ROUTING = "routing_"
+
+
+def draw(report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
+    """Return the pictures of weights and difficulty over training, and of routing by group."""
+    found, series = report["diagnostics"], report["series"]
+    shares = {n.removeprefix(ROUTING): v for n, v in found.items() if n.startswith(ROUTING)}
+    (effective,), (correlation,) = series["effective_classes"], series["size_correlation"]
+    return {
+        "class_weights": class_weights(series["class_weight"], longtail, title),
+        "effective_classes": effective_classes(effective, longtail.classes, title),
+        "size_correlation": size_correlation(correlation, title),
+        "routing": routing_by_group(shares, title),
+    }
 
 
 def class_weights(history: Sequence[Sequence[float]], longtail: LongTail, title: str) -> Figure:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lt_pipeline.learning.data.longtail import LongTail
-from lt_pipeline.learning.figures.routing import (
+from lt_pipeline.learning.figures.methods.dqroute import (
     class_weights,
     effective_classes,
     routing_by_group,
