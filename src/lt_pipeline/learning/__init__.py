@@ -31,12 +31,13 @@ _NAMES = {
     "evaluation.metrics.ood": ("ood_report",),
     "experiments.config": ("ExperimentConfig",),
     "experiments.experiment": ("Experiment", "load_finished"),
-    "losses.config": (
-        *("BalancedContrastiveConfig", "BalancedSoftmaxConfig", "ClassBalancedConfig"),
-        *("CrossEntropyConfig", "DifficultyBalancedConfig", "FocalConfig", "GeometricMeanConfig"),
-        *("LabelAwareSmoothingConfig", "LogitAdjustmentConfig"),
+    "losses.contrastive": ("BalancedContrastiveConfig",),
+    "losses.criteria": (
+        *("BalancedSoftmaxConfig", "ClassBalancedConfig", "Criterion", "CrossEntropyConfig"),
+        *("FocalConfig", "Head", "LogitAdjustmentConfig", "Outputs"),
     ),
-    "losses.criteria": ("Criterion", "Head", "Outputs"),
+    "losses.decoupled": ("GeometricMeanConfig", "LabelAwareSmoothingConfig"),
+    "losses.difficulty": ("DifficultyBalancedConfig",),
     "losses.functional": (
         *("balanced_softmax", "class_balanced_weight", "cross_entropy", "focal"),
         *("logit_adjusted", "weighted_cross_entropy"),

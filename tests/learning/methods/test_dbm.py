@@ -10,7 +10,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.losses import functional as losses
-from lt_pipeline.learning.losses.config import BalancedSoftmaxConfig
+from lt_pipeline.learning.losses.criteria import BalancedSoftmaxConfig
 from lt_pipeline.learning.losses.margins import DbmConfig
 from lt_pipeline.learning.methods.bcl import BalancedContrastiveLearning
 from lt_pipeline.learning.methods.dbm import DbmOptions, DifficultyAwareBalancingMargin

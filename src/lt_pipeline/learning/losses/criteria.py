@@ -1,28 +1,22 @@
 """Criteria: a loss bound to a class distribution and a head, to compose with any method.
 
-A criterion is a loss, a margin in front of it or none, and what it asks of the forward pass.
+A criterion is a loss, a margin in front of it or none, and what it asks of the forward pass; its
+parameters stand beside it, in a class that says the criterion it is of.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.losses import functional as losses
-from lt_pipeline.learning.losses.difficulty import SizeCorrelation, with_group
-
-if TYPE_CHECKING:
-    from lt_pipeline.learning.losses.config import (
-        BalancedContrastiveConfig,
-        ClassBalancedConfig,
-        DifficultyBalancedConfig,
-        FocalConfig,
-    )
+from lt_pipeline.learning.losses.margins import MarginConfig
+from lt_pipeline.learning.schema import Config, UserError
 
 
 @dataclass(frozen=True)
@@ -103,6 +97,59 @@ class Criterion(nn.Module):
         return []
 
 
+class CriterionBase(Config):
+    """What all criteria can be told: a margin in front of the loss.
+
+    ``kind`` is the class that is bound to a distribution and a head.
+    """
+
+    kind: ClassVar[type[Criterion]] = Criterion
+    name: str
+    margin: MarginConfig | None = None
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether the criterion must be told of a hold-out after every epoch."""
+        return False
+
+    def build(self, longtail: LongTail, head: Head) -> Criterion:
+        """Return the criterion for the classes of ``longtail`` and a classifier ``head``.
+
+        Raises:
+            UserError: if there is a margin and the head is not a cosine head.
+        """
+        return self.kind(self, longtail, head)
+
+    def build_margin(self, longtail: LongTail, head: Head) -> nn.Module | None:
+        """Return the margin, or None.
+
+        Raises:
+            UserError: if there is a margin and the head is not a cosine head.
+        """
+        self.check_head(head.scale is not None)
+        if self.margin is None or head.scale is None:
+            return None
+        return self.margin.build(longtail, head.scale)
+
+    def check_head(self, cosine: bool) -> None:
+        """Refuse a margin without a cosine head.
+
+        Raises:
+            UserError: saying what to set.
+        """
+        if self.margin is not None and not cosine:
+            raise UserError(
+                f"the margin {self.margin.name!r} is of angles and needs model.head = cosine, "
+                f"but it is linear"
+            )
+
+
+class CrossEntropyConfig(CriterionBase):
+    """Plain cross-entropy."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
 class ClassBalanced(Criterion):
     """Cross-entropy weighted by the effective number of samples (Cui et al. 2019)."""
 
@@ -128,6 +175,23 @@ class ClassBalanced(Criterion):
         return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
 
 
+class ClassBalancedConfig(CriterionBase):
+    """Class-balanced cross-entropy.
+
+    Attributes:
+        beta: in [0, 1); 0 is no weighting.
+        start: share of the epochs before which there is no weighting: deferred re-weighting.
+        weighted_mean: divide a batch's loss by its weights, as the released codes of LDAM and DBM
+            do; else by its images, and batches of frequent classes hardly count.
+    """
+
+    kind = ClassBalanced
+    name: Literal["class_balanced"] = "class_balanced"
+    beta: float = Field(default=0.9999, ge=0, lt=1)
+    start: float = Field(default=0.0, ge=0, lt=1)
+    weighted_mean: bool = True
+
+
 class LogitAdjusted(Criterion):
     """Cross-entropy of logits shifted by tau * log prior (Menon et al. 2021)."""
 
@@ -141,12 +205,27 @@ class LogitAdjusted(Criterion):
         return losses.logit_adjusted(logits, labels, self.log_prior, self.config.tau)
 
 
+class LogitAdjustmentConfig(CriterionBase):
+    """Logit adjustment; tau = 0 is plain cross-entropy."""
+
+    kind = LogitAdjusted
+    name: Literal["logit_adjustment"] = "logit_adjustment"
+    tau: NonNegativeFloat = 1.0
+
+
 class BalancedSoftmax(LogitAdjusted):
     """Softmax with every class weighted by its share of the images (Ren et al. 2020)."""
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every image, ``[B]``."""
         return losses.balanced_softmax(logits, labels, self.log_prior)
+
+
+class BalancedSoftmaxConfig(CriterionBase):
+    """Balanced softmax."""
+
+    kind = BalancedSoftmax
+    name: Literal["balanced_softmax"] = "balanced_softmax"
 
 
 class Focal(Criterion):
@@ -164,127 +243,20 @@ class Focal(Criterion):
         return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
 
 
-class DifficultyBalanced(Criterion):
-    """Cross-entropy weighted by how often each class is still wrong (Sinha et al. 2020)."""
+class FocalConfig(CriterionBase):
+    """Focal loss.
 
-    def __init__(self, config: DifficultyBalancedConfig, longtail: LongTail, head: Head) -> None:
-        super().__init__(config, longtail, head)
-        for name in ("correct", "seen", "accuracy"):
-            self.register_buffer(name, torch.zeros(longtail.classes))
-        self.register_buffer("known", torch.zeros(longtail.classes, dtype=torch.bool))
-        self.register_buffer("class_weight", torch.ones(longtail.classes))
-        self.register_buffer("group", longtail.group_places, persistent=False)
-        self.size_correlation = SizeCorrelation(longtail, warns=not config.wants_validation)
-        self.correct: Tensor
-        self.seen: Tensor
-        self.accuracy: Tensor
-        self.known: Tensor
-        self.class_weight: Tensor
-        self.group: Tensor
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``, and count what was right."""
-        loss = super().forward(logits, labels)
-        if self.training and not self.config.wants_validation:
-            self._count(logits, labels)
-        return loss
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every image, ``[B]``."""
-        loss = losses.cross_entropy(logits, labels)
-        return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
-
-    def observe(self, logits: Tensor, labels: Tensor) -> None:
-        """Count what of the hold-out is right; ``logits`` ``[N, C]``, ``labels`` ``[N]``."""
-        self._count(logits.to(self.seen.device), labels.to(self.seen.device))
-
-    def end_epoch(self) -> None:
-        """Set the weights of the next epoch; the first has none before and weights all alike.
-
-        On a hold-out, a class's accuracy is shrunk towards its group's. A class of which nothing
-        was seen keeps the accuracy it had; one of which nothing was ever known is taken for as
-        hard as the others on average.
-        """
-        if not self.seen.any():
-            return
-        shrinkage = self.config.shrinkage if self.config.wants_validation else 0.0
-        sums = torch.stack([self.seen, self.correct])
-        images, right = with_group(sums, self.group, shrinkage)
-        seen = images > 0
-        self.accuracy.copy_(torch.where(seen, right / images.where(seen, 1.0), self.accuracy))
-        self.known |= seen
-        self.class_weight.copy_(
-            losses.difficulty_weight(self.accuracy, self.known, self.config.tau)
-        )
-        self.size_correlation.update(self.class_weight)
-        self.correct.zero_()
-        self.seen.zero_()
-
-    def follow(self) -> dict[str, float]:
-        """Return the rank correlation of difficulty and class size."""
-        return {"difficulty/size_correlation": float(self.size_correlation.value)}
-
-    def notes(self) -> list[str]:
-        """Say where that correlation turned its sign."""
-        return self.size_correlation.notes()
-
-    @torch.no_grad()
-    def _count(self, logits: Tensor, labels: Tensor) -> None:
-        right = (logits.argmax(1) == labels).to(self.seen.dtype)
-        self.correct.index_add_(0, labels, right)
-        self.seen.index_add_(0, labels, torch.ones_like(right))
-
-
-class BalancedContrastive(LogitAdjusted):
-    """Logit adjustment on the images and a balanced contrast of two views (Zhu et al. 2022).
-
-    The classifier's weights are the class prototypes; features and prototypes go through
-    projection heads of their own, which are for training only.
+    Attributes:
+        gamma: 0 is cross-entropy.
+        beta: above 0 weights the classes as ``class_balanced`` does, in front of the focal loss.
+        weighted_mean: divide a batch's loss by its weights; else by its images, as LDAM's code.
     """
 
-    views: ClassVar[int] = 2
-    needs_features: ClassVar[bool] = True
-
-    def __init__(self, config: BalancedContrastiveConfig, longtail: LongTail, head: Head) -> None:
-        super().__init__(config, longtail, head)
-        self.project = projection(head.features, config.hidden, config.width)
-        self.project_centres = projection(head.features, config.hidden, config.width)
-
-    def terms(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
-        """Return the classification and the contrastive term, weighted, scalars.
-
-        The images' own projections are in the projection's batch, as in the released code, but
-        not in the contrast.
-
-        Raises:
-            ValueError: without features and centres.
-        """
-        if outputs.features is None or outputs.centres is None:
-            raise ValueError("balanced_contrastive needs the features of two views and the centres")
-        views, images, width = outputs.features.shape
-        projections = self.project(outputs.features.reshape(views * images, width))
-        with torch.autocast(projections.device.type, enabled=False):
-            unit = F.normalize(losses.at_least_float32(projections), dim=1)
-            contrast = losses.balanced_contrastive(
-                unit.view(views, images, -1)[1:],
-                labels,
-                F.normalize(self.project_centres(losses.at_least_float32(outputs.centres)), dim=1),
-                self.config.temperature,
-            )
-        return {
-            "classification": self.config.classification * self(outputs.logits, labels).mean(),
-            "contrast": self.config.contrast * contrast.mean(),
-        }
-
-
-def projection(features: int, hidden: int, width: int) -> nn.Module:
-    """Return the two-layer head ``[N, features]`` -> ``[N, width]`` that contrast is made in."""
-    return nn.Sequential(
-        nn.Linear(features, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, width),
-    )
+    kind = Focal
+    name: Literal["focal"] = "focal"
+    gamma: NonNegativeFloat = 2.0
+    beta: float = Field(default=0.0, ge=0, lt=1)
+    weighted_mean: bool = True
 
 
 def weighted(loss: Tensor, weight: Tensor, *, mean: bool) -> Tensor:

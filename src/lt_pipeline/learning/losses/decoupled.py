@@ -8,18 +8,24 @@ long-tailed learning (GML, CVPR 2023).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.losses import functional as losses
-from lt_pipeline.learning.losses.criteria import Criterion, Head, LogitAdjusted, weighted
-
-if TYPE_CHECKING:
-    from lt_pipeline.learning.losses.config import LabelAwareSmoothingConfig
+from lt_pipeline.learning.losses.criteria import (
+    Criterion,
+    CriterionBase,
+    Head,
+    LogitAdjusted,
+    weighted,
+)
+from lt_pipeline.learning.schema import UserError
 
 Shape = Literal["concave", "linear", "convex", "exponential"]
 
@@ -117,6 +123,36 @@ class LabelAwareSmoothing(Criterion):
         return label_aware_smoothing(logits, labels, self.smoothing)
 
 
+class LabelAwareSmoothingConfig(CriterionBase):
+    """Label-aware smoothing; head = tail = 0 is plain cross-entropy.
+
+    Attributes:
+        head: smoothing of the class with most images; 0.4 and a tail of 0.1 are MiSLAS's for
+            CIFAR-100-LT at an imbalance ratio of 100.
+        tail: smoothing of the class with fewest, at most ``head``.
+        shape: how it rises between them, over the number of images.
+        power: of the exponential shape; 1 is linear.
+    """
+
+    symbols: ClassVar[Mapping[str, str]] = {"epsilon_1": "head", "epsilon_K": "tail"}
+
+    kind = LabelAwareSmoothing
+    name: Literal["label_aware_smoothing"] = "label_aware_smoothing"
+    head: float = Field(default=0.4, ge=0, lt=1)
+    tail: float = Field(default=0.1, ge=0, lt=1)
+    shape: Shape = "concave"
+    power: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _head_most(self) -> Self:
+        if self.tail > self.head:
+            raise UserError(
+                f"head must be >= tail, as frequent classes are smoothed most, but got head "
+                f"{self.head} and tail {self.tail}"
+            )
+        return self
+
+
 class GeometricMean(LogitAdjusted):
     """Minus the log of the geometric mean of a batch's recall by class, softened, or its p-mean."""
 
@@ -125,3 +161,19 @@ class GeometricMean(LogitAdjusted):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the images' shares of the batch's loss, which is their mean, ``[B]``."""
         return geometric_mean(logits, labels, self.log_prior, self.config.tau, self.config.p)
+
+
+class GeometricMeanConfig(CriterionBase):
+    """Geometric mean loss, of a whole batch; it wants batches with several images of a class.
+
+    Attributes:
+        tau: of the log prior in the softmax; 1 is the balanced softmax, 0 the plain one.
+        p: exponent of the mean over classes; 1 is the geometric mean of their recalls, as BTM's
+            repository has it, and the larger it is, the more the worst class counts.
+    """
+
+    kind = GeometricMean
+    name: Literal["geometric_mean"] = "geometric_mean"
+    tau: NonNegativeFloat = 1.0
+    # below 1 the classes that are nearly right would weigh most
+    p: float = Field(default=1.0, ge=1)

@@ -1,13 +1,17 @@
-"""What all weights by class difficulty share, wherever the difficulty is measured."""
+"""Weights by class difficulty, wherever it is measured, and the criterion that has them."""
 
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
+from lt_pipeline.learning.losses import functional as losses
+from lt_pipeline.learning.losses.criteria import Criterion, CriterionBase, Head, weighted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,3 +80,100 @@ class SizeCorrelation(nn.Module):
             f"their images are learned by heart or weigh more; difficulty: validation measures on "
             f"a hold-out"
         ]
+
+
+class DifficultyBalanced(Criterion):
+    """Cross-entropy weighted by how often each class is still wrong (Sinha et al. 2020)."""
+
+    def __init__(self, config: DifficultyBalancedConfig, longtail: LongTail, head: Head) -> None:
+        super().__init__(config, longtail, head)
+        for name in ("correct", "seen", "accuracy"):
+            self.register_buffer(name, torch.zeros(longtail.classes))
+        self.register_buffer("known", torch.zeros(longtail.classes, dtype=torch.bool))
+        self.register_buffer("class_weight", torch.ones(longtail.classes))
+        self.register_buffer("group", longtail.group_places, persistent=False)
+        self.size_correlation = SizeCorrelation(longtail, warns=not config.wants_validation)
+        self.correct: Tensor
+        self.seen: Tensor
+        self.accuracy: Tensor
+        self.known: Tensor
+        self.class_weight: Tensor
+        self.group: Tensor
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``, and count what was right."""
+        loss = super().forward(logits, labels)
+        if self.training and not self.config.wants_validation:
+            self._count(logits, labels)
+        return loss
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every image, ``[B]``."""
+        loss = losses.cross_entropy(logits, labels)
+        return weighted(loss, self.class_weight[labels], mean=self.config.weighted_mean)
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Count what of the hold-out is right; ``logits`` ``[N, C]``, ``labels`` ``[N]``."""
+        self._count(logits.to(self.seen.device), labels.to(self.seen.device))
+
+    def end_epoch(self) -> None:
+        """Set the weights of the next epoch; the first has none before and weights all alike.
+
+        On a hold-out, a class's accuracy is shrunk towards its group's. A class of which nothing
+        was seen keeps the accuracy it had; one of which nothing was ever known is taken for as
+        hard as the others on average.
+        """
+        if not self.seen.any():
+            return
+        shrinkage = self.config.shrinkage if self.config.wants_validation else 0.0
+        sums = torch.stack([self.seen, self.correct])
+        images, right = with_group(sums, self.group, shrinkage)
+        seen = images > 0
+        self.accuracy.copy_(torch.where(seen, right / images.where(seen, 1.0), self.accuracy))
+        self.known |= seen
+        self.class_weight.copy_(
+            losses.difficulty_weight(self.accuracy, self.known, self.config.tau)
+        )
+        self.size_correlation.update(self.class_weight)
+        self.correct.zero_()
+        self.seen.zero_()
+
+    def follow(self) -> dict[str, float]:
+        """Return the rank correlation of difficulty and class size."""
+        return {"difficulty/size_correlation": float(self.size_correlation.value)}
+
+    def notes(self) -> list[str]:
+        """Say where that correlation turned its sign."""
+        return self.size_correlation.notes()
+
+    @torch.no_grad()
+    def _count(self, logits: Tensor, labels: Tensor) -> None:
+        right = (logits.argmax(1) == labels).to(self.seen.dtype)
+        self.correct.index_add_(0, labels, right)
+        self.seen.index_add_(0, labels, torch.ones_like(right))
+
+
+class DifficultyBalancedConfig(CriterionBase):
+    """Class-wise difficulty-balanced cross-entropy.
+
+    Attributes:
+        tau: exponent of the difficulty; null is the authors' dynamic one.
+        difficulty: where it is measured after every epoch: on the ``training`` batches as they
+            went by, or on the ``validation`` hold-out, as the authors do (needs data.validation).
+        shrinkage: on the hold-out, how many images of its group's mean a class's accuracy counts
+            beside its own; 0 counts none, as the authors do.
+        weighted_mean: divide a batch's loss by its weights; else by its images, as the authors'
+            code for CIFAR does. Classes that are always right weigh nothing.
+    """
+
+    kind = DifficultyBalanced
+    name: Literal["difficulty_balanced"] = "difficulty_balanced"
+    tau: NonNegativeFloat | None = None
+    difficulty: Literal["training", "validation"] = "training"
+    shrinkage: NonNegativeFloat = 8.0
+    weighted_mean: bool = False
+
+    @property
+    def wants_validation(self) -> bool:
+        """Return whether difficulty is that of the hold-out."""
+        return self.difficulty == "validation"

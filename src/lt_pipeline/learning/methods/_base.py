@@ -13,8 +13,8 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.losses.config import CriterionConfig, CrossEntropyConfig
-from lt_pipeline.learning.losses.criteria import Head, Outputs
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig, Head, Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_pipeline.learning.losses.config import CriterionConfig, CrossEntropyConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.experts import build_expert_network

@@ -3,20 +3,10 @@
 Deng et al., ArcFace: additive angular margin loss for deep face recognition, CVPR 2019.
 """
 
-from __future__ import annotations
-
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import ArcFaceConfig
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._criterion import CriterionMethod
 
 
-class ArcFaceOptions(MethodOptions):
-    """The criterion is fixed, its parameters are not."""
-
-    criterion: CrossEntropyConfig = CrossEntropyConfig(margin=ArcFaceConfig())
-
-
-class ArcFace(Method):
+class ArcFace(CriterionMethod, criterion=CrossEntropyConfig(margin=ArcFaceConfig())):
     """Cross-entropy of cos(theta + m), alike for all classes."""
-
-    Options = ArcFaceOptions

@@ -22,7 +22,8 @@ from lt_pipeline.learning.data.subsets import Short, balanced_subsets
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
-from lt_pipeline.learning.losses.config import CriterionConfig, LabelAwareSmoothingConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._base import MethodOptions, Recipe
 from lt_pipeline.learning.methods._decoupled import (

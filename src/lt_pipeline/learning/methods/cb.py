@@ -3,19 +3,9 @@
 Cui et al., Class-balanced loss based on effective number of samples, CVPR 2019.
 """
 
-from __future__ import annotations
-
-from lt_pipeline.learning.losses.config import ClassBalancedConfig
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.losses.criteria import ClassBalancedConfig
+from lt_pipeline.learning.methods._criterion import CriterionMethod
 
 
-class ClassBalancedOptions(MethodOptions):
-    """The criterion is fixed, its parameters are not."""
-
-    criterion: ClassBalancedConfig = ClassBalancedConfig()
-
-
-class ClassBalanced(Method):
+class ClassBalanced(CriterionMethod, criterion=ClassBalancedConfig()):
     """Cross-entropy, each class weighted by the inverse of its effective number of images."""
-
-    Options = ClassBalancedOptions

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from lt_pipeline.learning.losses.config import BalancedSoftmaxConfig, CriterionConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.criteria import BalancedSoftmaxConfig
 from lt_pipeline.learning.losses.margins import DbmConfig
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.schema import UserError

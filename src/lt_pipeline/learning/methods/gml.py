@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lt_pipeline.learning.data.samplers import SamplerConfig
-from lt_pipeline.learning.losses.config import CriterionConfig, GeometricMeanConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.decoupled import GeometricMeanConfig
 from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
 
 

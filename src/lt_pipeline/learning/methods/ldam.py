@@ -3,20 +3,12 @@
 Cao et al., Learning imbalanced datasets with label-distribution-aware margin loss, NeurIPS 2019.
 """
 
-from __future__ import annotations
-
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import LdamConfig
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._criterion import CriterionMethod
 
 
-class LabelDistributionAwareMarginOptions(MethodOptions):
-    """The criterion is fixed, its parameters are not."""
-
-    criterion: CrossEntropyConfig = CrossEntropyConfig(margin=LdamConfig())
-
-
-class LabelDistributionAwareMargin(Method):
+class LabelDistributionAwareMargin(
+    CriterionMethod, criterion=CrossEntropyConfig(margin=LdamConfig())
+):
     """Cross-entropy with the true class's cosine lowered by a margin ~ n^(-1/4)."""
-
-    Options = LabelDistributionAwareMarginOptions

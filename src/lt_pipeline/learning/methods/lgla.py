@@ -20,7 +20,7 @@ from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.learning.losses import local_global as losses
 from lt_pipeline.learning.losses.ambiguity import energy
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.experts import by_expert
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions

@@ -6,7 +6,8 @@ batches; the classifier learns slowly beside a factor for each class.
 
 from __future__ import annotations
 
-from lt_pipeline.learning.losses.config import CriterionConfig, LabelAwareSmoothingConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
 from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
 
 # CIFAR-100-LT at IR 100; docs/methods/decoupled.md has the other sets'

@@ -29,7 +29,8 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
     discrepancy_by_group,
     logit_shift,
 )
-from lt_pipeline.learning.losses.config import CriterionConfig, LogitAdjustmentConfig
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.criteria import LogitAdjustmentConfig
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.learning.models.low_rank import (

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
 from lt_pipeline.learning.models.heads import unit
 from lt_pipeline.learning.models.network import ModelConfig

@@ -22,8 +22,8 @@ from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.learning.losses import experts as losses
-from lt_pipeline.learning.losses.config import ClassBalancedConfig, CriterionConfig
-from lt_pipeline.learning.losses.criteria import Outputs
+from lt_pipeline.learning.losses.config import CriterionConfig
+from lt_pipeline.learning.losses.criteria import ClassBalancedConfig, Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.losses.margins import LdamConfig
 from lt_pipeline.learning.methods._base import MethodOptions

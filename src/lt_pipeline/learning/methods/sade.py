@@ -26,7 +26,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses import experts as losses
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig

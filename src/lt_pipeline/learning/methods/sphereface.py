@@ -3,20 +3,10 @@
 Liu et al., SphereFace: deep hypersphere embedding for face recognition, CVPR 2017.
 """
 
-from __future__ import annotations
-
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import SphereFaceConfig
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._criterion import CriterionMethod
 
 
-class SphereFaceOptions(MethodOptions):
-    """The criterion is fixed, its parameters are not."""
-
-    criterion: CrossEntropyConfig = CrossEntropyConfig(margin=SphereFaceConfig())
-
-
-class SphereFace(Method):
+class SphereFace(CriterionMethod, criterion=CrossEntropyConfig(margin=SphereFaceConfig())):
     """Cross-entropy of cos(m theta), alike for all classes."""
-
-    Options = SphereFaceOptions

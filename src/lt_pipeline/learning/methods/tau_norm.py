@@ -13,7 +13,7 @@ from torch import nn
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.predict import accuracies
-from lt_pipeline.learning.losses.config import CrossEntropyConfig
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
 from lt_pipeline.learning.schema import UserError
 
