@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,41 @@ def toy_images(counts=COUNTS, *, channels=1, size=8, seed=0, noise=40.0) -> Imag
     )
     images = noisy.clamp(0, 255).round().to(torch.uint8)
     return ImageSet(images, labels, tuple(f"class {c}" for c in range(len(counts))))
+
+
+@dataclass(frozen=True)
+class FromAfar:
+    """Images that cannot be had all together: more than ``at_once`` are refused."""
+
+    kept: ImageSet
+    at_once: int = 512
+
+    @property
+    def labels(self):
+        return self.kept.labels
+
+    @property
+    def class_names(self):
+        return self.kept.class_names
+
+    @property
+    def shape(self):
+        return self.kept.shape
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, index):
+        return replace(self, kept=self.kept[index])
+
+    def to(self, device):
+        return replace(self, kept=self.kept.to(device))
+
+    def fetch(self, order, sizes):
+        for part in order.split(sizes):
+            if len(part) > self.at_once:
+                raise MemoryError(f"{len(part)} images were asked for at once")
+            yield self.kept.images[part]
 
 
 def toy_card(counts=COUNTS, channels=1) -> DataCard:

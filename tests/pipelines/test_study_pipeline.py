@@ -16,17 +16,30 @@ from arms import conf, run_study, sets, smoke
 from lt_pipeline.hooks import parameters as in_effect
 from lt_pipeline.learning.experiments import run as module
 from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, merged
+from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.learning.schema import numbers
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipelines import method
 from lt_pipeline.pipelines.study.results import summarise, tabulate
-from toys import toy_card
+from toys import FromAfar, toy_card
 
 pytestmark = pytest.mark.slow
 
 
 def parameters():
     return smoke({"seeds": 2, "arms": {"CE": {"method": "ce"}, "DBM": {"method": "dbm"}}})
+
+
+def test_a_study_on_images_from_afar_has_the_same_numbers(tmp_path):
+    arms = {"CE": {"method": "ce"}, "cRT": {"method": "crt"}}
+    arguments = smoke({"seeds": 1, "arms": arms})
+    near, far = (
+        run_study("s", arguments, toy_card(), images, tmp_path, tmp_path / name)
+        for name, images in (("near", sets()), ("far", Sets(*(FromAfar(s, 16) for s in sets()))))
+    )
+    measured = [name for name in near if "second" not in name and "memory" not in name]
+    pd.testing.assert_frame_equal(near[measured], far[measured], check_exact=True)
+    assert "test/accuracy" in measured
 
 
 def test_finished_runs_are_kept_and_the_others_go_on(tmp_path, monkeypatch):

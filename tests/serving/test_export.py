@@ -12,7 +12,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import FINISHED, Experiment
 from lt_pipeline.learning.experiments.store import key
 from lt_pipeline.serving.export import LATEST, deploy
-from toys import toy_card, toy_images
+from toys import FromAfar, toy_card, toy_images
 
 REGISTERED = "ce-digits-lt-ir100"
 METRICS = {"test": {"accuracy": 0.5}}
@@ -60,7 +60,7 @@ def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
     registered = deploy(*finished, images, METRICS, {"register": True})
     assert (registered["registered_model"], registered["version"]) == (REGISTERED, 1)
     assert newest() == 1
-    again = deploy(*finished, images, METRICS, {"register": False})
+    again = deploy(*finished, FromAfar(images, at_once=1), METRICS, {"register": False})
     assert newest() == 1
     for found in (kept, registered, again):
         assert found["run_id"] == run.info.run_id

@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.experiments import geometry as shape
 from lt_pipeline.learning.experiments import ood
 from lt_pipeline.learning.experiments.config import ExperimentConfig
@@ -19,7 +19,7 @@ Values = dict[str, Any]
 
 
 def geometry(
-    config: ExperimentConfig, card: DataCard, model: StateDict, test: ImageSet
+    config: ExperimentConfig, card: DataCard, model: StateDict, test: Images
 ) -> tuple[Values, dict[str, Figure]]:
     """Return numbers by group and pictures of the test images' features."""
     return shape.geometry(Experiment(config, card), model, test)
@@ -29,8 +29,8 @@ def detect(
     config: ExperimentConfig,
     card: DataCard,
     model: StateDict,
-    train: ImageSet,
-    test: ImageSet,
+    train: Images,
+    test: Images,
     raw_folder: Path,
 ) -> tuple[Values, dict[str, Figure]]:
     """Return what every detector makes of every OOD set, and pictures."""

@@ -14,7 +14,7 @@ import torch
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images, take
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
@@ -61,7 +61,7 @@ def _release(package: ModuleType) -> str:
 def deploy(
     experiment: Experiment,
     model: StateDict,
-    test: ImageSet,
+    test: Images,
     metrics: dict[str, Any],
     tracked: dict[str, Any],
 ) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def deploy(
     version there.
     """
     method, data = experiment.finished(model), experiment.card
-    example = test.images[:EXAMPLES]
+    example = take(test, torch.arange(len(test))[:EXAMPLES])
     program = export(method, example)
     with torch.no_grad():
         answer = {name: value.numpy() for name, value in program.module()(example).items()}

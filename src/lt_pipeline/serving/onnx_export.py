@@ -24,6 +24,7 @@ from kedro.io import CatalogProtocol
 from torch import Tensor
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.protocol import Images, take
 from lt_pipeline.learning.engine.checkpoint import atomic_path
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods._base import Method
@@ -120,7 +121,8 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
         )
     experiment = Experiment(catalog.load(f"{method}.config"), catalog.load("data_card"))
     built = experiment.finished(catalog.load(f"{method}.model"))
-    exported = to_onnx(built, catalog.load("test_set").images)
+    test: Images = catalog.load("test_set")
+    exported = to_onnx(built, take(test, torch.arange(len(test))[: max(BATCHES)]))
     path: Path = catalog.load(f"{method}.onnx")
     with atomic_path(path) as temporary:
         temporary.write_bytes(exported.content)

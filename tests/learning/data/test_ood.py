@@ -167,7 +167,7 @@ def test_auxiliary_noise_is_cocls_and_independent_of_test_noise(tmp_path):
 
 
 def test_auxiliary_noise_of_many_images_does_not_repeat_itself(tmp_path):
-    images = auxiliary_images("gaussian_noise", tmp_path, (1, 4, 4), 2 * ood.NOISE_AT_ONCE + 3, 5)
+    images = auxiliary_images("gaussian_noise", tmp_path, (1, 4, 4), 2 * ood.MADE_AT_ONCE + 3, 5)
     assert len(images.flatten(1).unique(dim=0)) == len(images)
 
 
@@ -215,7 +215,7 @@ def test_both_axes_are_blurred_and_no_channel_bleeds(tmp_path):
 def test_blurring_in_parts_is_blurring_at_once(tmp_path, monkeypatch):
     given = context(tmp_path)
     whole = load_ood(["blurred"], given)[0]["blurred"]
-    monkeypatch.setattr(ood, "BLURRED_AT_ONCE", 7)
+    monkeypatch.setattr(ood, "MADE_AT_ONCE", 7)
     assert torch.equal(load_ood(["blurred"], given)[0]["blurred"], whole)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.mixtures import Mixtures
 from lt_pipeline.learning.data.ood import OOD_SETS, InDistribution, load_ood
+from lt_pipeline.learning.data.protocol import take
 from lt_pipeline.learning.evaluation.detectors import DETECTORS
 from lt_pipeline.learning.evaluation.metrics.ood import mean_report
 from lt_pipeline.learning.experiments import ood as module
@@ -172,7 +173,12 @@ def test_a_set_is_of_at_most_so_many_images_and_a_made_one_of_fewer(tmp_path, mo
     (tmp_path / "ood").mkdir()
     np.savez(tmp_path / "ood" / "mine.npz", images=images)
     seen, whole = [], module.look
-    monkeypatch.setattr(module, "look", lambda *of: seen.append(tuple(of[1].shape)) or whole(*of))
+
+    def look(method, images, *rest):
+        seen.append(tuple(take(images, torch.arange(len(images))).shape))
+        return whole(method, images, *rest)
+
+    monkeypatch.setattr(module, "look", look)
     run = Run(tmp_path, ood=("folder:mine", "uniform_noise"), ood_limit=4, ood_made=3)
     report, _ = run.judge()
     assert report["averaged_over"] == ["folder:mine", "uniform_noise"]
@@ -277,33 +283,6 @@ def test_every_detector_is_judged(tmp_path):
     assert "groups.png" in run.judge()[1]
 
 
-# mixtures
-
-
-def test_every_test_image_is_mixed_with_another_and_is_the_first_of_its_mixture():
-    count = 40
-    labels = torch.arange(count)
-    grey = (6 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
-    mixed = module._mixtures(ImageSet(grey, labels, tuple(map(str, range(count)))), seed=0)
-    assert torch.equal(mixed.first, labels)
-    assert torch.equal(mixed.second.sort().values, labels)
-    assert (mixed.second != labels).all()
-    wanted = 6 * (mixed.share * mixed.first + (1 - mixed.share) * mixed.second)
-    torch.testing.assert_close(mixed.images.mean((1, 2, 3)), wanted)
-
-
-def test_a_test_set_that_is_sorted_by_class_is_mixed_both_ways_in_every_class():
-    test = toy_images((40,) * CLASSES)
-    mixed = module._mixtures(test, seed=0)
-    cut = torch.isclose(mixed.images, mixed.images.round()).flatten(1).all(1)
-    by_class = torch.stack([cut[test.labels == c].double().mean() for c in range(CLASSES)])
-    assert ((by_class > 0.25) & (by_class < 0.75)).all()
-    # and not with its own class alone
-    assert (mixed.first != mixed.second).double().mean() > 0.6
-    # with one share for all, a mean over mixtures would be that share's
-    assert mixed.share.unique().numel() > 10
-
-
 def test_some_rows_are_from_all_over():
     rows = torch.arange(11)
     assert module._some(rows, 3).tolist() == [0, 5, 10]
@@ -350,13 +329,14 @@ def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path, key):
     conflicts = (pairs < 0).double().mean(1)
     assert found["negative_share"] == pytest.approx(by_group(conflicts, test.labels), abs=2e-3)
 
-    mixed = module._mixtures(test, run.seed)
+    mixed = Mixtures(test, run.seed)
+    images = take(mixed, torch.arange(len(mixed)))
     share = mixed.share[:, None].double()
     target = share * one_hot[mixed.first] + (1 - share) * one_hot[mixed.second]
-    blended = gradients(method, mixed.images, target, shift)
+    blended = gradients(method, images, target, shift)
     found = report[key]["mixed"]["cosine"]
     assert found == pytest.approx(by_group((own @ blended.T).mean(1), test.labels), abs=1e-4)
-    pushed = gradients(method, mixed.images, torch.full_like(target, 1 / CLASSES))
+    pushed = gradients(method, images, torch.full_like(target, 1 / CLASSES))
     found = report[key]["own_mixture_as_outlier"]["cosine"]
     assert found == pytest.approx(by_group((own * pushed).sum(1), test.labels), abs=1e-4)
     partners = (own * blended).sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,15 +26,17 @@ from lt_pipeline.learning.engine.trainer import (
     phase_config,
     trained_parameters,
 )
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.evaluation.detectors import DETECTORS, DetectorConfig
+from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
-from lt_pipeline.learning.experiments.run import run_stages
+from lt_pipeline.learning.experiments.run import run_experiment, run_stages
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
-from toys import toy_card, toy_images
+from toys import FromAfar, toy_card, toy_images
 
 CPU = torch.device("cpu")
+FEW = DetectorConfig(knn=5, nnguide=5, vim_dimensions=2)
 # of the project whose package is tested, which is a copy where a method was dropped in
 CONF = Path(lt_pipeline.__file__).parents[2] / "conf/base"
 # what conf/base makes long and does not make other: fine-tunings that differ in their images only
@@ -245,6 +248,24 @@ def test_diagnosing_leaves_the_method_as_it_was(trained):
     for values in trained.diagnose(toy_images(), toy_images(seed=2), CPU).values():
         assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_from_afar_it_gives_what_it_gives_in_memory(experiment, tmp_path):
+    """All that a study does with it, by images of which no more than 16 come at once."""
+    judged = EvaluationConfig(
+        ood=("permuted_pixels", "blurred"), detectors=tuple(DETECTORS), detector=FEW
+    )
+    found = experiment(0, training_config(1).model_copy(update={"monitor_test": True}))
+    found = replace(found, config=found.config.model_copy(update={"evaluation": judged}))
+    near = Sets(toy_images(), toy_images((4,) * 4, seed=1), toy_images((6,) * 4, seed=2), noise())
+    far = Sets(*(FromAfar(data, at_once=16) for data in near))
+    one, other = (
+        run_experiment(found, sets, tmp_path, Store(tmp_path / name))
+        for name, sets in (("near", near), ("far", far))
+    )
+    assert one.keys() == other.keys()
+    different = {name for name in one if one[name] != other[name]}
+    assert all("second" in name or "memory" in name for name in different), different
 
 
 def gradients(method, phase, made, precision):

@@ -171,7 +171,7 @@ def recorded(seed, augment):
             return torch.zeros(len(images), 3, 4)
 
     method.net = Net()
-    method.aggregation_weight(toy_images().images, CPU)
+    method.aggregation_weight(toy_images(), CPU)
     return torch.cat(seen)
 
 
@@ -193,7 +193,7 @@ def test_the_network_s_own_noise_is_found():
             return torch.stack([steady, edge, steady], 1)
 
     method.net = Net()
-    weight = method.aggregation_weight(toy_images().images, CPU)
+    weight = method.aggregation_weight(toy_images(), CPU)
     assert weight[1] < 0.2
     torch.testing.assert_close(weight[0], weight[2])
 
@@ -227,7 +227,7 @@ def test_the_aggregated_accuracy_is_that_of_the_weighted_logits():
 def test_contrast_can_be_added_to_the_views():
     strong = {"augment": STILL, "contrast": {"crop_scale": (0.5, 1.0), "blur_sigma": (0.1, 1.0)}}
     mild, hard = create(), create(aggregation=strong)
-    images = toy_images().images
+    images = toy_images()
     assert not torch.equal(
         mild.aggregation_weight(images, CPU), hard.aggregation_weight(images, CPU)
     )

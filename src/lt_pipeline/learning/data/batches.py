@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import repeat
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
 from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
 
 # Augmented together: large enough to make every operation a big batch, small enough for memory
-# (8,192 images of 32 x 32 are 25 MB).
+# (8,192 images of 32 x 32 are 25 MB; of larger ones there are fewer). What is drawn depends on it.
 CHUNK = 8192
+CHUNK_BYTES = CHUNK * 3 * 32 * 32
 
 
 class Batch(NamedTuple):
@@ -64,7 +66,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-    data: ImageSet,
+    data: Images,
     order: Tensor,
     batch_size: int,
     config: AugmentConfig,
@@ -81,13 +83,12 @@ def batches(
     ``views`` more versions of its images, augmented as ``contrast`` says.
     """
     used = order if remainder else order[: len(order) // batch_size * batch_size]
-    for chunk in used.split(max(CHUNK // batch_size // (1 + views), 1) * batch_size):
-        images = augment(data.images[chunk], config, generator)
+    together = min(CHUNK, CHUNK_BYTES // prod(data.shape)) // batch_size // (1 + views)
+    size = max(together, 1) * batch_size
+    for chunk, plain in zip(used.split(size), fetch_parts(data, used, size), strict=True):
+        images = augment(plain, config, generator)
         labels = data.labels[chunk]
-        more = [
-            contrast_view(data.images[chunk], contrast or ContrastConfig(), generator)
-            for _ in range(views)
-        ]
+        more = [contrast_view(plain, contrast or ContrastConfig(), generator) for _ in range(views)]
         seen = zip(*(view.split(batch_size) for view in more), strict=True) if more else repeat(())
         yield from map(
             Batch,

@@ -1,9 +1,11 @@
-"""Images and labels in memory."""
+"""Images and labels in memory: the first of what ``protocol.Images`` can be."""
 
 from __future__ import annotations
 
-import hashlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ class ImageSet:
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    at_once: ClassVar[int] = sys.maxsize
 
     def __post_init__(self) -> None:
         """Refuse other types, shapes, or labels that name no class."""
@@ -58,9 +61,6 @@ class ImageSet:
         """Return the set on ``device``."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
-    def content_hash(self) -> str:
-        """Return the SHA-256 of shapes, images, labels and names: equal data, equal hash."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
-        for part in (self.images, self.labels):
-            digest.update(part.cpu().contiguous().numpy().data)  # as it lies in memory, no copy
-        return digest.hexdigest()
+    def fetch(self, order: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
+        """Yield the images at ``order`` int64 ``[M]``, parted by ``sizes``."""
+        return (self.images[part] for part in order.to(self.images.device).split(sizes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood_files import FILE_SETS, Loader, Wanted, chosen, named
 from lt_pipeline.learning.data.ood_files import to_shape as to_shape
+from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 FOLDER = "folder:"
@@ -26,8 +26,8 @@ FOLDER = "folder:"
 # about exp(-2 (pi k / 4)^2) of its amplitude: 29 % of one cycle, 0.7 % of two, no edge at all.
 # An RBF SVM of CIFAR-10 pixels (47 %) falls to 25 %, what the mean colour alone gives (27 %).
 BLUR = 0.25
-BLURRED_AT_ONCE = 512
-NOISE_AT_ONCE = 4096
+# A multiple of 16, in which torch draws normal numbers: in parts they are those of the whole.
+MADE_AT_ONCE = 512
 # Training noise must not be test noise: torch's CPU generator with one seed would give both.
 AUXILIARY_SEED = 0x5DEECE66
 
@@ -41,7 +41,7 @@ class InDistribution(NamedTuple):
     """
 
     root: Path
-    test: ImageSet
+    test: Images
     source: str
     seed: int = 0
     limit: int = 10_000
@@ -161,17 +161,9 @@ def auxiliary_images(
     if count < 1:
         raise UserError(f"count must be >= 1 auxiliary images, but got {count}")
     if name == "gaussian_noise":
-        return _auxiliary_noise(shape, count, seed)
+        generator = torch.Generator().manual_seed(seed ^ AUXILIARY_SEED)
+        return _by_parts(partial(_gaussian, deviation=0.5), (count, *shape), generator)
     return _loader(name)(Wanted(root, shape, count, seed))
-
-
-def _auxiliary_noise(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed ^ AUXILIARY_SEED)
-    images = torch.empty(count, *shape, dtype=torch.uint8)
-    for part in images.split(NOISE_AT_ONCE):
-        noise = 0.5 * torch.randn(part.shape, generator=generator)
-        part.copy_((127.5 + 127.5 * noise).clamp(0, 255).round())
-    return images
 
 
 def _loader(name: str) -> Loader:
@@ -199,21 +191,45 @@ def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
     """Return the set that ``make`` makes from test images ``[M, C, H, W]`` and a generator."""
 
     def images(context: InDistribution) -> Tensor:
+        generator = torch.Generator().manual_seed(context.seed)
         limit = min(context.limit, context.made)
-        own = context.test.images.cpu()[chosen(len(context.test), limit, context.seed)]
-        return make(own, torch.Generator().manual_seed(context.seed))
+        index = chosen(len(context.test), limit, context.seed)
+        parts = fetch_parts(context.test, index, MADE_AT_ONCE)
+        return torch.cat([make(part.cpu(), generator) for part in parts])
 
     return images
 
 
-def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of mean 0.5 and standard deviation 0.5, the one of Hendrycks and Gimpel (2017)."""
-    noise = torch.randn(images.shape, generator=generator)
-    return (127.5 + 127.5 * noise).clamp(0, 255).round().to(torch.uint8)
+def _noise(draw: Callable[[Sequence[int], torch.Generator], Tensor]) -> OodSet:
+    """Return the set of as many images as the test set has that ``draw`` draws of a shape."""
+
+    def images(context: InDistribution) -> Tensor:
+        count = min(len(context.test), context.limit, context.made)
+        generator = torch.Generator().manual_seed(context.seed)
+        return _by_parts(draw, (count, *context.test.shape), generator)
+
+    return images
 
 
-def _uniform_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator)
+def _by_parts(
+    draw: Callable[[Sequence[int], torch.Generator], Tensor],
+    shape: Sequence[int],
+    generator: torch.Generator,
+) -> Tensor:
+    images = torch.empty(shape, dtype=torch.uint8)
+    for part in images.split(MADE_AT_ONCE):
+        part.copy_(draw(part.shape, generator))
+    return images
+
+
+def _gaussian(shape: Sequence[int], generator: torch.Generator, deviation: float = 1.0) -> Tensor:
+    """Noise of mean 0 in [-1, 1]; of deviation 1 it is that of Hendrycks and Gimpel (2017)."""
+    noise = deviation * torch.randn(shape, generator=generator)
+    return (127.5 + 127.5 * noise).clamp(0, 255).round()
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def _permuted_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -226,11 +242,7 @@ def _permuted_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
     """The images without their details: Gaussian blur of ``BLUR`` of the side, mirrored edges."""
     rows, columns = (_blur_matrix(side) for side in images.shape[2:])
-    parts = [
-        (rows @ part.float() @ columns.T).clamp(0, 255).round().to(torch.uint8)
-        for part in images.split(BLURRED_AT_ONCE)
-    ]
-    return torch.cat(parts)
+    return (rows @ images.float() @ columns.T).clamp(0, 255).round().to(torch.uint8)
 
 
 def _blur_matrix(side: int) -> Tensor:
@@ -248,8 +260,8 @@ def _blur_matrix(side: int) -> Tensor:
 
 
 OOD_SETS: dict[str, OodSet] = {
-    "gaussian_noise": _made(_gaussian_noise),
-    "uniform_noise": _made(_uniform_noise),
+    "gaussian_noise": _noise(_gaussian),
+    "uniform_noise": _noise(_uniform),
     "permuted_pixels": _made(_permuted_pixels),
     "blurred": _made(_blurred),
     "digits": _digits,

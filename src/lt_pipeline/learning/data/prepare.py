@@ -22,6 +22,7 @@ from lt_pipeline.learning.data.profiles import (
     largest_that_fits,
     profile_counts,
 )
+from lt_pipeline.learning.data.protocol import Images, content_hash, in_order
 from lt_pipeline.learning.data.sources import FACTS, SOURCES, Source
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
@@ -141,10 +142,10 @@ class PreparedData:
     ``auxiliary`` are images of no class, none where they were not asked for.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    auxiliary: ImageSet
+    train: Images
+    validation: Images
+    test: Images
+    auxiliary: Images
     train_index: Tensor
     validation_index: Tensor
     card: DataCard
@@ -234,9 +235,9 @@ def _longtail(
     )
 
 
-def _auxiliary(images: Tensor | None, train: ImageSet) -> ImageSet:
+def _auxiliary(images: Tensor | None, train: Images) -> Images:
     """Return images of no class as a set with one."""
-    found = train.images[:0] if images is None else images
+    found = torch.empty(0, *train.shape, dtype=torch.uint8) if images is None else images
     return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
 
 
@@ -292,20 +293,18 @@ INDEX: dict[str, Callable[[Tensor, int, int], Sequence[Tensor]]] = {
 }
 
 
-def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation by channel of uint8 ``[N, C, H, W]``, fractions of 1.
+def pixel_statistics(data: Images | Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation by channel of a set or uint8 ``[N, C, H, W]``.
 
-    From counts of the 256 levels, so that all sums are exact: only the results are rounded, and
-    nothing larger than a part of the images is copied.
+    They are fractions of 1. From counts of the 256 levels, so that all sums are exact: only the
+    results are rounded, and nothing larger than a part of the images is copied.
     """
-    levels = torch.arange(256)
-    rows = max(1, CHUNK // images[0, 0].numel())
-    moments = []
-    for channel in images.unbind(1):
-        counts = torch.stack(
-            [torch.bincount(part.flatten(), minlength=256) for part in channel.split(rows)]
-        ).sum(0)
-        moments.append([int((counts * levels**power).sum()) for power in range(3)])
+    channels, height, width = data.shape[-3:]
+    levels, counts = torch.arange(256), torch.zeros(channels, 256, dtype=torch.int64)
+    for part in in_order(data, max(1, CHUNK // (height * width))):
+        for count, channel in zip(counts, part.unbind(1), strict=True):
+            count += torch.bincount(channel.flatten(), minlength=256)
+    moments = [[int((count * levels**power).sum()) for power in range(3)] for count in counts]
     mean = tuple(total / (255 * n) for n, total, _ in moments)
     std = tuple(
         math.sqrt((n * squares - total**2) / (255 * n) ** 2) for n, total, squares in moments
@@ -313,11 +312,11 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     return mean, std
 
 
-def _card(longtail: LongTail, sets: Sequence[ImageSet], config: DataConfig) -> DataCard:
+def _card(longtail: LongTail, sets: Sequence[Images], config: DataConfig) -> DataCard:
     """Return the card of the training set, which is the first of ``sets``."""
     train = sets[0]
-    mean, std = pixel_statistics(train.images)
-    hashes = "".join(part.content_hash() for part in sets)
+    mean, std = pixel_statistics(train)
+    hashes = "".join(content_hash(part) for part in sets)
     return DataCard(
         longtail=longtail,
         channels=train.shape[0],

@@ -1,4 +1,4 @@
-"""Where images come from: every source gives a training and a balanced test set in memory."""
+"""Where images come from: every source gives a training and a balanced test set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 DIGITS_TEST_PER_CLASS = 50
@@ -21,8 +22,8 @@ DIGITS_SPLIT_SEED = 20261121
 class Source(NamedTuple):
     """A source's own split: ``train`` is what a long tail is cut from, ``test`` stays as it is."""
 
-    train: ImageSet
-    test: ImageSet
+    train: Images
+    test: Images
 
 
 class Facts(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.schema import UserError
@@ -45,13 +45,13 @@ class Stream:
     def __init__(
         self,
         phase: Phase,
-        train: ImageSet,
+        train: Images,
         config: TrainingConfig,
         *,
         views: int,
         seed: int,
         device: torch.device,
-        auxiliary: ImageSet | None = None,
+        auxiliary: Images | None = None,
     ) -> None:
         self.phase, self.config, self.views, self.device = phase, config, views, device
         self.steps = steps_of(phase, len(train), config.batch_size)
@@ -101,7 +101,7 @@ class Stream:
 
     def _augmented(
         self,
-        data: ImageSet,
+        data: Images,
         order: Tensor,
         size: int,
         views: int = 0,
@@ -119,7 +119,7 @@ class Stream:
         )
 
 
-def _auxiliary(auxiliary: ImageSet | None, phase: Phase, device: torch.device) -> ImageSet | None:
+def _auxiliary(auxiliary: Images | None, phase: Phase, device: torch.device) -> Images | None:
     if not phase.outliers:
         return None
     if auxiliary is None or not len(auxiliary):

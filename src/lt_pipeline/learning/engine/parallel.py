@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import without_tf32
@@ -37,12 +37,12 @@ LOGGER = logging.getLogger(__name__)
 def fit_together(
     method: Method,
     phases: Sequence[Phase],
-    sets: Sequence[ImageSet],
+    sets: Sequence[Images],
     config: TrainingConfig,
     *,
     seeds: Sequence[int],
     device: torch.device,
-    monitors: Mapping[str, ImageSet] | None = None,
+    monitors: Mapping[str, Images] | None = None,
     resume: ResumeFile | None = None,
     report: Report | None = None,
     vmap: bool | Literal["auto"] = "auto",
@@ -99,7 +99,7 @@ class SideBySide:
         self,
         method: Method,
         phases: Sequence[Phase],
-        sets: Sequence[ImageSet],
+        sets: Sequence[Images],
         config: TrainingConfig,
         seeds: Sequence[int],
         device: torch.device,
@@ -145,7 +145,7 @@ class _Run:
         self.epoch = 0
         self.histories: list[History] = [{} for _ in phases]
 
-    def run_epoch(self, epoch: int, monitors: Mapping[str, ImageSet], device: torch.device) -> None:
+    def run_epoch(self, epoch: int, monitors: Mapping[str, Images], device: torch.device) -> None:
         """Train one epoch and add what there is to say of it to the histories."""
         started = time.monotonic()
         found = self.training.run_epoch(epoch)
@@ -193,7 +193,7 @@ class _Run:
         self.training.restore(state["training"])
 
     def _after_epoch(
-        self, k: int, monitors: Mapping[str, ImageSet], device: torch.device
+        self, k: int, monitors: Mapping[str, Images], device: torch.device
     ) -> dict[str, float]:
         every = self.config.monitor_every
         with self.training.shown(k) as method:
@@ -217,7 +217,7 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _check_alike(phases: Sequence[Phase], sets: Sequence[ImageSet], seeds: Sequence[int]) -> None:
+def _check_alike(phases: Sequence[Phase], sets: Sequence[Images], seeds: Sequence[int]) -> None:
     if not len(phases) == len(sets) == len(seeds) > 0:
         raise UserError(
             f"each network needs a phase, a set and a seed, but there are {len(phases)}, "
@@ -225,11 +225,11 @@ def _check_alike(phases: Sequence[Phase], sets: Sequence[ImageSet], seeds: Seque
         )
     for phase, data in zip(phases, sets, strict=True):
         _check_same_phase(phase, phases[0])
-        if data.images.shape != sets[0].images.shape:
+        first, other = ([len(part), *part.shape] for part in (sets[0], data))
+        if other != first:
             raise UserError(
                 f"sets trained on together have one shape, but that of {phases[0].name!r} has "
-                f"{list(sets[0].images.shape)} and that of {phase.name!r} "
-                f"{list(data.images.shape)}: train them one after the other"
+                f"{first} and that of {phase.name!r} {other}: train them one after the other"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
 from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 
@@ -19,12 +19,12 @@ NAME = "scoring images"
 def predict(
     module: nn.Module,
     score: Callable[[Tensor], Tensor],
-    images: Tensor,
+    data: Pixels | Tensor,
     *,
     device: torch.device,
     batch_size: int = 256,
 ) -> Tensor:
-    """Return ``score`` of uint8 ``images`` ``[N, C, H, W]`` as float32 on the CPU, N first.
+    """Return ``score`` of all images, or rows ``[N, ...]``, of ``data``, float32 on the CPU.
 
     ``module`` is what ``score`` computes with; it is put into evaluation mode.
 
@@ -32,15 +32,15 @@ def predict(
         UserError: if a score is nan or infinite.
     """
     module.eval()
-    parts = images.split(batch_size)
-    found = [score(part.to(device)).float().cpu() for part in track(parts, NAME, len(parts))]
+    parts = track(in_order(data, batch_size), NAME, max(-(-len(data) // batch_size), 1))
+    found = [score(part.to(device)).float().cpu() for part in parts]
     scores = torch.cat(found)
     check_finite_scores(scores)
     return scores
 
 
 def accuracies(
-    module: nn.Module, score: Callable[[Tensor], Tensor], data: ImageSet, *, device: torch.device
+    module: nn.Module, score: Callable[[Tensor], Tensor], data: Images, *, device: torch.device
 ) -> dict[str, float]:
     """Return the ``accuracy`` on ``data`` and the ``mean_recall`` of the classes it has.
 
@@ -50,7 +50,7 @@ def accuracies(
         UserError: if a score is nan or infinite.
     """
     labels = data.labels.cpu()
-    right = (predict(module, score, data.images, device=device).argmax(1) == labels).double()
+    right = (predict(module, score, data, device=device).argmax(1) == labels).double()
     images = torch.bincount(labels)
     recall = torch.bincount(labels, right)[images > 0] / images[images > 0]
     return {"accuracy": float(right.mean()), "mean_recall": float(recall.mean())}

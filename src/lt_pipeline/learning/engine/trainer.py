@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
@@ -41,13 +41,13 @@ Report = Callable[[str, int, Mapping[str, float]], None]
 def fit(
     method: Method,
     phase: Phase,
-    train: ImageSet,
+    train: Images,
     config: TrainingConfig,
     *,
     seed: int,
     device: torch.device,
-    monitors: Mapping[str, ImageSet] | None = None,
-    auxiliary: ImageSet | None = None,
+    monitors: Mapping[str, Images] | None = None,
+    auxiliary: Images | None = None,
     resume: ResumeFile | None = None,
     report: Report | None = None,
 ) -> History:
@@ -109,11 +109,11 @@ class Training:
         self,
         method: Method,
         phase: Phase,
-        train: ImageSet,
+        train: Images,
         config: TrainingConfig,
         seed: int,
         device: torch.device,
-        auxiliary: ImageSet | None,
+        auxiliary: Images | None,
     ) -> None:
         config = phase_config(config, phase)
         self.method, self.phase, self.config, self.device = method, phase, config, device

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
@@ -94,7 +94,7 @@ class StackedTraining:
         self,
         method: Method,
         phases: Sequence[Phase],
-        sets: Sequence[ImageSet],
+        sets: Sequence[Images],
         config: TrainingConfig,
         seeds: Sequence[int],
         device: torch.device,

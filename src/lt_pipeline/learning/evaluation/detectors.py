@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.methods._base import Classifier
 from lt_pipeline.learning.models.experts import ExpertHeads
@@ -68,13 +68,13 @@ class OwnNetwork(Classifier):
 
 
 class Seen(NamedTuple):
-    """A method's answers to N images.
+    """A method's answers to N images, a set or uint8 ``[N, C, H, W]``.
 
     ``scores`` and ``logits`` are ``[N, C]``; ``features`` are ``[N, F]``, or ``[N, K, F]`` of K
     experts.
     """
 
-    images: Tensor
+    images: Pixels | Tensor
     scores: Tensor
     logits: Tensor
     features: Tensor
@@ -95,8 +95,8 @@ class Fitting(NamedTuple):
     labels: Tensor
 
 
-def look(method: Classifier, images: Tensor, device: torch.device = CPU) -> Seen:
-    """Return what ``method`` answers to uint8 ``images`` ``[N, C, H, W]``, on the CPU."""
+def look(method: Classifier, images: Pixels | Tensor, device: torch.device = CPU) -> Seen:
+    """Return what ``method`` answers to ``images``, a set or ``[N, C, H, W]``, on the CPU."""
     features = predict(method, method.net.features, images, device=device)
     logits = predict(method, method.classify, features, device=device)
     scores = logits
@@ -108,7 +108,7 @@ def look(method: Classifier, images: Tensor, device: torch.device = CPU) -> Seen
 def build_detectors(
     names: Sequence[str],
     method: Classifier,
-    train: ImageSet,
+    train: Images,
     config: DetectorConfig | None = None,
     device: torch.device = CPU,
 ) -> dict[str, Detector]:
@@ -123,7 +123,7 @@ def build_detectors(
         check_name(name)
     method.to(device)
     fits = any(name in FITTED for name in names)
-    seen = look(method, train.images, device) if fits else NOTHING
+    seen = look(method, train, device) if fits else NOTHING
     fitting = Fitting(method, config or DetectorConfig(), device, seen, train.labels.cpu())
     return {name: DETECTORS[name](fitting) for name in names}
 
@@ -185,7 +185,7 @@ def _odin(fitting: Fitting) -> Detector:
 
     def score(seen: Seen) -> Tensor:
         method.eval()
-        parts = seen.images.split(BATCH)
+        parts = in_order(seen.images, BATCH)
         return torch.cat([-found.predict(part.to(device).float()).cpu() for part in parts])
 
     return score

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
@@ -52,8 +52,8 @@ class Judged(NamedTuple):
 def evaluate(
     experiment: Experiment,
     model: StateDict,
-    validation: ImageSet,
-    test: ImageSet,
+    validation: Images,
+    test: Images,
     finish_report: Values,
     histories: Sequence[History],
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
@@ -85,7 +85,7 @@ def first_of_all(metrics: Values) -> dict[str, float]:
 
 
 def judge_again(
-    experiment: Experiment, model: StateDict, validation: ImageSet, test: ImageSet
+    experiment: Experiment, model: StateDict, validation: Images, test: Images
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
@@ -98,11 +98,11 @@ def judge_again(
     return metrics, judged.table, judged.confusion, judged.reliability
 
 
-def _judge_test(experiment: Experiment, method: Method, test: ImageSet) -> Judged:
+def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     """Judge ``method``, which is where it is computed, on the test set."""
     how, longtail = experiment.config.evaluation, method.card.longtail
     started = time.monotonic()
-    scores = predict(method, method.score, test.images, device=experiment.device)
+    scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
     matrix, names = confusion_matrix(scores, test.labels), longtail.class_names
     error = expected_calibration_error(scores, test.labels, how.calibration_bins)
@@ -118,7 +118,7 @@ def _judge_test(experiment: Experiment, method: Method, test: ImageSet) -> Judge
     )
 
 
-def _judge_hold_out(experiment: Experiment, method: Method, validation: ImageSet) -> Values:
+def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) -> Values:
     """Return the accuracies on the hold-out, nothing where there is none."""
     if not len(validation):
         return {}

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
@@ -31,10 +31,10 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "data_card.json"
 class Sets(NamedTuple):
     """The images of an experiment; all but the training set and the test set may be empty."""
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    auxiliary: ImageSet
+    train: Images
+    validation: Images
+    test: Images
+    auxiliary: Images
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
@@ -22,7 +22,7 @@ Values = dict[str, Any]
 
 
 def geometry(
-    experiment: Experiment, model: StateDict, test: ImageSet
+    experiment: Experiment, model: StateDict, test: Images
 ) -> tuple[Values, dict[str, Figure]]:
     """Return numbers by group and pictures of the test images' features (DBM, figure 4, table 6).
 
@@ -33,7 +33,7 @@ def geometry(
     longtail = method.card.longtail
     method.to(device)
     centres = method.class_centres().detach().cpu()
-    features = predict(method, method.features, test.images, device=device)
+    features = predict(method, method.features, test, device=device)
     angles = angles_to_centres(features, centres, test.labels)
     title = experiment.title
     numbers: Values = angle_summary(angles, test.labels, longtail)

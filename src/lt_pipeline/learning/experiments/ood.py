@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.mixtures import Mixtures
 from lt_pipeline.learning.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, linear_readout, look
@@ -25,7 +26,6 @@ from lt_pipeline.learning.figures import ood as figures
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
 
 LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]
@@ -33,15 +33,13 @@ Values = dict[str, Any]
 COMPARED = 200
 # Conflicts of the report, and what the headline calls their cosines.
 CONFLICTS = {"conflict": "gradient_cosine", "conflict_adjusted": "gradient_cosine_adjusted"}
-# Test images that are mixed with one share and one box; half of them each way.
-MIXED_AT_ONCE = 16
 
 
 def judge(
     experiment: Experiment,
     model: StateDict,
-    train: ImageSet,
-    test: ImageSet,
+    train: Images,
+    test: Images,
     raw_folder: Path,
 ) -> tuple[Values, dict[str, Figure]]:
     """Return what every detector makes of every OOD set, and pictures.
@@ -56,8 +54,8 @@ def judge(
 def examine(
     experiment: Experiment,
     model: StateDict,
-    train: ImageSet,
-    test: ImageSet,
+    train: Images,
+    test: Images,
     raw_folder: Path,
 ) -> Values:
     """Return the report of ``judge``, all that its pictures are drawn from."""
@@ -69,10 +67,10 @@ def examine(
         return {"left_out": left_out, "averaged_over": []}
     device = experiment.device
     method.to(device)
-    inside = look(method, test.images, device)
+    inside = look(method, test, device)
     outside = {name: look(method, images, device) for name, images in sets.items()}
-    mixed = _mixtures(test, found.seed)
-    blended = look(method, mixed.images, device)
+    mixed = Mixtures(test, found.seed)
+    blended = look(method, mixed, device)
     report = _detect(found, method, train, inside, outside, test)
     seen = (method, inside, outside, (mixed, blended), test, found.seed)
     log_prior = method.card.longtail.log_prior
@@ -137,7 +135,7 @@ def headline(report: Values) -> Values:
 
 
 def _sets(
-    config: ExperimentConfig, method: Method, test: ImageSet, raw_folder: Path
+    config: ExperimentConfig, method: Method, test: Images, raw_folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the sets to look at, and why others are not.
 
@@ -160,10 +158,10 @@ def _sets(
 def _detect(
     config: ExperimentConfig,
     method: Method,
-    train: ImageSet,
+    train: Images,
     inside: Seen,
     outside: dict[str, Seen],
-    test: ImageSet,
+    test: Images,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return {detector: {set: report}}, each with the mean over the sets."""
     evaluation, device = config.evaluation, choose_device(config.device)
@@ -194,29 +192,13 @@ def _paper_means(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float
     }
 
 
-def _mixtures(test: ImageSet, seed: int) -> Mixed:
-    """Return every test image mixed with another one, by MixUp or CutMix (DARL, section 4.2).
-
-    Shuffled before they are mixed: in the test set's order, one way could be for some classes only.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(test), generator=generator)
-    pairs = torch.stack([order, order.roll(1)], 1)
-    halves, parts = MixConfig(both="halves"), []
-    for index in pairs.split(MIXED_AT_ONCE):
-        one, other = test[index[:, 0]], test[index[:, 1]]
-        parts.append(mix(one.images, one.labels, other.images, other.labels, halves, generator))
-    back = order.argsort()
-    return Mixed(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
-
-
 def _some(features: Tensor, count: int) -> Tensor:
     """Return at most ``count`` rows, from all over: sets with files are sorted by their classes."""
     return features[torch.linspace(0, len(features) - 1, min(count, len(features))).long()]
 
 
 def _energies(
-    inside: Seen, outside: dict[str, Seen], blended: Seen, test: ImageSet, method: Method
+    inside: Seen, outside: dict[str, Seen], blended: Seen, test: Images, method: Method
 ) -> dict[str, float]:
     """Return mean energies at temperature 1, of the test images by group."""
     own = energy(inside.logits, 1.0)
@@ -231,8 +213,8 @@ def _conflict(
     method: Method,
     inside: Seen,
     outside: dict[str, Seen],
-    mixtures: tuple[Mixed, Seen],
-    test: ImageSet,
+    mixtures: tuple[Mixtures, Seen],
+    test: Images,
     seed: int,
     shift: Tensor,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -286,7 +268,7 @@ def _embedding(
     inside: Seen,
     outside: dict[str, Seen],
     blended: Seen,
-    test: ImageSet,
+    test: Images,
 ) -> Values:
     """Return t-SNE positions of test images, mixtures and OOD images (figures 2, 6), if asked."""
     size, longtail, labels = config.evaluation.embedding, method.card.longtail, test.labels.cpu()

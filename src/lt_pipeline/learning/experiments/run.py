@@ -11,7 +11,7 @@ from zlib import crc32
 import pandas as pd
 import torch
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import predict
@@ -42,7 +42,7 @@ class Start(NamedTuple):
     checkpoints: Mapping[str, StateDict] = {}
     subsets: pd.DataFrame | None = None
 
-    def seen(self, stage: Stage, train: ImageSet) -> ImageSet:
+    def seen(self, stage: Stage, train: Images) -> Images:
         """Return the training images that ``stage`` sees.
 
         Raises:
@@ -65,7 +65,7 @@ def groups(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
         yield list(members)
 
 
-def draw_subsets(experiment: Experiment, train: ImageSet) -> pd.DataFrame:
+def draw_subsets(experiment: Experiment, train: Images) -> pd.DataFrame:
     """Return which training images each stage with a subset sees: a row an image and subset."""
     drawn = experiment.build().subsets(train.labels, experiment.config.seed)
     parts = [
@@ -122,7 +122,7 @@ def _seed(experiment: Experiment, stage: Stage) -> int:
 
 
 def take_step(
-    experiment: Experiment, stage: Stage, train: ImageSet, start: Start
+    experiment: Experiment, stage: Stage, train: Images, start: Start
 ) -> tuple[StateDict, Values]:
     """Do ``stage``, which has no gradients; return its checkpoint and what it found."""
     method = experiment.build()
@@ -133,9 +133,9 @@ def take_step(
 
 def finish(
     experiment: Experiment,
-    train: ImageSet,
-    validation: ImageSet,
-    test: ImageSet,
+    train: Images,
+    validation: Images,
+    test: Images,
     checkpoint: StateDict,
 ) -> tuple[StateDict, Values]:
     """Do what follows the last stage, merge, and return the deployable weights and what it did."""
@@ -144,9 +144,9 @@ def finish(
     parameters = parameter_count(method)
     diagnosed, series = method.diagnose(train, test, device), method.series()
     notes = [*method.notes(), *method.remarks(diagnosed)]
-    before = predict(method.to(device), method.score, test.images, device=device)
+    before = predict(method.to(device), method.score, test, device=device)
     method.fold()
-    after = predict(method, method.score, test.images, device=device)
+    after = predict(method, method.score, test, device=device)
     return dict(method.state_dict()), {
         "parameters_trained": parameters,
         "parameters_deployed": parameter_count(method),

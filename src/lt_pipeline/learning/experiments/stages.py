@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.evaluation.metrics.classification import (
@@ -29,7 +29,7 @@ LOGGED = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 
 
 def judge_stages(
-    experiment: Experiment, validation: ImageSet, test: ImageSet, checkpoints: Sequence[StateDict]
+    experiment: Experiment, validation: Images, test: Images, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""
     stages = experiment.stages
@@ -50,7 +50,7 @@ def judge_stages(
 
 
 def measure_stages(
-    experiment: Experiment, validation: ImageSet, test: ImageSet, checkpoints: Sequence[StateDict]
+    experiment: Experiment, validation: Images, test: Images, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:
     """Return a row a stage, and each one's recalls by class.
 
@@ -74,8 +74,8 @@ def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
 
 def _judge(
     experiment: Experiment,
-    validation: ImageSet,
-    test: ImageSet,
+    validation: Images,
+    test: Images,
     stage: Stage,
     checkpoint: StateDict,
 ) -> tuple[Values, list[float]]:
@@ -89,11 +89,11 @@ def _judge(
 
 
 def _measure(
-    experiment: Experiment, method: Method, test: ImageSet
+    experiment: Experiment, method: Method, test: Images
 ) -> tuple[dict[str, float], list[float]]:
     """Return the metrics and the recalls by class on ``test``, nan where a class has no image."""
     device, judged = experiment.device, experiment.config.evaluation
-    scores = predict(method.to(device), method.score, test.images, device=device)
+    scores = predict(method.to(device), method.score, test, device=device)
     matrix = confusion_matrix(scores, test.labels)
     metrics = report(matrix, method.card.longtail, floor=judged.recall_floor)
     untested = matrix.sum(1) == 0
@@ -101,7 +101,7 @@ def _measure(
 
 
 def _between(
-    experiment: Experiment, test: ImageSet, checkpoints: dict[str, StateDict]
+    experiment: Experiment, test: Images, checkpoints: dict[str, StateDict]
 ) -> pd.DataFrame:
     """Return a row a network on the way between two stages (BTM, equations 2 and 3)."""
     rows: list[Values] = []

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.data.protocol import Images, content_hash
 from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
@@ -93,7 +93,7 @@ def stage_resume(
     experiment: Experiment,
     stage: Stage,
     checkpoints: Mapping[str, StateDict],
-    seen: Sequence[ImageSet],
+    seen: Sequence[Images],
     folder: Path,
 ) -> ResumeFile:
     """Return where in ``folder`` the training of ``stage`` goes on after it was killed.
@@ -110,7 +110,7 @@ def stage_resume(
                 digest.update(part.encode())
                 digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         for data in seen if stage.subset else ():
-            digest.update(data.content_hash().encode())
+            digest.update(content_hash(data).encode())
         return digest.hexdigest()
 
     found, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"

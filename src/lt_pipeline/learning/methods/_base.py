@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.losses.config import CriterionConfig
@@ -204,7 +204,7 @@ class Method(Classifier):
         self,
         stage: Stage,
         checkpoints: Mapping[str, StateDict],
-        train: ImageSet,
+        train: Images,
         device: torch.device,
     ) -> dict[str, Any]:
         """Do what a stage without gradients does, and return what it found, as plain values.
@@ -262,7 +262,7 @@ class Method(Classifier):
         """
         return self.criterion.terms(self.outputs(batch), batch.labels)
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Learn from the epoch that is over; ``validation`` is the hold-out, if there is one.
 
         Raises:
@@ -272,20 +272,20 @@ class Method(Classifier):
             self._show_hold_out(validation, device)
         self.criterion.end_epoch()
 
-    def _show_hold_out(self, validation: ImageSet | None, device: torch.device) -> None:
+    def _show_hold_out(self, validation: Images | None, device: torch.device) -> None:
         if validation is None:
             raise UserError(
                 f"the criterion {self.options.criterion.name!r} measures difficulty on a hold-out: "
                 f"set data.validation > 0, or its difficulty to training"
             )
-        scores = predict(self, self.score, validation.images, device=device)
+        scores = predict(self, self.score, validation, device=device)
         self.criterion.observe(scores, validation.labels.cpu())
 
     def follow(self) -> dict[str, float]:
         """Return what else is worth a curve over the epochs, by name."""
         return self.criterion.follow()
 
-    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
         """Do what follows the last stage, on top of its weights; return what it found.
 
         ``validation`` is the hold-out, which may be empty.
@@ -293,7 +293,7 @@ class Method(Classifier):
         return {}
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return what the paper looks at before folding, as {what: {group: value}}."""
         return {}

@@ -13,8 +13,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.losses.criteria import Outputs
@@ -146,7 +146,7 @@ class Decoupled(Pretrained):
         if self.on_criterion:
             self.criterion.start_epoch(epoch, phase.epochs)
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Learn from the epoch what the stage at hand learns."""
         super().end_epoch(phase, validation, device)
         if self.on_criterion:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.losses.criteria import Head
 from lt_pipeline.learning.methods._base import Method, MethodOptions, Recipe
@@ -237,7 +237,7 @@ class Pretrained(Method):
         self,
         stage: Stage,
         checkpoints: Mapping[str, StateDict],
-        train: ImageSet,
+        train: Images,
         device: torch.device,
     ) -> dict[str, Any]:
         """Do a step of the method that is trained first."""
@@ -265,7 +265,7 @@ class Pretrained(Method):
         if self.pretraining:
             self.source.start_epoch(self.source_phases[phase.name], epoch)
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Learn from the epoch what the method that is trained first learns."""
         if self.pretraining:
             self.source.end_epoch(self.source_phases[phase.name], validation, device)

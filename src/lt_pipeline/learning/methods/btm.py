@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig, instance_balanced
 from lt_pipeline.learning.data.subsets import Short, balanced_subsets
 from lt_pipeline.learning.engine.phase import Phase, Stage
@@ -282,7 +282,7 @@ class BalancedTrainingAndMerging(Decoupled):
         self,
         stage: Stage,
         checkpoints: Mapping[str, StateDict],
-        train: ImageSet,
+        train: Images,
         device: torch.device,
     ) -> dict[str, Any]:
         """Merge the fine-tuned networks; return the share of each, and their scores if asked for.
@@ -314,7 +314,7 @@ class BalancedTrainingAndMerging(Decoupled):
         if options.batchnorm == "reestimated":
             size = self.options.branches.batch_size
             self.to(device)
-            reestimate_batchnorm(self.net, train.images, device=device, batch_size=size)
+            reestimate_batchnorm(self.net, train, device=device, batch_size=size)
         return {
             "shares": dict(zip(names, shares, strict=True)),
             "scores": dict(zip(names, scores, strict=False)),
@@ -378,7 +378,7 @@ class BalancedTrainingAndMerging(Decoupled):
         logits = at_least_float32(self.classify(self.net.features(images)))
         return F.cross_entropy(logits, labels, reduction="none")
 
-    def _scores(self, train: ImageSet, device: torch.device) -> dict[str, float]:
+    def _scores(self, train: Images, device: torch.device) -> dict[str, float]:
         self.to(device)
-        found = predict(self, self.score, train.images, device=device)
+        found = predict(self, self.score, train, device=device)
         return report(confusion_matrix(found, train.labels), self.card.longtail)

@@ -15,8 +15,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
@@ -252,7 +252,7 @@ class DQRoute(ExpertMethod):
             return routing.fused_logits(known, share)
         return routing.fused_log_probability(known, share)
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Update difficulty and weights from the epoch that is over (equations 1 and 2)."""
         super().end_epoch(phase, validation, device)
         if self.options.difficulty == "validation":
@@ -261,7 +261,7 @@ class DQRoute(ExpertMethod):
                     "dqroute measures difficulty on a hold-out: set data.validation > 0, or "
                     "dqroute.options.difficulty to training"
                 )
-            found = predict(self, self.score, validation.images, device=device)
+            found = predict(self, self.score, validation, device=device)
             self.difficulty.watch(found.to(device), validation.labels.to(device))
         self.difficulty.update(None if self.warming else self.options.gamma_of(phase.epochs))
 
@@ -346,11 +346,11 @@ class DQRoute(ExpertMethod):
         return torch.cat([self.net.head(features).float(), share[:, :, None]], 2)
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return by group of ``test``: mean routing weights, and what other fusions would get."""
         self.to(device)
-        found = predict(self, self._parts, test.images, device=device)
+        found = predict(self, self._parts, test, device=device)
         logits, share, longtail = found[..., :-1], found[..., -1], self.card.longtail
         logits = self._known(logits.to(device)).cpu()
         alike = torch.full_like(share, 1 / share.shape[1])

@@ -13,8 +13,8 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
@@ -139,7 +139,7 @@ class LGLA(ExpertMethod):
         """Add a batch's energies and E_hat - 1, both ``[B]``, by class."""
         self.sums.index_add_(1, labels, torch.stack([torch.ones_like(energies), energies, excess]))
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Keep the means by class of the epoch that is over."""
         super().end_epoch(phase, validation, device)
         images, *totals = self.sums
@@ -163,11 +163,11 @@ class LGLA(ExpertMethod):
         return {"energy": energies, "weight_above_1": excess}
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return by group of ``test`` what every expert gets right."""
         self.to(device)
-        logits = predict(self, self.net, test.images, device=device)  # [N, K, C]
+        logits = predict(self, self.net, test, device=device)  # [N, K, C]
         right = (logits.argmax(2) == test.labels.cpu()[:, None]).double()
         return {
             f"accuracy_{name}": by_group_and_all(right[:, k], test.labels.cpu(), self.card.longtail)

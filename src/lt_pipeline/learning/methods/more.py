@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import without_tf32
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
@@ -169,7 +169,7 @@ class More(Method):
         return terms
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return what B A does to the logits and decisions on ``test``, by group.
 
@@ -196,11 +196,11 @@ class More(Method):
         super().fold()
         fold_low_rank(self.net)
 
-    def _reestimated_logits(self, train: ImageSet, test: ImageSet, device: torch.device) -> Tensor:
+    def _reestimated_logits(self, train: Images, test: Images, device: torch.device) -> Tensor:
         kept = {name: value.clone() for name, value in self.net.state_dict().items()}
         with without_tf32():
-            reestimate_batchnorm(self.net, train.images, device=device)
-            logits = predict(self, self.score, test.images, device=device)
+            reestimate_batchnorm(self.net, train, device=device)
+            logits = predict(self, self.score, test, device=device)
         self.net.load_state_dict(kept)
         return logits
 

@@ -9,8 +9,8 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
@@ -42,10 +42,10 @@ class NearestClassMean(Pretrained):
         self.means: Tensor
 
     @torch.no_grad()
-    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
         """Take the means ``[C, F]`` of the training images' features, BatchNorm in eval mode."""
         self.to(device)
-        features = predict(self, self.features, train.images, device=device).double()
+        features = predict(self, self.features, train, device=device).double()
         total = features.new_zeros(self.means.shape).index_add_(0, train.labels, features)
         count = torch.bincount(train.labels, minlength=len(total)).clamp(min=1)
         self.means.copy_(total / count[:, None])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
@@ -150,7 +150,7 @@ class RoutingDiverseExperts(ExpertMethod):
         self.tempered = epoch / phase.epochs >= self.options.temperature_start
         self.router.requires_grad_(False).eval()
 
-    def end_epoch(self, phase: Phase, validation: ImageSet | None, device: torch.device) -> None:
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
         """Learn from the experts' epochs only: in the router's phase nothing else changes."""
         if not phase.trains:
             super().end_epoch(phase, validation, device)
@@ -194,11 +194,11 @@ class RoutingDiverseExperts(ExpertMethod):
         ]
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return by group of ``test``: experts used, and what is right with and without routing."""
         self.to(device)
-        found = predict(self, self._parts, test.images, device=device)
+        found = predict(self, self._parts, test, device=device)
         classes = self.card.longtail.classes
         logits, gates = found[..., :classes], found[:, :-1, classes]
         values = {
@@ -239,5 +239,5 @@ class RoutingDiverseExperts(ExpertMethod):
         gates = F.pad(self.router(features, logits), (0, 1))
         return torch.cat([logits, gates[:, :, None]], 2)
 
-    def _by_group(self, values: Tensor, test: ImageSet) -> dict[str, float]:
+    def _by_group(self, values: Tensor, test: Images) -> dict[str, float]:
         return by_group_and_all(values, test.labels.cpu(), self.card.longtail)

@@ -21,8 +21,8 @@ from pydantic import (
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses import experts as losses
@@ -158,12 +158,12 @@ class SelfSupervisedAggregation(ExpertMethod):
         return dict(zip(SKILLS, found, strict=True))
 
     def diagnose(
-        self, train: ImageSet, test: ImageSet, device: torch.device
+        self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return the learned weights, and by group of ``test`` what they and each expert find."""
         self.to(device)
-        weight = self.aggregation_weight(test.images, device)
-        logits = predict(self, self.net, test.images, device=device)  # [N, 3, C]
+        weight = self.aggregation_weight(test, device)
+        logits = predict(self, self.net, test, device=device)  # [N, 3, C]
         names = [f"expert {k + 1}" for k in range(len(SKILLS))]
         return {
             "aggregation_weight": dict(zip(names, weight.tolist(), strict=True)),
@@ -174,19 +174,18 @@ class SelfSupervisedAggregation(ExpertMethod):
             },
         }
 
-    def aggregation_weight(self, images: Tensor, device: torch.device) -> Tensor:
-        """Return the experts' weights ``[3]`` for the test ``images`` uint8 ``[N, C, H, W]``."""
+    def aggregation_weight(self, test: Images, device: torch.device) -> Tensor:
+        """Return the experts' weights ``[3]`` for the images of ``test``."""
         config = self.options.aggregation
-        channels, height, width = images.shape[1:]
-        config.augment.check((channels, height, width))
+        config.augment.check(test.shape)
         order = torch.Generator().manual_seed(config.seed)
         draws = torch.Generator(device).manual_seed(config.seed)
         self.eval()
 
         def passes() -> Iterator[Views]:
-            shuffled = torch.randperm(len(images), generator=order).to(images.device)
-            for part in shuffled.split(config.batch_size):
-                batch = images[part].to(device)
+            shuffled = torch.randperm(len(test), generator=order)
+            for part in fetch_parts(test, shuffled, config.batch_size):
+                batch = part.to(device)
                 yield self._view_logits(batch, draws), self._view_logits(batch, draws)
 
         return learn_aggregation(passes, len(SKILLS), config)
@@ -206,7 +205,7 @@ class SelfSupervisedAggregation(ExpertMethod):
         logits: Tensor = self.net(view)
         return at_least_float32(logits)
 
-    def _accuracy(self, scores: Tensor, test: ImageSet) -> dict[str, float]:
+    def _accuracy(self, scores: Tensor, test: Images) -> dict[str, float]:
         """Return the mean recalls by group and, as ``all``, the accuracy."""
         longtail = self.card.longtail
         found = report(confusion_matrix(scores, test.labels.cpu()), longtail)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
@@ -60,7 +60,7 @@ class TauNormalisation(Pretrained):
     options: TauNormOptions
     used: float | None = None  # the tau that was, for a note
 
-    def finish(self, train: ImageSet, validation: ImageSet, device: torch.device) -> dict[str, Any]:
+    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
         """Normalise the classifier's weights; return tau and, where it was chosen, among what.
 
         Raises:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lt_pipeline.learning.data.protocol import Pixels, fetch_parts
 from lt_pipeline.learning.schema import UserError
 
 
@@ -28,14 +29,14 @@ def frozen_batchnorm_statistics(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate_batchnorm(
-    module: nn.Module, images: Tensor, *, device: torch.device, batch_size: int = 256
+    module: nn.Module, images: Pixels | Tensor, *, device: torch.device, batch_size: int = 256
 ) -> None:
     """Set the running statistics to the mean over batches of ``images``; nothing else changes.
 
-    ``images`` ``[N, ...]`` are what ``module`` takes, in any order: they are shuffled, always in
-    the same way. A set comes class by class, and a batch of few classes varies less than one of
-    all. Batches are equally large, at most ``batch_size``. Dropout is off meanwhile, as it is
-    where the statistics are used.
+    ``images``, a set or ``[N, ...]``, are what ``module`` takes, in any order: they are shuffled,
+    always in the same way. A set comes class by class, and a batch of few classes varies less than
+    one of all. Batches are equally large, at most ``batch_size``. Dropout is off meanwhile, as it
+    is where the statistics are used.
 
     Raises:
         UserError: if there is no image; the statistics are then as they were.
@@ -47,8 +48,9 @@ def reestimate_batchnorm(
     with _estimating(module, layers):
         for layer in layers:
             layer.reset_running_stats()
-        for part in order.tensor_split(-(-len(order) // batch_size)):
-            module(images[part].to(device))
+        sizes = [len(part) for part in order.tensor_split(-(-len(order) // batch_size))]
+        for part in fetch_parts(images, order, sizes):
+            module(part.to(device))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ label its own loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -56,6 +57,22 @@ class Box(NamedTuple):
     left: int
     right: int
 
+    def share(self, height: int, width: int) -> float:
+        """Return the share of an image's pixels that lie outside."""
+        pasted = (self.bottom - self.top) * (self.right - self.left)
+        return (height * width - pasted) / (height * width)
+
+
+class Kind(NamedTuple):
+    """How so many ``images`` in a row are mixed: CutMix by ``box``, without one MixUp.
+
+    ``share`` is the weight of the first of two images.
+    """
+
+    images: int
+    share: float
+    box: Box | None = None
+
 
 def mix(
     images_a: Tensor,
@@ -82,20 +99,31 @@ def mix(
         )
     if not (config.mixup or config.cutmix):
         raise UserError("mixup and cutmix are both false: set one to true, or do not mix")
+    kinds = draw_kinds(len(images_a), images_a.shape[2:], config, generator)
+    sizes = [kind.images for kind in kinds]
+    parts = [
+        mixup(one, other, kind.share) if kind.box is None else cutmix(one, other, kind.box)
+        for kind, one, other in zip(
+            kinds, images_a.split(sizes), images_b.split(sizes), strict=True
+        )
+    ]
+    images, share = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return Mixed(images, labels_a, labels_b, share)
+
+
+def draw_kinds(
+    images: int, size: Sequence[int], config: MixConfig, generator: torch.Generator
+) -> list[Kind]:
+    """Draw how ``mix`` mixes so many ``images`` of the ``size`` (height, width), part by part."""
     # torch's Beta takes no generator; numpy's does, and is exact for small alpha
     random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
     if config.mixup and config.cutmix and config.both == "halves":
-        cut = len(images_a) // 2
-        halves = [
-            mixup(images_a[:cut], images_b[:cut], random.beta(config.alpha, config.alpha)),
-            _cutmix(images_a[cut:], images_b[cut:], config.alpha, random),
-        ]
-        images, share = (torch.cat(parts) for parts in zip(*halves, strict=True))
-    elif config.mixup and not (config.cutmix and random.random() < 0.5):
-        images, share = mixup(images_a, images_b, random.beta(config.alpha, config.alpha))
-    else:
-        images, share = _cutmix(images_a, images_b, config.alpha, random)
-    return Mixed(images, labels_a, labels_b, share)
+        half = images // 2
+        first = Kind(half, random.beta(config.alpha, config.alpha))
+        return [first, _boxed(images - half, size, config.alpha, random)]
+    if config.mixup and not (config.cutmix and random.random() < 0.5):
+        return [Kind(images, random.beta(config.alpha, config.alpha))]
+    return [_boxed(images, size, config.alpha, random)]
 
 
 def mixup(images_a: Tensor, images_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -113,8 +141,7 @@ def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     images = images_a.to(torch.float32, copy=True)
     images[:, :, rows, columns] = images_b[:, :, rows, columns].float()
-    pasted = (box.bottom - box.top) * (box.right - box.left)
-    return images, _shares(images_a, (height * width - pasted) / (height * width))
+    return images, _shares(images_a, box.share(height, width))
 
 
 def draw_box(height: int, width: int, share: float, random: np.random.Generator) -> Box:
@@ -163,12 +190,10 @@ def two_hot_loss(losses_first: Tensor, losses_second: Tensor, share: Tensor) -> 
     return share * losses_first + (1 - share) * losses_second
 
 
-def _cutmix(
-    images_a: Tensor, images_b: Tensor, alpha: float, random: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    height, width = images_a.shape[2:]
+def _boxed(images: int, size: Sequence[int], alpha: float, random: np.random.Generator) -> Kind:
+    height, width = size
     box = draw_box(height, width, random.beta(alpha, alpha), random)
-    return cutmix(images_a, images_b, box)
+    return Kind(images, box.share(height, width), box)
 
 
 def _interval(size: int, share: float, random: np.random.Generator) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood import auxiliary_images
 from lt_pipeline.learning.data.prepare import DataCard, prepare
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.sources import load_source
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.figures.distribution import class_distribution
@@ -18,7 +18,7 @@ from lt_pipeline.learning.figures.distribution import class_distribution
 
 def make_sets(
     raw_folder: Path, data: dict[str, Any]
-) -> tuple[ImageSet, ImageSet, ImageSet, ImageSet, DataCard, pd.DataFrame]:
+) -> tuple[Images, Images, Images, Images, DataCard, pd.DataFrame]:
     """Return training set, hold-out, test set, auxiliary set, data card and manifest."""
     config = data_config({"data": data})
     source = load_source(config.source, raw_folder)

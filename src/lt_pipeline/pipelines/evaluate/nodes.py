@@ -8,8 +8,8 @@ import mlflow
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.experiments import evaluate as judging
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -37,8 +37,8 @@ def judge(
     config: ExperimentConfig,
     card: DataCard,
     weights: StateDict,
-    validation: ImageSet,
-    test: ImageSet,
+    validation: Images,
+    test: Images,
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
     return judging.judge_again(Experiment(config, card), weights, validation, test)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.experiments import evaluate as judging
@@ -40,7 +40,7 @@ def configure(method: str, built_on: Sequence[str] = ()) -> Callable[..., Experi
     return resolve
 
 
-def draw_subsets(config: ExperimentConfig, card: DataCard, train: ImageSet) -> pd.DataFrame:
+def draw_subsets(config: ExperimentConfig, card: DataCard, train: Images) -> pd.DataFrame:
     """Return which training images each stage with a subset sees: a row an image and subset."""
     return run.draw_subsets(Experiment(config, card), train)
 
@@ -54,10 +54,10 @@ def train_group(members: Sequence[Stage]) -> Callable[..., list[Any]]:
     def train(
         config: ExperimentConfig,
         card: DataCard,
-        train: ImageSet,
-        validation: ImageSet,
-        test: ImageSet,
-        auxiliary: ImageSet,
+        train: Images,
+        validation: Images,
+        test: Images,
+        auxiliary: Images,
         progress: Path,
         *rest: Any,
     ) -> list[Any]:
@@ -76,7 +76,7 @@ def take_step(stage: Stage) -> Callable[..., tuple[StateDict, Values]]:
     """Return the node that does ``stage``, which has no gradients."""
 
     def step(
-        config: ExperimentConfig, card: DataCard, train: ImageSet, *rest: Any
+        config: ExperimentConfig, card: DataCard, train: Images, *rest: Any
     ) -> tuple[StateDict, Values]:
         return run.take_step(Experiment(config, card), stage, train, _start(stage, rest))
 
@@ -86,9 +86,9 @@ def take_step(stage: Stage) -> Callable[..., tuple[StateDict, Values]]:
 def finish(
     config: ExperimentConfig,
     card: DataCard,
-    train: ImageSet,
-    validation: ImageSet,
-    test: ImageSet,
+    train: Images,
+    validation: Images,
+    test: Images,
     checkpoint: StateDict,
 ) -> tuple[StateDict, Values]:
     """Do what follows the last stage, merge, and return the deployable weights and what it did."""
@@ -98,8 +98,8 @@ def finish(
 def judge_stages(
     config: ExperimentConfig,
     card: DataCard,
-    validation: ImageSet,
-    test: ImageSet,
+    validation: Images,
+    test: Images,
     *checkpoints: StateDict,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""
@@ -110,8 +110,8 @@ def evaluate(
     config: ExperimentConfig,
     card: DataCard,
     model: StateDict,
-    validation: ImageSet,
-    test: ImageSet,
+    validation: Images,
+    test: Images,
     finish_report: Values,
     *histories: History,
 ) -> tuple[Values, Values, pd.DataFrame, pd.DataFrame, Values]:
@@ -139,7 +139,7 @@ def deploy(
     config: ExperimentConfig,
     card: DataCard,
     model: StateDict,
-    test: ImageSet,
+    test: Images,
     metrics: Values,
     tracked: Values,
 ) -> Values:

@@ -13,8 +13,8 @@ from typing import Any
 
 import mlflow
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
@@ -55,10 +55,10 @@ def train_run(name: str) -> Callable[..., Values]:
     def train(
         plan: Plan,
         card: DataCard,
-        train: ImageSet,
-        validation: ImageSet,
-        test: ImageSet,
-        auxiliary: ImageSet,
+        train: Images,
+        validation: Images,
+        test: Images,
+        auxiliary: Images,
         raw_folder: Path,
         finished_arms: Path,
     ) -> Values:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import KEPT, Store
@@ -35,9 +35,9 @@ Values = dict[str, Any]
 def search(
     parameters: Values,
     card: DataCard,
-    train: ImageSet,
-    validation: ImageSet,
-    auxiliary: ImageSet,
+    train: Images,
+    validation: Images,
+    auxiliary: Images,
     folder: Path,
 ) -> tuple[pd.DataFrame, Values, dict[str, Figure]]:
     """Do the trials that are left; return all of them, the best one, and pictures by file name.
@@ -139,10 +139,10 @@ def judge(
     parameters: Values,
     card: DataCard,
     best: Values,
-    train: ImageSet,
-    validation: ImageSet,
-    test: ImageSet,
-    auxiliary: ImageSet,
+    train: Images,
+    validation: Images,
+    test: Images,
+    auxiliary: Images,
     raw_folder: Path,
     folder: Path,
 ) -> dict[str, float]:

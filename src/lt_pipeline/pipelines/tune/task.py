@@ -13,8 +13,8 @@ from typing import Any
 from optuna import Study, TrialPruned
 from optuna.storages.journal import BaseJournalBackend
 
-from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
@@ -45,7 +45,7 @@ class Task:
 
     parameters: dict[str, Any]
     card: DataCard
-    sets: tuple[ImageSet, ImageSet, ImageSet]
+    sets: tuple[Images, Images, Images]
     folder: Path
     deadline: float | None
     parent: int
