@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.data.longtail import class_counts
 from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
+from lt_pipeline.tracking import views
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +145,11 @@ def test_mlflow_has_every_epoch_the_results_and_the_files(finished):
     metrics = read(project.file("08_reporting", "smoke", "more", "metrics.json"))
     assert run.data.metrics["test/accuracy"] == pytest.approx(metrics["test"]["accuracy"])
     assert {"ood/odin/uniform_noise/auroc", "ood/msp/mean/fpr95"} <= run.data.metrics.keys()
+    # the charts' sections are sorted, capitals first
+    sections = {name.partition("/")[0] for name in run.data.metrics}
+    assert min(sections) == views.SUMMARY
+    for name, same in {"accuracy": "test/accuracy", "ood_auroc": "ood/odin/mean/auroc"}.items():
+        assert run.data.metrics[f"{views.SUMMARY}/{name}"] == run.data.metrics[same]
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"config.json", "metrics.json", "class_table.csv", "figures", "data"} <= files
     pictures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}

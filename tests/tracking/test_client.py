@@ -8,10 +8,8 @@ import mlflow
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from rich.console import Console
 from sqlalchemy import make_url
 
-from lt_pipeline.reports import console as reporting
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.outbox import Outbox
 from lt_pipeline.tuning import storage
@@ -137,7 +135,7 @@ def test_no_password_of_an_address_is_shown(user, password):
     assert tracking.masked(f"x {address}, y") == f"x postgresql://{user}:***@host:1/name, y"
 
 
-def test_no_address_that_a_sweep_prints_has_the_password(tmp_path, monkeypatch, capsys):
+def test_no_address_that_a_sweep_prints_has_the_password(tmp_path, monkeypatch):
     for url in ("postgresql://me:a@secret@h/d", "postgresql://h/d?user=me&password=secret"):
         config = TuneConfig(storage=url)
         assert place_of(config, tmp_path) == tracking.masked(url)
@@ -148,8 +146,6 @@ def test_no_address_that_a_sweep_prints_has_the_password(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=r"http://me:\*\*\*@localhost:5000") as unreachable:
         Tracked(uri="http://me:secret@localhost:5000", parent="run").check_reach(2)
     assert "secret" not in str(unreachable.value)
-    reporting._print_where(Console(), "http://me:secret@server:5000")
-    assert "open http://me:***@server:5000\n" in capsys.readouterr().out
 
 
 def raising(error):

@@ -46,6 +46,7 @@ from lt_pipeline.learning.experiments.config import (
     check_parameters,
     data_config,
 )
+from lt_pipeline.learning.experiments.evaluate import first_of_all
 from lt_pipeline.learning.experiments.ood import headline
 from lt_pipeline.learning.experiments.stages import stage_numbers
 from lt_pipeline.learning.experiments.store import data_key, run_key
@@ -59,7 +60,7 @@ from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.comparison import print_comparison
 from lt_pipeline.reports.console import print_results, print_stages, print_study
 from lt_pipeline.tracking import client as tracking
-from lt_pipeline.tracking import store
+from lt_pipeline.tracking import store, views
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
 from lt_pipeline.tracking.models import EvaluateConfig, Trained
 from lt_pipeline.tuning.config import method_name, tune_config
@@ -80,25 +81,27 @@ class ProjectHooks:
             check_alone()
             check_environment(context)
             names = pipeline_names() or [DEFAULT]
-            parameters = with_seeds(context.params, names)
+            # not the context's: Kedro would make every pipeline there is to look at its types
+            parameters = with_seeds(context.config_loader["parameters"], names)
             _check_names(names, parameters)
             check_parameters(parameters, _method(names))
             check_left_out(context.config_loader)
             say_without_effect(context.config_loader, names, parameters)
-            self.differs = _what_differs(context)
+            _check_values(names, parameters)
+            self.differs = _what_differs(context, parameters)
             # Kedro would read all files once more for its catalog
             context.config_loader["parameters"] = in_effect(parameters, self.project)
             _make_pipelines(names)
-            self._prepare_tracking(context)
+            self._prepare_tracking(context, context.config_loader["parameters"])
 
-    def _prepare_tracking(self, context: KedroContext) -> None:
+    def _prepare_tracking(self, context: KedroContext, parameters: dict[str, Any]) -> None:
         """Decide where MLflow keeps the run, and see whether it can be reached."""
         conf = context.config_loader["mlflow"]
         server, tracked = conf.setdefault("server", {}), conf.setdefault("tracking", {})
         uri = _tracking_uri(server.get("mlflow_tracking_uri"))
         server["mlflow_tracking_uri"] = tracking.absolute_uri(uri, self.project)
         experiment = tracked.setdefault("experiment", {})
-        experiment["name"] = experiment.get("name") or data_config(context.params).slug
+        experiment["name"] = experiment.get("name") or data_config(parameters).slug
         self.evaluated: Trained | None = None
         if is_to_run(EVALUATE):
             where = server["mlflow_tracking_uri"], experiment["name"]
@@ -111,7 +114,7 @@ class ProjectHooks:
             created["artifact_location"] = created.get("artifact_location") or str(folder)
         context.config_loader["mlflow"] = conf
         store.prepare(conf, self.project)
-        if TrackingConfig.read(context.params.get(BLOCK, {})).system_metrics:
+        if TrackingConfig.read(parameters.get(BLOCK, {})).system_metrics:
             mlflow.enable_system_metrics_logging()
         else:
             mlflow.disable_system_metrics_logging()
@@ -160,6 +163,8 @@ class ProjectHooks:
         parameters, active = catalog.load("parameters"), mlflow.active_run()
         self.run = active.info.run_id if active else None
         self.told = set[str]()  # data that MLflow has been told of
+        views.keep(views.RESULTS, views.results())
+        self.where = views.where(views.RESULTS)
         data = data_config(parameters)
         swept = [name for name in [tuned_method(pipeline)] if name]
         names = _subjects(pipeline) or [f"tune {method}" for method in swept]
@@ -207,9 +212,9 @@ class ProjectHooks:
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log a method's metrics, how it meets OOD images and what its feature space looks like."""
         if dataset_name.endswith(".metrics"):
-            tracking.log_metrics(numbers(data))
+            tracking.log_metrics(numbers({**data, views.SUMMARY: first_of_all(data)}))
         if dataset_name.endswith(".ood"):
-            tracking.log_metrics(numbers({"ood": headline(data)}))
+            tracking.log_metrics(numbers({"ood": headline(data), views.SUMMARY: _auroc(data)}))
         if dataset_name.endswith(".stages"):
             tracking.log_metrics(stage_numbers(data))
         if dataset_name.endswith((".geometry", ".arms")):
@@ -252,13 +257,14 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Print the results and clear the states that only a killed run resumes from."""
-        made, uri = pipeline.all_outputs(), mlflow.get_tracking_uri()
+        made = pipeline.all_outputs()
         for name in _subjects(pipeline):
             # what a killed run left is of no use only where its training ran to its end
             if f"{name}.config" in made:
                 shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
             if name != COMPARE and f"{name}.standing" in made:
-                print_study(name, catalog.load(f"{name}.standing"), catalog.load("data_card"), uri)
+                standing = catalog.load(f"{name}.standing")
+                print_study(name, standing, catalog.load("data_card"), self.where)
             if f"{name}.stages" in made:
                 print_stages(name, catalog.load(f"{name}.stages"))
             if f"{name}.metrics" in made:
@@ -267,7 +273,7 @@ class ProjectHooks:
                     title = f"{title} of run {self.evaluated.id[:8]}"
                 finished = {title: catalog.load(f"{name}.metrics")}
                 strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
-                print_results(finished, strange, catalog.load("data_card"), uri)
+                print_results(finished, strange, catalog.load("data_card"), self.where)
 
     @hook_impl(trylast=True, specname="after_pipeline_run")
     def end_failed_study(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -363,6 +369,16 @@ def _check_names(names: list[str], parameters: dict[str, Any]) -> None:
             raise UserError(unknown("pipeline", name, set(pipelines.keys())))
 
 
+def _check_values(names: list[str], parameters: dict[str, Any]) -> None:
+    """Refuse wrong values of the methods that are to run, in the first seconds.
+
+    Raises:
+        UserError: in one line, before a pipeline is made or MLflow's store is opened.
+    """
+    for name in {*names} & {*methods.available()} if not parameters.get("seeds") else ():
+        ExperimentConfig.resolve(name, parameters)
+
+
 def _make_pipelines(names: list[str]) -> None:
     """Make the pipelines asked for here, where what is wrong with them is said in one line."""
     check_narrowed([node for name in names for node in pipelines[name].nodes])
@@ -374,13 +390,19 @@ def _subjects(pipeline: Pipeline) -> list[str]:
     return sorted(s for s in spaces if s and s != DATA and not s.startswith(SPACE))
 
 
-def _what_differs(context: KedroContext) -> list[str]:
+def _auroc(report: dict[str, Any]) -> dict[str, float]:
+    """Return the mean AUROC of the detector that tables show, if there was a set to see."""
+    first = next(iter(report.get("detectors", {}).values()), None)
+    return {"ood_auroc": first["mean"]["auroc"]} if first else {}
+
+
+def _what_differs(context: KedroContext, parameters: dict[str, Any]) -> list[str]:
     """Return what tells a run from others of the same on the same data, in words."""
     loader, env = context.config_loader, context.env
     if not isinstance(loader, ConfLoader):
         return []
     found = [env] if env and env not in (loader.base_env, loader.default_run_env) else []
-    changed = differences(context.params, loader.as_written()) if loader.runtime_params else {}
+    changed = differences(parameters, loader.as_written()) if loader.runtime_params else {}
     return [*found, *([in_words(changed)] if changed else [])]
 
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
@@ -21,6 +20,7 @@ from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.command_line import kedro_run
 from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking import views
 from lt_pipeline.tuning.config import STORAGE_VARIABLE, Sweep, with_holdout
 from lt_pipeline.tuning.space import Space
 
@@ -67,6 +67,7 @@ class TuneHooks:
             return
         if dataset_name.endswith(".best"):
             tracking.log_metrics({f"best/{JUDGED_BY}": data["value"]})
+            views.keep(data["study"], views.of_sweep(data["study"], data["params"]))
         if dataset_name.endswith(".judged"):
             from lt_pipeline.tuning.runs import publish_judged
 
@@ -94,7 +95,7 @@ class TuneHooks:
             catalog.load(f"{SPACE}{method}.judged"),
             catalog.load("data_card"),
             again,
-            mlflow.get_tracking_uri(),
+            views.where(best["study"]),
         )
 
     @hook_impl

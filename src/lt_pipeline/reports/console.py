@@ -12,7 +12,6 @@ from rich.table import Table
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.reports import screen
-from lt_pipeline.tracking.client import masked
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -50,7 +49,7 @@ def print_results(
     finished: Mapping[str, Mapping[str, Any]],
     strange: Mapping[str, Mapping[str, Any]],
     card: DataCard,
-    tracking_uri: str,
+    where: str,
 ) -> None:
     """Print the table, what must be known to read it, and where to look further.
 
@@ -83,7 +82,7 @@ def print_results(
             console.print(f"{name}: {note}.")
         if strange.get(name, {}).get("averaged_over"):
             _print_ood(console, name, strange[name])
-    _print_where(console, tracking_uri)
+    _print_where(console, where)
 
 
 def print_stages(name: str, stages: pd.DataFrame) -> None:
@@ -102,7 +101,7 @@ def print_stages(name: str, stages: pd.DataFrame) -> None:
     console.print(table)
 
 
-def print_study(name: str, standing: Mapping[str, Any], card: DataCard, tracking_uri: str) -> None:
+def print_study(name: str, standing: Mapping[str, Any], card: DataCard, where: str) -> None:
     """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
     console = screen.console()
     rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
@@ -117,7 +116,7 @@ def print_study(name: str, standing: Mapping[str, Any], card: DataCard, tracking
     _print_groups(console, card)
     for note in standing["notes"]:
         console.print(f"{note}.", soft_wrap=True)
-    _print_where(console, tracking_uri)
+    _print_where(console, where)
 
 
 def print_sweep(
@@ -126,7 +125,7 @@ def print_sweep(
     judged: Mapping[str, float],
     card: DataCard,
     command: str,
-    tracking_uri: str,
+    where: str,
 ) -> None:
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
     # the value of one that was stopped is of its last epoch, which is none to compare
@@ -150,7 +149,7 @@ def print_sweep(
         )
     console.print("The best again, as a run of its own (data.validation=0 trains on all images):")
     console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
-    _print_where(console, tracking_uri)
+    _print_where(console, where)
 
 
 def _plain(value: Any) -> str:
@@ -176,8 +175,6 @@ def _print_groups(console: Console, card: DataCard) -> None:
         console.print(f"No class in: {', '.join(card.longtail.empty_groups)}; left out.")
 
 
-def _print_where(console: Console, tracking_uri: str) -> None:
-    local = tracking_uri.startswith("sqlite:")
-    how = "run `make ui` and open http://127.0.0.1:5000" if local else f"open {tracking_uri}"
-    text = f"Everything about this run is in the MLflow UI: {masked(how)}"
+def _print_where(console: Console, where: str) -> None:
+    text = f"Everything about this run is in the MLflow UI: {where}"
     console.print(text, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -9,6 +10,7 @@ from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.schema import UserError, unknown
 
 
+@cache
 def available() -> tuple[str, ...]:
     """Return the names of all methods, sorted: the file name is the name."""
     return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
