@@ -20,7 +20,7 @@ from lt_pipeline.versioning.stages import main, render
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("data_prep", "ce", "focal", "compare")
+STAGES = ("check", "data_prep", "ce", "focal", "compare")
 SMALL = {
     "epochs: 60": "epochs: 2",
     "warmup_epochs: 5": "warmup_epochs: 1",
@@ -104,7 +104,7 @@ def project(reproduced):
 def test_dvc_yaml_is_what_the_kedro_pipelines_say(committed):
     text = (PROJECT / "dvc.yaml").read_text()
     assert text == render(), "run `python -m lt_pipeline.versioning.stages` and commit dvc.yaml"
-    assert committed["stages"].keys() == {"data_prep", *methods.available(), "compare"}
+    assert committed["stages"].keys() == {"check", "data_prep", *methods.available(), "compare"}
 
 
 def test_a_stage_reads_its_own_parameters_and_those_of_the_methods_below(committed):
@@ -120,10 +120,11 @@ def test_a_stage_reads_its_own_parameters_and_those_of_the_methods_below(committ
         "conf/base/parameters_ncm.yml",
     }
     assert stages["data_prep"]["params"] == [{PARAMETERS: ["data"]}]
+    assert files("check") == {file for stage in stages for file in files(stage)}
     for name, stage in stages.items():
         read = [p for entry in stage["params"] for p in entry.get(PARAMETERS, [])]
         assert "device" not in read
-        assert ("data" in read) == (name == "data_prep")
+        assert ("data" in read) == (name in ("check", "data_prep"))
 
 
 def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
@@ -148,7 +149,8 @@ def test_the_comparison_waits_for_every_method(committed):
 
 def test_stages_of_another_data_set_have_its_paths_and_parameters():
     found = yaml.safe_load(render("cifar10_lt_btm", ["btm", "ce"]))["stages"]
-    assert found.keys() == {"data_prep", "btm", "ce", "compare"}
+    assert found.keys() == {"check", "data_prep", "btm", "ce", "compare"}
+    assert found["check"]["cmd"].endswith("parameters.txt --env cifar10_lt_btm --methods btm,ce")
     assert found["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
     assert found["ce"]["wdir"] == "../.."
     assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in found["ce"]["outs"]
@@ -190,7 +192,7 @@ def test_the_first_time_everything_runs_and_then_nothing(reproduced, project):
 def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
     change(project, FOCAL, {"gamma: 2.0": "gamma: 0.5"})
     assert "focal:" in dvc(project, "status")
-    assert ran(dvc(project, "repro")) == {"focal", "compare"}
+    assert ran(dvc(project, "repro")) == {"check", "focal", "compare"}
     found = json.loads(dvc(project, "metrics", "diff", "--json"))
     path = "data/08_reporting/digits/{}/first.json"
     assert found[path.format("focal")]
@@ -202,6 +204,29 @@ def test_a_data_seed_runs_everything(project):
     before = hashes(project.file("03_primary", "digits", "train.safetensors"))
     assert ran(dvc(project, "repro")) == set(STAGES)
     assert hashes(project.file("03_primary", "digits", "train.safetensors")) != before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (f"{FOCAL}:focal.options.criterion.gamma=-1.0", "focal.options.criterion.gamma"),
+        (f"{PARAMETERS}:data.imbalance_ratio=0.0", "data.imbalance_ratio"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_dvc_deletes_anything(project, given, said):
+    folders = [project.file(name, "digits") for name in ("03_primary", "06_models", "08_reporting")]
+
+    def files():
+        return {p: hashes(p) for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+    before, runs = files(), len(runs_of(project))
+    code, output = project.run("dvc", "exp", "run", "-S", given)
+    assert code != 0
+    assert ran(output) == {"check"}
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert said in line
+    assert files() == before
+    assert len(runs_of(project)) == runs
 
 
 def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):

@@ -35,6 +35,8 @@ PACKAGE = Path(__file__).parents[1].name
 BASE = CONFIG_LOADER_ARGS["base_env"]
 PARAMETERS = "params:"
 DATA, COMPARE = "data_prep", "compare"
+# the first stage, and the folder of what it writes
+CHECK, CHECKED = "check", "data/02_checked"
 DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods side by side"}
 
 # It checks every block of conf/ and imports all that a block can ask for; a stage rests on its own.
@@ -116,11 +118,41 @@ class View:
         return CatalogConfigResolver(self._loader["catalog"], default_runtime_patterns=memory)
 
     def pipeline(self) -> dict[str, Any]:
-        """Return what dvc.yaml says: a stage for the data, for every method, for the comparison."""
+        """Return what dvc.yaml says: stages that check, make data, run each method, compare."""
         stages = {name: self._stage(name) for name in (DATA, *self.methods)}
         if any(found.name == COMPARE for found in self._snapshot.pipelines):
             stages[COMPARE] = self._stage(COMPARE)
+        stages = {CHECK: self._check(stages.values()), **stages}
         return {"stages": stages, "plots": [{"Recall by class, all methods": self._recalls()}]}
+
+    def _check(self, stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the stage that refuses wrong parameters before DVC deletes what others made."""
+        read: dict[str, set[str]] = {}
+        for entry in (entry for stage in stages for entry in stage.get("params", [])):
+            for file, names in entry.items():
+                read.setdefault(file, set()).update(names)
+        some = self.methods != methods.available()
+        names = ["--methods", ",".join(self.methods)] if some else []
+        command = ["python -m", f"{PACKAGE}.versioning.check", self._checked]
+        stage = {
+            "desc": "Parameters that every stage can read",
+            "cmd": " ".join([*command, *self._in_env(), *names]),
+            "wdir": self._wdir,
+            "params": [{file: sorted(found)} for file, found in sorted(read.items())],
+            "outs": [self._checked],
+        }
+        return {key: value for key, value in stage.items() if value}
+
+    @property
+    def _checked(self) -> str:
+        return f"{CHECKED}/{self._loader['globals']['run']}/parameters.txt"
+
+    @property
+    def _wdir(self) -> str | None:
+        return "../.." if self.env else None
+
+    def _in_env(self) -> list[str]:
+        return ["--env", self.env] if self.env else []
 
     def _stage(self, pipeline: str) -> dict[str, Any]:
         found = next(p for p in self._snapshot.pipelines if p.name == pipeline)
@@ -135,8 +167,8 @@ class View:
         stage = {
             "desc": _description(pipeline),
             "cmd": self._command(pipeline),
-            "wdir": "../.." if self.env else None,
-            "deps": sorted({*self._code(nodes, needed, made), *self._files(needed)}),
+            "wdir": self._wdir,
+            "deps": sorted({*self._code(nodes, needed, made), *self._files(needed), self._checked}),
             "params": self._parameters(needed),
             "outs": self._files(made - metrics - pictures - tables),
             "metrics": self._files(metrics),
@@ -149,9 +181,8 @@ class View:
 
     def _command(self, pipeline: str) -> str:
         # those of the others begin with the data's nodes, which are a stage of their own
-        only = f" --namespaces {pipeline}" if pipeline != DATA else ""
-        env = f" --env {self.env}" if self.env else ""
-        return f"kedro run --pipelines {pipeline}{only}{env}"
+        only = ["--namespaces", pipeline] if pipeline != DATA else []
+        return " ".join(["kedro run --pipelines", pipeline, *only, *self._in_env()])
 
     def _code(self, nodes: Iterable[NodeSnapshot], needed: set[str], made: set[str]) -> set[str]:
         """Return the files that the nodes, their datasets and their methods rest on."""
