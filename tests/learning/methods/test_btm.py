@@ -13,8 +13,9 @@ from torch import nn
 from lt_pipeline.learning.data.batches import Batch, mixed_with_itself
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
+from lt_pipeline.learning.engine.optim import trained_parameters
 from lt_pipeline.learning.engine.phase import Stage
-from lt_pipeline.learning.engine.trainer import fit, phase_config, trained_parameters
+from lt_pipeline.learning.engine.trainer import fit, phase_config
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import MadeOf

@@ -19,13 +19,9 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast
 from lt_pipeline.learning.engine.loader import Stream
+from lt_pipeline.learning.engine.optim import choose_what_learns, trained_parameters
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.trainer import (
-    choose_what_learns,
-    fit,
-    phase_config,
-    trained_parameters,
-)
+from lt_pipeline.learning.engine.trainer import fit, phase_config
 from lt_pipeline.learning.evaluation.detectors import DETECTORS, DetectorConfig
 from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.optim import sgd, trained_parameters
 from lt_pipeline.learning.engine.phase import Phase, Stage
-from lt_pipeline.learning.engine.trainer import fit, sgd, trained_parameters
+from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.learning.methods._base import Recipe
 from lt_pipeline.learning.transforms.augment import AugmentConfig
@@ -406,7 +407,7 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
     assert moved(before, checkpoints[SECOND]) == wanted
     method = make()
     last = method.phases(1)[-1]
-    learning = dict(trained_parameters(method, last))
+    learning = trained_parameters(method, last)
     groups = sgd(learning, method, last, TrainingConfig(learning_rate=0.1), CPU).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(method.net.head.weight)] == pytest.approx(0.02)

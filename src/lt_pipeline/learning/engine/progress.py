@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -51,11 +52,12 @@ class _Nothing:
 
 
 class _Counted:
-    """What both ways of showing count."""
+    """What both ways of showing count; several threads may."""
 
     def __init__(self, name: str, total: int, patience: float) -> None:
         self.name, self.total, self.patience = name, total, patience
         self.done, self.text, self.started = 0, "", time.monotonic()
+        self.lock = Lock()
 
     @property
     def is_late(self) -> bool:
@@ -68,9 +70,10 @@ class _Counted:
 
     def advance(self, count: int = 1) -> None:
         """Count what was done, and show it if it is time."""
-        self.done += count
-        if self.is_late:
-            self.show()
+        with self.lock:
+            self.done += count
+            if self.is_late:
+                self.show()
 
     def show(self) -> None:
         """Show what is done."""

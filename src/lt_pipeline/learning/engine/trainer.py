@@ -5,28 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
+from lt_pipeline.learning.engine.optim import choose_what_learns
 from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.progress import shown
-from lt_pipeline.learning.engine.schedule import rate_factor
+from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
 from lt_pipeline.learning.schema import UserError, one_line_errors
-
-if TYPE_CHECKING:
-    from lt_pipeline.learning.methods._base import Method
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ Report = Callable[[str, int, Mapping[str, float]], None]
 
 
 def fit(
-    method: Method,
+    method: Learner,
     phase: Phase,
     train: Images,
     config: TrainingConfig,
@@ -63,166 +60,11 @@ def fit(
         UserError: if the set does not fill one batch, the phase asks for outliers and there are
             none, or a loss, a weight or a monitored score is no longer finite.
     """
-    training = Training(method, phase, train, config, seed, device, auxiliary)
-    training.restore(resume.load() if resume else None)
-    if report:
-        training.replay(report)
-    epochs = range(training.epoch, phase.epochs)
-    with shown(phase.name, len(epochs) * training.steps_per_epoch, patience=0) as progress:
-        for epoch in epochs:
-            values = training.run_epoch(epoch, progress.advance)
-            method.end_epoch(phase, (monitors or {}).get("validation"), device)
-            values |= method.follow()
-            if config.monitor_every and (epoch + 1) % config.monitor_every == 0:
-                for name, data in (monitors or {}).items():
-                    found = accuracies(method, method.score, data, device=device)
-                    values |= {f"{name}/{key}": value for key, value in found.items()}
-            training.record(epoch, values)
-            done = epoch + 1
-            if resume and (done % config.checkpoint_every == 0 or done == phase.epochs):
-                resume.save(training.state())
-            if report:
-                report(phase.name, done, values)
-            progress.note(in_short(done, phase.epochs, values))
-    return training.history
-
-
-def in_short(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
-    """Return of an epoch's ``values`` what a person who waits wants to see."""
-    terms = [
-        value
-        for name, value in values.items()
-        if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
-    ]
-    parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
-    for name in ("validation/mean_recall", "test/accuracy"):
-        if name in values:
-            parts.append(f"{name.replace('/', ' ').replace('_', ' ')} {100 * values[name]:.1f} %")
-    parts.append(f"rate {values['train/learning_rate']:.2g}")
-    return " · ".join([*parts, f"{values['train/images_per_second']:,.0f} images/s"])
-
-
-class Training:
-    """The moving parts of a phase: optimizer, schedule, stream of batches, epoch and history."""
-
-    def __init__(
-        self,
-        method: Method,
-        phase: Phase,
-        train: Images,
-        config: TrainingConfig,
-        seed: int,
-        device: torch.device,
-        auxiliary: Images | None,
-    ) -> None:
-        config = phase_config(config, phase)
-        self.method, self.phase, self.config, self.device = method, phase, config, device
-        self.stream = Stream(
-            phase,
-            train,
-            config,
-            views=method.views,
-            seed=seed,
-            device=device,
-            auxiliary=auxiliary,
-        )
-        torch.manual_seed(seed)
-        self.format = memory_format(config, device)
-        method.to(device)
-        method.net.to(memory_format=self.format)
-        if config.compile:
-            method.net.compile()
-        self.steps_per_epoch = self.stream.steps
-        self.steps = self.steps_per_epoch * phase.epochs
-        learning = dict(trained_parameters(method, phase))
-        self.optimizer = sgd(learning, method, phase, config, device)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: rate_factor(config, step, self.steps, self.steps_per_epoch),
-        )
-        self.epoch = 0
-        self.history: History = {}
-
-    def run_epoch(self, epoch: int, tick: Callable[[], None] | None = None) -> dict[str, float]:
-        """Train one epoch; return its mean loss terms, learning rate, seconds and images/s.
-
-        ``tick`` is called after every step.
-        """
-        choose_what_learns(self.method, self.phase)
-        self.method.start_epoch(self.phase, epoch)
-        step, totals, started = epoch * self.steps_per_epoch, dict[str, Tensor](), time.monotonic()
-        for batch in self.stream.epoch(epoch / self.phase.epochs):
-            step += 1
-            for name, value in self._step(batch.in_format(self.format), step / self.steps).items():
-                totals[name] = totals.get(name, 0.0) + value
-            if tick:
-                tick()
-        # The one transfer of an epoch; it also waits for the device, so that the time is right.
-        state = [*self.method.parameters(), *self.method.buffers()]
-        *sums, finite = torch.stack([*totals.values(), all_finite(state)]).tolist()
-        means = {name: s / self.steps_per_epoch for name, s in zip(totals, sums, strict=True)}
-        seconds = time.monotonic() - started
-        check_finite(means, bool(finite), self.phase, epoch)
-        return {
-            **{f"train/{name}": value for name, value in means.items()},
-            "train/learning_rate": float(self.schedule.get_last_lr()[0]),
-            "train/seconds": seconds,
-            "train/images_per_second": self.stream.images / seconds,
-        }
-
-    def _step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Take one step; return its loss terms."""
-        method, exact = self.method, self.method.needs_float32
-        with without_tf32(exact):
-            with autocast(self.config, self.device, exact=exact):
-                terms = method.loss(batch, progress)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
-        if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.schedule.step()
-        return {name: value.detach() for name, value in terms.items()}
-
-    def record(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Add an epoch's values to the history."""
-        self.epoch = epoch + 1
-        for name, value in values.items():
-            self.history.setdefault(name, []).append({"step": self.epoch, "value": value})
-
-    def state(self) -> dict[str, Any]:
-        """Return all that resuming needs."""
-        cuda = self.device.type == "cuda"
-        return {
-            "epoch": self.epoch,
-            "history": self.history,
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            **self.stream.state(),
-            "torch_generator": torch.get_rng_state(),
-            "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
-        }
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Take up a state that ``state`` returned; None leaves the start as it is."""
-        if state is None:
-            return
-        self.epoch, self.history = state["epoch"], state["history"]
-        LOGGER.info("Phase %s resumes after epoch %d", self.phase.name, self.epoch)
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.stream.restore(state)
-        torch.set_rng_state(state["torch_generator"])
-        if state["cuda_generator"] is not None:
-            torch.cuda.set_rng_state(state["cuda_generator"], self.device)
-
-    def replay(self, report: Report) -> None:
-        """Report the epochs that an earlier run did, so that a tracker has the whole curve."""
-        points = [(n, p) for n, series in self.history.items() for p in series]
-        for epoch in range(1, self.epoch + 1):
-            report(self.phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
+    config = phase_config(config, phase)
+    step = Plain(method, phase, config, device)
+    trainer = Trainer([step], [phase], [train], [seed], auxiliary)
+    trainer.run(monitors or {}, resume, report)
+    return trainer.histories[0]
 
 
 def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
@@ -235,81 +77,187 @@ def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
         return TrainingConfig.model_validate({**config.model_dump(), **phase.training})
 
 
-def trained_parameters(method: nn.Module, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield what learns in ``phase``, by its name in ``method``."""
-    learning = {id(p) for scope in phase.trained for p in parameters_of(method, scope)}
-    for name, parameter in method.named_parameters():
-        if id(parameter) in learning:
-            yield name, parameter
+class Trainer:
+    """K trainings, mostly one: steps, their batches, the epoch and the histories.
 
-
-def parameters_of(method: nn.Module, scope: str) -> Iterator[nn.Parameter]:
-    """Yield the parameter ``scope``, or those of the submodule; "" is all.
-
-    By identity, not by name: a submodule may be reached in more ways than one.
+    One step has all K networks, or K have one each, and take an epoch as ``each`` maps them.
+    Network k sees ``sets[k]`` in the order of ``seeds[k]``; the phases differ in their names only.
     """
-    if scope in dict(method.named_parameters()):
-        yield method.get_parameter(scope)
-    else:
-        yield from method.get_submodule(scope).parameters()
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        phases: Sequence[Phase],
+        sets: Sequence[Images],
+        seeds: Sequence[int],
+        auxiliary: Images | None = None,
+        each: Callable[..., Iterable[Terms]] = map,
+    ) -> None:
+        self.steps, self.phases, self.each = steps, phases, each
+        self.config, self.device = steps[0].config, steps[0].device
+        streams = [
+            Stream(
+                phase,
+                data,
+                self.config,
+                views=steps[0].method.views,
+                seed=seed,
+                device=self.device,
+                auxiliary=auxiliary,
+            )
+            for phase, data, seed in zip(phases, sets, seeds, strict=True)
+        ]
+        torch.manual_seed(seeds[0])
+        waiting = iter(streams)
+        for step in steps:
+            step.begin(list(islice(waiting, step.count)))
+        self.epochs, self.steps_per_epoch = phases[0].epochs, streams[0].steps
+        self.images, self.kind = streams[0].images, [type(step).__name__ for step in steps]
+        self.title = " to ".join(dict.fromkeys((phases[0].name, phases[-1].name)))
+        self.epoch = 0
+        self.histories: list[History] = [{} for _ in phases]
+
+    def networks(self) -> Iterator[tuple[Phase, Learner]]:
+        """Yield each network with its phase, there until the next one is asked for."""
+        found = chain.from_iterable(step.networks() for step in self.steps)
+        return zip(self.phases, found, strict=True)
+
+    def run(
+        self,
+        monitors: Mapping[str, Images],
+        resume: ResumeFile | None = None,
+        report: Report | None = None,
+    ) -> None:
+        """Train the epochs that are left; the arguments are as in ``fit``."""
+        self.restore(resume.load() if resume else None)
+        if report:
+            # of the epochs that an earlier run did, too: a tracker has the whole curve
+            for epoch in range(1, self.epoch + 1):
+                self.tell(report, epoch)
+        left = range(self.epoch, self.epochs)
+        total = len(left) * self.steps_per_epoch * len(self.phases)
+        with shown(self.title, total, patience=0) as progress:
+            for epoch in left:
+                found = self.run_epoch(epoch, progress.advance)
+                for values, (phase, method) in zip(found, self.networks(), strict=True):
+                    values |= self.end_epoch(phase, method, monitors)
+                self.record(found)
+                last = self.epoch == self.epochs
+                if resume and (last or self.epoch % self.config.checkpoint_every == 0):
+                    resume.save(self.state())
+                if report:
+                    self.tell(report, self.epoch)
+                progress.note(in_short(self.epoch, self.epochs, found))
+
+    def run_epoch(self, epoch: int, tick: Tick) -> list[dict[str, float]]:
+        """Train one epoch; return each network's mean loss terms, rate, seconds and images/s.
+
+        ``tick`` is called with how many networks took a step.
+        """
+        for phase, method in self.networks():
+            choose_what_learns(method, phase)
+            method.start_epoch(phase, epoch)
+        started = time.monotonic()
+        found = list(self.each(lambda step: step.epoch(epoch, tick), self.steps))
+        totals = {name: torch.cat([terms[name] for terms in found]) for name in found[0]}
+        # The one transfer of an epoch; it also waits for the device, so that the time is right.
+        sums = torch.stack([*totals.values(), self.finite()], 1).tolist()
+        seconds = time.monotonic() - started
+        common = {
+            "learning_rate": self.steps[0].rate,
+            "seconds": seconds / len(sums),
+            "images_per_second": self.images * len(sums) / seconds,
+        }
+        epochs = []
+        for phase, (*row, finite) in zip(self.phases, sums, strict=True):
+            means = {n: s / self.steps_per_epoch for n, s in zip(totals, row, strict=True)}
+            check_finite(means, bool(finite), phase, epoch)
+            epochs.append({f"train/{name}": value for name, value in {**means, **common}.items()})
+        return epochs
+
+    def end_epoch(
+        self, phase: Phase, method: Learner, monitors: Mapping[str, Images]
+    ) -> dict[str, float]:
+        """Let a network learn from the epoch; return what it and the monitors have to say."""
+        method.end_epoch(phase, monitors.get("validation"), self.device)
+        values, every = dict(method.follow()), self.config.monitor_every
+        if every and (self.epoch + 1) % every == 0:
+            for name, data in monitors.items():
+                module = cast("nn.Module", method)
+                found = accuracies(module, method.score, data, device=self.device)
+                values |= {f"{name}/{key}": value for key, value in found.items()}
+        return values
+
+    def record(self, found: Sequence[Mapping[str, float]]) -> None:
+        """Add an epoch's values to the histories."""
+        self.epoch += 1
+        for history, values in zip(self.histories, found, strict=True):
+            for name, value in values.items():
+                history.setdefault(name, []).append({"step": self.epoch, "value": value})
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return the state of each network as it is, not a copy."""
+        return [method.state_dict() for _, method in self.networks()]
+
+    def finite(self) -> Tensor:
+        """Return 1.0 for each network of finite weights, else 0.0, ``[K]``, without a transfer."""
+        whole = [
+            torch.stack([v.isfinite().all() for v in state.values() if v.is_floating_point()])
+            for state in self.states()
+        ]
+        return torch.stack(whole).all(1).float()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that resuming needs."""
+        cuda = self.device.type == "cuda"
+        return {
+            "kind": self.kind,
+            "epoch": self.epoch,
+            "histories": self.histories,
+            "weights": self.states(),
+            "steps": [step.state() for step in self.steps],
+            "torch_generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Take up what ``state`` returned; another kind of step's leaves the start as it is."""
+        if state is None or state.get("kind") != self.kind:
+            return
+        self.epoch, self.histories = state["epoch"], state["histories"]
+        LOGGER.info("Phase %s resumes after epoch %d", self.title, self.epoch)
+        for (_, method), weights in zip(self.networks(), state["weights"], strict=True):
+            method.load_state_dict(weights)
+        for step, saved in zip(self.steps, state["steps"], strict=True):
+            step.restore(saved)
+        torch.set_rng_state(state["torch_generator"])
+        if state["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(state["cuda_generator"], self.device)
+
+    def tell(self, report: Report, epoch: int) -> None:
+        """Report an epoch, counted from 1, of every network."""
+        for phase, history in zip(self.phases, self.histories, strict=True):
+            points = [(name, p) for name, series in history.items() for p in series]
+            report(phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
 
-def choose_what_learns(method: nn.Module, phase: Phase) -> None:
-    """Train what the phase trains; the rest is frozen, and its BatchNorm unless it adapts."""
-    method.requires_grad_(False).eval()
-    for _, parameter in trained_parameters(method, phase):
-        parameter.requires_grad_(True)
-    parameters = dict(method.named_parameters())
-    for scope in phase.trained:
-        if scope not in parameters:
-            method.get_submodule(scope).train()
-    for scope in phase.adapts:
-        for module in method.get_submodule(scope).modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
+def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> str:
+    """Return of an epoch's values what a person who waits wants to see, as the networks' mean."""
 
+    def mean(name: str) -> float:
+        return sum(values[name] for values in found) / len(found)
 
-def sgd(
-    learning: Mapping[str, Tensor],
-    method: Method,
-    phase: Phase,
-    config: TrainingConfig,
-    device: torch.device,
-) -> torch.optim.SGD:
-    """Return SGD over ``learning``, by name, with the decay and rates that the method wants."""
-    undecayed = set(method.no_weight_decay())
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    scopes = [
-        ({id(p) for p in parameters_of(method, scope)}, rate) for scope, rate in phase.rates.items()
+    terms = [
+        mean(name)
+        for name in found[0]
+        if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
     ]
-    for name, parameter in learning.items():
-        own = id(method.get_parameter(name))
-        rates = [rate for members, rate in scopes if own in members]
-        decay = 0.0 if name in undecayed else config.weight_decay
-        groups.setdefault((math.prod(rates), decay), []).append(parameter)
-    return torch.optim.SGD(
-        [
-            {
-                "params": groups[rate, decay],
-                "lr": config.learning_rate * rate,
-                "weight_decay": decay,
-            }
-            for rate, decay in sorted(groups, reverse=True)
-        ],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=device.type == "cuda",
-    )
-
-
-def all_finite(tensors: Iterable[Tensor], networks: tuple[int, ...] = ()) -> Tensor:
-    """Return 1.0 where all of ``tensors`` are finite and 0.0 where not, without a transfer.
-
-    Integers are. Tensors of K ``networks`` at once are ``[K, ...]``, and so is what is returned.
-    """
-    finite = [t.isfinite().reshape(*networks, -1).all(-1) for t in tensors if t.is_floating_point()]
-    return torch.stack(finite).all(0).float()
+    parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
+    for name in ("validation/mean_recall", "test/accuracy"):
+        if name in found[0]:
+            parts.append(f"{name.replace('/', ' ').replace('_', ' ')} {100 * mean(name):.1f} %")
+    parts.append(f"rate {mean('train/learning_rate'):.2g}")
+    return " · ".join([*parts, f"{mean('train/images_per_second'):,.0f} images/s"])
 
 
 def check_finite(means: Mapping[str, float], weights: bool, phase: Phase, epoch: int) -> None:

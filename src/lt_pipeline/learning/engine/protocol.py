@@ -1,0 +1,67 @@
+"""What the engine needs of a method. It knows none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.engine.phase import Phase
+
+
+class Learner(Protocol):
+    """A module with a loss.
+
+    All that training changes in it are parameters and buffers, so that ``state_dict`` is the whole
+    checkpoint. Images come in as uint8 ``[B, channels, H, W]``.
+    """
+
+    @property
+    def net(self) -> nn.Module:
+        """Return the part that is worth compiling and a memory format of its own."""
+
+    @property
+    def views(self) -> int:
+        """Return how many contrastive views of every image a batch must bring."""
+
+    @property
+    def needs_float32(self) -> bool:
+        """Return whether the loss at hand drowns in the rounding of bfloat16 and TF32."""
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Return the names of the parameters that weight decay leaves alone."""
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Change what changes between epochs; ``epoch`` counts from 0."""
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return named terms, scalars; their sum is minimised and each is logged.
+
+        ``progress`` is the share of the phase's steps that are done after this one, in (0, 1].
+        """
+
+    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
+        """Learn from the epoch that is over; ``validation`` is the hold-out, if there is one."""
+
+    def follow(self) -> dict[str, float]:
+        """Return what else is worth a curve over the epochs, by name."""
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return what ranks the classes of every image, ``[B, C]``."""
+
+    # and of nn.Module
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
+    def get_parameter(self, target: str) -> nn.Parameter: ...  # noqa: D102
+    def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...  # noqa: D102
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...  # noqa: D102
+    def eval(self) -> Self: ...  # noqa: D102
+    def to(self, device: torch.device) -> Self: ...  # noqa: D102
