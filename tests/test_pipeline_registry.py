@@ -6,9 +6,9 @@ import re
 from functools import cache
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver
 
+from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
@@ -23,7 +23,7 @@ IN_MEMORY = {"compare.candidates", "compare.pictures"}
 
 @cache
 def conf(env):
-    return OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
+    return ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
 
 
 @cache

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 from toys import PROJECT
 
@@ -82,3 +83,56 @@ def test_what_only_kedros_reader_trips_over_is_one_line_with_the_file(conf):
     with pytest.raises(ValueError, match=r"^Invalid YAML .*parameters_mine.yml.* line 0") as found:
         load(conf)
     assert "\n" not in str(found.value)
+
+
+def environment(conf, text: str, own: str = ""):
+    """The parameters of an environment with this globals.yml."""
+    (conf / "mine").mkdir()
+    (conf / "mine/globals.yml").write_text(f"run: mine\n{text}")
+    if own:
+        (conf / "mine/parameters.yml").write_text(own)
+    return ConfLoader(str(conf), "mine", **CONFIG_LOADER_ARGS)
+
+
+def test_recipes_lie_over_conf_base_the_later_over_the_earlier_and_all_below_its_own(conf):
+    loader = environment(
+        conf,
+        "uses: [cifar, darl, quick]\nrecipes: {quick: {training: {batch_size: 8, epochs: 3}}}\n",
+        "training: {epochs: 4}\n",
+    )
+    found = loader["parameters"]
+    training = found["training"]
+    assert (training["epochs"], training["batch_size"], training["nesterov"]) == (4, 8, True)
+    # of the first, of the second and of conf/base
+    assert found["model"] == {**found["model"], "backbone": "resnet32", "head": "linear"}
+    assert training["augment"] == {
+        **{"crop_padding": 4, "flip": 0.5, "autoaugment": True},
+        **{"autoaugment_fill": 128, "cutout": 16},
+    }
+    assert loader.as_written() == found
+
+
+def test_an_environment_without_recipes_has_none(conf):
+    loader = environment(conf, "")
+    assert loader.recipes() == {}
+    base = ConfLoader(str(conf), "base", **CONFIG_LOADER_ARGS)
+    assert loader["parameters"] == base["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("uses: [cifar, drl]", "^mine/globals.yml: uses: unknown recipe 'drl': did you mean 'darl"),
+        ("uses: darl", "^mine/globals.yml: uses: must be a list of recipes, but got 'darl'$"),
+    ],
+)
+def test_a_recipe_that_there_is_not_is_one_line(conf, text, message):
+    loader = environment(conf, text)
+    with pytest.raises(UserError, match=message):
+        loader["parameters"]
+
+
+def test_what_does_not_fit_a_recipe_is_one_line_with_the_parameter(conf):
+    text = "uses: [mine]\nrecipes: {mine: {training: {augment: [1]}}}"
+    with pytest.raises(UserError, match=r"^training.augment: must be a block .* got \[1\]$"):
+        environment(conf, text)["parameters"]

@@ -16,30 +16,48 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.io.yaml_text import check_yaml
 from lt_pipeline.learning.experiments.renamed import RENAMED, renamed
-from lt_pipeline.learning.schema import UserError, shown
+from lt_pipeline.learning.schema import UserError, shown, unknown
 
 # the files whose blocks Kedro puts together
 BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
 
 
-class _Renaming(OmegaConfigLoader):
-    """Kedro's own, which takes parameters by the names that they had before, too."""
+class _Composing(OmegaConfigLoader):
+    """Kedro's own, with recipes below an environment, and parameters by their former names, too."""
+
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Return the recipes that the environment lies over, by name, the uppermost last.
+
+        Raises:
+            UserError: if globals.yml has none of such a name.
+        """
+        known, used = (self["globals"].get(name, {}) for name in ("recipes", "uses"))
+        where = f"{self.env or self.default_run_env}/globals.yml: uses"
+        if isinstance(used, str):
+            raise UserError(f"{where}: must be a list of recipes, but got {shown(used)}")
+        for name in used:
+            if name not in known:
+                raise UserError(f"{where}: {unknown('recipe', name, known)}")
+        return {name: known[name] for name in used}
 
     def _read_dir_configs(
         self, conf_path: str, patterns: Iterable[str], key: str, *rest: Any
     ) -> dict[Path, DictConfig]:
-        found = super()._read_dir_configs(conf_path, patterns, key, *rest)
-        if key != "parameters" or not RENAMED:
-            return found  # type: ignore[no-any-return]
-        # ${...} stays as it is written
-        return {path: OmegaConf.create(renamed(_plain(file))) for path, file in found.items()}
+        found: dict[Path, DictConfig] = super()._read_dir_configs(conf_path, patterns, key, *rest)
+        if key != "parameters":
+            return found
+        below = self.recipes() if Path(conf_path).name != self.base_env else {}
+        found = {Path(name): OmegaConf.create(recipe) for name, recipe in below.items()} | found
+        if RENAMED:  # ${...} stays as it is written
+            found = {path: OmegaConf.create(renamed(_plain(f))) for path, f in found.items()}
+        return found
 
 
 def _plain(file: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(file)  # type: ignore[return-value]
 
 
-class ConfLoader(_Renaming):
+class ConfLoader(_Composing):
     """Reads conf/ as Kedro does, once every file is known to say what it seems to."""
 
     def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
@@ -77,7 +95,7 @@ class ConfLoader(_Renaming):
 
     @cached_property
     def _as_written(self) -> dict[str, Any]:
-        written: dict[str, Any] = _Renaming(
+        written: dict[str, Any] = _Composing(
             conf_source=self.conf_source,
             env=self.env,
             base_env=self.base_env,
@@ -101,11 +119,12 @@ class ConfLoader(_Renaming):
         return next((found for pair in pairs for found in _clashes(*pair)), why)
 
     def _written(self) -> Iterator[dict[Any, Any]]:
-        """Yield what every file of parameters says."""
+        """Yield what every recipe and file of parameters says."""
         for folder in dict.fromkeys([self.base_env, self.env or self.default_run_env]):
+            yield from self.recipes().values() if folder != self.base_env else ()
             for file in _files(Path(self.conf_source) / folder):
                 if file.name.startswith("parameters"):
-                    yield OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[misc]
+                    yield _plain(OmegaConf.load(file))  # type: ignore[arg-type]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from kedro.config import OmegaConfigLoader
 
+from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.studies.config import StudyConfig, first_detector
 from lt_pipeline.learning.studies.plan import Plan
@@ -16,7 +16,7 @@ SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 
 
 def parameters(environment="base"):
     conf = str(PROJECT / "conf")
-    return OmegaConfigLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
+    return ConfLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 @pytest.mark.parametrize(("environment", "seeds", "epochs"), [("base", 3, 60), ("smoke", 1, 2)])

@@ -4,7 +4,7 @@ import pytest
 
 from lt_pipeline.learning.studies.plan import Plan
 
-PACES = {("ce", "resnet32"): 2.0, ("more", "resnet32"): 4.0}
+PACES = {("ce", "resnet8"): 2.0, ("more", "resnet8"): 4.0}
 
 
 def plan(*arms, seeds=1, epochs=200):
@@ -40,7 +40,7 @@ def test_times_are_in_words(epochs, said):
 
 
 def test_a_pace_that_is_not_known_is_said():
-    found = plan("ce", "ce resnet8", "bcl")
+    found = plan("ce", "ce resnet20", "bcl")
     said = (
         "about 7 min at the pace of earlier runs and what bcl, ce takes, of which there is none yet"
     )

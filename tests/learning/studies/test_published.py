@@ -8,8 +8,8 @@ from typing import get_args
 import pandas as pd
 import pytest
 import yaml
-from kedro.config import OmegaConfigLoader
 
+from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.methods.darl import DarlOptions
@@ -122,7 +122,7 @@ def published():
 @cache
 def parameters(environment):
     conf = str(PROJECT / "conf")
-    return OmegaConfigLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
+    return ConfLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 def test_the_published_figures_are_of_methods_and_arms_there_are():

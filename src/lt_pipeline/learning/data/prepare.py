@@ -64,7 +64,7 @@ class DataConfig(Config):
 
     source: str = "digits"
     profile: Profile = Exponential()
-    imbalance_ratio: float = Field(default=100.0, ge=1)
+    imbalance_ratio: float = Field(default=20.0, ge=1)
     max_per_class: PositiveInt | None = None
     order: Literal["label", "size"] = "label"
     index: Literal["seeded", "published"] = "seeded"

@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 class TrainingConfig(Config):
     """SGD with momentum, a learning-rate schedule, augmentation and numeric precision.
 
-    The defaults are the recipe that the MORE paper's CIFAR figures fit (docs/methods/more.md).
+    The defaults are those of conf/base, for the digits; recipes of papers stand in conf/.
 
     Attributes:
         learning_rate: the rate after warm-up.
@@ -53,13 +53,13 @@ class TrainingConfig(Config):
 
     symbols: ClassVar[Mapping[str, str]] = {"lr": "learning_rate", "wd": "weight_decay"}
 
-    epochs: PositiveInt = 200
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 0.3
+    epochs: PositiveInt = 60
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 2e-4
-    schedule: Literal["cosine", "linear", "step", "constant"] = "step"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = (0.8, 0.9)
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: NonNegativeInt = 5

@@ -78,7 +78,7 @@ class BranchesConfig(Config):
     images: int = Field(default=10, ge=1, le=100_000)
     short: Short = "keep"
     epochs: PositiveInt = 30
-    batch_size: PositiveInt = 256
+    batch_size: PositiveInt = 24
     learning_rate: PositiveFloat = 5e-3
     weight_decay: NonNegativeFloat = 5e-4
     mix: MixConfig | Literal["pretrain"] | None = "pretrain"

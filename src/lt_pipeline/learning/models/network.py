@@ -23,7 +23,7 @@ class ModelConfig(Config):
 
     symbols: ClassVar[Mapping[str, str]] = {"s": "scale"}
 
-    backbone: str = "resnet32"
+    backbone: str = "resnet8"
     head: Literal["linear", "cosine"] = "linear"
     head_init: HeadInit = "uniform"
     scale: PositiveFloat = 32.0

@@ -20,8 +20,8 @@ class AugmentConfig(Config):
     ``cutout`` the side of the square in pixels.
     """
 
-    crop_padding: NonNegativeInt = 4
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    crop_padding: NonNegativeInt = 1
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
     autoaugment: bool = False
     autoaugment_fill: Annotated[int, Field(ge=0, le=255)] = 128
     cutout: NonNegativeInt = 0

@@ -47,16 +47,16 @@ class ContrastConfig(Config):
     range of the Gaussian's standard deviation in pixels.
     """
 
-    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_ordered)] = (0.2, 1.0)
-    flip: Probability = 0.5
+    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_ordered)] = (0.5, 1.0)
+    flip: Probability = 0.0
     jitter: Probability = 0.8
     brightness: Strength = 0.4
     contrast: Strength = 0.4
     saturation: Strength = 0.4
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    grayscale: Probability = 0.2
+    grayscale: Probability = 0.0
     blur: Probability = 0.5
-    blur_sigma: Annotated[tuple[Pixels, Pixels], AfterValidator(_ordered)] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[Pixels, Pixels], AfterValidator(_ordered)] = (0.1, 1.0)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""

@@ -1,0 +1,106 @@
+"""conf/ against the code: every parameter is in conf/base, and has the value of the code there."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
+from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, flatten
+from lt_pipeline.learning.studies.comparison import CompareConfig
+from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.tracking.config import TrackingConfig
+from lt_pipeline.tracking.models import EvaluateConfig
+from lt_pipeline.tuning.config import TuneConfig
+from toys import PROJECT
+
+PLAIN = ExperimentConfig(method="ce")
+SHARED: dict[str, Config] = {
+    "data": DataConfig(),
+    "model": PLAIN.model,
+    "training": PLAIN.training,
+    "evaluation": PLAIN.evaluation,
+    "compare": CompareConfig(),
+    "evaluate": EvaluateConfig(),
+    "tracking": TrackingConfig(),
+    "tune": TuneConfig(),
+}
+# the block of the method that is trained first says it
+ELSEWHERE = ("pretrain_options",)
+METHODS = methods.available()
+
+
+@pytest.fixture(scope="module")
+def base():
+    return ConfLoader(str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)["parameters"]
+
+
+def leaves(config: Config, path: str = ""):
+    """Yield the path of every parameter that a block is told, whatever it chooses.
+
+    Another criterion, say, would have no use for what this one can be told.
+    """
+    for name in type(config).model_fields:
+        inner = getattr(config, name)
+        if name in CHOICES and isinstance(inner, Config):
+            yield from (f"{path}{name}.{key}" for key in CHOOSING if hasattr(inner, key))
+        elif isinstance(inner, Config):
+            yield from leaves(inner, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def said(block) -> set[str]:
+    return {path for path, _ in flatten(block, ".")}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_conf_shows_every_shared_parameter(base, name):
+    assert {*leaves(SHARED[name])} - {"search"} <= said(base[name])
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_parameters_are_the_codes(base, name):
+    default = SHARED[name].model_dump()
+    found = type(SHARED[name]).model_validate(base[name]).model_dump()
+    if name == "tune":  # what is searched is no value
+        del default["search"], found["search"]
+    assert found == default
+
+
+def test_what_is_no_block_is_the_codes(base):
+    assert {name for name, value in base.items() if not isinstance(value, dict)} == {
+        *("seed", "seeds", "device", "method")
+    }
+    assert (base["seed"], base["device"], base["seeds"]) == (PLAIN.seed, PLAIN.device, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_conf_shows_every_option_of_a_method(base, method):
+    wanted = {
+        path
+        for path in leaves(methods.get(method).Options())
+        if not path.startswith((*ELSEWHERE, "criterion"))
+    }
+    found = said(base[method]["options"])
+    assert wanted <= found
+    assert [path for path in found if path.startswith("criterion.")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_parameters_are_the_codes(base, method):
+    """But for the head that it is given: what is trained without conf/ is what conf/ says."""
+    assert base[method].keys() <= {"options", "model"}
+    without = ExperimentConfig.resolve(method, {"model": base[method].get("model", {})})
+    assert ExperimentConfig.resolve(method, base) == without
+    assert data_config({}) == data_config(base)
+
+
+def test_every_recipe_is_of_an_environment():
+    files = [yaml.safe_load(path.read_text()) for path in PROJECT.glob("conf/*/globals.yml")]
+    used = {name for file in files for name in file.get("uses", [])}
+    (recipes,) = [file["recipes"] for file in files if "recipes" in file]
+    assert recipes.keys() == used
