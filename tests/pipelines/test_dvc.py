@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -13,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from pipeline_projects import PROJECT, Project, copy_project
 
+from lt_pipeline import learning
 from lt_pipeline.learning import methods
 from lt_pipeline.tracking.lineage import trace
 from lt_pipeline.versioning.git import blob_id, hashes
@@ -29,6 +32,11 @@ SMALL = {
     "ood: [gaussian_noise, uniform_noise, permuted_pixels]": "ood: [uniform_noise]",
 }
 PARAMETERS = "conf/base/parameters.yml"
+ROOMS = ("io/datasets.py", "learning/engine", "learning/schema.py", "pipelines/method", "serving")
+# only docstrings and names are in them
+AROUND = {"src/lt_pipeline/__init__.py", "src/lt_pipeline/learning/__init__.py"}
+# a stage of theirs has many outputs, or waits for every method
+LONG = ("btm", "compare")
 FOCAL = "conf/base/parameters_focal.yml"
 
 
@@ -64,6 +72,12 @@ def dvc(project: Project, *words: str) -> str:
 
 def ran(output: str) -> set[str]:
     return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
+
+
+def changed(project: Project) -> set[str]:
+    """The stages whose code or parameters DVC sees changed."""
+    found = json.loads(dvc(project, "status", "--json"))
+    return {name for name, what in found.items() if "deps" in json.dumps(what)} & {*STAGES}
 
 
 def runs_of(project: Project) -> list[mlflow.entities.Run]:
@@ -133,12 +147,41 @@ def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
     for name in methods.available():
         deps = set(stages[name]["deps"])
         assert own[name] in deps
-        assert "src/lt_pipeline/serving/_served.py" in deps
-        assert "src/lt_pipeline/io/datasets.py" in deps
+        # of every method, and what a served model has a copy of
+        assert {f"src/lt_pipeline/{room}" for room in ROOMS} <= deps
         assert "data/03_primary/digits/train.safetensors" in deps
     assert set(own.values()) & set(stages["ce"]["deps"]) == {own["ce"]}
     assert own["ce"] in stages["ncm"]["deps"]
     assert not set(own.values()) & set(stages["data_prep"]["deps"])
+    for stage in stages.values():
+        # a folder around rooms would have every method in it
+        assert not {"src/lt_pipeline", "src/lt_pipeline/learning"} & set(stage["deps"])
+        assert all((PROJECT / dep).exists() for dep in stage["deps"] if dep.startswith("src"))
+
+
+@pytest.mark.parametrize("name", ["btm", "darl", "ncm", "energy_oe"])
+def test_no_code_that_python_really_imports_is_missing(committed, name):
+    program = (
+        "import sys\nbefore = {*sys.modules}\n"
+        f"import lt_pipeline.learning.methods.{name}, lt_pipeline.learning.evaluation.detectors\n"
+        "found = {n: sys.modules[n] for n in sys.modules.keys() - before if 'lt_pipeline' in n}\n"
+        "print(*(m.__file__ for m in found.values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    sources = Path(learning.__file__).parents[2]
+    files = {Path(file).relative_to(sources.parent) for file in done.stdout.split()}
+    deps = committed["stages"][name]["deps"]
+    inside = {f for f in files for dep in deps if f.is_relative_to(dep)}
+    assert len(inside) > 20
+    assert {f.as_posix() for f in files - inside} <= AROUND
+
+
+def test_dvc_yaml_can_be_read():
+    text = (PROJECT / "dvc.yaml").read_text()
+    assert len(text) < 80_000
+    stages = re.split(r"^  (?=\w+:$)", text, flags=re.MULTILINE)[1:-1]
+    longest = {stage.partition(":")[0]: stage.count("\n") for stage in stages}
+    assert max(length for name, length in longest.items() if name not in LONG) <= 56
 
 
 def test_the_comparison_waits_for_every_method(committed):
@@ -154,8 +197,18 @@ def test_stages_of_another_data_set_have_its_paths_and_parameters():
     assert found["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
     assert found["ce"]["wdir"] == "../.."
     assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in found["ce"]["outs"]
-    own = "conf/cifar10_lt_btm/parameters.yml"
-    assert {own: ["data"]} in found["data_prep"]["params"]
+    shared = "conf/base/globals.yml"
+    params = {file: names for entry in found["btm"]["params"] for file, names in entry.items()}
+    assert params["conf/cifar10_lt_btm/parameters.yml"] == ["btm"]
+    assert params["conf/cifar10_lt_btm/globals.yml"] == ["uses"]
+    assert {"recipes.cifar.training", "recipes.cifar10.btm", "recipes.btm.training"} < {
+        *params[shared]
+    }
+    said = yaml.safe_load((PROJECT / shared).read_text())
+    for name in params[shared]:
+        _, recipe, block = name.split(".")
+        assert isinstance(said["recipes"][recipe][block], dict), "as it is, not ${...}"
+    assert {shared: ["recipes.cifar.data", "recipes.cifar10.data"]} in found["data_prep"]["params"]
     # the stages of a method follow from the environment's parameters
     few = yaml.safe_load(render("smoke", ["btm"]))["stages"]["btm"]["outs"]
     assert sum("/branch_" in out and "model" in out for out in few) == 3
@@ -197,6 +250,18 @@ def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
     path = "data/08_reporting/digits/{}/first.json"
     assert found[path.format("focal")]
     assert path.format("ce") not in found
+
+
+def test_a_file_of_a_method_is_of_that_one_and_a_room_of_all(project):
+    code = project.folder / "src/lt_pipeline"
+    assert {*code.rglob("__pycache__")}, "the runs left some"
+    (code / "learning/losses/__pycache__/other.pyc").write_text("of another Python")
+    (code / "learning/methods/focal.py").open("a").write("# seen by nobody else\n")
+    assert changed(project) == {"focal"}
+    (code / "learning/losses/functional.py").open("a").write("# seen by all\n")
+    assert changed(project) == {"ce", "focal"}
+    (code / "hooks/console.py").open("a").write("# no file depends on it\n")
+    assert changed(project) == {"ce", "focal"}
 
 
 def test_a_data_seed_runs_everything(project):

@@ -1,8 +1,9 @@
 """dvc.yaml, written from Kedro's own view: ``python -m lt_pipeline.versioning.stages``.
 
 Kedro owns the DAG; DVC hashes what goes in and out of it. A stage's dependencies, parameters and
-outputs are those of its Kedro nodes, and its code is what these import. Said here is only which
-stages there are, what of their outputs are metrics and plots, and what does not count as code.
+outputs are those of its Kedro nodes, and its code is what these import: whole rooms, but of methods
+only its own files. Said here is only which stages there are, what of their outputs are metrics and
+plots, and what does not count as code.
 """
 
 from __future__ import annotations
@@ -10,28 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from modulefinder import ModuleFinder
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import click
 import yaml
-from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 from kedro.inspection import get_project_snapshot
 from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
+from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.figures import methods as pictures
 from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import REGISTRY
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from lt_pipeline.versioning.imports import module_of, rests_on
 
-PROJECT = Path(__file__).parents[3]
-PACKAGE = Path(__file__).parents[1].name
+PROJECT, CODE = Path(__file__).parents[3], Path(__file__).parents[1]
+PACKAGE = CODE.name
 BASE = CONFIG_LOADER_ARGS["base_env"]
 PARAMETERS = "params:"
 DATA, COMPARE = "data_prep", "compare"
@@ -39,11 +38,14 @@ DATA, COMPARE = "data_prep", "compare"
 CHECK, CHECKED = "check", "data/02_checked"
 DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods side by side"}
 
-# It checks every block of conf/ and imports all that a block can ask for; a stage rests on its own.
-LEAVES = {f"{PACKAGE}.learning.experiments.config"}
+# It checks every block of conf/, and imports what any of them can ask for: that is not followed.
+CHECKS = f"{PACKAGE}.learning.experiments.config"
 # What only tells MLflow changes no file, nor does the device change what is computed on it.
-NOT_CODE = {f"{PACKAGE}.tracking.client", f"{PACKAGE}.tracking.config"}
+NOT_CODE = (f"{PACKAGE}.tracking.client", f"{PACKAGE}.tracking.config")
 NOT_DECISIVE = {"device", "tracking"}
+# Rooms of which every file counts; of others only those that are imported.
+METHODS = CODE / "learning" / "methods"
+ROOMS = {*CODE.glob("learning/*/"), *CODE.glob("pipelines/*/"), CODE / "serving"} - {METHODS}
 
 # The comparison looks runs up in MLflow: of each method, these files say that there is another one.
 COMPARED = ("metrics", "class_table")
@@ -83,12 +85,22 @@ def render(env: str | None = None, names: Sequence[str] = (), project: Path = PR
         *(["--methods", ",".join(names)] if names else []),
     ]
     header = HEADER.format(arguments="".join(f" {a}" for a in arguments))
-    return header + yaml.safe_dump(view.pipeline(), sort_keys=False, width=100)
+    return header + yaml.dump(view.pipeline(), Dumper=_Dumper, sort_keys=False, width=100)
 
 
 def path_of(env: str | None, project: Path = PROJECT) -> Path:
     """Return where the stages of ``env`` belong: beside its parameters, or into the project."""
     return project / "conf" / env / "dvc.yaml" if env else project / "dvc.yaml"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes paths below one another, and words in a row."""
+
+    def represent_sequence(self, tag: str, items: Any, flow_style: bool | None = None) -> Any:
+        return super().represent_sequence(tag, items, "/" not in str(items))
+
+    def represent_mapping(self, tag: str, items: Any, flow_style: bool | None = None) -> Any:
+        return super().represent_mapping(tag, items, "/" not in str(items))
 
 
 @dataclass(frozen=True)
@@ -100,10 +112,10 @@ class View:
     methods: tuple[str, ...]
 
     @cached_property
-    def _loader(self) -> OmegaConfigLoader:
+    def _loader(self) -> ConfLoader:
         # conf/local is of one machine: what it says is no part of a file that is committed
         conf, env = str(self.project / "conf"), self.env or BASE
-        return OmegaConfigLoader(conf_source=conf, env=env, **CONFIG_LOADER_ARGS)
+        return ConfLoader(conf, env, **CONFIG_LOADER_ARGS)
 
     @cached_property
     def _snapshot(self) -> ProjectSnapshot:
@@ -185,31 +197,30 @@ class View:
         return " ".join(["kedro run --pipelines", pipeline, *only, *self._in_env()])
 
     def _code(self, nodes: Iterable[NodeSnapshot], needed: set[str], made: set[str]) -> set[str]:
-        """Return the files that the nodes, their datasets and their methods rest on."""
-        files = {Path(node.source.filepath).relative_to("src") for node in nodes if node.source}
-        roots = {module_of(file.as_posix()) for file in files}
+        """Return the rooms and files that the nodes, their datasets and their methods rest on."""
+        roots = {node.source.filepath for node in nodes if node.source}
+        roots = {".".join(Path(f).relative_to("src").with_suffix("").parts) for f in roots}
         data = [name for name in {*needed, *made} if not name.startswith(PARAMETERS)]
-        types = {self._dataset(name)["type"].rpartition(".")[0] for name in data}
-        roots |= {kind for kind in types if kind.startswith(PACKAGE)}
+        roots |= {self._dataset(name)["type"].rpartition(".")[0] for name in data}
         blocks = {name.removeprefix(PARAMETERS) for name in needed}
-        roots |= {
-            f"{PACKAGE}.learning.methods.{name}" for name in blocks & set(methods.available())
-        }
-        drawn = {module.name for module in iter_modules(pictures.__path__)}
-        roots |= {f"{pictures.__name__}.{name}" for name in blocks & drawn}
-        return {f"src/{file}" for file in rests_on(roots, LEAVES, NOT_CODE)}
+        own = blocks & {*methods.available()}
+        roots |= {f"{PACKAGE}.learning.methods.{name}" for name in own}
+        return _rests_on(name for name in roots if name.startswith(PACKAGE))
 
     def _parameters(self, needed: set[str]) -> list[dict[str, list[str]]]:
         """Return the parameters that a stage reads, by the files that say them."""
         read = {n.removeprefix(PARAMETERS) for n in needed if n.startswith(PARAMETERS)}
         read -= NOT_DECISIVE
-        found = []
-        for folder in (BASE, *([self.env] if self.env else [])):
-            for file in sorted((self.project / "conf" / folder).glob("parameters*.yml")):
-                said = sorted(read & set(yaml.safe_load(file.read_text()) or {}))
-                if said:
-                    found.append({file.relative_to(self.project).as_posix(): said})
-        return found
+        conf, said = self.project / "conf", dict[Path, list[str]]()
+        for recipe, blocks in self._loader.recipes().items():
+            names = [f"recipes.{recipe}.{name}" for name in sorted(read & {*blocks})]
+            said.setdefault(conf / BASE / "globals.yml", []).extend(names)
+            said[conf / str(self.env) / "globals.yml"] = ["uses"]
+        for folder in dict.fromkeys((BASE, self.env or BASE)):
+            for file in sorted((conf / folder).glob("parameters*.yml")):
+                said[file] = sorted(read & {*(yaml.safe_load(file.read_text()) or {})})
+        told = {file.relative_to(self.project).as_posix(): said[file] for file in said}
+        return [{file: names} for file, names in told.items() if names]
 
     def _recalls(self) -> dict[str, Any]:
         up = "../../" if self.env else ""
@@ -236,6 +247,24 @@ class View:
         # kedro-mlflow's artifact datasets wrap the one with the file
         plain: Mapping[str, Any] = config.get("dataset", config)
         return plain
+
+
+def _rests_on(modules: Iterable[str]) -> set[str]:
+    """Return the rooms and files of this package that ``modules`` are in or import."""
+    finder = ModuleFinder([str(CODE.parent)], excludes=[CHECKS, *NOT_CODE])
+    for name in modules:
+        finder.import_hook(name)
+    files = {Path(file) for m in finder.modules.values() if (file := getattr(m, "__file__", None))}
+    if CHECKS in finder.badmodules:
+        files.add(CODE.parent.joinpath(*CHECKS.split(".")).with_suffix(".py"))
+    places = (_place(file) for file in files if file.is_relative_to(CODE))
+    return {place.relative_to(PROJECT).as_posix() for place in places if place}
+
+
+def _place(file: Path) -> Path | None:
+    """Return the room that ``file`` is in, or itself; None for what only stands around rooms."""
+    around = file.name == "__init__.py" and file.parent != METHODS
+    return next((p for p in file.parents if p in ROOMS), None if around else file)
 
 
 def _kind(name: str) -> str:
