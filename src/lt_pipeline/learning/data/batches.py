@@ -85,10 +85,13 @@ def batches(
     used = order if remainder else order[: len(order) // batch_size * batch_size]
     together = min(CHUNK, CHUNK_BYTES // prod(data.shape)) // batch_size // (1 + views)
     size = max(together, 1) * batch_size
-    for chunk, plain in zip(used.split(size), fetch_parts(data, used, size), strict=True):
+    found = fetch_parts(data, used, size)
+    for chunk in used.split(size):
+        plain = next(found)
         images = augment(plain, config, generator)
         labels = data.labels[chunk]
         more = [contrast_view(plain, contrast or ContrastConfig(), generator) for _ in range(views)]
+        del plain  # so that its memory is free for what follows
         seen = zip(*(view.split(batch_size) for view in more), strict=True) if more else repeat(())
         yield from map(
             Batch,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -161,9 +161,17 @@ def auxiliary_images(
     if count < 1:
         raise UserError(f"count must be >= 1 auxiliary images, but got {count}")
     if name == "gaussian_noise":
-        generator = torch.Generator().manual_seed(seed ^ AUXILIARY_SEED)
-        return _by_parts(partial(_gaussian, deviation=0.5), (count, *shape), generator)
+        return _auxiliary_noise(shape, count, seed)
     return _loader(name)(Wanted(root, shape, count, seed))
+
+
+def _auxiliary_noise(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed ^ AUXILIARY_SEED)
+    images = torch.empty(count, *shape, dtype=torch.uint8)
+    for part in images.split(MADE_AT_ONCE):
+        noise = 0.5 * torch.randn(part.shape, generator=generator)
+        part.copy_((127.5 + 127.5 * noise).clamp(0, 255).round())
+    return images
 
 
 def _loader(name: str) -> Loader:
@@ -191,45 +199,23 @@ def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
     """Return the set that ``make`` makes from test images ``[M, C, H, W]`` and a generator."""
 
     def images(context: InDistribution) -> Tensor:
-        generator = torch.Generator().manual_seed(context.seed)
         limit = min(context.limit, context.made)
         index = chosen(len(context.test), limit, context.seed)
+        generator = torch.Generator().manual_seed(context.seed)
         parts = fetch_parts(context.test, index, MADE_AT_ONCE)
         return torch.cat([make(part.cpu(), generator) for part in parts])
 
     return images
 
 
-def _noise(draw: Callable[[Sequence[int], torch.Generator], Tensor]) -> OodSet:
-    """Return the set of as many images as the test set has that ``draw`` draws of a shape."""
-
-    def images(context: InDistribution) -> Tensor:
-        count = min(len(context.test), context.limit, context.made)
-        generator = torch.Generator().manual_seed(context.seed)
-        return _by_parts(draw, (count, *context.test.shape), generator)
-
-    return images
+def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of mean 0.5 and standard deviation 0.5, the one of Hendrycks and Gimpel (2017)."""
+    noise = torch.randn(images.shape, generator=generator)
+    return (127.5 + 127.5 * noise).clamp(0, 255).round().to(torch.uint8)
 
 
-def _by_parts(
-    draw: Callable[[Sequence[int], torch.Generator], Tensor],
-    shape: Sequence[int],
-    generator: torch.Generator,
-) -> Tensor:
-    images = torch.empty(shape, dtype=torch.uint8)
-    for part in images.split(MADE_AT_ONCE):
-        part.copy_(draw(part.shape, generator))
-    return images
-
-
-def _gaussian(shape: Sequence[int], generator: torch.Generator, deviation: float = 1.0) -> Tensor:
-    """Noise of mean 0 in [-1, 1]; of deviation 1 it is that of Hendrycks and Gimpel (2017)."""
-    noise = deviation * torch.randn(shape, generator=generator)
-    return (127.5 + 127.5 * noise).clamp(0, 255).round()
-
-
-def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+def _uniform_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator)
 
 
 def _permuted_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -260,8 +246,8 @@ def _blur_matrix(side: int) -> Tensor:
 
 
 OOD_SETS: dict[str, OodSet] = {
-    "gaussian_noise": _noise(_gaussian),
-    "uniform_noise": _noise(_uniform),
+    "gaussian_noise": _made(_gaussian_noise),
+    "uniform_noise": _made(_uniform_noise),
     "permuted_pixels": _made(_permuted_pixels),
     "blurred": _made(_blurred),
     "digits": _digits,
