@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
@@ -31,7 +33,7 @@ from lt_pipeline.learning.experiments.config import (
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import KEPT, Store
-from lt_pipeline.learning.studies.comparison import Measure, over_seeds, with_differences
+from lt_pipeline.learning.studies.comparison import over_seeds, with_differences
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
 from lt_pipeline.reports.differences import Paired
 from lt_pipeline.reports.documents import table_rows
@@ -44,7 +46,6 @@ LEFT_OUT = (
     "geometry/angle_upper",
     "geometry/angle_median",
 )
-SHOWN = ["accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall"]
 
 
 def main() -> None:
@@ -137,12 +138,13 @@ def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     Accuracy has its paired difference from the first label's, with a 95 % interval.
     """
     table = pd.DataFrame(rows)
-    measures = {name: Measure(name, 100, 1) for name in SHOWN if name in table}
+    known = {m.name: replace(m, key=m.name) for m in placed("first")}
+    metrics = {name: m for name, m in known.items() if name in table}
     first = table["label"].iloc[0]
-    means = over_seeds(table, "label", list(measures))
+    means = over_seeds(table, "label", list(metrics))
     own = with_differences(means, table, first, ["accuracy"]).reset_index()
-    paired = Paired("accuracy", measures["accuracy"], first)
-    headings, found = table_rows(own, [], measures, "label", paired=paired)
+    paired = Paired(metrics["accuracy"], first)
+    headings, found = table_rows(own, [], metrics, "label", paired=paired)
     return pd.DataFrame([row.cells for row in found], columns=headings).set_index("label")
 
 

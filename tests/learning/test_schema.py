@@ -14,6 +14,7 @@ from lt_pipeline.learning.schema import (
     UserError,
     canonical,
     flatten,
+    nested,
     numbers,
     one_line_errors,
     unknown,
@@ -158,3 +159,10 @@ def test_a_parameter_that_is_new_changes_nothing_at_its_default():
     for given in ({}, {"tau": 2.0}):
         assert canonical(Later(**given)) == canonical(Plain(**given))
     assert canonical(Later(sigma=1.0)) != canonical(Plain())
+
+
+def test_values_are_nested_as_they_were_flattened():
+    values = {"options.a.b": 1, "options.a.c": 2, "training.d": 3}
+    found = nested(values, ".")
+    assert found == {"options": {"a": {"b": 1, "c": 2}}, "training": {"d": 3}}
+    assert dict(flatten(found, ".")) == values

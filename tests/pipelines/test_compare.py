@@ -15,8 +15,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from pipeline_projects import Project
 
+from lt_pipeline.learning.evaluation.metrics.catalog import Metric
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.studies.comparison import Measure
 from lt_pipeline.pipelines.compare import nodes
 from lt_pipeline.reports.documents import Row, html_table, latex, markdown, table_rows
 from lt_pipeline.tracking.registry import crown
@@ -231,7 +231,7 @@ class Tags(HTMLParser):
 def test_an_interval_without_width_is_not_shown():
     own = {"label": "ce", "runs": 1, "a": 1.0, "a low": 1.0, "a high": 1.0}
     own |= {"b": 0.9, "b low": 0.8, "b high": 1.0}
-    measures = {name: Measure(name, 100, 1) for name in "ab"}
+    measures = {name: Metric(name, name) for name in "ab"}
     _, (row,) = table_rows(pd.DataFrame([own]), [], measures)
     assert list(row.cells) == ["ce", "1", "100.0", "90.0 [80.0, 100.0]"]
 

@@ -19,6 +19,7 @@ from pipeline_projects import Project, experiment_of
 from safetensors.torch import load_file
 
 from lt_pipeline.io.datasets import ImageSetDataset
+from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.tracking import registry as champion
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def crowned(finished):
     mlflow.set_tracking_uri(project.tracking_uri)
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
-    run = {"run_id": version.run_id, "label": "more", "seed": 0, champion.JUDGED_BY: 0.9}
+    run = {"run_id": version.run_id, "label": "more", "seed": 0, OBJECTIVE: 0.9}
     found = champion.crown(pd.DataFrame([run]), "digits-lt-ir10")
     assert found["model_uri"] == "models:/digits-lt-ir10@champion"
     yield project

@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from lt_pipeline.learning.studies.comparison import MEASURES
+from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.reports.documents import Row, html_report, html_table, table_rows
 
 WIDTH = 1280
@@ -57,8 +57,9 @@ def test_a_click_on_a_heading_sorts_and_papers_stay_below_their_method(page):
 
 def test_a_report_of_all_metrics_fits_a_small_screen(page):
     label = {"label": "balanced_softmax", "runs": 5, "epochs": "200", "backbone": "resnet152"}
-    counted = {name: m for name, m in MEASURES.items() if name.startswith("cost/")}
-    others = {name: m for name, m in MEASURES.items() if name not in counted}
+    metrics = {m.key: m for m in placed("comparison") if not m.from_detection}
+    counted = {name: m for name, m in metrics.items() if name.startswith("cost/")}
+    others = {name: m for name, m in metrics.items() if name not in counted}
     fine = dict.fromkeys(others, 0.987) | {f"{n} sd": 0.123 for n in others}
     large = dict.fromkeys(counted, 1234567.8) | {f"{n} sd": 4321.0 for n in counted}
     summary = pd.DataFrame([{**label, **fine, **large}] * 3)

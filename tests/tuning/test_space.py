@@ -28,12 +28,6 @@ def test_a_space_is_read_by_path_and_null_leaves_a_parameter_out():
     assert found["training.learning_rate"].log
 
 
-def test_values_are_nested_as_the_methods_block():
-    space = Space(dimensions={})
-    values = {"options.a.b": 1, "options.a.c": 2, "training.d": 3}
-    assert space.nested(values) == {"options": {"a": {"b": 1, "c": 2}}, "training": {"d": 3}}
-
-
 @pytest.mark.parametrize("block", [{}, None, {"options": {}}, {"options": {"rank": None}}])
 def test_an_empty_space_is_one_line_that_says_what_to_do(block):
     with pytest.raises(ValueError, match=r"^tune.search.more is empty: .*learning_rate.low=0.01"):

@@ -57,8 +57,12 @@ from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
 from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
-from lt_pipeline.reports.comparison import print_comparison
-from lt_pipeline.reports.console import print_results, print_stages, print_study
+from lt_pipeline.reports.console import (
+    print_comparison,
+    print_results,
+    print_stages,
+    print_study,
+)
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store, views
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect

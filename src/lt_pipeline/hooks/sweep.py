@@ -14,15 +14,15 @@ from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.learning.experiments.config import SHARED, merged, search_of
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.learning.schema import nested
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.command_line import kedro_run
 from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import views
 from lt_pipeline.tuning.config import STORAGE_VARIABLE, Sweep, with_holdout
-from lt_pipeline.tuning.space import Space
 
 # what a repeated run is not told again
 OWN = ("method", "tune")
@@ -66,7 +66,7 @@ class TuneHooks:
         if not dataset_name.startswith(SPACE):
             return
         if dataset_name.endswith(".best"):
-            tracking.log_metrics({f"best/{JUDGED_BY}": data["value"]})
+            tracking.log_metrics({f"best/{OBJECTIVE}": data["value"]})
             views.keep(data["study"], views.of_sweep(data["study"], data["params"]))
         if dataset_name.endswith(".judged"):
             from lt_pipeline.tuning.runs import publish_judged
@@ -109,7 +109,7 @@ def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     method, given = best["method"], run_params.get("runtime_params") or {}
     searched = (*OWN, search_of(method))
     kept = {name: value for name, value in given.items() if name not in searched}
-    found = {"data": {"validation": best["validation"]}, method: Space.nested(best["params"])}
+    found = {"data": {"validation": best["validation"]}, method: nested(best["params"], ".")}
     again = {"pipeline_names": [method], "runtime_params": merged(kept, found)}
     return kedro_run({**again, "env": run_params.get("env")})
 

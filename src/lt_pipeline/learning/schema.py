@@ -328,6 +328,18 @@ def flatten(
             yield f"{prefix}{name}", value
 
 
+def nested(values: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Return what ``flatten`` makes ``values`` of."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, name = path.split(separator)
+        inner = found
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return found
+
+
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return every number in nested ``values`` as a metric, named as in ``test/accuracy``."""
     return {

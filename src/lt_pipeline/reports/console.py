@@ -1,118 +1,116 @@
-"""The table that a run ends with."""
+"""The tables that runs end with on the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, placed, shown
 from lt_pipeline.reports import screen
+from lt_pipeline.reports.differences import LEGEND, Paired
+from lt_pipeline.reports.documents import table_rows
 
-COLUMNS = {
-    "accuracy": "accuracy",
-    "many": "many",
-    "medium": "medium",
-    "few": "few",
-    "harmonic_mean": "harm. mean",
-    "geometric_mean": "geom. mean",
-    "lowest_recall": "lowest recall",
-    "expected_calibration_error": "ECE",
-}
-JUDGED = ("accuracy", "harmonic_mean", "geometric_mean")
 BEST_TRIALS = 5
-STAGE_COLUMNS = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 
-
-def results_table(finished: Mapping[str, Mapping[str, Any]], card: DataCard) -> Table:
-    """Return a row a method, in per cent, of the last epoch on the balanced test set."""
-    shown = {
-        key: heading
-        for key, heading in COLUMNS.items()
-        if any(key in metrics["test"] for metrics in finished.values())
-    }
-    title = f"{card.config.title}: balanced test set, last epoch, %"
-    rows = [
-        ([name, *(f"{100 * metrics['test'][key]:.1f}" for key in shown)], False)
-        for name, metrics in finished.items()
-    ]
-    table = screen.table(["method", *shown.values()], rows)
-    table.title = title
-    return table
+Values = Mapping[str, Any]
 
 
 def print_results(
-    finished: Mapping[str, Mapping[str, Any]],
-    strange: Mapping[str, Mapping[str, Any]],
-    card: DataCard,
-    where: str,
+    finished: Mapping[str, Values], strange: Mapping[str, Values], card: DataCard, where: str
 ) -> None:
-    """Print the table, what must be known to read it, and where to look further.
+    """Print a row a method, what must be known to read it, and where to look further.
 
-    ``strange`` is what the node ``ood`` card, by method.
+    ``strange`` is what the node ``ood`` gave, by method.
     """
-    console = screen.console()
-    console.print()
-    console.print(results_table(finished, card))
-    metrics = next(iter(finished.values()))
+    tested = {name: {f"test/{n}": v for n, v in m["test"].items()} for name, m in finished.items()}
+    metrics = shown("run", [key for values in tested.values() for key in values])
+    rows = [
+        ([name, *(m.number(values[key]) for key, m in metrics.items())], False)
+        for name, values in tested.items()
+    ]
+    table = screen.table(["method", *(m.heading for m in metrics.values())], rows)
+    table.title = f"{card.config.title}: balanced test set, last epoch, %"
+    console = _begin()
+    console.print(table)
     _print_groups(console, card)
+    first, zero = next(iter(finished.values())), METRICS["test/zero_recall_classes"]
     console.print(
-        f"Means take a recall of zero as {metrics['test']['recall_floor']:g}; "
-        f"classes with zero recall: "
-        + ", ".join(f"{n} {m['test']['zero_recall_classes']:.0f}" for n, m in finished.items())
+        f"Means take a recall of zero as {first['test']['recall_floor']:g}; {zero.words}: "
+        + ", ".join(f"{name} {values[zero.key]:.0f}" for name, values in tested.items())
         + "."
     )
     for name, values in finished.items():
-        best = values.get("best_epoch", {}).get("test")
-        if best:
-            console.print(
-                f"{name}: the best test epoch had {100 * best['accuracy']:.1f} % (epoch "
-                f"{best['epoch']:.0f}); for comparison with papers only, nothing is chosen by it."
-            )
-        if "validation" in values:
-            console.print(
-                f"{name}: mean recall on the hold-out, to choose by: "
-                f"{100 * values['validation']['mean_recall']:.1f} %."
-            )
-        for note in values.get("notes", []):
-            console.print(f"{name}: {note}.")
+        for line in _remarks(values):
+            console.print(f"{name}: {line}.")
         if strange.get(name, {}).get("averaged_over"):
             _print_ood(console, name, strange[name])
     _print_where(console, where)
 
 
+def _remarks(values: Values) -> Iterable[str]:
+    """Yield what is to be known of a method's metrics beside the table."""
+    best, objective = values.get("best_epoch", {}).get("test"), METRICS[OBJECTIVE]
+    if best:
+        label = METRICS["best_epoch/test/accuracy"]
+        reached = f"the {label.heading} had {label.said(best['accuracy'])}"
+        yield (
+            f"{reached} (epoch {best['epoch']:.0f}); for comparison with papers only, nothing is "
+            f"chosen by it"
+        )
+    if "validation" in values:
+        reached = objective.said(values["validation"][objective.name])
+        yield f"{objective.words}, to choose by: {reached}"
+    yield from values.get("notes", [])
+
+
 def print_stages(name: str, stages: pd.DataFrame) -> None:
     """Print what each stage of a method led to, in per cent; of branches, their mean."""
-    branches = stages["role"] == "branch"
-    table = screen.table(["stage", *(COLUMNS[key] for key in STAGE_COLUMNS)])
+    metrics, branches = placed("stages"), stages["role"] == "branch"
+    table = screen.table(["stage", *(metric.heading for metric in metrics)])
+    mean = stages[branches][[metric.name for metric in metrics]].mean().to_dict()
+    before = {"merge": {"stage": f"mean of {branches.sum()} branches", **mean}}
     for row in stages[~branches].to_dict("records"):
-        if branches.any() and row["stage"] == "merge":
-            mean = stages[branches][list(STAGE_COLUMNS)].mean()
-            cells = [f"{100 * mean[key]:.1f}" for key in STAGE_COLUMNS]
-            table.add_row(f"mean of {branches.sum()} branches", *cells)
-        table.add_row(row["stage"], *(f"{100 * row[key]:.1f}" for key in STAGE_COLUMNS))
-    console = screen.console()
-    console.print()
+        for one in (before.get(row["stage"]) if branches.any() else None, row):
+            if one:
+                table.add_row(one["stage"], *(m.number(one[m.name]) for m in metrics))
+    console = _begin()
     console.print(f"Stages of {name}, %")
     console.print(table)
 
 
-def print_study(name: str, standing: Mapping[str, Any], card: DataCard, where: str) -> None:
+def print_comparison(
+    summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: DataCard
+) -> None:
+    """Print the main columns, what to know of them, and what is missing."""
+    console, paired = _begin(), Paired.of_first(standing)
+    metrics = shown("screen", summary)
+    headings, rows = table_rows(summary, standing["beside_papers"], metrics, paired=paired)
+    console.print(f"Methods on {card.config.title}: balanced test set, last epoch")
+    console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
+    if paired:
+        console.print(f"({LEGEND})")
+    console.print(screen.table(headings, rows))
+    console.print(f"Groups: {card.longtail.group_rule}.")
+    for sentence in (standing["in_words"], champion["sentence"]):
+        console.print(sentence)
+    for note in notes:
+        console.print(f"Note: {note}.")
+
+
+def print_study(name: str, standing: Values, card: DataCard, where: str) -> None:
     """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
-    console = screen.console()
+    console = _begin()
     rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
-    table = screen.table(standing["headings"], rows)
-    console.print()
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {card.config.title}: balanced test set, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
     told = behind if standing["beside_papers"] else ""
     console.print(f"(mean ± standard deviation over seeds{told})")
-    console.print(table)
+    console.print(screen.table(standing["headings"], rows))
     _print_groups(console, card)
     for note in standing["notes"]:
         console.print(f"{note}.", soft_wrap=True)
@@ -121,46 +119,52 @@ def print_study(name: str, standing: Mapping[str, Any], card: DataCard, where: s
 
 def print_sweep(
     trials: pd.DataFrame,
-    best: Mapping[str, Any],
+    best: Values,
     judged: Mapping[str, float],
     card: DataCard,
     command: str,
     where: str,
 ) -> None:
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
+    objective, console = METRICS[OBJECTIVE], _begin()
     # the value of one that was stopped is of its last epoch, which is none to compare
-    ended = trials[trials["state"] == "complete"]
-    shown = ended.sort_values(JUDGED_BY, ascending=False, kind="stable")
-    table = screen.table(["trial", "hold-out mean recall", *best["params"]])
-    for row in shown.head(BEST_TRIALS).to_dict("records"):
+    ended = objective.best_first(trials[trials["state"] == "complete"])
+    table = screen.table(["trial", objective.heading, *best["params"]])
+    for row in ended.head(BEST_TRIALS).to_dict("records"):
         values = [_plain(row[path]) for path in best["params"]]
-        table.add_row(str(row["trial"]), f"{100 * row[JUDGED_BY]:.1f}", *values)
-    console = screen.console()
-    console.print()
-    console.print(f"{best['study']} on {card.config.title}: mean recall on the hold-out, %")
+        table.add_row(str(row["trial"]), objective.number(row[OBJECTIVE]), *values)
+    console.print(f"{best['study']} on {card.config.title}: {objective.axis}")
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
     console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)
     if judged:
+        reached = ", ".join(f"{m.heading} {m.said(judged[m.key])}" for m in placed("sweep"))
         console.print(
             f"Trial {best['trial']} on the balanced test set, which nothing was chosen by: "
-            + ", ".join(f"{COLUMNS[k]} {100 * judged[f'test/{k}']:.1f} %" for k in JUDGED)
-            + "."
+            f"{reached}."
         )
     console.print("The best again, as a run of its own (data.validation=0 trains on all images):")
     console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
     _print_where(console, where)
 
 
+def _begin() -> Console:
+    """Return where to print to, behind an empty line."""
+    console = screen.console()
+    console.print()
+    return console
+
+
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print_ood(console: Console, name: str, report: Mapping[str, Any]) -> None:
+def _print_ood(console: Console, name: str, report: Values) -> None:
     """Print the mean over the OOD sets of every detector, and which sets these are."""
     means = {detector: found["mean"] for detector, found in report["detectors"].items()}
+    metrics = [m for m in placed("comparison") if m.from_detection]
     values = ", ".join(
-        f"{detector} AUROC {100 * mean['auroc']:.1f} FPR95 {100 * mean['fpr95']:.1f}"
+        " ".join([detector, *(f"{m.short} {m.number(mean[m.name])}" for m in metrics)])
         for detector, mean in means.items()
     )
     console.print(f"{name}: out of distribution, %: {values}.")

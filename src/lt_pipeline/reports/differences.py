@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, Metric
 from lt_pipeline.learning.evaluation.metrics.significance import pairs_needed
-from lt_pipeline.learning.studies.comparison import DIFFERENCE, MEASURES, Measure
+from lt_pipeline.learning.studies.comparison import DIFFERENCE
 
 LEGEND = (
     "minus another row: mean of the differences seed by seed and its paired 95 % interval; seeds "
@@ -19,37 +20,36 @@ LEGEND = (
 class Paired(NamedTuple):
     """Two columns of a table: the differences of a metric from those of the row ``reference``."""
 
-    metric: str
-    measure: Measure
+    metric: Metric
     reference: str
 
     @classmethod
     def of_first(cls, standing: Mapping[str, Any]) -> Paired | None:
         """Return those of a comparison: from its first row, of what rows stand in order by."""
         found = standing["first_two"]
-        return cls(found["metric"], MEASURES[found["metric"]], found["first"]) if found else None
+        return cls(METRICS[found["metric"]], found["first"]) if found else None
 
     def there(self, summary: pd.DataFrame) -> bool:
         """Return whether ``summary`` has differences: one of a single row has none."""
-        return f"{self.metric} difference" in summary
+        return f"{self.metric.key} difference" in summary
 
     @property
     def headings(self) -> list[str]:
         """Return the headings of both columns."""
-        return [f"{self.measure.heading} minus {self.reference}", "seeds needed"]
+        return [f"{self.metric.column} minus {self.reference}", "seeds needed"]
 
     def cells(self, row: Mapping[Any, Any]) -> list[str]:
         """Return a method's: the difference with its interval, and the seeds it takes to see it."""
-        found = {name: row[f"{self.metric} {name}"] for name in DIFFERENCE}
+        found = {name: row[f"{self.metric.key} {name}"] for name in DIFFERENCE}
         if row["label"] == self.reference:
             return ["", ""]
         if not found["difference pairs"]:
             return ["no common seed", "-"]
-        ahead = self._number(found["difference"], more_digits=1)
+        ahead = self.metric.change(found["difference"], more_digits=1)
         if pd.isna(found["difference low"]):
             why = "one seed" if found["difference pairs"] == 1 else "in every seed"
             return [f"{ahead} ({why})", "-"]
-        ends = ", ".join(self._number(found[f"difference {end}"]) for end in ("low", "high"))
+        ends = ", ".join(self.metric.change(found[f"difference {end}"]) for end in ("low", "high"))
         needed = found["seeds needed"]
         return [f"{ahead} [{ends}]", "-" if pd.isna(needed) else f"{needed:,.0f}"]
 
@@ -63,14 +63,11 @@ class Paired(NamedTuple):
         figures = {
             found["label"]: found["paper"]
             for found in beside
-            if found["source"] == source and found["metric"] == self.metric
+            if found["source"] == source and found["metric"] == self.metric.key
         }
         if row["label"] == self.reference or not {row["label"], self.reference} <= figures.keys():
             return ["", ""]
         ahead = figures[row["label"]] - figures[self.reference]
-        sd = row[f"{self.metric} difference sd"]
+        sd = row[f"{self.metric.key} difference sd"]
         needed = pairs_needed(ahead, sd) if sd > 0 else None
-        return [self._number(ahead), f"{needed:,}" if needed else ""]
-
-    def _number(self, value: float, more_digits: int = 0) -> str:
-        return f"{self.measure.factor * value:+,.{self.measure.digits + more_digits}f}"
+        return [self.metric.change(ahead), f"{needed:,}" if needed else ""]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lt_pipeline.learning.studies.comparison import Measure
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, Metric, named
 from lt_pipeline.reports.differences import Paired
 
 Values = dict[str, Any]
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 def table_rows(
     summary: pd.DataFrame,
     beside: Records,
-    measures: Mapping[str, Measure],
+    metrics: Mapping[str, Metric],
     first: str = "method",
     *,
     gaps: bool = False,
@@ -41,57 +41,54 @@ def table_rows(
     """Return headings, and the rows of methods and of papers as text.
 
     A mean over seeds has its standard deviation behind it, a single run's accuracy its bootstrap
-    interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``measures`` that
+    interval. ``summary`` goes by ``label``, whose heading is ``first``; those of ``metrics`` that
     no row has are left out. With ``gaps`` a paper's figure has behind it how far we are above it.
     ``paired`` adds its columns behind that of its metric, where there are differences;
     ``settings`` are columns of text in front of all metrics.
     """
-    measures = {name: m for name, m in measures.items() if summary[name].notna().any()}
+    metrics = {name: m for name, m in metrics.items() if summary[name].notna().any()}
     paired = paired if paired and paired.there(summary) else None
-    names = list(measures)
-    place = names.index(paired.metric) + 1 if paired and paired.metric in names else len(names)
+    names = list(metrics)
+    place = (
+        names.index(paired.metric.key) + 1 if paired and paired.metric.key in names else len(names)
+    )
     rows = []
     for own in summary.to_dict("records"):
-        cells = [_cell(own, name, measure) for name, measure in measures.items()]
+        cells = [_cell(own, metric) for metric in metrics.values()]
         cells[place:place] = paired.cells(own) if paired else []
         told = [str(own[name]) for name in settings]
         rows.append(Row([own["label"], str(own["runs"]), *told, *cells], of_paper=False))
         given = [found for found in beside if found["label"] == own["label"]]
         for source in dict.fromkeys(found["source"] for found in given):
             said = {f["metric"]: f for f in given if f["source"] == source}
-            texts = [_said(said[n], m, gaps) if n in said else "" for n, m in measures.items()]
+            texts = [_said(said[n], m, gaps) if n in said else "" for n, m in metrics.items()]
             texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
             rows.append(Row([source, "", *("" for _ in settings), *texts], of_paper=True))
-    headings = [measure.heading for measure in measures.values()]
+    headings = [metric.column for metric in metrics.values()]
     headings[place:place] = paired.headings if paired else []
     return [first, "runs", *settings, *headings], rows
 
 
-def _cell(row: Mapping[Any, Any], name: str, measure: Measure) -> str:
-    if pd.isna(row[name]):
+def _cell(row: Mapping[Any, Any], metric: Metric) -> str:
+    if pd.isna(row[metric.key]):
         return "-"
-    text = _number(row[name], measure)
+    text = metric.number(row[metric.key])
     if row["runs"] > 1:
-        spread = row[f"{name} sd"]
+        spread = row[f"{metric.key} sd"]
         # what is counted, as parameters are, and always the same needs no spread
-        none = pd.isna(spread) or (spread == 0 and measure.digits == 0)
-        return text if none else f"{text} ± {_number(spread, measure)}"
-    ends = [row.get(f"{name} {end}", float("nan")) for end in ("low", "high")]
+        none = pd.isna(spread) or (spread == 0 and metric.digits == 0)
+        return text if none else f"{text} ± {metric.number(spread)}"
+    ends = [row.get(f"{metric.key} {end}", float("nan")) for end in ("low", "high")]
     # where every image is right, or none, drawing them again cannot tell how sure that is
     if pd.isna(ends[0]) or ends[0] == ends[1]:
         return text
-    return f"{text} [{', '.join(_number(end, measure) for end in ends)}]"
+    return f"{text} [{', '.join(map(metric.number, ends))}]"
 
 
-def _said(found: Mapping[str, Any], measure: Measure, gap: bool) -> str:
+def _said(found: Mapping[str, Any], metric: Metric, gap: bool) -> str:
     """Return a paper's figure and, where it is asked for, ours minus it in brackets."""
-    text = _number(found["paper"], measure)
-    ahead = measure.factor * (found["ours"] - found["paper"])
-    return f"{text} ({ahead:+,.{measure.digits}f})" if gap else text
-
-
-def _number(value: float, measure: Measure) -> str:
-    return f"{measure.factor * value:,.{measure.digits}f}"
+    text = metric.number(found["paper"])
+    return f"{text} ({metric.change(found['ours'] - found['paper'])})" if gap else text
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Row]) -> str:
@@ -157,27 +154,27 @@ def _html_cell(text: str) -> str:
 
 def gap_rows(beside: Records) -> tuple[list[str], list[Row]]:
     """Return the table of what a method has more or less than a paper, in points of a per cent."""
-    metrics = list(dict.fromkeys(found["metric"] for found in beside))
-    names = [str(metric).removeprefix("test/").replace("_", " ") for metric in metrics]
+    metrics = [named(key) for key in dict.fromkeys(found["metric"] for found in beside)]
     rows = []
     for label, source in dict.fromkeys((found["label"], found["source"]) for found in beside):
         own = [f for f in beside if (f["label"], f["source"]) == (label, source)]
-        gaps = {f["metric"]: f"{100 * (f['ours'] - f['paper']):+.1f}" for f in own}
+        gaps = {f["metric"]: named(f["metric"]).change(f["ours"] - f["paper"]) for f in own}
         reason = own[0]["reason"] or "none given in conf/base/papers.yml"
-        cells = [label, source, *(gaps.get(m, "") for m in metrics), reason]
+        cells = [label, source, *(gaps.get(m.key, "") for m in metrics), reason]
         rows.append(Row(cells, of_paper=False))
-    return ["method", "paper", *names, "reason"], rows
+    return ["method", "paper", *(m.plain for m in metrics), "reason"], rows
 
 
 def run_rows(runs: pd.DataFrame) -> tuple[list[str], list[Row]]:
     """Return the table of the runs that were compared, for tracing them back."""
-    headings = ["method", "seed", "accuracy %", "MLflow run", "commit", "command"]
+    accuracy = METRICS["test/accuracy"]
+    headings = ["method", "seed", accuracy.column, "MLflow run", "commit", "command"]
     rows = [
         Row(
             [
                 run["label"],
                 str(run["seed"]),
-                f"{100 * run['test/accuracy']:.1f}",
+                accuracy.number(run[accuracy.key]),
                 str(run["run_id"]),
                 str(run["commit"])[:10],
                 str(run["command"]),

@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 
 ALIAS = "champion"
 
@@ -29,13 +29,13 @@ def crown(runs: pd.DataFrame, slug: str) -> Values:
     nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None where there
     is no champion, and ``sentence``, which says what was done and why.
     """
-    judged = runs.dropna(subset=[JUDGED_BY]) if JUDGED_BY in runs else runs[:0]
+    judged = runs.dropna(subset=[OBJECTIVE]) if OBJECTIVE in runs else runs[:0]
     if judged.empty:
         return _none(
             "no run has a hold-out to choose by, and the test set must not choose; train with "
             "data.validation=0.1"
         )
-    for run in judged.sort_values(JUDGED_BY, ascending=False, kind="stable").to_dict("records"):
+    for run in METRICS[OBJECTIVE].best_first(judged).to_dict("records"):
         version = _version(run["run_id"], slug)
         if version is not None:
             return _set(version, run, slug)
@@ -55,9 +55,10 @@ def _version(run_id: str, slug: str) -> ModelVersion | None:
 
 def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
     uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name}/{version.version}"
+    metric = METRICS[OBJECTIVE]
     what = (
-        f"{origin}, of {run['label']} with seed {run['seed']}, whose mean recall on the hold-out "
-        f"is {100 * run[JUDGED_BY]:.1f} %."
+        f"{origin}, of {run['label']} with seed {run['seed']}, whose {metric.words} is "
+        f"{metric.said(run[OBJECTIVE])}."
     )
     before = _champion(slug)
     copy = _copied(version, slug, before, f"Copy of {what}")
@@ -69,8 +70,8 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
         "version": int(copy.version),
         "copy_of": f"models:/{version.name}/{version.version}",
         "run_id": run["run_id"],
-        "metric": JUDGED_BY,
-        "value": float(run[JUDGED_BY]),
+        "metric": OBJECTIVE,
+        "value": float(run[OBJECTIVE]),
         "sentence": f"The champion is {uri}: {what}{replaced}",
     }
 

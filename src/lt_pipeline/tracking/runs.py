@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.renamed import renamed
+from lt_pipeline.learning.schema import nested
 from lt_pipeline.tracking import client as tracking
 
 BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
@@ -75,15 +76,8 @@ def data_of_runs() -> Iterator[tuple[str, Values]]:
 
 def block_logged(params: Mapping[str, str], name: str) -> Values:
     """Return the block ``name`` as logged ``params`` have it, empty where they have none."""
-    found: Values = {}
-    for path, text in params.items():
-        first, *above = path.split(".")
-        if first == name and above:
-            block, last = found, above.pop()
-            for part in above:
-                block = block.setdefault(part, {})
-            block[last] = _value(text)
-    return dict(renamed({name: found})[name])
+    own = {path: _value(text) for path, text in params.items() if path.startswith(f"{name}.")}
+    return dict(renamed({name: {}, **nested(own, ".")})[name])
 
 
 def _value(text: str) -> Any:
@@ -95,11 +89,11 @@ def _value(text: str) -> Any:
 
 
 def _data_settings(params: Mapping[str, str]) -> Values:
-    nested = block_logged(params, "data")
+    found = block_logged(params, "data")
     try:
-        return DataConfig.model_validate(nested).model_dump(mode="json") if nested else {}
+        return DataConfig.model_validate(found).model_dump(mode="json") if found else {}
     except ValidationError:
-        return nested
+        return found
 
 
 def earlier_paces() -> dict[tuple[str, str], float]:

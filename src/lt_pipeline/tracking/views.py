@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import mlflow
 
-from lt_pipeline.learning.experiments.evaluate import FIRST
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, placed
 from lt_pipeline.tracking.client import masked
 
 TAG = "mlflow.sharedViewState."
@@ -30,15 +29,17 @@ CHARACTER, MARGIN = 7, 34
 
 def results() -> str:
     """Return the view of all runs: what of the test set is looked at first, and the hold-out."""
-    return _view(_metrics([*(f"test/{name}" for name in FIRST), JUDGED_BY]))
+    return _view(_metrics([*(metric.key for metric in placed("first")), OBJECTIVE]))
 
 
 def of_sweep(study: str, parameters: Iterable[str]) -> str:
     """Return the view of a sweep's trials: what was searched, and what each reached; best first."""
-    reached = _metrics([f"finished/{JUDGED_BY}"])
+    reached = _metrics([f"finished/{OBJECTIVE}"])
     searched = [f"params.`{path}`" for path in parameters]
     facets = {"searchFilter": f"tags.study = '{study}'", "orderByKey": reached[0]}
-    return _view([*reached, *searched], {**facets, "orderByAsc": False})
+    return _view(
+        [*reached, *searched], {**facets, "orderByAsc": METRICS[OBJECTIVE].better == "lower"}
+    )
 
 
 def keep(name: str, view: str) -> None:

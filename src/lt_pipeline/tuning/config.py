@@ -17,6 +17,7 @@ from lt_pipeline.learning.schema import (
     UserError,
     block_of,
     flatten,
+    nested,
     one_line_errors,
     unknown,
 )
@@ -120,7 +121,7 @@ class Sweep:
 
         It never looks at the test set.
         """
-        block = merged(self.parameters.get(self.method), self.space.nested(values))
+        block = merged(self.parameters.get(self.method), nested(values, "."))
         found = ExperimentConfig.resolve(self.method, {**self.parameters, self.method: block})
         unseen = found.training.model_copy(update={"monitor_test": False})
         return found.model_copy(update={"training": unseen})

@@ -13,6 +13,7 @@ import torch
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import Sweep
@@ -166,7 +167,7 @@ class Follower:
 
 def _told(trial: FrozenTrial) -> tuple[int, str, str]:
     if trial.state == TrialState.COMPLETE:
-        how = f"{100 * (trial.value or 0):.1f} %"
+        how = METRICS[OBJECTIVE].said(trial.value or 0)
     elif trial.state == TrialState.PRUNED:
         how = trial.user_attrs.get(REASON) or f"stopped after {trial.last_step} epochs"
     else:

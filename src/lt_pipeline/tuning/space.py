@@ -104,18 +104,6 @@ class Space(Config):
             )
         return cls(dimensions=found)
 
-    @staticmethod
-    def nested(values: Mapping[str, Value]) -> dict[str, Any]:
-        """Return ``values``, by path, as the method's block has them."""
-        block: dict[str, Any] = {}
-        for path, value in values.items():
-            *parents, name = path.split(".")
-            inner = block
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[name] = value
-        return block
-
     def corners(self) -> Iterator[dict[str, Value]]:
         """Yield settings that have every point of every dimension among them."""
         points = {path: dimension.points() for path, dimension in self.dimensions.items()}

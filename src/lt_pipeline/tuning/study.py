@@ -19,8 +19,8 @@ from optuna.storages import fail_stale_trials
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.tracking.processes import is_alive
 from lt_pipeline.tuning.config import Sweep, TuneConfig
 from lt_pipeline.tuning.space import Range, Space, Value
@@ -48,7 +48,7 @@ def open_study(
     study = optuna.create_study(
         storage=open_storage(sweep.config, folder, journal),
         study_name=sweep.name,
-        direction="maximize",
+        direction="minimize" if METRICS[OBJECTIVE].better == "lower" else "maximize",
         load_if_exists=True,
         sampler=SeededSampler(sweep.config),
         pruner=pruner(sweep),
@@ -268,7 +268,7 @@ def trials_table(study: optuna.Study, space: Space) -> pd.DataFrame:
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
-                JUDGED_BY: trial.value,
+                OBJECTIVE: trial.value,
                 "epochs": trial.last_step,
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
                 **{path: trial.params.get(path) for path in space.dimensions},
@@ -297,4 +297,5 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
         reasons = [t.user_attrs[REASON] for t in kept_trials(study) if REASON in t.user_attrs]
         why = f"; the last one: {reasons[-1]}" if reasons else ""
         raise UserError(f"no trial of the study {study.study_name!r} went to its end{why}")
-    return max(ended, key=lambda trial: (trial.value, -trial.number))
+    gain = METRICS[OBJECTIVE].gain
+    return max(ended, key=lambda trial: (gain(trial.value or 0.0), -trial.number))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
 
 SHOWN = 10
 FOR_MACHINES = ["state", "repeats", "reason", "process"]
@@ -33,7 +33,7 @@ def markdown(folder: Path) -> str:
     trials = pd.read_csv(folder / "trials.csv")
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = trials[trials["state"] == "complete"]
-    best = ended.sort_values(JUDGED_BY, ascending=False, kind="stable").head(SHOWN)
+    best = METRICS[OBJECTIVE].best_first(ended).head(SHOWN)
     went = f"{len(trials)} trials, {len(ended)} of them to the end; the best {len(best)}:"
     parts = [went, _table(best.drop(columns=FOR_MACHINES))]
     numbers = {n: v for n, v in _judged(folder).items() if n.startswith("test/")}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 
 from lt_pipeline.learning.figures.compare import (
@@ -17,9 +18,15 @@ def image_of(figure):
     return axes, image.get_array()
 
 
+def classes(recalls, names, counts):
+    return pd.DataFrame({"name": names, "training_images": counts, "recall": recalls})
+
+
 def test_classes_go_from_most_to_fewest_training_images_and_methods_keep_their_order():
-    recalls = {"ce": [0.1, 0.9, 0.5], "more": [0.2, 0.8, math.nan]}
-    axes, values = image_of(recall_by_class(recalls, ["a", "b", "c"], [5, 100, 20], "t"))
+    ce = classes([0.1, 0.9, 0.5], ["a", "b", "c"], [5, 100, 20])
+    # on another draw of the data set: the columns are the same classes
+    more = classes([0.2, 0.8, math.nan], ["a", "b", "c"], [100, 20, 5])
+    axes, values = image_of(recall_by_class({"ce": ce, "more": more}, "t"))
     assert values[0].tolist() == [90, 50, 10]
     assert values[1].tolist()[0] == 80
     assert values[1].mask.tolist() == [False, True, False], "a class without a test image is blank"
@@ -29,7 +36,7 @@ def test_classes_go_from_most_to_fewest_training_images_and_methods_keep_their_o
 
 def test_many_classes_have_their_counts_only():
     counts = list(range(100, 0, -1))
-    axes, _ = image_of(recall_by_class({"ce": [0.5] * 100}, ["x"] * 100, counts, "t"))
+    axes, _ = image_of(recall_by_class({"ce": classes(0.5, "x", counts)}, "t"))
     shown = [text.get_text() for text in axes.get_xticklabels()]
     assert shown[0] == "100"
     assert len(shown) < 12
@@ -46,7 +53,8 @@ def test_sorted_recalls_are_a_line_a_method_in_per_cent():
 
 
 def row(label, seconds, accuracy, sd=None):
-    return {"label": label, "seconds": seconds, "accuracy": accuracy, "sd": sd}
+    found = {"arm": label, "runs": 2 if sd else 1, "cost/training_seconds": seconds}
+    return {**found, "test/accuracy": accuracy, "test/accuracy sd": sd}
 
 
 def test_cost_is_on_a_logarithmic_axis_with_times_in_words():
@@ -76,4 +84,4 @@ def test_nothing_to_draw_is_an_error(rows):
     with pytest.raises(ValueError, match="needs training times"):
         accuracy_against_cost(rows, "t")
     with pytest.raises(ValueError, match="at least one method"):
-        recall_by_class({}, [], [], "t")
+        recall_by_class({}, "t")

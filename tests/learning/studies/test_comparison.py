@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.studies import comparison
 from lt_pipeline.learning.studies.comparison import (
     NAMED,
@@ -16,8 +17,6 @@ from lt_pipeline.learning.studies.comparison import (
     in_words,
     over_seeds,
     paired,
-    shown_measures,
-    study_measures,
     summarise,
     with_differences,
 )
@@ -202,14 +201,14 @@ def test_what_cannot_be_tested_is_said():
 
 
 ACCURACY = "test/accuracy"
-SHOWN = comparison.MEASURES[ACCURACY]
+SHOWN = METRICS[ACCURACY]
 
 
 def differing(*runs, **options):
     """The table of ``runs`` and the cells of its last two columns by label."""
     found, _ = chosen(*runs, **options)
     summary = summarise(found, recalls_of(found), "accuracy")
-    columns = Paired(ACCURACY, SHOWN, summary["label"].iloc[0])
+    columns = Paired(SHOWN, summary["label"].iloc[0])
     headings, rows = table_rows(summary, [], {ACCURACY: SHOWN}, paired=columns)
     return headings, {row.cells[0]: row.cells[-2:] for row in rows}
 
@@ -283,7 +282,7 @@ def test_a_papers_own_difference_stands_below_with_the_seeds_that_it_takes():
         }
         for label, value in figures.items()
     ]
-    columns = Paired(ACCURACY, SHOWN, "la")
+    columns = Paired(SHOWN, "la")
     _, rows = table_rows(summary, beside, {ACCURACY: SHOWN}, paired=columns)
     assert [row.cells[-2:] for row in rows] == [
         ["", ""],
@@ -305,8 +304,8 @@ def test_the_benchmarks_print_the_difference_from_their_first_label(monkeypatch)
     from compare_seeds import read, summary
 
     found = summary(read(PROJECT / "benchmarks/results/cifar100_lt_ir100_resnet8.csv"))
-    assert found.columns[1:4].tolist() == ["accuracy", "accuracy minus ce", "seeds needed"]
-    assert found.loc["logit_adjustment", "accuracy"] == "32.3 ± 0.6"
+    assert found.columns[1:4].tolist() == ["accuracy %", "accuracy % minus ce", "seeds needed"]
+    assert found.loc["logit_adjustment", "accuracy %"] == "32.3 ± 0.6"
     assert found.loc["logit_adjustment"].tolist()[2:4] == ["+4.62 [+2.9, +6.3]", "3"]
     assert found.loc["decomposition_only"].tolist()[2:4] == ["+4.85 (one seed)", "-"]
 
@@ -318,11 +317,6 @@ def test_what_the_methods_should_share_and_do_not_is_said():
     ]
     runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
     assert differing_settings(runs) == []
-
-
-def test_the_first_detector_is_among_the_columns():
-    found = shown_measures(["ood/odin/mean/auroc", "ood/odin/mean/fpr95", "test/accuracy", "x"])
-    assert list(found) == ["test/accuracy", "ood/odin/mean/auroc", "ood/odin/mean/fpr95"]
 
 
 @pytest.mark.parametrize(
@@ -350,18 +344,6 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
     )
     assert comparison.recipe(one) == comparison.recipe(other)
     assert comparison.recipe(one) != comparison.recipe({"options": {"a": 2, "b": 2}})
-
-
-def test_a_study_shows_what_it_has_and_the_columns_that_it_chooses():
-    names = [
-        "test/few", "test/accuracy", "test/lowest_recall", "geometry/separability/few",
-        "ood/knn/mean/auroc", "ood/knn/of_7/fpr95", "cost/training_seconds", "train/loss",
-    ]  # fmt: skip
-    usual = ["accuracy %", "few %", "AUROC knn %", "FPR95 knn, 7 sets %", "training s"]
-    assert [m.heading for m in study_measures(names, ()).values()] == usual
-    chosen = study_measures(names, ("separability", "lowest_recall"))
-    assert [m.heading for m in chosen.values()][2:4] == ["S few", "lowest recall %"]
-    assert len(chosen) == 7
 
 
 def test_the_table_has_the_settings_of_each_row():

@@ -4,7 +4,7 @@ import pytest
 
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import data_config
-from lt_pipeline.learning.studies.config import StudyConfig, first_detector
+from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipeline_registry import makers
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -123,12 +123,6 @@ def test_differences_are_from_the_first_arm_or_the_one_that_is_named():
 def test_a_null_arm_is_taken_out():
     study = StudyConfig.read("s", {"title": "t", "arms": {**ARMS, "c": None}})
     assert list(study.all_arms()) == ["a", "b"]
-
-
-def test_the_first_detector_is_that_of_the_first_mean():
-    columns = ["test/accuracy", "ood/msp/svhn/auroc", "ood/knn/mean/auroc", "ood/odin/mean/auroc"]
-    assert first_detector(columns) == "knn"
-    assert first_detector(["test/accuracy", "ood/msp/svhn/auroc"]) is None
 
 
 def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():

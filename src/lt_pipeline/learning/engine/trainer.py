@@ -22,6 +22,7 @@ from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.progress import shown
 from lt_pipeline.learning.engine.protocol import Learner
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
 from lt_pipeline.learning.schema import UserError, one_line_errors
 
@@ -253,9 +254,10 @@ def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> s
         if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
     ]
     parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
-    for name in ("validation/mean_recall", "test/accuracy"):
+    for name in (OBJECTIVE, "test/accuracy"):
         if name in found[0]:
-            parts.append(f"{name.replace('/', ' ').replace('_', ' ')} {100 * mean(name):.1f} %")
+            words = name.replace("/", " ").replace("_", " ")
+            parts.append(f"{words} {METRICS[name].said(mean(name))}")
     parts.append(f"rate {mean('train/learning_rate'):.2g}")
     return " · ".join([*parts, f"{mean('train/images_per_second'):,.0f} images/s"])
 

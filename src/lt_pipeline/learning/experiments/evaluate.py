@@ -16,14 +16,13 @@ from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.engine.trainer import History
-from lt_pipeline.learning.evaluation.metrics.calibration import (
-    expected_calibration_error,
-    reliability,
-)
+from lt_pipeline.learning.evaluation.metrics.calibration import reliability
+from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.classification import (
     class_table,
     confusion_matrix,
     report,
+    score_report,
 )
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
@@ -33,10 +32,6 @@ from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
-
-
-# what is looked at first, of the test set
-FIRST = ("accuracy", "many", "medium", "few", "harmonic_mean", "lowest_recall")
 
 
 class Judged(NamedTuple):
@@ -79,7 +74,8 @@ def evaluate(
 
 def first_of_all(metrics: Values) -> dict[str, float]:
     """Return the few of ``evaluate``'s metrics that runs are told apart by at a glance."""
-    found = {name: metrics["test"][name] for name in FIRST if name in metrics["test"]}
+    test, names = metrics["test"], [metric.name for metric in placed("first")]
+    found = {name: test[name] for name in names if name in test}
     held_out = {"hold_out": metrics["validation"]["mean_recall"]} if "validation" in metrics else {}
     return {**found, **held_out}
 
@@ -105,11 +101,10 @@ def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
     matrix, names = confusion_matrix(scores, test.labels), longtail.class_names
-    error = expected_calibration_error(scores, test.labels, how.calibration_bins)
     return Judged(
         {
             **report(matrix, longtail, floor=how.recall_floor),
-            "expected_calibration_error": error,
+            **score_report(scores, test.labels, how.calibration_bins),
         },
         pd.DataFrame(class_table(matrix, longtail)),
         pd.DataFrame(matrix.numpy(), index=names, columns=names),

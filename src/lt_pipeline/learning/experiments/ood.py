@@ -19,6 +19,7 @@ from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, lin
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group
+from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.ood import mean_report, ood_report
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -121,9 +122,10 @@ def headline(report: Values) -> Values:
     """
     if not report["averaged_over"]:
         return {}
+    metrics = [metric for metric in placed("comparison") if metric.from_detection]
     shown: Values = {
         name: {
-            where: found if where == "mean" else {key: found[key] for key in ("auroc", "fpr95")}
+            where: found if where == "mean" else {m.name: found[m.name] for m in metrics}
             for where, found in sets.items()
         }
         | report["paper_means"][name]

@@ -12,11 +12,9 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
-from lt_pipeline.learning.evaluation.metrics.classification import (
-    class_recall,
-    confusion_matrix,
-    report,
-)
+from lt_pipeline.learning.evaluation.metrics.catalog import placed
+from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
+from lt_pipeline.learning.evaluation.metrics.recalls import class_recall
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
 from lt_pipeline.learning.methods._base import Method
@@ -24,8 +22,6 @@ from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
-# what is logged of every stage
-LOGGED = ("accuracy", "harmonic_mean", "geometric_mean", "lowest_recall")
 
 
 def judge_stages(
@@ -68,7 +64,9 @@ def measure_stages(
 def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
     """Return what is logged of every stage, named as in ``stages/merge/accuracy``."""
     return {
-        f"stages/{row['stage']}/{name}": float(row[name]) for row in _rows(table) for name in LOGGED
+        f"stages/{row['stage']}/{metric.name}": float(row[metric.name])
+        for row in _rows(table)
+        for metric in placed("stages")
     }
 
 
@@ -115,7 +113,8 @@ def _between(
             method.load_state_dict(weights.interpolate(ends[0], ends[1], share))
             metrics, _ = _measure(experiment, method, test)
             rows.append({"start": start, "end": end, "share": share, **metrics})
-    return pd.DataFrame(rows, columns=None if rows else ["start", "end", "share", *LOGGED])
+    named = ["start", "end", "share", *(metric.name for metric in placed("stages"))]
+    return pd.DataFrame(rows, columns=None if rows else named)
 
 
 def _draw_between(between: pd.DataFrame, table: pd.DataFrame, title: str) -> dict[str, Figure]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure
 from lt_pipeline.learning.schema import UserError
 
+ACCURACY, TIME = METRICS["test/accuracy"], METRICS["cost/training_seconds"]
 # where a label may stand about its point: points to the right and upwards, and how it is aligned
 PLACES = (
     (8, 0, "left", "center"),
@@ -34,38 +38,36 @@ TICKS = (
 )
 
 
-def recall_by_class(
-    recalls: Mapping[str, Sequence[float]],
-    names: Sequence[str],
-    counts: Sequence[int],
-    title: str,
-) -> Figure:
+def recall_by_class(recalls: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Draw a row a method and a column a class, the classes from most to fewest training images.
 
-    ``recalls`` ``[C]`` by method are fractions of 1, NaN where a class has no test image; ``names``
-    and ``counts`` (training images) are ``[C]``, too.
+    ``recalls`` have by method a row a class, by its number: ``name``, ``training_images`` and
+    ``recall``, NaN where it has no test image.
 
     Raises:
         UserError: if there is no method.
     """
     if not recalls:
         raise UserError(f"a picture of recalls needs at least one method, but {title!r} has none")
-    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    first = next(iter(recalls.values()))
+    classes = first.sort_values("training_images", ascending=False, kind="stable")
+    names, counts = classes["name"].tolist(), classes["training_images"].tolist()
     figure, axes = new_figure(title, width=8.6, height=1.9 + 0.34 * len(recalls))
-    rows = [[100 * values[c] for c in order] for values in recalls.values()]
+    rows = [RECALL.scaled(own.loc[classes.index, RECALL.key]) for own in recalls.values()]
     image = axes.imshow(rows, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="none")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_yticks(range(len(recalls)), list(recalls))
     axes.tick_params(length=0)
-    if len(order) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(order)), [f"{names[c]}\n{counts[c]}" for c in order])
+    if len(counts) <= NAMED_CLASSES:
+        both = zip(names, counts, strict=True)
+        axes.set_xticks(range(len(counts)), [f"{name}\n{count}" for name, count in both])
         axes.set_xlabel("class, and its training images")
     else:
-        shown = range(0, len(order), max(len(order) // 8, 1))
-        axes.set_xticks(list(shown), [str(counts[order[place]]) for place in shown])
+        shown = range(0, len(counts), max(len(counts) // 8, 1))
+        axes.set_xticks(list(shown), [str(counts[place]) for place in shown])
         axes.set_xlabel("training images of the class")
-    figure.colorbar(image, ax=axes, label="recall on the test set, %", pad=0.02)
+    figure.colorbar(image, ax=axes, label=RECALL.axis, pad=0.02)
     return figure
 
 
@@ -81,11 +83,11 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
     if not any(profiles.values()):
         raise UserError(f"a picture of recalls needs at least one, but {title!r} has none")
     figure, axes = new_figure(title, width=8.0, height=4.6)
-    for (label, recalls), colour in zip(profiles.items(), _colours(), strict=False):
+    for (label, recalls), colour in zip(profiles.items(), cycle(LINE_COLOURS), strict=False):
         ranks = range(1, len(recalls) + 1)
         axes.plot(
             ranks,
-            [100 * recall for recall in recalls],
+            RECALL.scaled(recalls),
             color=colour,
             marker="o" if len(recalls) <= NAMED_CLASSES else None,
             markersize=4,
@@ -96,30 +98,33 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rank of the class by recall (1: worst), in every run by itself")
-    axes.set_ylabel("recall on the test set, %")
+    axes.set_ylabel(RECALL.axis)
     # the lines rise from the lower left
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def accuracy_against_cost(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def accuracy_against_cost(rows: Sequence[Mapping[Any, Any]], title: str) -> Figure:
     """Draw accuracy over training seconds, a point a method; the time is on a logarithmic scale.
 
-    ``rows`` have ``label``, ``seconds``, ``accuracy`` (fraction of 1) and ``sd`` (of the accuracy,
-    None for a single run).
+    ``rows`` have ``arm``, ``runs``, and both metrics by their keys; the accuracy's deviation, too,
+    where there are several runs.
 
     Raises:
         UserError: if no row has a time above zero.
     """
-    rows = [row for row in rows if row["seconds"] > 0]
+    rows = [row for row in rows if row[TIME.key] > 0]
     if not rows:
         raise UserError(f"a picture of cost needs training times, but {title!r} has none")
-    figure, axes = new_figure(title, width=8.0, height=5.0)
-    for row, colour in zip(rows, _colours(), strict=False):
+    figure, axes = new_figure(title, width=8.0, height=5.0, grid="both")
+    seconds = [row[TIME.key] for row in rows]
+    heights = ACCURACY.scaled(row[ACCURACY.key] for row in rows)
+    spreads = ACCURACY.scaled(row[f"{ACCURACY.key} sd"] if row["runs"] > 1 else 0 for row in rows)
+    for x, y, spread, colour in zip(seconds, heights, spreads, cycle(LINE_COLOURS), strict=False):
         axes.errorbar(
-            row["seconds"],
-            100 * row["accuracy"],
-            yerr=100 * (row["sd"] or 0) or None,
+            x,
+            y,
+            yerr=spread or None,
             color=colour,
             marker="o",
             markersize=7,
@@ -127,25 +132,20 @@ def accuracy_against_cost(rows: Sequence[Mapping[str, Any]], title: str) -> Figu
             capsize=3,
         )
     axes.set_xscale("log")
-    seconds = [row["seconds"] for row in rows]
     axes.set_xlim(min(seconds) / 1.7, max(seconds) * 1.7)
-    low = min(100 * (row["accuracy"] - (row["sd"] or 0)) for row in rows)
-    high = max(100 * (row["accuracy"] + (row["sd"] or 0)) for row in rows)
+    low = min(y - spread for y, spread in zip(heights, spreads, strict=True))
+    high = max(y + spread for y, spread in zip(heights, spreads, strict=True))
     room = max(0.14 * (high - low), 1.0)
     axes.set_ylim(low - room, high + room)
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _time(value)))
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_xlabel("training time, all stages (logarithmic)")
-    axes.set_ylabel("accuracy on the balanced test set, %")
-    _label(figure, axes, rows)
+    axes.set_ylabel(ACCURACY.axis)
+    _label(
+        figure, axes, [str(row["arm"]) for row in rows], list(zip(seconds, heights, strict=True))
+    )
     return figure
-
-
-def _colours() -> Iterator[str]:
-    while True:
-        yield from LINE_COLOURS
 
 
 def _time(seconds: float) -> str:
@@ -155,17 +155,19 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
 
 
-def _label(figure: Figure, axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write each method's name beside its point, where it covers no other one."""
+def _label(
+    figure: Figure, axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]
+) -> None:
+    """Write each of ``names`` beside its point, where it covers no other one."""
     figure.draw_without_rendering()
-    points = [axes.transData.transform((r["seconds"], 100 * r["accuracy"])) for r in rows]
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
-    for place, row in enumerate(rows):
+    drawn = map(axes.transData.transform, points)
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in drawn]
+    for place, (name, point) in enumerate(zip(names, points, strict=True)):
         best, least = None, math.inf
         for right, up, across, along in PLACES:
             text = axes.annotate(
-                row["label"],
-                (row["seconds"], 100 * row["accuracy"]),
+                name,
+                point,
                 xytext=(right, up),
                 textcoords="offset points",
                 ha=across,

@@ -12,9 +12,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES, by_count, group_bars
-from lt_pipeline.learning.figures.style import GREY, GROUP_COLOURS, legend_above, new_figure
+from lt_pipeline.learning.figures.style import (
+    ABOVE,
+    GREY,
+    GROUP_COLOURS,
+    legend_above,
+    new_figure,
+    percent,
+)
 
+ECE = METRICS["test/expected_calibration_error"]
 # a strip of a group's colour, above the frame
 EDGE: dict[str, Any] = {"linewidth": 5, "clip_on": False, "zorder": 3}
 
@@ -24,11 +33,13 @@ def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
 
     ``table`` has the rows of ``metrics.classification.class_table``.
     """
-    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=26)
-    recall = {row["class"]: 100 * row["recall"] for row in table if row["test_images"]}
-    group_bars(axes, recall, longtail, lambda mean: f"{mean:.1f} %")
+    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=ABOVE)
+    rows = [row for row in table if row["test_images"]]
+    recall = RECALL.scaled(row[RECALL.key] for row in rows)
+    by_class = dict(zip((row["class"] for row in rows), recall, strict=True))
+    group_bars(axes, by_class, longtail, lambda mean: f"{mean:.{RECALL.digits}f} {RECALL.unit}")
     axes.set_ylim(0, 100)
-    axes.set_ylabel("recall on the test set, %\n(line: mean of the group)")
+    axes.set_ylabel(f"{RECALL.axis}\n(line: mean of the group)")
     return figure
 
 
@@ -38,13 +49,13 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     ``table`` has the rows of ``metrics.classification.class_table``. The rank correlation says how
     far the counts explain the recalls.
     """
-    figure, axes = new_figure(f"Recall and training images: {title}", pad=26)
+    figure, axes = new_figure(f"Recall and training images: {title}", pad=ABOVE)
     rows = [row for row in table if row["test_images"]]
     for name, classes in longtail.groups.items():
         own = [row for row in rows if row["class"] in classes]
         axes.scatter(
             [row["training_images"] for row in own],
-            [100 * row["recall"] for row in own],
+            RECALL.scaled(row[RECALL.key] for row in own),
             s=24,
             color=GROUP_COLOURS[name],
             label=name,
@@ -58,7 +69,7 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     axes.set_ylim(0, 100)
     known = "" if math.isnan(rank) else f"; Spearman's rank correlation {rank:.2f}"
     axes.set_xlabel(f"training images of the class (log scale){known}")
-    axes.set_ylabel("recall on the test set, %")
+    axes.set_ylabel(RECALL.axis)
     legend_above(axes)
     return figure
 
@@ -71,7 +82,7 @@ def confusion(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
     """
     order = by_count(longtail)
     matrix, names = matrix[order][:, order], [longtail.class_names[c] for c in order]
-    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=26)
+    figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=ABOVE)
     shares = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
@@ -111,14 +122,12 @@ def _group_borders(axes: Axes, longtail: LongTail, order: list[int]) -> None:
 def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Draw accuracy over confidence; ``bins`` is what ``metrics.calibration.reliability`` gave."""
     figure, axes = new_figure(f"Reliability: {title}", width=6.2, height=5.4)
-    left = [100 * edge for edge in bins["left_edge"]]
-    accuracy = [100 * value for value in bins["accuracy"]]
-    confidence = [100 * value for value in bins["confidence"]]
-    width = [100 * value for value in bins["width"]]
-    total = sum(bins["images"])
-    gap = sum(
-        n * abs(a - c) / total for n, a, c in zip(bins["images"], accuracy, confidence, strict=True)
+    left, width, accuracy, confidence = (
+        percent(bins[name]) for name in ("left_edge", "width", "accuracy", "confidence")
     )
+    total = sum(bins["images"])
+    parts = zip(bins["images"], bins["accuracy"], bins["confidence"], strict=True)
+    error = ECE.said(sum(n * abs(a - c) / total for n, a, c in parts))
     axes.bar(
         left, accuracy, width, align="edge", color="#56B4E9", edgecolor="white", label="accuracy"
     )
@@ -136,5 +145,5 @@ def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figu
     axes.set_ylim(0, 100)
     axes.set_xlabel("confidence (highest probability), %")
     axes.set_ylabel("accuracy, %")
-    axes.legend(loc="upper left", frameon=False, title=f"expected calibration error {gap:.1f} %")
+    axes.legend(loc="upper left", frameon=False, title=f"{ECE.words} {error}")
     return figure

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import group_bars
-from lt_pipeline.learning.figures.style import GROUP_COLOURS, new_figure
+from lt_pipeline.learning.figures.style import ABOVE, GROUP_COLOURS, new_figure
 from lt_pipeline.learning.schema import UserError
 
 HALF_WIDTH = 0.36
@@ -82,7 +82,7 @@ def separability_by_class(separability: Tensor, longtail: LongTail, title: str) 
     known = {c: s for c, s in enumerate(separability.tolist()) if not math.isnan(s)}
     if not known:
         raise UserError("separability must be known for at least one class, but is nan for all")
-    figure, axes = new_figure(f"Separability by class: {title}", width=9, pad=26)
+    figure, axes = new_figure(f"Separability by class: {title}", width=9, pad=ABOVE)
     axes.set_ylabel(
         "separability $S_i$: mean Fisher criterion\nto the other classes (line: mean of the group)"
     )

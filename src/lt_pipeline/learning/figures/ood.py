@@ -10,18 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.figures.study import COLOURS, MARKERS
 from lt_pipeline.learning.figures.style import (
     GREY,
-    GROUP_COLOURS,
+    LIGHT,
     LINE_COLOURS,
     legend_above,
     plain,
+    titled,
+    words,
 )
 from lt_pipeline.learning.schema import UserError
 
 MEAN = "mean"
+AUROC, FPR95 = (METRICS[f"ood/{{detector}}/mean/{name}"] for name in ("auroc", "fpr95"))
 # the six colours and these seven go round together in 42 steps
 DETECTOR_MARKERS = "oDs^vPX"
 # so do these greys and markers, in 21; none is a group's marker
@@ -30,6 +34,7 @@ OUTSIDE_MARKERS = "x+Dv1p|"
 MIXED_COLOURS = ("#009E73", "#CC79A7", "#56B4E9")
 
 Style = tuple[str, str]  # colour, marker
+GROUP_STYLES: dict[str, Style] = {name: (COLOURS[name], MARKERS[name]) for name in COLOURS}
 
 
 def ood_by_set(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
@@ -45,14 +50,10 @@ def ood_by_set(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: s
     looks = zip(cycle(LINE_COLOURS), cycle(DETECTOR_MARKERS), strict=False)
     styles = dict(zip(report, looks, strict=False))
     figure, (left, right) = _panels(f"OOD detection by set: {title}", rows, len(report), 2)
-    _auroc(
-        left, {detector: _column(sets, "auroc") for detector, sets in report.items()}, rows, styles
-    )
-    _markers(
-        right, {detector: _column(sets, "fpr95") for detector, sets in report.items()}, rows, styles
-    )
+    _auroc(left, {d: _column(sets, AUROC.name) for d, sets in report.items()}, rows, styles)
+    _markers(right, {d: _column(sets, FPR95.name) for d, sets in report.items()}, rows, styles)
     right.set_xlim(0, 100)
-    right.set_xlabel("FPR95, % (lower is better)")
+    right.set_xlabel(f"{FPR95.short}, {FPR95.unit} ({FPR95.better} is better)")
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False)
     return figure
@@ -60,9 +61,8 @@ def ood_by_set(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: s
 
 def no_set(left_out: Iterable[str], title: str) -> Figure:
     """Say that no OOD set was looked at, and which were ``left_out``."""
-    figure = Figure(figsize=(6.4, 1.2), layout="constrained")
-    figure.suptitle(f"OOD detection by set: {title}", x=0.01, ha="left", fontsize=11)
-    names = ", ".join(map(_words, left_out))
+    figure = titled(f"OOD detection by set: {title}", width=6.4, height=1.2)
+    names = ", ".join(map(words, left_out))
     said = f"left out, as ood.json says why: {names}" if names else "evaluation.ood names no set"
     figure.text(0.01, 0.3, f"No set was looked at: {said}.", fontsize=9, wrap=True)
     return figure
@@ -79,11 +79,11 @@ def ood_by_group(report: Mapping[str, Mapping[str, float]], detector: str, title
         UserError: when there is no set.
     """
     rows = _ordered(report)
-    what = f"OOD detection by group, {_words(detector)}: {title}"
+    what = f"OOD detection by group, {words(detector)}: {title}"
     figure, (axes,) = _panels(what, rows, len(MARKERS), 1)
-    columns = {"all": "auroc", **{name: f"auroc_{name}" for name in GROUP_NAMES}}
-    values = {group: _column(report, key) for group, key in columns.items()}
-    _auroc(axes, values, rows, _group_styles())
+    keys = {group: key.rpartition("/")[2] for group, key in AUROC.keys_by_group().items()}
+    values = {group: _column(report, key) for group, key in keys.items()}
+    _auroc(axes, values, rows, GROUP_STYLES)
     legend_above(axes)
     return figure
 
@@ -99,11 +99,12 @@ def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str
     """
     rows = list(report)
     figure, (left, right) = _panels(f"Gradient conflict: {title}", rows, len(MARKERS), 2)
-    cosines = {name: found["cosine"] for name, found in report.items()}
-    shares = {name: found["negative_share"] for name, found in report.items()}
+    cosines, shares = (
+        {name: found[key] for name, found in report.items()} for key in ("cosine", "negative_share")
+    )
     by_group = {group: _column(cosines, group, 1) for group in COLOURS}
-    _markers(left, by_group, rows, _group_styles())
-    _markers(right, {group: _column(shares, group) for group in COLOURS}, rows, _group_styles())
+    _markers(left, by_group, rows, GROUP_STYLES)
+    _markers(right, {group: _column(shares, group) for group in COLOURS}, rows, GROUP_STYLES)
     reach = max((abs(x) for x in _known(by_group)), default=0) or 1
     left.set_xlim(-1.15 * reach, 1.15 * reach)
     left.axvline(0, color=GREY, linewidth=1, zorder=1)
@@ -132,8 +133,15 @@ def embedding(
     axes = figure.add_subplot()
     axes.set_title(f"Features (t-SNE): {title}", loc="left", fontsize=11)
     for group, mask in longtail.group_members(labels).items():
-        style = (GROUP_COLOURS[group], MARKERS[group])
-        _cloud(axes, inside[mask.cpu()], group, style, outline="white", size=4.5, zorder=2)
+        _cloud(
+            axes,
+            inside[mask.cpu()],
+            group,
+            GROUP_STYLES[group],
+            outline="white",
+            size=4.5,
+            zorder=2,
+        )
     greys = zip(cycle(OUTSIDE_GREYS), cycle(OUTSIDE_MARKERS), strict=False)
     for (name, points), (grey, marker) in zip(outside.items(), greys, strict=False):
         _cloud(axes, points, name, ("none", marker), outline=grey, size=4, zorder=1)
@@ -142,7 +150,7 @@ def embedding(
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[:].set_color("#dddddd")
+    axes.spines[:].set_color(LIGHT)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
@@ -160,17 +168,9 @@ def _cloud(
         markerfacecolor=colour,
         markeredgecolor=outline,
         markeredgewidth=0.8 if colour == "none" else 0.4,
-        label=f"{_words(name)}: {len(points):,}",
+        label=f"{words(name)}: {len(points):,}",
         zorder=zorder,
     )
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _group_styles() -> dict[str, Style]:
-    return {name: (COLOURS[name], MARKERS[name]) for name in COLOURS}
 
 
 def _ordered(sets: Iterable[str]) -> list[str]:
@@ -192,21 +192,17 @@ def _panels(
     if not rows:
         raise UserError(f"a picture of OOD sets needs at least one, but {title!r} has none")
     height = max(1.5 + (0.18 + 0.05 * series) * len(rows), 1.0 + 0.22 * series)
-    figure = Figure(figsize=(3.4 + 3.2 * columns, height))
     # 100 at the end of one panel and 0 at the start of the next need room
-    figure.set_layout_engine("constrained", wspace=0.06)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure = titled(title, width=3.4 + 3.2 * columns, height=height, wspace=0.06)
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
     for axes in panels:
-        plain(axes)
-        axes.grid(visible=False, axis="y")
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        plain(axes, "x")
         axes.tick_params(axis="y", length=0)
         for place in range(0, len(rows), 2):
             axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
         if rows[-1] == MEAN:
             axes.axhline(len(rows) - 1.5, color="black", linewidth=0.8)
-    panels[0].set_yticks(range(len(rows)), [_words(name) for name in rows])
+    panels[0].set_yticks(range(len(rows)), [words(name) for name in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     return figure, panels
 
@@ -233,7 +229,7 @@ def _markers(
             marker=marker,
             markersize=5,
             linestyle="",
-            label=_words(series),
+            label=words(series),
             clip_on=False,
             zorder=3,
         )
@@ -250,7 +246,7 @@ def _auroc(
     worst = min(_known(values), default=50)
     axes.set_xlim(min(45, 10 * math.floor(worst / 10)), 100)
     axes.axvline(50, color=GREY, linewidth=1, linestyle="--", zorder=1)
-    axes.set_xlabel("AUROC, % (higher is better; dashed: chance)")
+    axes.set_xlabel(f"{AUROC.short}, {AUROC.unit} ({AUROC.better} is better; dashed: chance)")
 
 
 def _known(values: Mapping[str, Mapping[str, float]]) -> list[float]:

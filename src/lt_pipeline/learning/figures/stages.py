@@ -11,17 +11,27 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL, Metric
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.study import BASELINES
-from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, legend_above, plain
+from lt_pipeline.learning.figures.style import (
+    GREY,
+    LINE_COLOURS,
+    legend_above,
+    plain,
+    titled,
+    words,
+)
 from lt_pipeline.learning.schema import UserError
 
-MEANS = ("harmonic_mean", "geometric_mean")
+ACCURACY, HARMONIC, GEOMETRIC = (
+    METRICS[f"test/{name}"] for name in ("accuracy", "harmonic_mean", "geometric_mean")
+)
 # colour, marker, its size and height; where all three meet, a part of each is seen
-MEASURES = {
-    "harmonic_mean": ("#D55E00", "^", 6, 3.2),
-    "geometric_mean": ("#0072B2", "o", 8, 3.1),
-    "accuracy": ("black", "|", 13, 3.0),
+LOOKS = {
+    HARMONIC: ("#D55E00", "^", 6, 3.2),
+    GEOMETRIC: ("#0072B2", "o", 8, 3.1),
+    ACCURACY: ("black", "|", 13, 3.0),
 }
 CURVE_MARKERS = "osD^vP"
 # the part of its colour that a lighter marker keeps
@@ -44,14 +54,14 @@ def interpolation(
     """
     if not curves:
         raise UserError(f"a picture of interpolations needs at least one, but {title!r} has none")
-    figure = _titled(title, width=9, height=4.1)
-    for axes, key in zip(figure.subplots(1, 2), MEANS, strict=True):
+    figure = titled(title, width=9, height=4.1, wspace=0.06)
+    for axes, metric in zip(figure.subplots(1, 2), (HARMONIC, GEOMETRIC), strict=True):
         plain(axes)
-        shown = _curves(axes, curves, key) + _levels(axes, levels, key)
+        shown = _curves(axes, curves, metric) + _levels(axes, levels, metric)
         axes.set_ylim(*_window(shown))
         axes.set_xlim(0, 1)
         axes.set_xlabel(r"share $\lambda$ of the second network's weights")
-        axes.set_ylabel(f"{_words(key)} of the recalls, %")
+        axes.set_ylabel(metric.axis)
     _legend_below(figure, figure.axes[0])
     return figure
 
@@ -75,20 +85,20 @@ def recall_profiles(
     classes = max(map(len, profiles.values()), default=0)
     if not classes:
         raise UserError(f"a picture of recalls needs at least one, but {title!r} has none")
-    figure = _titled(title, width=8, height=4.5)
+    figure = titled(title, width=8, height=4.5, wspace=0.06)
     axes = figure.add_subplot()
     plain(axes)
     for (name, recalls), (colour, marker) in zip(profiles.items(), _looks(), strict=False):
         if recalls:
             axes.plot(
                 range(1, len(recalls) + 1),
-                [100 * recall for recall in recalls],
+                RECALL.scaled(recalls),
                 color=colour,
                 marker=marker if classes <= NAMED_CLASSES else None,
                 markersize=5,
                 linewidth=1.4,
                 drawstyle="steps-mid",
-                label=f"{_words(name)}: harmonic mean {_harmonic_mean(recalls, floor):.1f} %",
+                label=f"{words(name)}: {HARMONIC.plain} {HARMONIC.said(_mean(recalls, floor))}",
                 # the worst recalls lie on the frame
                 clip_on=False,
                 zorder=3,
@@ -96,10 +106,10 @@ def recall_profiles(
     _rank_axis(axes, classes)
     axes.set_xlabel(
         "rank of the class by recall (1: worst), in every network by itself\n"
-        f"harmonic mean: a recall below {100 * floor:g} % counts as {100 * floor:g} %"
+        f"{HARMONIC.plain}: a recall below {100 * floor:g} % counts as {100 * floor:g} %"
     )
     axes.set_ylim(0, 100)
-    axes.set_ylabel("recall on the test set, %")
+    axes.set_ylabel(RECALL.axis)
     _legend_below(figure, axes)
     return figure
 
@@ -107,38 +117,36 @@ def recall_profiles(
 def by_stage(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draw both means and the accuracy of every stage, a line a stage (BTM, tables 12 to 16).
 
-    ``rows`` have ``stage`` and, as fractions of 1, ``harmonic_mean``, ``geometric_mean`` and
-    ``accuracy``, as far as they are known; the first is on top. A row whose ``aside`` is true is
-    drawn lighter.
+    ``rows`` have ``stage`` and the metrics by name, as far as they are known; the first is on top.
+    A row whose ``aside`` is true is drawn lighter.
 
     Raises:
         UserError: when there is no row.
     """
     if not rows:
         raise UserError(f"a picture of stages needs at least one, but {title!r} has none")
-    figure = _titled(title, width=8, height=1.6 + 0.3 * len(rows))
+    figure = titled(title, width=8, height=1.6 + 0.3 * len(rows), wspace=0.06)
     axes = figure.add_subplot()
-    plain(axes)
+    plain(axes, "both")
     best = 0.0
-    for key in MEASURES:
-        values = _known(rows, key)
+    for metric in LOOKS:
+        values = _known(rows, metric)
         best = max(best, *values.values(), 0)
         for aside in (False, True) if values else ():
             own = {row: x for row, x in values.items() if bool(rows[row].get("aside")) == aside}
-            axes.plot(list(own.values()), list(own), **_points(key, aside))
-    axes.set_yticks(range(len(rows)), [_words(str(row["stage"])) for row in rows])
+            axes.plot(list(own.values()), list(own), **_points(metric, aside))
+    axes.set_yticks(range(len(rows)), [words(str(row["stage"])) for row in rows])
     for row, tick in zip(rows, axes.get_yticklabels(), strict=True):
         tick.set_color(GREY if row.get("aside") else "black")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, min(max(1.06 * best, 5), 100))
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_xlabel("accuracy and means of the recalls on the test set, %")
     legend_above(axes)
     return figure
 
 
-def _points(key: str, aside: bool) -> dict[str, Any]:
-    colour, marker, size, height = MEASURES[key]
+def _points(metric: Metric, aside: bool) -> dict[str, Any]:
+    colour, marker, size, height = LOOKS[metric]
     return {
         "color": tuple(1 - LIGHTER * (1 - part) for part in to_rgb(colour)) if aside else colour,
         "marker": marker,
@@ -146,34 +154,27 @@ def _points(key: str, aside: bool) -> dict[str, Any]:
         # a line has nothing but its edge
         "markeredgewidth": 2 if marker == "|" else 0,
         "linestyle": "",
-        "label": None if aside else _words(key),
+        "label": None if aside else metric.plain,
         "clip_on": False,
         "zorder": height,
     }
 
 
-def _titled(title: str, width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("constrained", wspace=0.06)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
-
-
 def _curves(
-    axes: Axes, curves: Mapping[str, Sequence[Mapping[str, float]]], key: str
+    axes: Axes, curves: Mapping[str, Sequence[Mapping[str, float]]], metric: Metric
 ) -> list[float]:
-    """Draw ``key`` of all curves and return the values that are in the picture, in per cent."""
+    """Draw ``metric`` of all curves and return the values that are in the picture, in per cent."""
     shown = []
     for (name, points), (colour, marker) in zip(curves.items(), _looks(), strict=False):
         path = sorted(points, key=lambda point: point["share"])
-        heights = [100 * point[key] for point in path]
+        heights = metric.scaled(point[metric.name] for point in path)
         axes.plot(
             [point["share"] for point in path],
             heights,
             color=colour,
             marker=marker,
             markersize=5,
-            label=_words(name),
+            label=words(name),
             clip_on=False,
             zorder=3,
         )
@@ -181,13 +182,12 @@ def _curves(
     return shown
 
 
-def _levels(axes: Axes, levels: Mapping[str, Mapping[str, float]], key: str) -> list[float]:
+def _levels(axes: Axes, levels: Mapping[str, Mapping[str, float]], metric: Metric) -> list[float]:
     looks = zip(cycle(("black", GREY)), cycle(BASELINES), strict=False)
-    for (name, level), (colour, style) in zip(levels.items(), looks, strict=False):
-        axes.axhline(
-            100 * level[key], color=colour, linestyle=style, linewidth=1.4, label=_words(name)
-        )
-    return [100 * level[key] for level in levels.values()]
+    heights = metric.scaled(level[metric.name] for level in levels.values())
+    for name, height, (colour, style) in zip(levels, heights, looks, strict=False):
+        axes.axhline(height, color=colour, linestyle=style, linewidth=1.4, label=words(name))
+    return heights
 
 
 def _looks() -> Iterable[tuple[str, str]]:
@@ -205,9 +205,9 @@ def _window(percents: Sequence[float]) -> tuple[float, float]:
     return max(low - room, 0), min(high + room, 100)
 
 
-def _harmonic_mean(recalls: Sequence[float], floor: float) -> float:
-    """Return the harmonic mean in per cent."""
-    return 100 * len(recalls) / sum(1 / max(recall, floor) for recall in recalls)
+def _mean(recalls: Sequence[float], floor: float) -> float:
+    """Return the harmonic mean."""
+    return len(recalls) / sum(1 / max(recall, floor) for recall in recalls)
 
 
 def _rank_axis(axes: Axes, classes: int) -> None:
@@ -232,14 +232,8 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False)
 
 
-def _known(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Return ``key`` in per cent by place of the row, where it is a number."""
-    return {
-        place: 100 * float(row[key])
-        for place, row in enumerate(rows)
-        if row.get(key) is not None and not math.isnan(row[key])
-    }
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _known(rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[int, float]:
+    """Return ``metric`` as it is drawn by place of the row, where it is a number."""
+    values = {place: row.get(metric.name) for place, row in enumerate(rows)}
+    known = {place: v for place, v in values.items() if v is not None and not math.isnan(v)}
+    return dict(zip(known, metric.scaled(known.values()), strict=True))

@@ -12,13 +12,21 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, legend_above, new_figure, plain
+from lt_pipeline.learning.evaluation.metrics import catalog
+from lt_pipeline.learning.figures.style import (
+    ABOVE,
+    GREY,
+    LINE_COLOURS,
+    legend_above,
+    new_figure,
+    plain,
+)
 
-LABEL = "mean recall on the hold-out, %"
+OBJECTIVE = catalog.METRICS[catalog.OBJECTIVE]
 COLOURS = "viridis"
 BLUE, ORANGE = LINE_COLOURS[:2]
 
-# number -> value in [0, 1]
+# number -> value of the objective
 Values = Mapping[int, float]
 # number -> {parameter: value}
 Settings = Mapping[int, Mapping[str, Any]]
@@ -26,44 +34,41 @@ Settings = Mapping[int, Mapping[str, Any]]
 
 def history(values: Values, stopped: Sequence[int], title: str) -> Figure:
     """Draw every trial's value and the best one so far; ``stopped`` have none."""
-    figure, axes = new_figure(f"Trials of a sweep: {title}", pad=26)
+    figure, axes = new_figure(f"Trials of a sweep: {title}", pad=ABOVE)
     numbers = sorted(values)
-    best = [100 * max(values[n] for n in numbers if n <= number) for number in numbers]
-    axes.plot(numbers, [100 * values[n] for n in numbers], "o", color=BLUE, label="trial")
+    heights = OBJECTIVE.scaled(values[n] for n in numbers)
+    best = [max(heights[: k + 1], key=OBJECTIVE.gain) for k in range(len(heights))]
+    axes.plot(numbers, heights, "o", color=BLUE, label="trial")
     axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
-    bottom = 100 * min(values.values())
     if stopped:
-        axes.plot(stopped, [bottom] * len(stopped), "x", color=GREY, label="stopped early")
-    axes.set_xlabel("trial")
-    axes.set_ylabel(LABEL)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(axes)
-    return figure
+        bottom = [min(heights)] * len(stopped)
+        axes.plot(stopped, bottom, "x", color=GREY, label="stopped early")
+    return _finished(figure, "trial")
 
 
 def epochs(
     curves: Mapping[int, Mapping[int, float]], best: int, stopped: Sequence[int], title: str
 ) -> Figure:
     """Draw every trial over its epochs; ``best`` and the ends of ``stopped`` are marked."""
-    figure, axes = new_figure(f"Trials over their epochs: {title}", pad=26)
+    figure, axes = new_figure(f"Trials over their epochs: {title}", pad=ABOVE)
+    usual: dict[str, Any] = {"color": BLUE, "alpha": 0.4, "linewidth": 1, "zorder": 2}
+    chosen: dict[str, Any] = {"color": ORANGE, "alpha": 1, "linewidth": 2, "zorder": 3}
     for number, curve in curves.items():
         steps = sorted(curve)
-        chosen = number == best
-        axes.plot(
-            steps,
-            [100 * curve[step] for step in steps],
-            color=ORANGE if chosen else BLUE,
-            alpha=1 if chosen else 0.4,
-            linewidth=2 if chosen else 1,
-            zorder=3 if chosen else 2,
-            label=f"trial {number}, the best" if chosen else None,
-        )
+        look = {**chosen, "label": f"trial {number}, the best"} if number == best else usual
+        axes.plot(steps, OBJECTIVE.scaled(curve[step] for step in steps), **look)
     ends = {n: max(curves[n]) for n in stopped if curves.get(n)}
     if ends:
-        heights = [100 * curves[n][step] for n, step in ends.items()]
+        heights = OBJECTIVE.scaled(curves[n][step] for n, step in ends.items())
         axes.plot(list(ends.values()), heights, "x", color=GREY, label="stopped", zorder=4)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(LABEL)
+    return _finished(figure, "epoch")
+
+
+def _finished(figure: Figure, counted: str) -> Figure:
+    """Return ``figure`` of the objective over what is ``counted``, with its labels."""
+    (axes,) = figure.axes
+    axes.set_xlabel(counted)
+    axes.set_ylabel(OBJECTIVE.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(axes)
     return figure
@@ -80,7 +85,7 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
         plain(axes)
         points = axes.scatter(
             [v if _is_number(v := settings[n][name]) else str(v) for n in numbers],
-            [100 * values[n] for n in numbers],
+            OBJECTIVE.scaled(values[n] for n in numbers),
             c=numbers,
             cmap=f"{COLOURS}_r",
             edgecolors="white",
@@ -89,7 +94,7 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
         if name in logarithmic:
             axes.set_xscale("log")
         axes.set_xlabel(name)
-    drawn[0].set_ylabel(LABEL)
+    drawn[0].set_ylabel(OBJECTIVE.axis)
     figure.colorbar(points, ax=drawn, label="trial", ticks=MaxNLocator(integer=True))
     return figure
 
@@ -99,12 +104,12 @@ def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], tit
     names = _names(settings)
     what = f"Parameters of each trial: {title}"
     figure, axes = new_figure(what, width=max(2.2 * len(names), 6.4), pad=20)
-    ends = Normalize(*_ends([100 * v for v in values.values()]))
-    colours = colormaps[COLOURS]
+    shown = dict(zip(values, OBJECTIVE.scaled(values.values()), strict=True))
+    ends, colours = Normalize(*_ends(list(shown.values()))), colormaps[COLOURS]
     columns = [_Column([s[name] for s in settings.values()], name in logarithmic) for name in names]
-    for number in sorted(values, key=lambda n: values[n]):
+    for number in sorted(shown, key=lambda n: shown[n]):
         heights = [c.height(settings[number][n]) for c, n in zip(columns, names, strict=True)]
-        axes.plot(range(len(names)), heights, color=colours(ends(100 * values[number])), alpha=0.8)
+        axes.plot(range(len(names)), heights, color=colours(ends(shown[number])), alpha=0.8)
     for place, column in enumerate(columns):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for height, text in column.ticks():
@@ -113,7 +118,7 @@ def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], tit
     axes.set_xlim(-0.15, len(names) - 0.7)
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
-    figure.colorbar(ScalarMappable(ends, colours), ax=axes, label=LABEL)
+    figure.colorbar(ScalarMappable(ends, colours), ax=axes, label=OBJECTIVE.axis)
     return figure
 
 

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, plain
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
+from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, plain, titled, words
 
 SHOWN_APART = ("train/learning_rate", "train/seconds", "train/images_per_second")
-ACCURACY = "/accuracy"
+ACCURACY, MONITORED = "/accuracy", METRICS["test/accuracy"]
 # below this part of the largest one a loss term would be a line on the floor
 SMALL = 0.2
 
@@ -32,18 +33,17 @@ def training_curves(
     panels = [
         (large, "loss term (mean of the epoch)", 1.0),
         (small, "small loss term, on its own scale", 1.0),
-        (accuracies, "accuracy, %", 100.0),
+        (accuracies, f"{MONITORED.heading}, {MONITORED.unit}", MONITORED.factor),
         (["train/learning_rate"] if "train/learning_rate" in history else [], "learning rate", 1.0),
     ]
     panels = [p for p in panels if p[0] or (p[0] is accuracies and reported is not None)]
-    figure = Figure(figsize=(4.2 * max(len(panels), 1), 3.8), layout="constrained")
-    figure.suptitle(f"Training: {title}", x=0.01, ha="left", fontsize=11)
+    figure = titled(f"Training: {title}", width=4.2 * max(len(panels), 1), height=3.8)
     for place, (names, label, factor) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
         _lines(axes, history, names, factor, len(large) if names is small else 0)
         axes.set_ylabel(label)
         if names is accuracies and reported is not None:
-            _mark(axes, _last_epoch(history), 100 * reported)
+            _mark(axes, _last_epoch(history), reported)
         if names != ["train/learning_rate"]:
             axes.legend(frameon=False)
     return figure
@@ -64,11 +64,13 @@ def _last_epoch(history: Mapping[str, Points]) -> float:
     return max((points[-1]["step"] for points in history.values()), default=0.0)
 
 
-def _mark(axes: Axes, epoch: float, percent: float) -> None:
+def _mark(axes: Axes, epoch: float, reported: float) -> None:
     """Draw what is reported, which a training without monitors has no curve of."""
     alone = not axes.lines
-    label = f"test, last epoch: {percent:.1f}"
-    axes.plot([epoch], [percent], "D", color=GREY, markersize=5, label=label, zorder=4)
+    label = f"test, last epoch: {MONITORED.number(reported)}"
+    axes.plot(
+        [epoch], MONITORED.scaled([reported]), "D", color=GREY, markersize=5, label=label, zorder=4
+    )
     if alone:
         axes.set_xlim(0, 1.05 * epoch)
         axes.set_ylim(0, 100)
@@ -86,7 +88,7 @@ def _lines(
             [factor * p["value"] for p in points],
             color=LINE_COLOURS[place % len(LINE_COLOURS)],
             marker="." if len(points) < 30 else None,
-            label=name.removesuffix(ACCURACY).removeprefix("train/").replace("_", " "),
+            label=words(name.removesuffix(ACCURACY).removeprefix("train/")),
         )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.evaluation.metrics import catalog
 from lt_pipeline.learning.evaluation.metrics.significance import paired_difference, recall_interval
 from lt_pipeline.learning.experiments.config import MethodName
-from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors, shown
-from lt_pipeline.learning.studies.config import Column, first_detector
+from lt_pipeline.learning.schema import (
+    Config,
+    UserError,
+    flatten,
+    one_line_errors,
+    shown,
+    unknown,
+)
 
 Values = dict[str, Any]
-# the metric that models and trials are chosen by
-JUDGED_BY = "validation/mean_recall"
-Sorting = Literal[
-    "accuracy", "many", "medium", "few", "harmonic_mean", "geometric_mean", "lowest_recall"
-]
+
+
+def _known_order(name: str) -> str:
+    if name not in catalog.sortable():
+        raise UserError(unknown("sort_by", name, catalog.sortable()))
+    return name
+
+
+Sorting = Annotated[str, AfterValidator(_known_order)]
 # what does not change what is learned; the seed is what a configuration is repeated with
 _IRRELEVANT = ("seed", "device", "evaluation")
-# the groups a bootstrap is worth showing of; all classes go by no name
-GROUPS = GROUP_NAMES
 # what makes runs of two rows a pair, as far as they have it
 _PAIRED_BY = ("seed", "data_hash")
 # what tables have of paired_difference, by the name behind the metric's
@@ -38,52 +46,10 @@ DIFFERENCE = {
 }
 
 
-class Measure(NamedTuple):
-    """How a metric is shown: its heading, what it is multiplied by, its decimals."""
-
-    heading: str
-    factor: float = 1.0
-    digits: int = 0
-
-
-MEASURES = {
-    "test/accuracy": Measure("accuracy %", 100, 1),
-    "test/many": Measure("many %", 100, 1),
-    "test/medium": Measure("medium %", 100, 1),
-    "test/few": Measure("few %", 100, 1),
-    "test/harmonic_mean": Measure("harm. mean %", 100, 1),
-    "test/geometric_mean": Measure("geom. mean %", 100, 1),
-    "test/lowest_recall": Measure("lowest recall %", 100, 1),
-    "test/zero_recall_classes": Measure("classes at zero", 1, 1),
-    "test/expected_calibration_error": Measure("ECE %", 100, 1),
-    JUDGED_BY: Measure("hold-out mean recall %", 100, 1),
-    "cost/training_seconds": Measure("training s", 1, 1),
-    "cost/training_images_per_second": Measure("training images/s"),
-    "cost/scoring_images_per_second": Measure("scoring images/s"),
-    "cost/parameters_trained": Measure("parameters trained"),
-    "cost/parameters_deployed": Measure("parameters deployed"),
-    "cost/peak_memory_mib": Measure("peak MiB"),
-}
-
-
 # settings that tables of a comparison show, by their heading
 SETTINGS = {"epochs": "training.epochs", "backbone": "model.backbone"}
 # the most data settings that a message names
 NAMED = 8
-
-
-# what a study's table always shows, where it is there
-_OF_STUDIES = (
-    JUDGED_BY,
-    *(f"test/{name}" for name in ("accuracy", *GROUPS, "harmonic_mean")),
-)
-_COLUMNS: dict[Column, dict[str, Measure]] = {
-    "geometric_mean": {"test/geometric_mean": MEASURES["test/geometric_mean"]},
-    "lowest_recall": {"test/lowest_recall": MEASURES["test/lowest_recall"]},
-    "separability": {
-        f"geometry/separability/{name}": Measure(f"S {name}", 1, 2) for name in (*GROUPS, "all")
-    },
-}
 
 
 class CompareConfig(Config):
@@ -193,46 +159,19 @@ def recipe(config: Mapping[str, Any]) -> str:
 
 def _labels(runs: pd.DataFrame) -> list[str]:
     """Return each run's title, with the parameters that tell apart several of one title."""
-    differing: dict[str, list[str]] = {}
-    flattened = {text: dict(flatten(json.loads(text), ".")) for text in runs["recipe"].unique()}
-    for title, recipes in runs.groupby("title")["recipe"].unique().items():
-        own = [flattened[text] for text in recipes]
+    recipes, differing = runs["recipe"].map(_flat), {}
+    for title, own in recipes.groupby(runs["title"]):
         names = sorted({name for one in own for name in one})
-        differing[str(title)] = [n for n in names if len({str(one.get(n)) for one in own}) > 1]
+        differing[title] = [n for n in names if len({str(one.get(n)) for one in own}) > 1]
     return [
-        ", ".join(
-            [title] + [f"{n.split('.')[-1]} = {flattened[text].get(n)}" for n in differing[title]]
-        )
-        for title, text in zip(runs["title"], runs["recipe"], strict=True)
+        ", ".join([title, *(f"{n.split('.')[-1]} = {own.get(n)}" for n in differing[title])])
+        for title, own in zip(runs["title"], recipes, strict=True)
     ]
 
 
-def shown_measures(columns: Iterable[Any]) -> dict[str, Measure]:
-    """Return the metrics among ``columns`` that a table shows, in its order."""
-    names = list(map(str, columns))
-    found = {name: measure for name, measure in MEASURES.items() if name in names}
-    detector = first_detector(names)
-    for key in ("auroc", "fpr95"):
-        name = f"ood/{detector}/mean/{key}"
-        if name in names:
-            found[name] = Measure(f"{key.upper()} {detector} %", 100, 1)
-    return found
-
-
-def study_measures(columns: Iterable[Any], chosen: Iterable[Column]) -> dict[str, Measure]:
-    """Return the metrics among ``columns`` that a study's table shows, ``chosen`` among them."""
-    names = list(map(str, columns))
-    found = {name: MEASURES[name] for name in _OF_STUDIES}
-    for column in chosen:
-        found |= _COLUMNS[column]
-    detector = first_detector(names)
-    for mean, of in (("mean", ""), ("of_7", ", 7 sets")):
-        for key in ("auroc", "fpr95"):
-            label = f"{key.upper()} {detector}{of} %"
-            found[f"ood/{detector}/{mean}/{key}"] = Measure(label, 100, 1)
-    found["best_epoch/test/accuracy"] = Measure("best test epoch %", 100, 1)
-    found["cost/training_seconds"] = MEASURES["cost/training_seconds"]
-    return {name: measure for name, measure in found.items() if name in names}
+def _flat(config: str) -> Values:
+    """Return a configuration's settings by dotted name."""
+    return dict(flatten(json.loads(config), "."))
 
 
 def over_seeds(runs: pd.DataFrame, by: str, metrics: Sequence[str]) -> pd.DataFrame:
@@ -297,31 +236,30 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
         raise UserError(
             f"compare.sort_by is {sort_by}, which no run has: no class is in that group"
         )
-    metrics = list(shown_measures(runs.columns))
+    metrics = list(catalog.shown("comparison", runs.columns))
     table, grouped = over_seeds(runs, "label", metrics), runs.groupby("label", sort=False)
     table.insert(1, "seeds", grouped["seed"].agg(lambda s: " ".join(map(str, sorted(set(s))))))
     for name in ("method", "title"):
         table.insert(0, name, grouped[name].first())
-    configs = {label: json.loads(text) for label, text in grouped["config"].first().items()}
-    flattened = {label: dict(flatten(config, ".")) for label, config in configs.items()}
+    settings = grouped["config"].first().map(_flat)
     for heading, path in SETTINGS.items():
-        table[heading] = [str(flattened[label].get(path, "-")) for label in table.index]
+        table[heading] = settings.map(lambda own, path=path: str(own.get(path, "-")))
     for label, group in grouped:
         if len(group) == 1:
             own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]
             for metric, (low, high) in _intervals(own).items():
                 table.loc[label, [f"{metric} low", f"{metric} high"]] = low, high
-    table = table.sort_values(f"test/{sort_by}", ascending=False, kind="stable")
+    table = catalog.METRICS[f"test/{sort_by}"].best_first(table)
     tested = [metric for metric in metrics if metric.startswith("test/")]
     return with_differences(table, runs, str(table.index[0]), tested).reset_index()
 
 
 def _intervals(recalls: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    parts = {"test/accuracy": recalls}
-    parts |= {f"test/{g}": recalls[recalls["group"] == g] for g in GROUPS}
+    keys = catalog.METRICS["test/accuracy"].keys_by_group()
+    parts = {g: recalls if g == "all" else recalls[recalls["group"] == g] for g in keys}
     return {
-        metric: recall_interval(part["recall"].tolist(), part["test_images"].tolist())
-        for metric, part in parts.items()
+        keys[group]: recall_interval(part["recall"].tolist(), part["test_images"].tolist())
+        for group, part in parts.items()
         if part["test_images"].sum()
     }
 
@@ -344,34 +282,31 @@ def in_words(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "One method only: there is nothing to compare it with."
     first, second, pairs = found["first"], found["second"], found["pairs"]
-    metric = str(found["metric"]).removeprefix("test/").replace("_", " ")
+    metric = catalog.METRICS[found["metric"]]
     if not pairs:
         return f"{first} and {second} have no seed in common: their difference cannot be tested."
-    ahead = f"{first} minus {second}: {100 * found['mean']:+.2f} points of {metric}"
+    ahead = f"{first} minus {second}: {metric.change(found['mean'], 1)} points of {metric.plain}"
     if pairs < 2:
         return f"{ahead} on the one seed that both have; an interval and a test need two."
+    spread = f"sd {metric.number(found['sd'], 1)} over {pairs} common seeds"
     if found["p_value"] is None:
-        spread = f"{ahead} (sd {100 * found['sd']:.2f} over {pairs} common seeds)"
-        return f"{spread}; the differences are all the same, so there is nothing to test."
-    interval = f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+        return f"{ahead} ({spread}); the differences are all the same, so there is nothing to test."
+    low, high = (metric.change(found[end], 1) for end in ("low", "high"))
     needed = found["pairs_needed"]
     size = f"; a difference of this size takes {needed:,} seeds to be found" if needed else ""
     return (
-        f"{ahead} {interval} (paired 95 % interval; sd {100 * found['sd']:.2f} over {pairs} common "
-        f"seeds); paired t test: t = {found['statistic']:.2f}, p = {found['p_value']:.3g}{size}."
+        f"{ahead} [{low}, {high}] (paired 95 % interval; {spread}); paired t test: "
+        f"t = {found['statistic']:.2f}, p = {found['p_value']:.3g}{size}."
     )
 
 
 def differing_settings(runs: pd.DataFrame) -> list[str]:
     """Return a sentence for every setting that the compared methods should share and do not."""
     sentences = []
-    flattened = {
-        label: dict(flatten(json.loads(text), "."))
-        for label, text in zip(runs["label"], runs["config"], strict=True)
-    }
+    settings = dict(zip(runs["label"], runs["config"].map(_flat), strict=True))
     for name in ("training.epochs", "training.batch_size", "model.backbone"):
         by_value: dict[str, list[str]] = {}
-        for label, own in flattened.items():
+        for label, own in settings.items():
             by_value.setdefault(str(own.get(name)), []).append(label)
         if len(by_value) > 1:
             parts = [f"{value} ({', '.join(labels)})" for value, labels in by_value.items()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
+from lt_pipeline.learning.evaluation.metrics.catalog import askable
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     MethodBlock,
@@ -18,8 +19,10 @@ from lt_pipeline.learning.schema import (
     Config,
     UserError,
     check_distinct,
+    nested,
     one_line_errors,
     shown,
+    unknown,
 )
 
 
@@ -31,15 +34,6 @@ def slug(label: str) -> str:
 def _node(label: str) -> str:
     """Return ``label`` as a part of a node's name, where a dot would end a namespace."""
     return slug(label).replace(".", "-").strip("-")
-
-
-def first_detector(columns: Iterable[Any]) -> str | None:
-    """Return the OOD detector that comes first among a study's metrics, None if there is none."""
-    named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
-    return next((found[1] for found in named if found), None)
-
-
-Column = Literal["geometric_mean", "lowest_recall", "separability"]
 
 
 class Arm(MethodBlock):
@@ -70,14 +64,9 @@ class Sweep(Config):
 
     def arms(self) -> dict[str, Arm]:
         """Return the arms by label."""
-        *parents, name = self.path.split(".")
-        found = {}
-        for label, value in zip(self.labels(), self.values, strict=True):
-            block: dict[str, Any] = {name: value}
-            for parent in reversed(parents):
-                block = {parent: block}
-            found[label] = Arm.model_validate({"method": self.method, **block})
-        return found
+        blocks = [nested({self.path: value}, ".") for value in self.values]
+        arms = [Arm.model_validate({"method": self.method, **block}) for block in blocks]
+        return dict(zip(self.labels(), arms, strict=True))
 
 
 class StudyConfig(Config):
@@ -100,7 +89,7 @@ class StudyConfig(Config):
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
     against: str | None = None
-    columns: tuple[Column, ...] = ()
+    columns: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 
     @field_validator("arms", mode="before")
@@ -119,6 +108,14 @@ class StudyConfig(Config):
                 raise UserError(f"must be names such as table_more_1, but has {shown(name)}")
         check_distinct(tables)
         return tables
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        for name in columns:
+            if name not in askable():
+                raise UserError(unknown("columns", name, askable()))
+        return columns
 
     @field_validator("columns", "these_seeds")
     @classmethod

@@ -7,23 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, create_model, model_validator
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.evaluation.metrics.catalog import sortable
 from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
 
 Values = dict[str, Any]
-# What DARL prints of images of no class: ODIN's, as the mean over its own seven sets.
-_OOD = {
-    name: f"ood/odin/of_7/{name}"
-    for name in ("auroc", *(f"auroc_{group}" for group in GROUP_NAMES), "fpr95")
+# what papers print, by the names in papers.yml; of images of no class it is what DARL does:
+# ODIN's, as the mean over its own seven sets
+_PRINTED = {
+    **{name: f"test/{name}" for name in sortable()},
+    **{
+        name: f"ood/odin/of_7/{name}"
+        for name in ("auroc", *(f"auroc_{group}" for group in GROUP_NAMES), "fpr95")
+    },
 }
-
 # blocks whose parameters depend on a method or a rule: not every setting has all
 _OF_A_KIND = ("options.", "data.groups.", "data.profile.")
 
 
-class Figures(Config):
+class _Figures(Config):
     """A row of a paper's table, in per cent, and why a run is not there.
 
     Attributes:
@@ -35,23 +39,15 @@ class Figures(Config):
     method: str | None = None
     where: dict[str, Any] = Field(default_factory=dict)
     reason: str | None = None
-    accuracy: float | None = None
-    many: float | None = None
-    medium: float | None = None
-    few: float | None = None
-    harmonic_mean: float | None = None
-    geometric_mean: float | None = None
-    lowest_recall: float | None = None
-    auroc: float | None = None
-    auroc_many: float | None = None
-    auroc_medium: float | None = None
-    auroc_few: float | None = None
-    fpr95: float | None = None
 
     def by_metric(self) -> dict[str, float]:
         """Return the figures that are there, as fractions of 1 by metric."""
         given = self.model_dump(exclude={"method", "where", "reason"}, exclude_none=True)
-        return {_OOD.get(name, f"test/{name}"): value / 100 for name, value in given.items()}
+        return {_PRINTED[name]: value / 100 for name, value in given.items()}
+
+
+_FIELDS: dict[str, Any] = dict.fromkeys(_PRINTED, (float | None, None))
+Figures: Any = create_model("Figures", __base__=_Figures, **_FIELDS)
 
 
 class PaperTable(Config):
@@ -104,15 +100,11 @@ def beside_papers(
     Raises:
         UserError: if a setting names a parameter that there is not.
     """
-    configs = dict(zip(runs["label"], runs["config"], strict=True))
-    rows: list[Values] = []
-    for own in summary.to_dict("records"):
-        setting = dict(flatten({**json.loads(configs[own["label"]]), "data": data}, "."))
-        for table in papers:
-            for figures in table.rows.values():
-                if figures.method == own["title"]:
-                    rows += _gaps(own, setting, table, figures)
-    return rows
+    configs = {
+        label: json.loads(text) for label, text in zip(runs["label"], runs["config"], strict=True)
+    }
+    given = [(table, of, of.method) for table in papers for of in table.rows.values()]
+    return _beside(summary, "title", configs, given, data)
 
 
 def beside_arms(
@@ -129,12 +121,24 @@ def beside_arms(
     Raises:
         UserError: if a setting names a parameter that there is not.
     """
+    given = [(table, of, name) for table in papers for name, of in table.rows.items()]
+    return _beside(summary, "label", configs, [g for g in given if g[0].study == study], data)
+
+
+def _beside(
+    summary: pd.DataFrame,
+    column: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    given: Sequence[tuple[PaperTable, _Figures, str | None]],
+    data: Mapping[str, Any],
+) -> list[Values]:
+    """Return a row a figure that is of a row's setting and of what it has in ``column``."""
     rows: list[Values] = []
     for own in summary.to_dict("records"):
         setting = dict(flatten({**configs[own["label"]], "data": data}, "."))
-        for table in papers:
-            if table.study == study and own["label"] in table.rows:
-                rows += _gaps(own, setting, table, table.rows[own["label"]])
+        for table, figures, name in given:
+            if name == own[column]:
+                rows += _gaps(own, setting, table, figures)
     return rows
 
 
@@ -160,7 +164,7 @@ def why_none(
     return f"No figure of {source} is beside ours, as of {label} {', '.join(differing)}"
 
 
-def _differing(table: PaperTable, figures: Figures, setting: Mapping[str, Any]) -> list[str]:
+def _differing(table: PaperTable, figures: _Figures, setting: Mapping[str, Any]) -> list[str]:
     """Return what ``setting`` has otherwise than the row of ``table``, in words.
 
     Raises:
@@ -181,7 +185,7 @@ def _differing(table: PaperTable, figures: Figures, setting: Mapping[str, Any]) 
 
 
 def _gaps(
-    own: Mapping[Any, Any], setting: Mapping[str, Any], table: PaperTable, figures: Figures
+    own: Mapping[Any, Any], setting: Mapping[str, Any], table: PaperTable, figures: _Figures
 ) -> list[Values]:
     """Return a row a figure that ``own`` has, too; none in another setting than the paper's."""
     if _differing(table, figures, setting):

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.evaluation.metrics import catalog
 from lt_pipeline.learning.figures.compare import (
     accuracy_against_cost,
     recall_by_class,
@@ -28,8 +29,7 @@ from lt_pipeline.tracking.runs import data_of_runs, read_runs
 
 Values = dict[str, Any]
 
-GROUPED = {"all": "test/accuracy", **{g: f"test/{g}" for g in comparison.GROUPS}}
-COST = "cost/"
+ACCURACY, COST = catalog.METRICS["test/accuracy"], "cost/"
 # lines that can be told apart in one picture
 PROFILES = 6
 CAPTIONS = {
@@ -116,20 +116,13 @@ def draw(
     rows = summary.rename(columns={"label": "arm"}).to_dict("records")
     named, title = summary["label"].tolist(), card.config.title
     by_class = {label: _mean_recalls(recalls[recalls["label"] == label]) for label in named}
-    classes = by_class[named[0]]
     lines = {label: _profile(recalls[recalls["label"] == label]) for label in named[:PROFILES]}
     first = f", the first {PROFILES}" if len(named) > PROFILES else ""
-    accuracy = "accuracy on the balanced test set, %"
     drawn = {
-        "accuracy_by_group": by_arm(rows, GROUPED, accuracy, f"Accuracy: {title}", 100),
-        "recall_by_class": recall_by_class(
-            {label: own["recall"].tolist() for label, own in by_class.items()},
-            classes["name"].astype(str).tolist(),
-            classes["training_images"].tolist(),
-            f"Recall by class: {title}",
-        ),
+        "accuracy_by_group": by_arm(rows, ACCURACY, f"Accuracy: {title}"),
+        "recall_by_class": recall_by_class(by_class, f"Recall by class: {title}"),
         "sorted_recalls": sorted_recalls(lines, f"Recalls from worst to best{first}: {title}"),
-        "accuracy_against_cost": accuracy_against_cost(_costs(summary), f"Cost: {title}"),
+        "accuracy_against_cost": accuracy_against_cost(rows, f"Cost: {title}"),
     }
     return {f"{name}.png": figure for name, figure in drawn.items()}, {
         name: _png(figure) for name, figure in drawn.items()
@@ -167,17 +160,16 @@ def report(
 def _rows(
     summary: pd.DataFrame, standing: Values, *, costs: bool = True
 ) -> tuple[list[str], list[documents.Row]]:
-    shown = comparison.shown_measures(summary)
-    measures = {name: m for name, m in shown.items() if costs or not name.startswith(COST)}
-    paired = Paired.of_first(standing)
+    shown, paired = catalog.shown("comparison", summary), Paired.of_first(standing)
+    metrics = {name: m for name, m in shown.items() if costs or not name.startswith(COST)}
     beside, settings = standing["beside_papers"], tuple(comparison.SETTINGS)
-    return documents.table_rows(summary, beside, measures, paired=paired, settings=settings)
+    return documents.table_rows(summary, beside, metrics, paired=paired, settings=settings)
 
 
 def _cost_rows(summary: pd.DataFrame) -> tuple[list[str], list[documents.Row]]:
-    shown = comparison.shown_measures(summary)
-    measures = {name: m for name, m in shown.items() if name.startswith(COST)}
-    return documents.table_rows(summary, (), measures)
+    shown = catalog.shown("comparison", summary)
+    metrics = {name: m for name, m in shown.items() if name.startswith(COST)}
+    return documents.table_rows(summary, (), metrics)
 
 
 def _title(card: DataCard) -> str:
@@ -187,8 +179,8 @@ def _title(card: DataCard) -> str:
 def _mean_recalls(recalls: pd.DataFrame) -> pd.DataFrame:
     """Return a row a class with its recall's mean over runs, NaN without a test image."""
     tested = recalls.assign(recall=recalls["recall"].where(recalls["test_images"] > 0))
-    kept = tested.groupby("class")[["name", "training_images", "group"]].first()
-    return kept.assign(recall=tested.groupby("class")["recall"].mean()).reset_index()
+    told = {"name": "first", "training_images": "first", "recall": "mean"}
+    return tested.groupby("class").agg(told)
 
 
 def _profile(recalls: pd.DataFrame) -> list[float]:
@@ -196,18 +188,6 @@ def _profile(recalls: pd.DataFrame) -> list[float]:
     tested = recalls[recalls["test_images"] > 0].sort_values("recall")
     rank = tested.groupby("run_id").cumcount()
     return [float(value) for value in tested.groupby(rank)["recall"].mean()]
-
-
-def _costs(summary: pd.DataFrame) -> list[Values]:
-    return [
-        {
-            "label": row["label"],
-            "seconds": row["cost/training_seconds"],
-            "accuracy": row["test/accuracy"],
-            "sd": row["test/accuracy sd"] if row["runs"] > 1 else None,
-        }
-        for row in summary.to_dict("records")
-    ]
 
 
 def _png(figure: Figure) -> str:

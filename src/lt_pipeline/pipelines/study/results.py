@@ -7,18 +7,17 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES
 from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.evaluation.metrics.catalog import (
+    METRICS,
+    OBJECTIVE,
+    pictured,
+    shown_by_study,
+)
 from lt_pipeline.learning.figures.study import by_arm, over_values
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.learning.studies.comparison import (
-    JUDGED_BY,
-    MEASURES,
-    over_seeds,
-    study_measures,
-    with_differences,
-)
-from lt_pipeline.learning.studies.config import first_detector, slug
+from lt_pipeline.learning.studies.comparison import over_seeds, with_differences
+from lt_pipeline.learning.studies.config import slug
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.learning.studies.published import beside_arms, read_papers, why_none
 from lt_pipeline.pipelines.study.nodes import FAILED
@@ -27,7 +26,7 @@ from lt_pipeline.reports.documents import markdown, table_rows
 
 Values = dict[str, Any]
 # what arms' differences are of in the table; the file has the other metrics' as well
-JUDGED = "test/accuracy"
+JUDGED = METRICS["test/accuracy"]
 
 
 def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Values]:
@@ -44,7 +43,7 @@ def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Va
         raise UserError(f"every run of {plan.name} failed; the first one: {runs[FAILED][0]}")
     reference = plan.study.reference
     table = over_seeds(finished, "arm", list(finished.columns.drop(["arm", "seed"])))
-    tested = [metric for metric in study_measures(table, ()) if metric.startswith("test/")]
+    tested = [key for key in shown_by_study(table, ()) if key.startswith("test/")]
     arms = _by_arm(table)
     if reference in table.index:
         table = with_differences(table, finished, reference, tested)
@@ -58,11 +57,11 @@ def _finished(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _by_arm(table: pd.DataFrame) -> Values:
     """Return what MLflow is told of every arm: means and deviations of what is drawn."""
-    drawn = [column for columns, *_ in _shown(table).values() for column in columns.values()]
+    drawn = [key for metric in pictured(table) for key in metric.keys_by_group().values()]
     arms: Values = {}
     for label, row in table.iterrows():
         arm = arms.setdefault(slug(str(label)), {})
-        for name in (JUDGED_BY, *drawn):
+        for name in (OBJECTIVE, *drawn):
             if name in row:
                 arm[name] = {"mean": float(row[name])}
             if name in row and row["runs"] > 1:
@@ -81,9 +80,9 @@ def tabulate(
     configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
-    measures = study_measures(summary, found.columns)
-    paired = Paired(JUDGED, MEASURES[JUDGED], found.reference)
-    headings, rows = table_rows(own, beside, measures, "arm", gaps=True, paired=paired)
+    metrics = shown_by_study(summary, found.columns)
+    paired = Paired(JUDGED, found.reference)
+    headings, rows = table_rows(own, beside, metrics, "arm", gaps=True, paired=paired)
     reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
     none = why_none(plan.name, configs, published, data)
     floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
@@ -108,44 +107,9 @@ def draw(plan: Plan, card: DataCard, summary: pd.DataFrame) -> dict[str, Figure]
     found = plan.study
     title = f"{found.title}: {card.config.title}"
     rows = summary.to_dict("records")
-    drawn = {}
-    for name, (columns, label, factor) in _shown(summary).items():
-        if not any(column in summary for column in columns.values()):
-            continue
-        if found.sweep:
-            values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
-            axis = found.sweep.path.split(".")[-1]
-            drawn[name] = over_values(rows, values, columns, axis, label, title, factor)
-        else:
-            drawn[name] = by_arm(rows, columns, label, title, factor)
-    return {f"{name}.png": figure for name, figure in drawn.items()}
-
-
-# file: (columns by what they show, label of the axis, factor)
-_SHOWN: dict[str, tuple[dict[str, str], str, float]] = {
-    "accuracy": (
-        {"all": "test/accuracy", **{g: f"test/{g}" for g in GROUP_NAMES}},
-        "accuracy on the balanced test set, %",
-        100,
-    ),
-    "angle": (
-        {g: f"geometry/angle_mean/{g}" for g in ("all", *GROUP_NAMES)},
-        "mean angle to the class centre, degrees",
-        1,
-    ),
-    "separability": (
-        {g: f"geometry/separability/{g}" for g in ("all", *GROUP_NAMES)},
-        "separability S (equation 13)",
-        1,
-    ),
-}
-
-
-def _shown(summary: pd.DataFrame) -> dict[str, tuple[dict[str, str], str, float]]:
-    """Return what there are pictures of: also the first detector's AUROC, if there is one."""
-    detector = first_detector(summary)
-    if not detector:
-        return _SHOWN
-    mean = f"ood/{detector}/mean/auroc"
-    columns = {"all": mean, **{group: f"{mean}_{group}" for group in GROUP_NAMES}}
-    return {**_SHOWN, "auroc": (columns, f"AUROC of {detector}, mean over the OOD sets, %", 100)}
+    metrics = {f"{metric.picture}.png": metric for metric in pictured(summary)}
+    if not found.sweep:
+        return {name: by_arm(rows, metric, title) for name, metric in metrics.items()}
+    values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
+    axis = found.sweep.path.split(".")[-1]
+    return {name: over_values(rows, values, m, axis, title) for name, m in metrics.items()}

@@ -16,12 +16,12 @@ from optuna.storages.journal import BaseJournalBackend
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies
+from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_stages
 from lt_pipeline.learning.experiments.store import Store, key
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.learning.studies.comparison import JUDGED_BY
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
@@ -102,8 +102,8 @@ class Task:
 
         def follow(phase: str, epoch: int, values: Mapping[str, float]) -> None:
             tracking.log_epoch(phase, epoch, values)
-            if phase in before and JUDGED_BY in values:
-                report(before[phase] + epoch, values[JUDGED_BY])
+            if phase in before and OBJECTIVE in values:
+                report(before[phase] + epoch, values[OBJECTIVE])
 
         sets = Sets(train, validation, nothing, auxiliary)
         try:
@@ -117,7 +117,7 @@ class Task:
         method, device = experiment.behind(checkpoints[stages[-1].name]), experiment.device
         method.finish(train, validation, device)
         judged = accuracies(method.to(device), method.score, validation, device=device)
-        tracking.log_metrics({f"finished/{JUDGED_BY}": judged["mean_recall"]})
+        tracking.log_metrics({f"finished/{OBJECTIVE}": judged["mean_recall"]})
         return judged["mean_recall"]
 
 

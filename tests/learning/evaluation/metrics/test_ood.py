@@ -8,7 +8,8 @@ from pytorch_ood.metrics import OODMetrics
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
-from lt_pipeline.learning.evaluation.metrics.ood import auroc, fpr95, mean_report, ood_report
+from lt_pipeline.learning.evaluation.metrics.ood import mean_report, ood_report
+from lt_pipeline.learning.evaluation.metrics.ranking import auroc, fpr95
 
 scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=60)
 

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.evaluation.metrics.recalls import Recalls, class_recall
 from lt_pipeline.learning.schema import UserError
 
 
@@ -26,42 +28,31 @@ def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
     return multiclass_confusion_matrix(scores.argmax(1), labels, num_classes=scores.shape[1])
 
 
-def class_recall(confusion: Tensor) -> Tensor:
-    """Return the share of each class's images that was found, float64 ``[C]``; 0 without images."""
-    return confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
-
-
 def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[str, float]:
-    """Return the metrics of a test set as fractions of 1.
+    """Return the metrics of a test set that follow from recalls, as fractions of 1.
 
     ``many``, ``medium`` and ``few`` are mean recalls of their classes; a group without a class is
-    left out, as is a class without a test image. ``harmonic_mean`` and ``geometric_mean`` are of
-    the recalls, one of zero counted as ``floor`` (BTM's rule). One such class among a hundred
-    keeps the harmonic mean below 10 %, whatever the others do.
+    left out, as is a class without a test image. A recall of zero counts as ``floor`` in the
+    harmonic and the geometric mean.
 
     Raises:
         UserError: if there is no test image at all, or the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
-    tested = confusion.sum(1) > 0
-    if not tested.any():
+    found = Recalls(confusion, longtail, floor)
+    if not found.tested.any():
         raise UserError("the test set must have images, but has none")
-    recall = class_recall(confusion)
-    known = recall[tested]
-    floored = known.clamp(min=floor)
-    groups = {
-        name: recall[[c for c in classes if tested[c]]] for name, classes in longtail.groups.items()
-    }
-    return {
-        "accuracy": float(confusion.diagonal().sum().double() / confusion.sum()),
-        "mean_recall": float(known.mean()),
-        **{name: float(values.mean()) for name, values in groups.items() if len(values)},
-        "harmonic_mean": float(1 / (1 / floored).mean()),
-        "geometric_mean": float(floored.log().mean().exp()),
-        "lowest_recall": float(known.min()),
-        "zero_recall_classes": float((known == 0).sum()),
-        "recall_floor": floor,
-    }
+    values = {m.name: m.from_recalls(found) for m in METRICS.values() if m.from_recalls}
+    return {**{name: v for name, v in values.items() if v is not None}, "recall_floor": floor}
+
+
+def score_report(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
+    """Return the metrics that follow from scores ``[N, C]`` of images of ``labels`` ``[N]``.
+
+    ``bins`` are those of calibration.
+    """
+    rows = METRICS.values()
+    return {m.name: m.from_scores(scores, labels, bins) for m in rows if m.from_scores}
 
 
 def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.longtail import LongTail
-from lt_pipeline.learning.figures.distribution import bar_width, by_count, class_axis
+from lt_pipeline.learning.figures.distribution import bars, by_group, class_axis
 from lt_pipeline.learning.figures.methods import lgla
-from lt_pipeline.learning.figures.style import GROUP_COLOURS, legend_above, plain
+from lt_pipeline.learning.figures.style import legend_above, plain, titled
 from lt_pipeline.learning.schema import UserError
 
 MOMENTS = (0.0, 0.25, 0.5, 1.0)  # figure 5's, as shares of the run
@@ -44,15 +44,14 @@ def calibration_by_class(
         )
     last = len(snapshots) - 1
     picked = sorted({math.floor(moment * last + 0.5) for moment in MOMENTS})
-    figure = Figure(figsize=(9, 2.2 + 1.2 * len(picked)), layout="constrained")
-    figure.suptitle(f"Calibration factor by class: {title}", x=0.01, ha="left", fontsize=11)
+    figure = titled(f"Calibration factor by class: {title}", 9, 2.2 + 1.2 * len(picked))
     panels = figure.subplots(len(picked), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, place in zip(panels, picked, strict=True):
         _bars(axes, snapshots[place], longtail)
         axes.set_title(_moment(place, last), loc="right", fontsize=9)
     panels[0].yaxis.set_major_formatter("{x:g}")
     legend_above(panels[0])
-    class_axis(panels[-1], longtail, by_count(longtail))
+    class_axis(panels[-1], longtail)
     figure.supylabel(r"$\hat{E} - 1$, mean of the class's images", fontsize=10)
     return figure
 
@@ -65,13 +64,9 @@ def _moment(place: int, last: int) -> str:
 
 def _bars(axes: Axes, values: Sequence[float], longtail: LongTail) -> None:
     plain(axes)
-    order = by_count(longtail)
-    for name, classes in longtail.groups.items():
-        places = [order.index(c) for c in classes if not math.isnan(values[c])]
-        heights = [values[order[place]] for place in places]
-        colour = GROUP_COLOURS[name]
-        axes.bar(places, heights, bar_width(longtail), color=colour, linewidth=0, label=name)
-    known = [value for value in values if not math.isnan(value)]
+    known = {c: value for c, value in enumerate(values) if not math.isnan(value)}
+    for name, places, heights in by_group(known, longtail):
+        bars(axes, places, heights, longtail, name)
     if known:
-        mean = sum(known) / len(known)
+        mean = sum(known.values()) / len(known)
         axes.axhline(mean, color="black", linewidth=1, linestyle="--", label="mean of the classes")

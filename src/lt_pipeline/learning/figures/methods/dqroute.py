@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.distribution import by_count
-from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, legend_above, new_figure
+from lt_pipeline.learning.figures.style import (
+    ABOVE,
+    GREY,
+    LINE_COLOURS,
+    legend_above,
+    new_figure,
+    over_training,
+    percent,
+)
 
 ROUTING = "routing_"
 
@@ -50,7 +58,7 @@ def class_weights(history: Sequence[Sequence[float]], longtail: LongTail, title:
     bar.ax.minorticks_off()
     bar.set_ticks([1 / reach, 1, reach], labels=[f"{1 / reach:.2g}", "1", f"{reach:.2g}"])
     axes.grid(False)
-    axes.set_xlabel("training done, %")
+    over_training(axes, len(history))
     axes.set_ylabel("rank of the class by\ntraining images (0 has most)")
     return figure
 
@@ -62,16 +70,13 @@ def effective_classes(history: Sequence[float], classes: int, title: str) -> Fig
     spaced points of the run.
     """
     figure, axes = new_figure(f"Effective classes: {title}", width=6.4, height=4.0)
-    done = [100 * place / (len(history) - 1) for place in range(len(history))]
-    axes.plot(done, history, color=LINE_COLOURS[0])
+    axes.plot(over_training(axes, len(history)), history, color=LINE_COLOURS[0])
     axes.axhline(classes, color=GREY, linewidth=1, linestyle="--")
     axes.annotate(
         "all alike", (100, classes), (0, 3), textcoords="offset points", ha="right", va="bottom",
         color=GREY,
     )  # fmt: skip
-    axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.12 * classes)
-    axes.set_xlabel("training done, %")
     axes.set_ylabel("classes that share the difficulty weight")
     return figure
 
@@ -82,14 +87,11 @@ def size_correlation(history: Sequence[float], title: str) -> Figure:
     ``history`` ``[S]`` holds it, in [-1, 1], at S >= 2 equally spaced points of the run.
     """
     figure, axes = new_figure(f"Difficulty and class size: {title}", width=6.4, height=4.0)
-    done = [100 * place / (len(history) - 1) for place in range(len(history))]
-    axes.plot(done, history, color=LINE_COLOURS[0])
+    axes.plot(over_training(axes, len(history)), history, color=LINE_COLOURS[0])
     axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
     for height, name in ((-0.95, "rarer classes are harder"), (0.9, "rarer classes are easier")):
         axes.annotate(name, (99, height), ha="right", va="center", color=GREY)
-    axes.set_xlim(0, 100)
     axes.set_ylim(-1.05, 1.05)
-    axes.set_xlabel("training done, %")
     axes.set_ylabel("rank correlation of difficulty\nand training images")
     return figure
 
@@ -99,11 +101,11 @@ def routing_by_group(routing: Mapping[str, Mapping[str, float]], title: str) -> 
 
     ``routing`` is {expert: {group: weight}}.
     """
-    figure, axes = new_figure(f"Routing: {title}", width=6.4, height=4.4, pad=26)
+    figure, axes = new_figure(f"Routing: {title}", width=6.4, height=4.4, pad=ABOVE)
     groups = list(next(iter(routing.values())))
     below = [0.0] * len(groups)
     for colour, (expert, weights) in zip(LINE_COLOURS, routing.items(), strict=False):
-        heights = [100 * weights[group] for group in groups]
+        heights = percent(weights[group] for group in groups)
         bars = axes.bar(groups, heights, 0.6, bottom=below, color=colour, label=expert)
         # a number does not fit into a thin slice
         written = [f"{h:.0f}" if h >= 4 else "" for h in heights]

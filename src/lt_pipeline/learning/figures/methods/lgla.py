@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.figures.study import COLOURS
-from lt_pipeline.learning.figures.style import legend_above, new_figure
+from lt_pipeline.learning.figures.style import ABOVE, legend_above, new_figure, over_training
 from lt_pipeline.learning.schema import UserError
 
 
@@ -33,18 +33,16 @@ def energy_by_group(history: Mapping[str, Sequence[float]], title: str, label: s
     """
     if not any(history.values()):
         raise UserError("history must have at least one group with a value, but has none")
-    figure, axes = new_figure(f"Ambiguity over training: {title}", width=7, pad=26)
+    figure, axes = new_figure(f"Ambiguity over training: {title}", width=7, pad=ABOVE)
     for group, values in history.items():
         axes.plot(
-            [100 * place / max(len(values) - 1, 1) for place in range(len(values))],
+            over_training(axes, len(values)),
             values,
             color=COLOURS[group],
             marker="." if len(values) < 30 else None,
             linestyle="--" if group == "all" else "-",
             label=group,
         )
-    axes.set_xlabel("training done, %")
-    axes.set_xlim(0, 100)
     axes.set_ylabel(label)
     legend_above(axes)
     return figure

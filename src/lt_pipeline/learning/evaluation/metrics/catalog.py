@@ -1,0 +1,289 @@
+"""The one table of metrics: how each is computed, named and shown.
+
+A new metric is a function and a row. What draws or prints asks here which metrics it shows, and
+how they are written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.evaluation.metrics import ranking, recalls
+from lt_pipeline.learning.evaluation.metrics.calibration import expected_calibration_error
+from lt_pipeline.learning.evaluation.metrics.recalls import Recalls
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Where a metric is shown. On the screen: the tables of a "run" and of its "stages", the sentence
+# about a "sweep"'s best trial, and what the "screen" has of a "comparison", which is in files. A
+# table of a "study" has a "column" where the study asks for it. "first" is in a file of its own:
+# what runs are told apart by at a glance.
+Place = Literal["first", "run", "stages", "sweep", "comparison", "screen", "study", "column"]
+# the unit of fractions of 1
+PERCENT = "%"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that runs have, and how people are shown it.
+
+    Attributes:
+        key: its name among a run's metrics, as in MLflow, where ``{detector}`` stands for the one
+            that tables show, the first.
+        heading: of a table's column, without the unit.
+        places: where it is shown.
+        unit: what values are shown in; ``%`` is that of fractions of 1.
+        digits: decimals.
+        better: which values are; None is neither.
+        words: what it is, at an axis and in sentences.
+        by_group: the key of the same of one ``{group}``'s classes, where there is one.
+        picture: the file of the picture of it by group and arm, where there is one.
+        from_recalls: how it follows from the confusion matrix, None where it is left out.
+        from_scores: how it follows from scores ``[N, C]``, labels ``[N]`` and a number of bins.
+        from_detection: how it follows from scores ``[N]`` of test images and others' ``[M]``.
+    """
+
+    key: str
+    heading: str
+    places: frozenset[Place] = frozenset()
+    unit: str = PERCENT
+    digits: int = 1
+    better: Literal["higher", "lower"] | None = "higher"
+    words: str = ""
+    by_group: str = ""
+    picture: str = ""
+    from_recalls: Callable[[Recalls], float | None] | None = None
+    from_scores: Callable[[Tensor, Tensor, int], float] | None = None
+    from_detection: Callable[[Tensor, Tensor], float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the last part of its key."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def plain(self) -> str:
+        """Return its name as words."""
+        return self.name.replace("_", " ")
+
+    @property
+    def short(self) -> str:
+        """Return its heading, whatever detector it is of."""
+        return self.heading.partition(" {")[0]
+
+    @property
+    def column(self) -> str:
+        """Return its heading with the unit."""
+        return f"{self.heading} {self.unit}".rstrip()
+
+    @property
+    def axis(self) -> str:
+        """Return what an axis says of it, with the unit."""
+        words = self.words or self.heading
+        return f"{words}, {self.unit}" if self.unit else words
+
+    @property
+    def factor(self) -> int:
+        """Return what a value is multiplied by to be shown."""
+        return 100 if self.unit == PERCENT else 1
+
+    def number(self, value: float, more_digits: int = 0) -> str:
+        """Return ``value`` as it is shown, without the unit."""
+        return f"{self.factor * value:,.{self.digits + more_digits}f}"
+
+    def said(self, value: float) -> str:
+        """Return ``value`` as it is shown, with the unit."""
+        return f"{self.number(value)} {self.unit}".rstrip()
+
+    def change(self, value: float, more_digits: int = 0) -> str:
+        """Return a difference with its sign, without the unit."""
+        return f"{self.factor * value:+,.{self.digits + more_digits}f}"
+
+    def scaled(self, values: Iterable[float]) -> list[float]:
+        """Return ``values`` in the unit."""
+        return [self.factor * value for value in values]
+
+    def gain(self, value: float) -> float:
+        """Return ``value`` so that higher is better."""
+        return -value if self.better == "lower" else value
+
+    def best_first(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return ``rows`` in the order of it, equal ones as they stand."""
+        return rows.sort_values(self.key, ascending=self.better == "lower", kind="stable")
+
+    def of(self, detector: str) -> Metric:
+        """Return the metric of ``detector``."""
+        told = {
+            name: getattr(self, name).replace("{detector}", detector)
+            for name in ("key", "heading", "words", "by_group")
+        }
+        return replace(self, **told)
+
+    def keys_by_group(self) -> dict[str, str]:
+        """Return the keys of all classes and of each group, by their names."""
+        return {"all": self.key, **{g: self.by_group.replace("{group}", g) for g in GROUP_NAMES}}
+
+
+_MAIN: frozenset[Place] = frozenset({"first", "run", "comparison", "screen", "study"})
+_MEANS: frozenset[Place] = frozenset({"run", "stages", "comparison"})
+_COMPARED: frozenset[Place] = frozenset({"comparison"})
+_STUDIED: frozenset[Place] = frozenset({"study"})
+_ASKED: frozenset[Place] = frozenset({"column"})
+# the metric that models and trials are chosen by
+OBJECTIVE = "validation/mean_recall"
+# the parts of a study's table, in order
+_STUDY = ("validation", "test", "ood", "best_epoch", "cost")
+
+_TABLE = (
+    Metric(
+        "test/accuracy", "accuracy", _MAIN | {"stages", "sweep"}, from_recalls=recalls.accuracy,
+        words="accuracy on the balanced test set", by_group="test/{group}", picture="accuracy",
+    ),
+    Metric("test/mean_recall", "mean recall", from_recalls=recalls.mean_recall),
+    *(
+        Metric(f"test/{g}", g, _MAIN, from_recalls=partial(recalls.group_recall, group=g))
+        for g in GROUP_NAMES
+    ),
+    Metric(
+        "test/harmonic_mean", "harm. mean", _MAIN | _MEANS | {"sweep"},
+        words="harmonic mean of the recalls", from_recalls=recalls.harmonic_mean,
+    ),
+    Metric(
+        "test/geometric_mean", "geom. mean", _MEANS | {"sweep", "column"},
+        words="geometric mean of the recalls", from_recalls=recalls.geometric_mean,
+    ),
+    Metric(
+        "test/lowest_recall", "lowest recall", _MEANS | {"first", "column"},
+        from_recalls=recalls.lowest_recall,
+    ),
+    Metric(
+        "test/zero_recall_classes", "classes at zero", _COMPARED, unit="", better="lower",
+        words="classes with zero recall", from_recalls=recalls.zero_recall_classes,
+    ),
+    Metric(
+        "test/expected_calibration_error", "ECE", frozenset({"run", "comparison"}), better="lower",
+        words="expected calibration error", from_scores=expected_calibration_error,
+    ),
+    Metric(
+        OBJECTIVE, "hold-out mean recall", frozenset({"comparison", "screen", "study"}),
+        words="mean recall on the hold-out",
+    ),
+    Metric(
+        "cost/training_seconds", "training", frozenset({"comparison", "screen", "study"}),
+        unit="s", better="lower",
+    ),
+    Metric("cost/training_images_per_second", "training", _COMPARED, unit="images/s", digits=0),
+    Metric("cost/scoring_images_per_second", "scoring", _COMPARED, unit="images/s", digits=0),
+    Metric(
+        "cost/parameters_trained", "parameters trained", _COMPARED, unit="", digits=0,
+        better="lower",
+    ),
+    Metric(
+        "cost/parameters_deployed", "parameters deployed", frozenset({"comparison", "screen"}),
+        unit="", digits=0, better="lower",
+    ),
+    Metric("cost/peak_memory_mib", "peak", _COMPARED, unit="MiB", digits=0, better="lower"),
+    Metric(
+        "geometry/angle_mean/all", "angle", unit="degrees", better=None, picture="angle",
+        words="mean angle to the class centre", by_group="geometry/angle_mean/{group}",
+    ),
+    *(
+        Metric(f"geometry/separability/{g}", f"S {g}", _ASKED, unit="", digits=2)
+        for g in GROUP_NAMES
+    ),
+    Metric(
+        "geometry/separability/all", "S all", _ASKED, unit="", digits=2, picture="separability",
+        words="separability S (equation 13)", by_group="geometry/separability/{group}",
+    ),
+    Metric(
+        "ood/{detector}/mean/auroc", "AUROC {detector}", _COMPARED | _STUDIED,
+        words="AUROC of {detector}, mean over the OOD sets", picture="auroc",
+        by_group="ood/{detector}/mean/auroc_{group}", from_detection=ranking.auroc,
+    ),
+    Metric(
+        "ood/{detector}/mean/fpr95", "FPR95 {detector}", _COMPARED | _STUDIED, better="lower",
+        by_group="ood/{detector}/mean/fpr95_{group}", from_detection=ranking.fpr95_of_outside,
+    ),
+    Metric(
+        "ood/{detector}/mean/fpr95_in", "FPR95 in", better="lower", from_detection=ranking.fpr95
+    ),
+    Metric("ood/{detector}/mean/aupr_in", "AUPR in", from_detection=ranking.aupr_in),
+    Metric("ood/{detector}/mean/aupr_out", "AUPR out", from_detection=ranking.aupr_out),
+    Metric("ood/{detector}/of_7/auroc", "AUROC {detector}, 7 sets", _STUDIED),
+    Metric("ood/{detector}/of_7/fpr95", "FPR95 {detector}, 7 sets", _STUDIED, better="lower"),
+    Metric("best_epoch/test/accuracy", "best test epoch", _STUDIED),
+)  # fmt: skip
+METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
+# of one class, in the table of classes
+RECALL = Metric("recall", "recall", words="recall on the test set")
+
+
+def first_detector(columns: Iterable[object]) -> str | None:
+    """Return the OOD detector that comes first among metrics' names, None if there is none."""
+    named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
+    return next((found[1] for found in named if found), None)
+
+
+def named(key: str) -> Metric:
+    """Return the metric that is called ``key``, of whichever detector."""
+    detector = re.match(r"ood/([^/]+)/", key)
+    if not detector:
+        return METRICS[key]
+    return METRICS[key.replace(detector[0], "ood/{detector}/")].of(detector[1])
+
+
+def placed(place: Place) -> list[Metric]:
+    """Return the metrics that are shown at ``place``, in order."""
+    return [metric for metric in METRICS.values() if place in metric.places]
+
+
+def among(rows: Iterable[Metric], columns: Iterable[object]) -> dict[str, Metric]:
+    """Return, by key, those of ``rows`` that are in ``columns``, OOD's of the first detector."""
+    names = list(map(str, columns))
+    found = [metric.of(first_detector(names) or "") for metric in rows]
+    return {metric.key: metric for metric in found if metric.key in names}
+
+
+def shown(place: Place, columns: Iterable[object]) -> dict[str, Metric]:
+    """Return, by key, what is shown at ``place`` of runs that have ``columns``."""
+    return among(placed(place), columns)
+
+
+def shown_by_study(columns: Iterable[object], asked: Sequence[str]) -> dict[str, Metric]:
+    """Return, by key, what the table of a study shows that has ``columns`` and ``asked`` for some.
+
+    What is chosen by stands first, what is asked for behind the test set's, and costs last.
+    """
+    usual = placed("study")
+    parts = {part: [m for m in usual if m.key.startswith(f"{part}/")] for part in _STUDY}
+    parts["test"] += [m for name in asked for m in placed("column") if m.key.split("/")[1] == name]
+    return among([m for part in parts.values() for m in part], columns)
+
+
+def pictured(columns: Iterable[object]) -> list[Metric]:
+    """Return the metrics that there are pictures of, by group, for runs that have ``columns``."""
+    names = set(map(str, columns))
+    found = [m.of(first_detector(columns) or "") for m in METRICS.values() if m.picture]
+    return [metric for metric in found if names & set(metric.keys_by_group().values())]
+
+
+def askable() -> list[str]:
+    """Return the names of the metrics that a study may ask for."""
+    return list(dict.fromkeys(metric.key.split("/")[1] for metric in placed("column")))
+
+
+def sortable() -> list[str]:
+    """Return the names of the test set's metrics that a comparison can be in the order of."""
+    return [
+        metric.name
+        for metric in placed("comparison")
+        if metric.key.startswith("test/") and metric.unit == PERCENT and metric.better
+    ]

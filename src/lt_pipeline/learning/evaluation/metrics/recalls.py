@@ -1,0 +1,86 @@
+"""Numbers that follow from how many images of each class were found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from lt_pipeline.learning.data.longtail import LongTail
+
+
+def class_recall(confusion: Tensor) -> Tensor:
+    """Return the share of each class's images that was found, float64 ``[C]``; 0 without images."""
+    return confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """What a test set with images gave: ``confusion`` ``[C, C]`` of the classes of ``longtail``.
+
+    ``floor`` is what a recall of zero counts as in means that it would make zero.
+    """
+
+    confusion: Tensor
+    longtail: LongTail
+    floor: float
+
+    @cached_property
+    def tested(self) -> Tensor:
+        """Return whether classes have a test image, bool ``[C]``."""
+        return self.confusion.sum(1) > 0
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        """Return the recalls ``[C]``; 0 without a test image."""
+        return class_recall(self.confusion)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Return the recalls of the classes with a test image."""
+        return self.by_class[self.tested]
+
+    @cached_property
+    def floored(self) -> Tensor:
+        """Return the known recalls, ``floor`` in the place of those below."""
+        return self.known.clamp(min=self.floor)
+
+
+def accuracy(found: Recalls) -> float:
+    """Return the share of all images that was found."""
+    return float(found.confusion.diagonal().sum().double() / found.confusion.sum())
+
+
+def mean_recall(found: Recalls) -> float:
+    """Return the mean recall of the classes with a test image."""
+    return float(found.known.mean())
+
+
+def group_recall(found: Recalls, group: str) -> float | None:
+    """Return the mean recall of a group's classes with a test image, None if there is none."""
+    classes = [c for c in found.longtail.groups.get(group, ()) if found.tested[c]]
+    return float(found.by_class[classes].mean()) if classes else None
+
+
+def harmonic_mean(found: Recalls) -> float:
+    """Return the harmonic mean of the recalls, one of zero counted as ``floor`` (BTM's rule).
+
+    One such class among a hundred keeps it below 10 %, whatever the others do.
+    """
+    return float(1 / (1 / found.floored).mean())
+
+
+def geometric_mean(found: Recalls) -> float:
+    """Return the geometric mean of the recalls, one of zero counted as ``floor`` (BTM's rule)."""
+    return float(found.floored.log().mean().exp())
+
+
+def lowest_recall(found: Recalls) -> float:
+    """Return the recall of the worst class with a test image."""
+    return float(found.known.min())
+
+
+def zero_recall_classes(found: Recalls) -> float:
+    """Return how many classes with test images have none that was found."""
+    return float((found.known == 0).sum())
