@@ -28,7 +28,7 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import choose_device, peak_memory_mib
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods._base import Method
@@ -39,19 +39,19 @@ WAYS = ("sequential", "vmap", "side_by_side")
 
 
 class Work(NamedTuple):
-    """What is trained: the start, and a phase and a set for each network."""
+    """What is trained: the start, and a stage and a set for each network."""
 
     method: Method
-    phases: Sequence[Phase]
+    stages: Sequence[Stage]
     sets: Sequence[ImageSet]
     config: TrainingConfig
     device: torch.device
 
     def sequential(self) -> None:
         """Train one network after the other, each by fit."""
-        for seed, (phase, data) in enumerate(zip(self.phases, self.sets, strict=True)):
+        for seed, (stage, data) in enumerate(zip(self.stages, self.sets, strict=True)):
             trained = copy.deepcopy(self.method)
-            fit(trained, phase, data, self.config, seed=seed, device=self.device)
+            fit(trained, stage, data, self.config, seed=seed, device=self.device)
 
     def together(self, vmap: bool) -> None:
         """Train all at once."""
@@ -108,12 +108,11 @@ def build(arguments: argparse.Namespace, device: torch.device) -> Work:
     method = methods.get("btm")(config.options, config.model, card).to(device)
     branches = [stage for stage in method.stages(config.options) if stage.role == "branch"]
     method.start(branches[0], {})
-    phases = {phase.name: phase for phase in method.phases(1)}
     # as many images as are asked for, whatever the profile has
     drawn = torch.randint(len(data), (arguments.networks, arguments.images))
     return Work(
         method,
-        [phases[stage.name] for stage in branches],
+        branches,
         [data[positions] for positions in drawn],
         config.training.model_copy(update={"augment": RECIPE}),
         device,

@@ -9,7 +9,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.experiments.experiment import FINISHED, Experiment
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import key
 from lt_pipeline.serving.export import LATEST, deploy
 from toys import FromAfar, toy_card, toy_images
@@ -34,7 +34,6 @@ def finished():
     """An experiment and its weights."""
     found = experiment()
     method = found.build()
-    method.start(FINISHED, {})
     method.fold()
     return found, dict(method.state_dict())
 

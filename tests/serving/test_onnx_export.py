@@ -8,7 +8,6 @@ import torch
 from torch.export import Dim
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.serving import onnx_export
 from lt_pipeline.serving.export import Answer
@@ -23,7 +22,6 @@ def finished(name, **parameters):
     found = ExperimentConfig.resolve(name, {"model": {"backbone": "resnet8"}, **parameters})
     torch.manual_seed(0)
     method = methods.get(name)(found.options, found.model, toy_card())
-    method.start(Stage("finish"), {})
     method.fold()
     # as after training: BatchNorm has statistics of its own
     method.train()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from before import ARM, EXPERIMENT, RUNNING, SEED_0, SEED_1, unpack
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.experiments.experiment import FINISHED, Experiment
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.serving.export import export
 from lt_pipeline.tracking.models import EvaluateConfig, run_of, trained, weights, weights_inside
@@ -225,7 +225,6 @@ def test_an_exported_network_has_all_weights(method):
     given = {"model": {"backbone": "resnet8"}, **own}
     experiment = Experiment(ExperimentConfig.resolve(method, given), toy_card())
     finished = experiment.build()
-    finished.start(FINISHED, {})
     finished.fold()
     kept = {name: value.clone() for name, value in finished.state_dict().items()}
     found = weights_inside(export(finished, toy_images().images[:2]))

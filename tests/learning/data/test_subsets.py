@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lt_pipeline.learning.data.subsets import balanced_subset, balanced_subsets
+from lt_pipeline.learning.data.subsets import Subset, balanced_subset, balanced_subsets
 
 CIFAR100_LT = [int(500 * 100 ** (-c / 99)) for c in range(100)]  # imbalance ratio 100
 
@@ -158,3 +158,13 @@ def test_what_gives_no_subset_is_refused():
         balanced_subset(labels[:0], 1, seeded())
     with pytest.raises(ValueError, match="non-negative"):
         balanced_subsets(labels, 1, 1, -1)
+
+
+def test_a_stages_images_are_those_of_its_subsets_each_once():
+    labels = torch.arange(60) % 4
+    drawn = balanced_subsets(labels, 3, 5, seed=2)
+    assert torch.equal(Subset((1,), 5).draw(labels, 2), drawn[1])
+    both = Subset((0, 2), 5).draw(labels, 2)
+    assert both.tolist() == sorted({*drawn[0].tolist(), *drawn[2].tolist()})
+    filled = Subset((0,), 20, "fill").draw(labels, 2)
+    assert torch.bincount(labels[filled]).tolist() == [20] * 4

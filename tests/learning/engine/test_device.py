@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, without_tf32
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
@@ -100,7 +100,7 @@ def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(way, kind, f
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     method = kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     config = TrainingConfig(epochs=1, batch_size=25, warmup_epochs=0, precision="bfloat16")
-    phase, data = Phase("train", 1), toy_images()
+    phase, data = Stage("train", epochs=1), toy_images()
     if way == "alone":
         fit(method, phase, data, config, seed=0, device=CPU)
     else:

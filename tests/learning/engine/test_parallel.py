@@ -12,7 +12,7 @@ from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
@@ -51,7 +51,7 @@ def config(**values):
     return TrainingConfig(augment=AugmentConfig(crop_padding=1), **values)
 
 
-def phases(count=3, epochs=3, trains="", **training):
+def phases(count=3, epochs=3, trainable=("",), **training):
     given = {
         "batch_size": 12,
         "learning_rate": 0.05,
@@ -62,7 +62,14 @@ def phases(count=3, epochs=3, trains="", **training):
     }
     mix = MixConfig(cutmix=False)
     return [
-        Phase(f"branch_{k}", epochs, trains=trains, mix=mix, remainder=True, training=given)
+        Stage(
+            f"branch_{k}",
+            epochs=epochs,
+            trainable=trainable,
+            mix=mix,
+            remainder=True,
+            training=given,
+        )
         for k in range(count)
     ]
 
@@ -109,7 +116,7 @@ def same(a, b):
 @BOTH_WAYS
 @WHAT
 def test_the_networks_are_those_of_one_training_after_the_other(vmap, trains):
-    given, start = phases(trains=trains), method()
+    given, start = phases(trainable=(trains,)), method()
     held_out = {"validation": toy_images(seed=9)}
     found = together(start, given, monitors=held_out, vmap=vmap)
     close(found, one_by_one(start, given, monitors=held_out), rtol=1e-7, atol=1e-9)
@@ -160,13 +167,17 @@ def test_one_network_is_fit(vmap):
     close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
 
 
+class Undecayed(Plain):
+    def no_weight_decay(self):
+        return [self.net.head.weight]
+
+
 @BOTH_WAYS
 def test_batches_without_mixtures_and_rates_by_submodule(vmap):
     given = [
         replace(phase, mix=None, remainder=False, rates={"net.head": 0.1}) for phase in phases()
     ]
-    start = method(Plain)
-    start.no_weight_decay = lambda: ["net.head.weight"]
+    start = method(Undecayed)
     close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
 
 
@@ -189,11 +200,11 @@ class Watching(Mixing):
         super().__init__(*arguments)
         self.register_buffer("told", torch.zeros(2))
 
-    def start_epoch(self, phase, epoch):
-        super().start_epoch(phase, epoch)
+    def start_epoch(self, epoch, epochs):
+        super().start_epoch(epoch, epochs)
         self.told[0] += epoch + 1
 
-    def end_epoch(self, phase, validation, device):
+    def end_epoch(self, epochs, validation, device):
         self.told[1] += self.net.head.weight.sum().item()
 
     def follow(self):

@@ -11,7 +11,7 @@ from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.optim import choose_what_learns, parameters_of
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
@@ -34,7 +34,7 @@ def method(seed=0, kind=Method):
 
 
 def run(trained, training, *, seed=0, phase=None, **extra):
-    phase = phase or Phase("train", training.epochs)
+    phase = phase or Stage("train", epochs=training.epochs)
     return fit(trained, phase, toy_images(), training, seed=seed, device=CPU, **extra)
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path, stop):
 def test_only_what_the_phase_trains_moves_its_statistics_neither():
     trained = method()
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    run(trained, config(), phase=Phase("train", 2, trains="net.head"))
+    run(trained, config(), phase=Stage("train", epochs=2, trainable=("net.head",)))
     changed = {
         name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])
     }
@@ -129,7 +129,7 @@ def test_only_what_the_phase_trains_moves_its_statistics_neither():
 def test_parameters_named_by_the_method_do_not_decay():
     class Undecayed(Method):
         def no_weight_decay(self):
-            return ["net.head.weight"]
+            return [self.net.head.weight]
 
         def loss(self, batch, progress):
             return {"nothing": 0.0 * sum(p.sum() for p in self.parameters())}
@@ -197,7 +197,7 @@ def test_what_the_last_step_makes_of_the_weights_is_seen(tmp_path):
 
 def test_statistics_that_are_no_numbers_are_seen_as_weights_are():
     class Overflowing(Method):
-        def start_epoch(self, phase, epoch):
+        def start_epoch(self, epoch, epochs):
             # batches normalise by their own in training: no loss ever sees it
             next(m for m in self.modules() if hasattr(m, "running_var")).running_var.fill_(math.inf)
 
@@ -247,7 +247,7 @@ def test_the_gpu_sees_the_same_images_in_the_same_order():
         training = config()
         fit(
             method(kind=Watching),
-            Phase("train", 3),
+            Stage("train", epochs=3),
             toy_images(),
             training,
             seed=3,
@@ -271,7 +271,7 @@ class Watching(Method):
         self.seen.append(batch)
         return super().loss(batch._replace(views=()), progress)
 
-    def end_epoch(self, phase, validation, device):
+    def end_epoch(self, epochs, validation, device):
         self.told.append(validation)
 
 
@@ -311,7 +311,7 @@ def test_the_sampler_is_the_phases_own_or_the_configured_one():
 
     own = method(kind=Watching)
     training = config(sampler={"name": "reverse"})
-    run(own, training, phase=Phase("train", 4, sampler=first_ones))
+    run(own, training, phase=Stage("train", epochs=4, sampler=first_ones))
     assert asked == [0.0, 0.25, 0.5, 0.75]
     assert all(not batch.positions.any() for batch in own.seen)
     configured = method(kind=Watching)
@@ -344,7 +344,7 @@ def difficulty_method(difficulty):
 def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, difficulty):
     held_out = {"validation": toy_images((5, 5, 5, 5), seed=5, noise=300.0)}
     whole, broken = difficulty_method(difficulty), difficulty_method(difficulty)
-    phase, training = Phase("train", 4), config(epochs=4)
+    phase, training = Stage("train", epochs=4), config(epochs=4)
     run(whole, training, phase=phase, monitors=held_out)
     assert not torch.equal(whole.criterion.class_weight, torch.ones(4))
     file = ResumeFile(tmp_path / "state.pt", "mark")
@@ -363,7 +363,7 @@ def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, d
 def test_small_batches_of_solved_classes_do_not_end_a_difficulty_balanced_training():
     trained = difficulty_method("training")
     training = config(epochs=12, batch_size=8, learning_rate=0.05)
-    run(trained, training, phase=Phase("train", 12))
+    run(trained, training, phase=Stage("train", epochs=12))
     assert trained.criterion.accuracy.max() == 1
     assert all(p.isfinite().all() for p in trained.parameters())
 
@@ -371,7 +371,8 @@ def test_small_batches_of_solved_classes_do_not_end_a_difficulty_balanced_traini
 def test_a_phase_may_train_several_submodules():
     trained = difficulty_method("training")
     before = {name: p.clone() for name, p in trained.named_parameters()}
-    run(trained, config(epochs=2), phase=Phase("train", 2, trains=("net.head", "criterion")))
+    stage = Stage("train", epochs=2, trainable=("net.head", "criterion"))
+    run(trained, config(epochs=2), phase=stage)
     changed = {name for name, p in trained.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"net.head.weight", "net.head.bias"}
     assert trained.criterion.known.any(), "the criterion was in training, too"
@@ -405,7 +406,7 @@ class Witness(Method):
 def test_a_phase_with_a_pair_brings_a_second_draw_of_the_same_size():
     torch.manual_seed(0)
     witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
-    phase = Phase("train", 2, pair=class_balanced)
+    phase = Stage("train", epochs=2, pair=class_balanced)
     run(witness, config(epochs=2), phase=phase)
     data = toy_images()
     assert len(witness.seen) == 6
@@ -425,7 +426,7 @@ def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
     torch.manual_seed(0)
     witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     auxiliary = toy_images((9,), seed=5)
-    phase = Phase("train", 1, outliers=0.4)
+    phase = Stage("train", epochs=1, outliers=0.4)
     # Cutout would black out what outliers are
     cutout = AugmentConfig(crop_padding=0, flip=0.0, cutout=8)
     run(witness, config(epochs=1, augment=cutout), phase=phase, auxiliary=auxiliary)
@@ -442,7 +443,7 @@ def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
 @pytest.mark.parametrize("auxiliary", [None, toy_images()[torch.arange(0)]])
 def test_a_phase_that_asks_for_outliers_is_refused_without_any(auxiliary):
     with pytest.raises(ValueError, match=r"phase 'train' trains on images of no class.*data.auxil"):
-        run(method(), config(), phase=Phase("train", 3, outliers=1.0), auxiliary=auxiliary)
+        run(method(), config(), phase=Stage("train", epochs=3, outliers=1.0), auxiliary=auxiliary)
 
 
 # What a phase has of its own
@@ -470,36 +471,36 @@ def test_what_a_phase_says_of_training_goes_before_what_all_share():
     }  # fmt: skip
     shared = config(epochs=9, batch_size=25, warmup_epochs=1)
     witness, told = method(kind=Witness), method(kind=Witness)
-    history = run(witness, shared, phase=Phase("train", 2, training=own))
+    history = run(witness, shared, phase=Stage("train", epochs=2, training=own))
     assert [p["value"] for p in history["train/learning_rate"]] == [0.02, 0.02]
     assert [len(batch.labels) for batch in witness.seen] == [15] * 10
     data = toy_images()
     assert all(torch.equal(b.images, data.images[b.positions].flip(3)) for b in witness.seen)
-    run(told, TrainingConfig(**{**shared.model_dump(), **own}), phase=Phase("train", 2))
+    run(told, TrainingConfig(**{**shared.model_dump(), **own}), phase=Stage("train", epochs=2))
     assert same(witness.state_dict(), told.state_dict())
     # the next phase has what all share again
     after = method(kind=Witness)
-    run(after, shared, phase=Phase("train", 1))
+    run(after, shared, phase=Stage("train", epochs=1))
     assert len(after.seen[0].labels) == 25
 
 
 def test_a_wrong_value_of_a_phase_is_refused_by_name():
     with pytest.raises(ValueError, match="lerning_rate"):
-        run(method(), config(), phase=Phase("train", 1, training={"lerning_rate": 1}))
+        run(method(), config(), phase=Stage("train", epochs=1, training={"lerning_rate": 1}))
 
 
 def test_rates_are_factors_of_submodules_and_single_parameters():
     training = config(epochs=1, batch_size=75, warmup_epochs=0, schedule="constant", momentum=0)
     plain, slow = method(), method()
     rates = {"net.head": 0.5, "net.head.bias": 0.2, "net.backbone.stem": 0.0}
-    before, one = states(plain, Phase("train", 1), training)
-    _, other = states(slow, Phase("train", 1, rates=rates), training)
+    before, one = states(plain, Stage("train", epochs=1), training)
+    _, other = states(slow, Stage("train", epochs=1, rates=rates), training)
     for name, _ in plain.named_parameters():
         step, slower = one[name] - before[name], other[name] - before[name]
         factor = {"net.head.weight": 0.5, "net.head.bias": 0.1, "net.backbone.stem.weight": 0.0}
         torch.testing.assert_close(slower, factor.get(name, 1) * step, rtol=1e-3, atol=1e-7)
         assert step.abs().max() > 1e-6, name
-    history = run(method(), training, phase=Phase("train", 1, rates=rates))
+    history = run(method(), training, phase=Stage("train", epochs=1, rates=rates))
     assert history["train/learning_rate"][0]["value"] == 0.05, "of what has no factor"
 
 
@@ -512,7 +513,7 @@ def test_all_rates_follow_one_schedule():
             return {"sum": self.net.head.bias.sum() + self.net.head.weight.sum()}
 
     training = config(epochs=2, momentum=0, weight_decay=0, warmup_epochs=0)
-    run(method(kind=Rates), training, phase=Phase("train", 2, rates={"net.head.bias": 0.1}))
+    run(method(kind=Rates), training, phase=Stage("train", epochs=2, rates={"net.head.bias": 0.1}))
     steps = [float((a - b)[0]) for a, b in pairwise(seen)]
     wanted = [0.005 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(5)]
     assert steps == pytest.approx(wanted, abs=1e-6)
@@ -525,7 +526,7 @@ def test_with_remainder_every_image_is_seen_once_an_epoch(size, sizes):
     plain = witness.loss
     witness.loss = lambda batch, done: progress.append(done) or plain(batch, done)
     training = config(batch_size=size, epochs=2, warmup_epochs=0)
-    history = run(witness, training, phase=Phase("train", 2, remainder=True))
+    history = run(witness, training, phase=Stage("train", epochs=2, remainder=True))
     assert [len(batch.labels) for batch in witness.seen] == sizes * 2
     for part in (witness.seen[: len(sizes)], witness.seen[len(sizes) :]):
         assert torch.cat([b.positions for b in part]).sort().values.tolist() == list(range(75))
@@ -541,18 +542,18 @@ def test_without_remainder_fewer_images_than_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"is 200 with 75 images"):
         run(method(), config(batch_size=200))
     with pytest.raises(ValueError, match=r"is 200 with 75 images"):
-        run(method(), config(), phase=Phase("train", 1, training={"batch_size": 200}))
+        run(method(), config(), phase=Stage("train", epochs=1, training={"batch_size": 200}))
 
 
 def test_no_image_at_all_is_refused_with_remainder_too():
     with pytest.raises(ValueError, match=r"with 0 images"):
-        fit(method(), Phase("train", 1, remainder=True), toy_images()[torch.arange(0)], config(),
-            seed=0, device=CPU)  # fmt: skip
+        fit(method(), Stage("train", epochs=1, remainder=True), toy_images()[torch.arange(0)],
+            config(), seed=0, device=CPU)  # fmt: skip
 
 
 def test_with_remainder_pairs_and_outliers_come_with_every_batch():
     witness = method(kind=Witness)
-    phase = Phase("train", 2, pair=class_balanced, outliers=0.5, remainder=True)
+    phase = Stage("train", epochs=2, pair=class_balanced, outliers=0.5, remainder=True)
     auxiliary = toy_images((9,), seed=5)
     run(witness, config(epochs=2, batch_size=30), phase=phase, auxiliary=auxiliary)
     assert [len(batch.pair.labels) for batch in witness.seen] == [30, 30, 15] * 2
@@ -560,20 +561,20 @@ def test_with_remainder_pairs_and_outliers_come_with_every_batch():
 
 
 def test_statistics_of_frozen_parts_follow_the_batches_where_they_adapt():
-    phase = Phase("train", 2, trains=("net.head",), adapts=("net.backbone",))
+    phase = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone",))
     before, after = states(method(), phase)
     statistics = {name for name in before if name.split(".")[-1] in STATISTICS}
     assert len(statistics) > 5
     assert moved(before, after) == HEAD | statistics
     # of a single part, its own only
-    phase = Phase("train", 2, trains=("net.head",), adapts=("net.backbone.stage2",))
+    phase = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone.stage2",))
     before, after = states(method(), phase)
     assert moved(before, after) == HEAD | {n for n in statistics if ".stage2." in n}
 
 
 def test_statistics_that_adapt_are_those_of_the_same_batches_seen_in_training_mode():
     adapting, reference = method(kind=Witness), method()
-    phase = Phase("train", 1, trains=("net.head",), adapts=("net.backbone",))
+    phase = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
     run(adapting, config(epochs=1), phase=phase)
     reference.train()
     with torch.no_grad():
@@ -585,7 +586,7 @@ def test_statistics_that_adapt_are_those_of_the_same_batches_seen_in_training_mo
 
 
 def test_without_adapting_nothing_of_the_frozen_part_moves():
-    before, after = states(method(), Phase("train", 2, trains=("net.head",)))
+    before, after = states(method(), Stage("train", epochs=2, trainable=("net.head",)))
     assert moved(before, after) == HEAD
 
 
@@ -596,7 +597,8 @@ def test_only_batchnorm_is_in_training_mode_where_it_adapts():
             self.net.backbone.drop = torch.nn.Dropout()
 
     trained = method(kind=Dropping)
-    choose_what_learns(trained, Phase("train", 1, trains="net.head", adapts=("net.backbone",)))
+    stage = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
+    choose_what_learns(trained, stage)
     norms = [m for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert all(norm.training for norm in norms)
@@ -607,21 +609,21 @@ def test_only_batchnorm_is_in_training_mode_where_it_adapts():
         "net.head.weight", "net.head.bias"
     ]  # fmt: skip
     # a phase behind it finds nothing left of that
-    choose_what_learns(trained, Phase("train", 1, trains="net.head"))
+    choose_what_learns(trained, Stage("train", epochs=1, trainable=("net.head",)))
     assert not any(norm.training for norm in norms)
-    choose_what_learns(trained, Phase("train", 1))
+    choose_what_learns(trained, Stage("train", epochs=1))
     assert all(module.training for module in trained.modules())
     assert all(p.requires_grad for p in trained.parameters())
 
 
 @pytest.mark.parametrize("trains", ["net.head.bias", ("net.head.bias",)])
 def test_a_phase_may_train_a_single_parameter(trains):
-    before, after = states(method(), Phase("train", 2, trains=trains))
+    before, after = states(method(), Stage("train", epochs=2, trainable=trains))
     assert moved(before, after) == {"net.head.bias"}
 
 
 def test_a_parameter_and_a_submodule_beside_it():
-    phase = Phase("train", 2, trains=("net.head.bias", "net.backbone.stage1"))
+    phase = Stage("train", epochs=2, trainable=("net.head.bias", "net.backbone.stage1"))
     before, after = states(method(), phase)
     wanted = {n for n in before if n.startswith("net.backbone.stage1.")} | {"net.head.bias"}
     assert moved(before, after) == wanted
@@ -648,7 +650,7 @@ class Mixing(Method):
         return {"mixed": (share * one + (1 - share) * other).mean()}
 
 
-MIXED = Phase("train", 3, mix=MixConfig(cutmix=False))
+MIXED = Stage("train", epochs=3, mix=MixConfig(cutmix=False))
 
 
 def test_a_phase_that_mixes_brings_every_batch_mixed_with_itself():
@@ -690,10 +692,10 @@ def test_mixtures_are_those_of_the_seed():
 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_phase_with_all_of_its_own_resumes_with_the_same_weights(tmp_path, stop):
-    phase = Phase(
-        "train", 3, trains=("net.head", "net.backbone.stage3"), adapts=("net.backbone.stage1",),
-        rates={"net.head.bias": 0.3}, mix=MixConfig(), remainder=True,
-        training={"batch_size": 30, "learning_rate": 0.1},
+    phase = Stage(
+        "train", epochs=3, trainable=("net.head", "net.backbone.stage3"),
+        adapts=("net.backbone.stage1",), rates={"net.head.bias": 0.3}, mix=MixConfig(),
+        remainder=True, training={"batch_size": 30, "learning_rate": 0.1},
     )  # fmt: skip
     training = config(augment=AugmentConfig(crop_padding=1))
     whole, resumed = method(kind=Mixing), method(seed=99, kind=Mixing)

@@ -64,8 +64,8 @@ def trained(kind):
         warmup_epochs=1,
         augment=AugmentConfig(crop_padding=0, flip=0.0),
     )
-    for number, phase in enumerate(method.phases(config.epochs)):
-        fit(method, phase, data, config, seed=number, device=CPU)
+    for number, stage in enumerate(method.stages(method.options)):
+        fit(method, stage, data, config, seed=number, device=CPU)
     method.finish(data, data, CPU)
     method.fold()
     return method.eval()

@@ -14,8 +14,8 @@ from lt_pipeline.learning.data.batches import Batch, mixed_with_itself
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import trained_parameters
-from lt_pipeline.learning.engine.phase import Stage
-from lt_pipeline.learning.engine.trainer import fit, phase_config
+from lt_pipeline.learning.engine.protocol import objective_of
+from lt_pipeline.learning.engine.trainer import fit, stage_config
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import MadeOf
@@ -69,15 +69,12 @@ def train(name, checkpoints, data=None, seed=0, **options):
     data, method = data or toy_images(), btm(**options)
     stage = stage_of(method, name)
     given = {start: checkpoints[start] for start in stage.start}
-    subsets = method.subsets(data.labels, 0)
-    method.start(stage, given)
+    seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
     if stage.trains:
-        phase = {phase.name: phase for phase in method.phases(TRAINING.epochs)}[name]
-        seen = data[subsets[name]] if stage.subset else data
-        fit(method, phase, seen, TRAINING, seed=seed, device=CPU)
+        method.start(stage, given)
+        fit(method, stage, seen, TRAINING, seed=seed, device=CPU)
     else:
-        together = torch.cat([subsets[start] for start in stage.start]).unique()
-        method.step(stage, given, data[together], CPU)
+        method.step(stage, given, seen, CPU)
     return method, copied(method)
 
 
@@ -199,11 +196,11 @@ def test_interpolations_are_those_of_figures_1_and_2():
     assert paths(interpolate=0) == ()
 
 
-# ---- phases
+# ---- what each stage does
 
 
-def phases(**options):
-    return {phase.name: phase for phase in btm(**options).phases(200)}
+def stages(**options):
+    return {s.name: s for s in BalancedTrainingAndMerging.stages(BtmOptions(**options))}
 
 
 SHARED = TrainingConfig(epochs=200, batch_size=128, learning_rate=0.1, weight_decay=2e-4)
@@ -211,17 +208,17 @@ SHARED = TrainingConfig(epochs=200, batch_size=128, learning_rate=0.1, weight_de
 
 @pytest.mark.parametrize("name", ["branch_0", "branch_9", "union"])
 def test_fine_tuning_is_as_in_the_paper(name):
-    phase = phases()[name]
-    config = phase_config(SHARED, phase)
-    assert phase.epochs == 30
+    stage = stages()[name]
+    config = stage_config(SHARED, stage)
+    assert stage.epochs == 30
     assert (config.batch_size, config.learning_rate, config.weight_decay) == (256, 5e-3, 5e-4)
     assert (config.schedule, config.warmup_epochs, config.momentum) == ("cosine", 0, 0.9)
-    assert phase.mix == MixConfig(cutmix=False, alpha=1.0), "the augmentation of the first stage"
+    assert stage.mix == MixConfig(cutmix=False, alpha=1.0), "the augmentation of the first stage"
     labels = torch.arange(949) % 7
-    order = phase.sampler(labels, torch.Generator().manual_seed(0), 0.0)
+    order = stage.sampler(labels, torch.Generator().manual_seed(0), 0.0)
     assert order.sort().values.tolist() == list(range(949)), "each image once"
     images = toy_images((949,), size=4)
-    stream = Stream(phase, images, config, views=0, seed=0, device=CPU)
+    stream = Stream(stage, images, config, views=0, seed=0, device=CPU)
     assert stream.steps == 4, "an epoch's last step has what is left"
 
 
@@ -229,66 +226,64 @@ def test_the_rates_follow_a_cosine_from_the_first_step(trained):
     method = btm(**SHORT)
     stage, given = stage_of(method, "branch_0"), {"pretrain": trained["pretrain"]}
     method.start(stage, given)
-    phase = {phase.name: phase for phase in method.phases(3)}["branch_0"]
-    history = fit(method, phase, toy_images((6, 6, 6, 5)), TRAINING, seed=0, device=CPU)
+    history = fit(method, stage, toy_images((6, 6, 6, 5)), TRAINING, seed=0, device=CPU)
     rates = [point["value"] for point in history["train/learning_rate"]]
     assert rates == pytest.approx([0.05 * 0.5 * (1 + q) for q in (0.5**0.5, 0, -(0.5**0.5), -1)])
 
 
 def test_the_last_training_is_the_second_stage_of_mislas():
     for options, epochs in (({}, 10), ({"fc": True}, 40)):
-        found = phases(**options)
+        found = stages(**options)
         for name in ("post_train", "stage_2"):
-            phase, config = found[name], phase_config(SHARED, found[name])
-            assert phase.epochs == epochs
+            stage, config = found[name], stage_config(SHARED, found[name])
+            assert stage.epochs == epochs
             assert (config.batch_size, config.weight_decay) == (128, 2e-4), "as in training"
             assert (config.learning_rate, config.schedule) == (0.1, "cosine")
             assert config.warmup_epochs == 0
-            assert set(phase.trained) == {"source.net.head", "scale"}
-            assert phase.rates == {"source.net.head": 0.2}
-            assert phase.adapts == ("source.net.backbone",)
-            assert phase.mix is None
+            assert set(stage.trainable) == {"source.net.head", "scale"}
+            assert stage.rates == {"source.net.head": 0.2}
+            assert stage.adapts == ("source.net.backbone",)
+            assert stage.mix is None
             # balanced: as many of each class as of any other
             labels = toy_images().labels
-            drawn = labels[phase.sampler(labels, torch.Generator().manual_seed(0), 0.0)]
+            drawn = labels[stage.sampler(labels, torch.Generator().manual_seed(0), 0.0)]
             counts = torch.bincount(drawn)
             assert len(drawn) == len(labels)
             assert counts.max() - counts.min() <= 4
-    told = phases(fc=True, classifier={"epochs": 3})
+    told = stages(fc=True, classifier={"epochs": 3})
     assert told["post_train"].epochs == told["stage_2"].epochs == 3
     criterion = BtmOptions().criterion
     assert (criterion.name, criterion.head, criterion.tail) == ("label_aware_smoothing", 0.4, 0.1)
 
 
 def test_the_classifier_forgets_in_ten_epochs_on_all_images():
-    phase = phases(fc=True)["fc"]
-    assert phase.epochs == 10
-    assert phase.trained == ("source.net.head",)
-    assert phase.adapts == ()
-    assert phase.rates == {"source.net.head": 1.0}
+    stage = stages(fc=True)["fc"]
+    assert stage.epochs == 10
+    assert stage.trainable == ("source.net.head",)
+    assert stage.adapts == ()
+    assert stage.rates == {"source.net.head": 1.0}
     labels = toy_images().labels
-    order = phase.sampler(labels, torch.Generator().manual_seed(0), 0.0)
+    order = stage.sampler(labels, torch.Generator().manual_seed(0), 0.0)
     assert order.sort().values.tolist() == list(range(len(labels)))
 
 
 def test_the_classifier_forgets_as_it_is_fine_tuned_unless_told():
     """ "We use the same training strategy for the first two steps" (section 4.1)."""
 
-    def recipe(phase):
-        config = phase_config(SHARED, phase).model_dump()
+    def recipe(stage):
+        config = stage_config(SHARED, stage).model_dump()
         names = ("batch_size", "learning_rate", "weight_decay", "schedule", "warmup_epochs")
         return [config[name] for name in names]
 
-    usual = phases(fc=True)
+    usual = stages(fc=True)
     assert recipe(usual["fc"]) == recipe(usual["branch_0"]) == [256, 5e-3, 5e-4, "cosine", 0]
     told = {"learning_rate": 0.1, "batch_size": None, "weight_decay": None}
-    as_mislas = phases(fc=True, fc_classifier=told)
+    as_mislas = stages(fc=True, fc_classifier=told)
     assert recipe(as_mislas["fc"]) == recipe(as_mislas["stage_2"]) == [128, 0.1, 2e-4, "cosine", 0]
 
 
 def test_the_budget_is_that_of_the_method_that_is_trained_first():
-    method = btm()
-    assert {p.name: p.epochs for p in method.phases(7) if p.epochs == 7} == {"pretrain": 7}
+    assert [s.name for s in stages().values() if s.trains and s.passes(7) == 7] == ["pretrain"]
 
 
 def test_factors_of_the_logits_are_left_to_the_last_training():
@@ -299,42 +294,45 @@ def test_factors_of_the_logits_are_left_to_the_last_training():
 def test_mixtures_follow_the_method_that_is_trained_first_unless_told():
     halves = {"alpha": 0.2, "both": "halves"}
     follows = {"pretrain": "mixup", "pretrain_options": {"mix": halves}}
-    assert btm(**follows).mix == MixConfig(alpha=0.2, both="halves")
-    assert phases(**follows)["branch_3"].mix == MixConfig(alpha=0.2, both="halves")
-    assert btm(pretrain="ce").mix is None
-    assert phases(pretrain="ce")["branch_0"].mix is None
-    assert btm(pretrain="mixup", branches={"mix": None}).mix is None
-    assert btm(pretrain="ce", branches={"mix": {"alpha": 0.4}}).mix == MixConfig(alpha=0.4)
+    assert stages(**follows)["branch_3"].mix == MixConfig(alpha=0.2, both="halves")
+    assert stages(pretrain="ce")["branch_0"].mix is None
+    assert stages(pretrain="mixup", branches={"mix": None})["branch_0"].mix is None
+    told = stages(pretrain="ce", branches={"mix": {"alpha": 0.4}})["branch_0"]
+    assert told.mix == MixConfig(alpha=0.4)
 
 
 # ---- subsets
 
 
+def subsets(labels, seed, **options):
+    found = stages(**options).values()
+    return {s.name: s.subset.draw(labels, seed) for s in found if s.subset and s.trains}
+
+
 def test_subsets_are_balanced_seeded_and_different():
-    labels = toy_images().labels
-    method = btm(branches={"sets": 4, "images": 5})
-    found, again = method.subsets(labels, 1), method.subsets(labels, 1)
+    labels, own = toy_images().labels, {"sets": 4, "images": 5}
+    found, again = (subsets(labels, 1, branches=own) for _ in range(2))
     branches = [found[f"branch_{k}"] for k in range(4)]
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert all(torch.bincount(labels[p]).tolist() == [5, 5, 5, 5] for p in branches)
     assert all(len(p.unique()) == len(p) for p in branches)
     assert len({tuple(p.sort().values.tolist()) for p in branches}) == 4
-    other = method.subsets(labels, 2)
+    other = subsets(labels, 2, branches=own)
     assert not any(torch.equal(found[f"branch_{k}"], other[f"branch_{k}"]) for k in range(4))
     assert found["union"].tolist() == sorted(set(torch.cat(branches[:2]).tolist()))
     # two images of the largest class in both are rare, all of the smallest class are a must
     assert torch.bincount(labels[found["union"]])[3] == 5
-    more = btm(branches={"sets": 7, "images": 5}).subsets(labels, 1)
+    more = subsets(labels, 1, branches={"sets": 7, "images": 5})
     assert all(torch.equal(more[name], found[name]) for name in found), "however many there are"
-    assert set(btm(references=False).subsets(labels, 1)) == {f"branch_{k}" for k in range(10)}
+    assert set(subsets(labels, 1, references=False)) == {f"branch_{k}" for k in range(10)}
 
 
 def test_a_class_with_fewer_images_gives_all_or_is_filled_up():
     labels = toy_images().labels
     own = set((labels == 3).nonzero().flatten().tolist())
     for short, size in (("keep", 5), ("fill", 8)):
-        method = btm(branches={"sets": 3, "images": 8, "short": short})
-        for name, positions in method.subsets(labels, 0).items():
+        options = {"branches": {"sets": 3, "images": 8, "short": short}}
+        for name, positions in subsets(labels, 0, **options).items():
             if name == "union":
                 continue
             assert torch.bincount(labels[positions]).tolist() == [8, 8, 8, size]
@@ -343,7 +341,7 @@ def test_a_class_with_fewer_images_gives_all_or_is_filled_up():
         assert (
             f"each of 3 subsets has {24 + size} images, {size} to 8 a class, and 1 of 4 classes "
             f"give all of them the same images"
-        ) in method.notes()
+        ) in btm(**options).notes()
 
 
 def test_notes_say_how_many_steps_a_fine_tuning_is_and_what_one_an_epoch_means():
@@ -406,10 +404,11 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
     made = mixed_batch()
     for mix, name in (("pretrain", "branch_0"), (None, "union"), ("pretrain", "union")):
         method = btm(branches={**FEW, "mix": mix}, **LAST)
-        method.start(stage_of(method, name), {"pretrain": trained["pretrain"]})
+        stage = stage_of(method, name)
+        method.start(stage, {"pretrain": trained["pretrain"]})
         method.eval()
         with torch.no_grad():
-            found = method.loss(made, 0.5)
+            found = objective_of(method, stage).loss(made, 0.5)
             mixed = made.mixed
             logits = method.net(mixed.images if mix else made.images)
         share = mixed.share.double() if mix else torch.ones(len(made.labels)).double()
@@ -422,17 +421,19 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
 
 def test_mixtures_that_are_due_and_missing_are_asked_for(trained):
     method = btm(**SHORT)
-    method.start(stage_of(method, "branch_0"), {"pretrain": trained["pretrain"]})
+    stage = stage_of(method, "branch_0")
+    method.start(stage, {"pretrain": trained["pretrain"]})
     with pytest.raises(ValueError, match="must bring mixtures"):
-        method.loss(mixed_batch()._replace(mixed=None), 0.5)
+        objective_of(method, stage).loss(mixed_batch()._replace(mixed=None), 0.5)
 
 
 def test_the_classifier_forgets_with_cross_entropy_and_no_mixtures(trained):
     method = btm(fc=True, **SHORT)
-    method.start(stage_of(method, "fc"), {"pretrain": trained["pretrain"]})
+    stage = stage_of(method, "fc")
+    method.start(stage, {"pretrain": trained["pretrain"]})
     made = mixed_batch()
     with torch.no_grad():
-        found = method.eval().loss(made, 0.5)
+        found = objective_of(method.eval(), stage).loss(made, 0.5)
         wanted = nll(method.net(made.images), made.labels).mean()
     assert found["cross_entropy"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -532,7 +533,7 @@ def test_merging_copies_of_one_network_changes_nothing(trained, strategy):
 def own_score(state, data, kind):
     """Score a state without the method's own evaluation."""
     method = btm(branches=FEW, **LAST)
-    method.start(Stage("finish", ("merge",)), {"merge": state})
+    method.start(method.END, {"merge": state})
     method.eval()
     with torch.no_grad():
         found = torch.cat([method.net(image[None]) for image in data.images]).argmax(1)
@@ -598,7 +599,7 @@ def test_batchnorm_is_estimated_anew_in_one_pass_over_all_subsets(trained):
     method.step(stage_of(method, "merge"), states(trained), data, CPU)
     found = copied(method)
     reference = btm(branches=FEW, **LAST)
-    reference.start(Stage("finish", ("merge",)), {"merge": averaged})
+    reference.start(reference.END, {"merge": averaged})
     reference.train()
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -629,8 +630,7 @@ def test_batches_for_the_statistics_are_of_all_classes(trained):
 
 def test_networks_that_differ_are_not_merged_and_the_first_difference_is_named(trained):
     other = btm(model=ModelConfig(backbone="resnet20"), branches=FEW, **LAST)
-    other.start(Stage("branch_1"), {})
-    other.fold_source()
+    other.start(stage_of(other, "branch_1"), {})
     given = {**states(trained), "branch_1": copied(other)}
     first = next(n for n in given["branch_1"] if n not in given["branch_0"])
     with pytest.raises(ValueError, match="cannot merge branch_0 and branch_1") as error:
@@ -647,6 +647,27 @@ def test_merging_does_not_touch_the_networks(trained):
     assert all(same(before[name], trained[name]) for name in before)
 
 
+def test_on_top_of_it_the_same_networks_are_merged_by_the_same_shares(trained):
+    """What a method on top has of its own is in no network that is merged."""
+    options = BtmOptions(**SHORT).model_dump()
+    above = ExperimentConfig.resolve("crt", {
+        "model": {"backbone": "resnet8"},
+        "crt": {"options": {"pretrain": "btm", "pretrain_options": options}},
+    })  # fmt: skip
+    method = Experiment(above, toy_card()).build()
+    (stage,) = (s for s in method.stages(method.options) if s.name == "pretrain_merge")
+    assert stage.start == tuple(f"pretrain_branch_{k}" for k in range(3))
+    given = {
+        f"pretrain_{name}": {f"source.{n}": value for n, value in state.items()}
+        for name, state in states(trained).items()
+    }
+    report = method.step(stage, given, toy_images(), CPU)
+    assert list(report["shares"]) == list(states(trained))
+    found = method.source.state_dict()
+    assert {*found} == {*trained["merge"]}
+    assert same(trained["merge"], found)
+
+
 # ---- the whole
 
 
@@ -660,12 +681,10 @@ def test_equal_seeds_give_equal_bits(trained):
 def test_on_a_method_of_two_stages_the_whole_network_is_fine_tuned(pretrain):
     method = btm(pretrain=pretrain, branches=FEW)
     method.start(stage_of(method, "branch_0"), {})
-    method.fold_source()
-    phase = {phase.name: phase for phase in method.phases(2)}
     wanted = {id(p) for p in method.net.parameters()}
-    assert {id(p) for _, p in trained_parameters(method, phase["branch_0"])} == wanted
+    assert {id(p) for _, p in trained_parameters(method, stage_of(method, "branch_0"))} == wanted
     head = {id(p) for p in method.net.head.parameters()}
-    assert {id(p) for _, p in trained_parameters(method, phase["fc"])} == head
+    assert {id(p) for _, p in trained_parameters(method, stage_of(method, "fc"))} == head
 
 
 # ---- what may be shared
@@ -739,8 +758,7 @@ def test_forgetting_does_not_depend_on_the_subsets():
 def test_the_first_stage_is_the_first_methods_own():
     options = BtmOptions()
     stage, *_ = BalancedTrainingAndMerging.stages(options)
-    found = BalancedTrainingAndMerging.recipe(stage, "btm", options)
-    assert (found.method, found.options) == ("mixup", options.pretrain_options)
+    assert (stage.recipe.method, stage.recipe.options) == ("mixup", options.pretrain_options)
     assert made_of("pretrain")[0]["method"] == "mixup"
 
 
@@ -772,7 +790,7 @@ def test_the_smoothing_is_this_arms_own(trained):
         assert torch.equal(method.criterion.smoothing, wanted)
     method, _ = train("post_train", trained, **SHORT)
     other = btm(**SHORT)
-    other.start(Stage("finish", ("post_train",)), {"post_train": copied(method)})
+    other.start(other.END, {"post_train": copied(method)})
     assert torch.equal(other.scale, method.scale)
     assert not torch.equal(other.scale, torch.ones(4))
 
@@ -796,7 +814,7 @@ def test_one_subset_has_no_union_and_no_way_between_two():
     assert dag(**options)["merge"] == ("branch_0",)
     paths = BalancedTrainingAndMerging.paths(BtmOptions(**options))
     assert [path[:2] for path in paths] == [("pretrain", "branch_0")]
-    assert set(btm(**options).subsets(toy_images().labels, 0)) == {"branch_0"}
+    assert set(subsets(toy_images().labels, 0, **options)) == {"branch_0"}
 
 
 def test_one_network_between_two_is_no_picture():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,12 +22,14 @@ from lt_pipeline.learning.engine.device import autocast
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import choose_what_learns, trained_parameters
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.trainer import fit, phase_config
+from lt_pipeline.learning.engine.protocol import Objective, objective_of
+from lt_pipeline.learning.engine.trainer import fit, stage_config
 from lt_pipeline.learning.evaluation.detectors import DETECTORS, DetectorConfig
 from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment, run_stages
 from lt_pipeline.learning.experiments.store import Store
+from lt_pipeline.learning.methods._roles import Staged
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
 from toys import FromAfar, toy_card, toy_images
@@ -102,7 +105,7 @@ def run(experiment, data):
 
 
 def trained_stages(experiment, checkpoints):
-    """Yield every stage that learns, as it is after its training: method, phase, a batch of it.
+    """Yield every stage that learns, as it is after its training: method, stage, a batch of it.
 
     Of branches, which differ in their images only, there is the first.
     """
@@ -114,18 +117,17 @@ def trained_stages(experiment, checkpoints):
         roles.add(stage.role)
         method = found.build()
         method.start(stage, {name: checkpoints[name] for name in stage.start})
-        phase = {phase.name: phase for phase in method.phases(EPOCHS)}[stage.name]
         method.load_state_dict(checkpoints[stage.name])
-        seen = data[method.subsets(data.labels, 0)[stage.name]] if stage.subset else data
-        yield method, phase, one_batch(method, phase, seen, found.config.training)
+        seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
+        yield method, stage, one_batch(method, stage, seen, found.config.training)
 
 
-def one_batch(method, phase, data, config):
+def one_batch(method, stage, data, config):
     stream = Stream(
-        phase,
+        stage,
         data,
-        phase_config(config, phase),
-        views=method.views,
+        stage_config(config, stage),
+        views=objective_of(method, stage).views,
         seed=2,
         device=CPU,
         auxiliary=noise(),
@@ -152,7 +154,7 @@ def noise(count=20):
     return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("of no class",))
 
 
-def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create):
+def test_stages_can_run_in_their_order_and_say_what_they_do(create):
     method = create()
     stages = method.stages(method.options)
     known = set()
@@ -160,24 +162,38 @@ def test_stages_can_run_in_their_order_and_have_a_phase_where_they_train(create)
         assert set(stage.start) <= known
         known.add(stage.name)
     assert len(known) == len(stages)
-    trained = [stage.name for stage in stages if stage.trains]
-    assert [phase.name for phase in method.phases(10)] == trained
-    subsets = method.subsets(toy_images().labels, 0)
-    assert set(subsets) == {stage.name for stage in stages if stage.subset and stage.trains}
+    for stage in stages:
+        if stage.trains:
+            assert isinstance(objective_of(method, stage), Objective)
+            assert dict(trained_parameters(method, stage))
+        else:
+            assert callable(attrgetter(stage.step)(method))
+
+
+def test_stages_say_what_they_start_from_and_what_they_do(create):
+    """All of it: no method has more to do where a stage begins, nor where it is a step."""
+    kind = type(create())
+    assert (kind.start, kind.step, kind.load) == (Staged.start, Staged.step, Staged.load)
 
 
 def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create, checkpoints):
-    method = create()
-    last = [stage for stage in method.stages(method.options) if stage.trains][-1]
-    method.start(last, {name: checkpoints[name] for name in last.start})
-    method.requires_grad_(True).train()
-    terms = method.loss(batch(method.views), 0.5)
-    assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
-    sum(terms.values()).backward()
-    without = [name for name, p in method.named_parameters() if p.grad is None]
-    assert without == []
-    # BatchNorm makes the gradient of what it subtracts vanish, never that of a whole layer
-    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
+    """Of each stage's objective, what learns in it; of all together, all there is."""
+    without, method = set(), create()
+    stages = [stage for stage in method.stages(method.options) if stage.trains]
+    for stage in stages:
+        method = create()
+        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        method.train()
+        objective = objective_of(method, stage)
+        terms = objective.loss(batch(objective.views), 0.5)
+        assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
+        sum(terms.values()).backward()
+        learning = dict(trained_parameters(method, stage))
+        # BatchNorm makes the gradient of what it subtracts vanish, never that of a whole layer
+        found = {name for name, p in learning.items() if p.grad is not None}
+        assert all(torch.isfinite(learning[name].grad).all() for name in found)
+        without = (without | {name for name in learning if name not in found}) - found
+    assert without == set()
 
 
 def test_what_the_criterion_follows_and_notes_is_said(create):
@@ -185,10 +201,9 @@ def test_what_the_criterion_follows_and_notes_is_said(create):
     method.criterion.notes = lambda: ["noted by the criterion"]
     method.criterion.follow = lambda: {"criterion/followed": 1.0}
     assert "noted by the criterion" in method.notes()
-    trained = [stage for stage in method.stages(method.options) if stage.trains][-1]
-    method.start(trained, {})
-    on_criterion = getattr(method, "on_criterion", not method.options.built_on)
-    assert ("criterion/followed" in method.follow()) == on_criterion
+    for stage in method.stages(method.options):
+        if stage.trains and objective_of(method, stage) is method:
+            assert "criterion/followed" in method.follow()
 
 
 def test_scores_do_not_depend_on_the_batch(trained):
@@ -264,15 +279,16 @@ def test_from_afar_it_gives_what_it_gives_in_memory(experiment, tmp_path):
     assert all("second" in name or "memory" in name for name in different), different
 
 
-def gradients(method, phase, made, precision):
+def gradients(method, stage, made, precision):
     """Return the gradient of each loss term, as a step of the engine has it."""
-    choose_what_learns(method, phase)
-    method.start_epoch(phase, phase.epochs - 1)
-    learning = [p for _, p in trained_parameters(method, phase) if p.requires_grad]
+    choose_what_learns(method, stage)
+    objective, epochs = objective_of(method, stage), stage.passes(EPOCHS)
+    objective.start_epoch(epochs - 1, epochs)
+    learning = [p for _, p in trained_parameters(method, stage) if p.requires_grad]
     config = TrainingConfig(precision=precision)
     torch.manual_seed(0)
-    with autocast(config, CPU, exact=method.needs_float32):
-        terms = method.loss(made, 0.5)
+    with autocast(config, CPU, exact=objective.needs_float32):
+        terms = objective.loss(made, 0.5)
     found = {}
     for name, term in terms.items():
         parts = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
@@ -283,12 +299,12 @@ def gradients(method, phase, made, precision):
 def worst_cosine(stages):
     """Return the least agreement of a term's gradient under bfloat16 with that in float64."""
     worst = {}
-    for method, phase, made in stages:
-        exact = gradients(copy.deepcopy(method).double(), phase, made, "float32")
-        found = gradients(copy.deepcopy(method), phase, made, "bfloat16")
+    for method, stage, made in stages:
+        exact = gradients(copy.deepcopy(method).double(), stage, made, "float32")
+        found = gradients(copy.deepcopy(method), stage, made, "bfloat16")
         assert found.keys() == exact.keys()
         for name, value in found.items():
-            worst[f"{phase.name} {name}"] = F.cosine_similarity(value, exact[name], dim=0).item()
+            worst[f"{stage.name} {name}"] = F.cosine_similarity(value, exact[name], dim=0).item()
     return min(worst.items(), key=lambda item: item[1])
 
 
@@ -313,19 +329,18 @@ def test_training_together_gives_what_training_alone_does(create, vmap):
     stage = next(stage for stage in method.stages(method.options) if stage.trains)
     method.start(stage, {})
     method.double()
-    phase = {phase.name: phase for phase in method.phases(2)}[stage.name]
 
     def together():
-        given = [phase, phase], sets, config
+        given = [stage, stage], sets, config
         return fit_together(method, *given, seeds=[3, 4], device=CPU, vmap=vmap)
 
-    if phase.pair or phase.outliers or method.views:
+    if stage.pair or stage.outliers or objective_of(method, stage).views:
         with pytest.raises(ValueError, match="train them one after the other"):
             together()
         return
     for (state, _), data, seed in zip(together(), sets, [3, 4], strict=True):
         alone = copy.deepcopy(method)
-        fit(alone, phase, data, config, seed=seed, device=CPU)
+        fit(alone, stage, data, config, seed=seed, device=CPU)
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-9, msg=name)
 
@@ -333,7 +348,9 @@ def test_training_together_gives_what_training_alone_does(create, vmap):
 @pytest.mark.gpu
 def test_it_moves_to_the_gpu_whole(create):
     method = create().to("cuda").train()
-    sum(method.loss(on_gpu(batch(method.views)), 0.5).values()).backward()
+    stage = method.stages(method.options)[0]
+    objective = objective_of(method, stage)
+    sum(objective.loss(on_gpu(batch(objective.views)), 0.5).values()).backward()
     assert all(p.grad.is_cuda for p in method.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in method.parameters())
 

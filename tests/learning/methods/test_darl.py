@@ -14,7 +14,7 @@ from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.methods.darl import DARL, DarlOptions
 from lt_pipeline.learning.methods.lgla import LGLA, LglaOptions
@@ -60,7 +60,7 @@ def test_without_balance_mixtures_and_ambiguity_it_is_lgla():
     torch.manual_seed(0)
     lgla = LGLA(LglaOptions(), MODEL, toy_card(COUNTS)).train()
     darl = create(balanced=0.0, mixed=0.0, ambiguity="none")
-    assert darl.phases(3) == [Phase("train", 3)]
+    assert darl.stages(darl.options) == (Stage("train"),)
     for (name, one), two in zip(
         lgla.loss(batch(), 0.5).items(), darl.loss(batch(), 0.5).values(), strict=True
     ):
@@ -144,9 +144,9 @@ def test_shares_are_of_the_batch_size(options, sizes):
     assert method._sizes(batch()) == sizes
     plain, labels, mixed = method._parts(batch())
     assert (len(plain), len(labels), len(mixed.images)) == (sizes[0] + sizes[1],) * 2 + sizes[2:]
-    (phase,) = method.phases(2)
+    (stage,) = method.stages(method.options)
     wants = sizes[1] > 0 or (sizes[2] > 0 and method.options.pairs == "balanced")
-    assert phase.pair is (class_balanced if wants else None)
+    assert stage.pair is (class_balanced if wants else None)
 
 
 def test_pairs_of_the_original_draw_are_other_images_of_it():
@@ -219,9 +219,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, ambiguity):
     )  # fmt: skip
 
     def run(method, resume=None, report=None):
-        (phase,) = method.phases(3)
+        (stage,) = method.stages(method.options)
         fit(
-            method, phase, toy_images(COUNTS), config, seed=1, device=CPU, resume=resume,
+            method, stage, toy_images(COUNTS), config, seed=1, device=CPU, resume=resume,
             report=report,
         )  # fmt: skip
         return method.state_dict()

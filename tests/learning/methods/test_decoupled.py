@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -12,10 +13,10 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.optim import sgd, trained_parameters
-from lt_pipeline.learning.engine.phase import Phase, Stage
+from lt_pipeline.learning.engine.protocol import objective_of
+from lt_pipeline.learning.engine.stage import Recipe
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
-from lt_pipeline.learning.methods._base import Recipe
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from toys import COUNTS, PROJECT, toy_card, toy_images
 
@@ -65,8 +66,7 @@ def train(make, epochs=1, until=None):
         if stage.name == until:
             break
         method = ready(make, stage, checkpoints)
-        phase = {phase.name: phase for phase in method.phases(epochs)}[stage.name]
-        fit(method, phase, toy_images(), training(epochs), seed=number, device=CPU)
+        fit(method, stage, toy_images(), training(epochs), seed=number, device=CPU)
         checkpoints[stage.name] = state(method)
     return checkpoints
 
@@ -74,7 +74,9 @@ def train(make, epochs=1, until=None):
 def finished(make, checkpoints):
     """Return the method behind its last stage."""
     last = list(checkpoints)[-1]
-    return ready(make, Stage("finish", (last,)), checkpoints)
+    method = make()
+    method.start(method.END, {last: checkpoints[last]})
+    return method
 
 
 def state(method):
@@ -114,7 +116,7 @@ def test_the_first_stage_gives_the_weights_of_the_method_by_itself_bit_for_bit(o
     mine = train(lambda: create(outer, **own), until=SECOND)
     alone = train(lambda: create(inner))
     folded = create(inner)
-    folded.start(Stage("finish", tuple(alone)[-1:]), {list(alone)[-1]: list(alone.values())[-1]})
+    folded.start(folded.END, alone)
     folded.fold()
     found = finished(lambda: create(outer, **own), mine)
     assert len(mine) == len(alone)
@@ -125,15 +127,17 @@ def test_the_first_stage_gives_the_weights_of_the_method_by_itself_bit_for_bit(o
     assert len(moved(state(create(inner)), list(alone.values())[-1])) > 10
 
 
-def test_the_phases_before_the_last_are_the_other_methods_with_its_names():
+def test_the_stages_before_the_last_are_the_other_methods_with_its_names():
     method, alone = create("crt", pretrain="ride"), create("ride")
-    inner, mine = alone.phases(40), method.phases(40)
-    assert [phase.name for phase in mine] == ["pretrain", "pretrain_router", SECOND]
-    assert [stage.start for stage in method.stages(method.options)] == [
-        (), ("pretrain",), ("pretrain_router",)
-    ]  # fmt: skip
-    assert [phase.epochs for phase in mine] == [40, inner[1].epochs, 10]
-    assert [phase.trains for phase in mine[:2]] == [("source",), ("source.router",)]
+    inner, mine = alone.stages(alone.options), method.stages(method.options)
+    assert [stage.name for stage in mine] == ["pretrain", "pretrain_router", SECOND]
+    assert [stage.start for stage in mine] == [(), ("pretrain",), ("pretrain_router",)]
+    assert [stage.passes(40) for stage in mine] == [40, inner[1].passes(40), 10]
+    assert [stage.trainable for stage in mine[:2]] == [("source",), ("source.router",)]
+    assert objective_of(method, mine[0]) is method.source
+    assert type(objective_of(method, mine[1])) is type(objective_of(method.source, inner[1]))
+    assert objective_of(method, mine[2]) is method
+    assert [stage.folded for stage in mine] == [(), (), ("source",)]
 
 
 def test_more_is_folded_behind_the_first_stage():
@@ -168,28 +172,20 @@ def test_what_decides_the_first_stage_is_the_other_methods_own_configuration(out
     kind = methods.get(outer)
     *first, last = kind.stages(mine)
     for stage in first:
-        found = kind.recipe(stage, outer, mine)
-        assert (found.method, found.options, found.left_out) == (inner, alone, ())
-        assert (found.above, found.whole) == (1, False)
-    assert kind.recipe(last, outer, mine) == Recipe(outer, mine)
+        assert stage.recipe == Recipe(inner, alone, above=1, shared=True)
+    assert last.recipe == Recipe(), "all of its own, and nothing else's"
 
 
 def test_the_recipe_does_not_depend_on_the_second_stage():
-    kind = methods.get("crt")
-    stage, last = kind.stages(configured("crt").options)
-
-    def recipe(stage, **options):
-        return kind.recipe(stage, "crt", configured("crt", **options).options)
+    def first(**options):
+        return methods.get("crt").stages(configured("crt", **options).options)[0]
 
     one, two = ({"classifier": {"epochs": n}} for n in (3, 4))
-    assert recipe(stage, **one) == recipe(stage, **two)
-    assert recipe(last, **one) != recipe(last, **two)
-    other = configured(
-        "crt",
-        pretrain_options={"criterion": {"margin": {"name": "ldam"}}},
-        model={"head": "cosine"},
-    )
-    assert kind.recipe(stage, "crt", other.options) != recipe(stage, **one)
+    assert first(**one) == first(**two)
+    margin = {"criterion": {"margin": {"name": "ldam"}}}
+    other = first(pretrain_options=margin, model={"head": "cosine"})
+    assert replace(other, recipe=first().recipe) == first()
+    assert other.recipe != first().recipe
 
 
 # The second stage
@@ -226,7 +222,7 @@ def test_where_the_statistics_shift_to_is_that_of_the_batches_seen():
     method, reference = (ready(make, stage, first) for _ in range(2))
     plain = method.loss
     method.loss = lambda batch, progress: seen.append(batch) or plain(batch, progress)
-    fit(method, method.phases(1)[-1], toy_images(), training(), seed=3, device=CPU)
+    fit(method, method.stages(method.options)[-1], toy_images(), training(), seed=3, device=CPU)
     reference.train()
     with torch.no_grad():
         for batch in seen:
@@ -256,15 +252,15 @@ def test_crt_starts_from_a_new_classifier_on_the_old_representation():
 )
 def test_batches_are_class_balanced_but_for_gml(name, balanced):
     method = create(name)
-    phase = method.phases(200)[-1]
-    assert (phase.name, phase.epochs) == (SECOND, 10)
+    stage = method.stages(method.options)[-1]
+    assert (stage.name, stage.epochs) == (SECOND, 10)
     labels, generator = toy_images().labels, torch.Generator().manual_seed(0)
-    draws = [labels[phase.sampler(labels, generator, k / 40)] for k in range(40)]
+    draws = [labels[stage.sampler(labels, generator, k / 40)] for k in range(40)]
     share = torch.bincount(torch.cat(draws)) / (40 * len(labels))
     wanted = torch.full((4,), 0.25) if balanced else torch.tensor(COUNTS) / sum(COUNTS)
     torch.testing.assert_close(share, wanted, rtol=0, atol=0.03)
-    assert phase.remainder
-    assert phase.mix is None
+    assert stage.remainder
+    assert stage.mix is None
 
 
 def test_its_schedule_is_a_cosine_from_its_own_rate_with_own_batches_and_decay():
@@ -275,11 +271,14 @@ def test_its_schedule_is_a_cosine_from_its_own_rate_with_own_batches_and_decay()
 
     method = ready(make, make().stages(make().options)[-1], train(make, until=SECOND))
     shared = training(9, schedule="step", warmup_epochs=5)
-    history = fit(method, method.phases(9)[-1], toy_images(), shared, seed=0, device=CPU)
+    history = fit(
+        method, method.stages(method.options)[-1], toy_images(), shared, seed=0, device=CPU
+    )
     rates = [point["value"] for point in history["train/learning_rate"]]
     wanted = [0.15 * (1 + torch.tensor(k / 4 * torch.pi).cos().item()) for k in (1, 2, 3, 4)]
     assert rates == pytest.approx(wanted, abs=1e-7)
-    assert create("crt").phases(9)[-1].training.keys() == {
+    plain = create("crt")
+    assert plain.stages(plain.options)[-1].training.keys() == {
         "learning_rate", "schedule", "warmup_epochs"
     }  # fmt: skip
 
@@ -310,10 +309,13 @@ def test_a_step_of_mislas_is_one_of_sgd_at_its_two_rates():
     old = [p.detach().clone().double() for p in (head.weight, head.bias, method.scale)]
     kept = state(method)
     exact = training(augment=AugmentConfig(crop_padding=0, flip=0.0), momentum=0.9)
-    history = fit(method, method.phases(1)[-1], toy_images(), exact, seed=0, device=CPU)
+    history = fit(
+        method, method.stages(method.options)[-1], toy_images(), exact, seed=0, device=CPU
+    )
     (batch,) = seen
     assert len(batch.labels) == 75, "fewer images than a batch are one, too"
-    reference = ready(make, Stage("finish"), {})
+    reference = make()
+    reference.start(reference.END, {})
     reference.load_state_dict(kept)
     reference.train()
     with torch.no_grad():
@@ -339,7 +341,7 @@ def test_logits_are_scaled_by_class_bias_and_all(name):
         method.scale.copy_(torch.tensor([1.0, 2.0, 3.0, -4.0]))
         method.net.head.bias.copy_(torch.tensor([1.0, -1.0, 2.0, 0.5]))
         images = toy_images().images[:6]
-        method.start(Stage("finish"), {})
+        method.start(method.END, {})
         features = method.net.features(images)
         wanted = F.linear(features, method.net.head.weight, method.net.head.bias) * method.scale
         torch.testing.assert_close(method.score(images), wanted)
@@ -406,7 +408,7 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
     wanted = {f"source.{name}" for name in HEAD} | {"scale"} | statistics
     assert moved(before, checkpoints[SECOND]) == wanted
     method = make()
-    last = method.phases(1)[-1]
+    last = method.stages(method.options)[-1]
     learning = trained_parameters(method, last)
     groups = sgd(learning, method, last, TrainingConfig(learning_rate=0.1), CPU).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -419,7 +421,7 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
 
 def with_weights(name, weight, bias=None, **options):
     method = create(name, **options).eval()
-    method.start(Stage("finish"), {})
+    method.start(method.END, {})
     with torch.no_grad():
         method.net.head.weight.copy_(weight)
         if bias is not None:
@@ -465,7 +467,7 @@ def test_each_experts_weights_are_normalised_by_themselves():
         "pretrain": "ride", "tau": 1.0, "pretrain_options": options}}})  # fmt: skip
     torch.manual_seed(0)
     method = methods.get("tau_norm")(config.options, config.model, toy_card())
-    method.start(Stage("finish"), {})
+    method.start(method.END, {})
     before = method.net.centres.detach().clone()
     assert before.ndim == 3
     method.finish(toy_images(), toy_images(), CPU)
@@ -481,8 +483,8 @@ def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
 
     def ready_for(**options):
         method = create("tau_norm", **options)
-        return ready(lambda: method, Stage("finish", ("pretrain",)), {
-            "pretrain": {f"source.{n}": v for n, v in start.items()}})  # fmt: skip
+        method.start(method.END, {"pretrain": {f"source.{n}": v for n, v in start.items()}})
+        return method
 
     method = ready_for(tau=None, candidates=candidates).eval()
     with torch.no_grad():
@@ -618,10 +620,10 @@ def test_the_first_methods_wishes_are_known():
     assert nested.built_on == ("mislas", "mixup")
 
 
-def test_the_phase_without_shifting_has_no_part_that_adapts():
-    method = create("crt", classifier={"shift_batchnorm": True, "head_rate": 0.5})
-    phase = method.phases(3)[-1]
-    assert isinstance(phase, Phase)
-    assert phase.adapts == ("source.net.backbone",)
-    assert phase.rates == {"source.net.head": 0.5}
-    assert create("crt").phases(3)[-1].adapts == ()
+def test_the_stage_without_shifting_has_no_part_that_adapts():
+    def last(**classifier):
+        return methods.get("crt").stages(configured("crt", classifier=classifier).options)[-1]
+
+    assert last(shift_batchnorm=True).adapts == ("source.net.backbone",)
+    assert last(head_rate=0.5).rates == {"source.net.head": 0.5}
+    assert last().adapts == ()

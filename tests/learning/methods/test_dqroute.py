@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.figures.methods import draw
 from lt_pipeline.learning.losses import routing
@@ -23,7 +23,7 @@ MODEL = ModelConfig(backbone="resnet8", head="cosine", scale=30.0)
 # toy classes have 40, 20, 10 and 5 images
 GROUPS = {"medium_below": 15, "tail_below": 8}
 CLASSES = {"E_G": [0, 1, 2, 3], "E_M": [2, 3], "E_T": [3]}
-PHASE = Phase("train", 10)
+EPOCHS = 10
 
 
 def create(seed=0, **options):
@@ -155,7 +155,7 @@ def test_a_criterion_s_own_weights_multiply_with_the_class_weights():
             {"name": "class_balanced", "beta": 0.99, "weighted_mean": False},
         )
     )
-    weighing.start_epoch(PHASE, 0)
+    weighing.start_epoch(0, EPOCHS)
     logits, gates = parts(plain, given)
     effective = [(1 - 0.99**n) / (1 - 0.99) for n in COUNTS]
     more = torch.tensor([4 / e / sum(1 / f for f in effective) for e in effective])
@@ -180,7 +180,7 @@ def test_alpha_0_is_the_quantity_weight_and_1_the_difficulty_weight():
     quantity, difficulty, none = create(alpha=0.0), create(alpha=1.0), create(alpha=None)
     for method in (quantity, difficulty, none):
         method.loss(batch(), 0.5)
-        method.end_epoch(PHASE, None, CPU)
+        method.end_epoch(EPOCHS, None, CPU)
     torch.testing.assert_close(
         quantity.class_weight(),
         routing.quantity_weight(quantity.card.longtail.counts, "inverse").float(),
@@ -213,7 +213,7 @@ def test_400_epochs_of_an_extreme_class_leave_every_weight_positive():
         method.difficulty.sums.copy_(
             torch.tensor([[8.0] * 4, [0.0, 8 * blind, 8 * blind, 8 * blind], [8.0, 0, 0, 0]])
         )
-        method.end_epoch(PHASE, None, CPU)
+        method.end_epoch(EPOCHS, None, CPU)
         weight = method.class_weight()
         assert weight.isfinite().all()
         assert (weight > 0).all()
@@ -240,7 +240,7 @@ def test_difficulty_is_measured_on_the_fused_predictions_of_the_epoch(balance):
     before = method.difficulty.log_weight.clone()
     entropy, accuracy = seen(method, given)
     method.loss(given, 0.5)
-    method.end_epoch(PHASE, None, CPU)
+    method.end_epoch(EPOCHS, None, CPU)
     torch.testing.assert_close(method.difficulty.entropy, entropy)
     torch.testing.assert_close(method.difficulty.accuracy, accuracy)
     d = (entropy / math.log(4) + balance * (1 - accuracy)) / (1 + balance)
@@ -257,7 +257,7 @@ def test_gamma_fits_the_number_of_epochs_where_the_total_is_given(epochs, total,
     for options in ({"gamma_total": total}, {"gamma": gamma}):
         method = create(**options)
         method.loss(batch(), 0.5)
-        method.end_epoch(Phase("train", epochs), None, CPU)
+        method.end_epoch(epochs, None, CPU)
         found.append(method.difficulty.log_weight)
     torch.testing.assert_close(*found)
     assert found[0].std() > 0
@@ -268,7 +268,7 @@ def test_keep_forgets_the_weights_of_the_epochs_before():
     before = method.difficulty.log_weight.clone()
     entropy, accuracy = seen(method, given)
     method.loss(given, 0.5)
-    method.end_epoch(PHASE, None, CPU)
+    method.end_epoch(EPOCHS, None, CPU)
     d = (entropy / math.log(4) + 1 - accuracy) / 2
     wanted = (0.5 * before + 0.3 * d).softmax(0)
     torch.testing.assert_close(method.difficulty.log_weight.exp(), wanted)
@@ -277,14 +277,14 @@ def test_keep_forgets_the_weights_of_the_epochs_before():
 def test_entropy_and_accuracy_are_smoothed_from_the_first_epoch_on_warm_up_or_not():
     for warmup in (0.0, 0.5):
         method, given = create(warmup=warmup, smoothing=0.75), batch()
-        method.start_epoch(PHASE, 0)
+        method.start_epoch(0, EPOCHS)
         entropy, right = torch.full((4,), math.log(4)), torch.zeros(4)
         for _ in range(3):
             method.loss(given, 0.5)
             images, *totals = method.difficulty.sums.clone()
             entropy = 0.75 * entropy + 0.25 * totals[0] / images
             right = 0.75 * right + 0.25 * totals[1] / images
-            method.end_epoch(PHASE, None, CPU)
+            method.end_epoch(EPOCHS, None, CPU)
         torch.testing.assert_close(method.difficulty.entropy, entropy)
         torch.testing.assert_close(method.difficulty.accuracy, right)
         still = torch.equal(method.difficulty.log_weight, torch.full((4,), -math.log(4)))
@@ -295,14 +295,14 @@ def test_a_class_keeps_what_it_had_and_one_never_seen_is_as_hard_as_the_others()
     method = create(smoothing=0.9)
     method.loss(one_class(0), 0.5)
     _, entropy, right = (method.difficulty.sums / method.difficulty.sums[0].clamp(min=1)).unbind()
-    method.end_epoch(PHASE, None, CPU)
+    method.end_epoch(EPOCHS, None, CPU)
     first = [0.9 * math.log(4) + 0.1 * entropy[0].item(), 0.1 * right[0].item()]
     assert method.difficulty.entropy.tolist() == pytest.approx([first[0]] * 4)
     assert method.difficulty.accuracy.tolist() == pytest.approx([first[1]] * 4)
     assert method.difficulty.log_weight.exp().tolist() == pytest.approx([0.25] * 4)
     method.loss(one_class(1), 0.5)
     _, entropy, right = (method.difficulty.sums / method.difficulty.sums[0].clamp(min=1)).unbind()
-    method.end_epoch(PHASE, None, CPU)
+    method.end_epoch(EPOCHS, None, CPU)
     for values, had, now in (
         (method.difficulty.entropy, first[0], entropy[1].item()),
         (method.difficulty.accuracy, first[1], right[1].item()),
@@ -318,7 +318,7 @@ def test_difficulty_of_the_hold_out_is_its_own_and_not_the_training_s():
     method.loss(batch(), 0.5)
     assert not method.difficulty.sums.any()
     held_out = toy_images((6, 5, 4), seed=5, noise=200.0)  # none of the rarest class and group
-    method.end_epoch(PHASE, held_out, CPU)
+    method.end_epoch(EPOCHS, held_out, CPU)
     found = seen(method, Batch(held_out.images, held_out.labels, torch.arange(15)))
     many = (6 * found[:, 0] + 5 * found[:, 1]) / 11  # classes 0 and 1 are a group, 2 is one
     for c, images in ((0, 6), (1, 5)):
@@ -333,7 +333,7 @@ def test_difficulty_of_the_hold_out_is_its_own_and_not_the_training_s():
 def test_the_warm_up_routes_alike_and_keeps_the_weights():
     method, given = create(warmup=0.3), batch()
     for epoch in range(5):
-        method.start_epoch(PHASE, epoch)
+        method.start_epoch(epoch, EPOCHS)
         logits, _ = parts(method, given)
         terms = method.loss(given, 0.5)
         each = torch.stack(
@@ -342,7 +342,7 @@ def test_the_warm_up_routes_alike_and_keeps_the_weights():
         weight = method.class_weight()[given.labels]
         alike = (weight * each.mean(1)).sum() / weight.sum()
         before = method.difficulty.log_weight.clone()
-        method.end_epoch(PHASE, None, CPU)
+        method.end_epoch(EPOCHS, None, CPU)
         warming = epoch < 3
         assert torch.isclose(terms["classification"], alike, rtol=1e-5).item() == warming
         assert torch.equal(method.difficulty.log_weight, before) == warming
@@ -434,7 +434,7 @@ def test_masked_experts_are_masked_in_difficulty_and_diagnosis_too():
         logits, gates = parts(method, given)
     p = (routed(gates)[:, :, None] * within(logits)).sum(1)
     method.loss(given, 0.5)
-    method.end_epoch(PHASE, None, CPU)
+    method.end_epoch(EPOCHS, None, CPU)
     for c in range(4):
         mine = p[given.labels == c]
         wanted = -(mine * mine.log()).sum(1).mean().item()
@@ -448,7 +448,7 @@ def test_masked_experts_are_masked_in_difficulty_and_diagnosis_too():
 def test_resume_keeps_every_statistic(tmp_path, difficulty):
     held_out = {"validation": toy_images((6, 6, 6, 6), seed=5, noise=200.0)}
     options = {"difficulty": difficulty, "gamma": 0.5}
-    phase = Phase("train", 4)
+    phase = Stage("train", epochs=4)
     whole, broken, resumed = (create(**options) for _ in range(3))
     arguments = (phase, toy_images(), training(epochs=4))
     common = {"seed": 0, "device": CPU, "monitors": held_out}
@@ -470,15 +470,15 @@ def test_resume_keeps_every_statistic(tmp_path, difficulty):
 
 def test_the_hold_out_is_needed_where_difficulty_is_measured_on_it():
     with pytest.raises(ValueError, match="set data.validation > 0"):
-        fit(create(difficulty="validation"), Phase("train", 1), toy_images(), training(epochs=1),
-            seed=0, device=CPU)  # fmt: skip
+        fit(create(difficulty="validation"), Stage("train", epochs=1), toy_images(),
+            training(epochs=1), seed=0, device=CPU)  # fmt: skip
     assert DqrouteOptions(difficulty="validation").wants_validation
     assert not DqrouteOptions().wants_validation
 
 
 def test_the_weights_over_training_are_kept_for_the_pictures():
     method = create(gamma=1.0, alpha=1.0)
-    phase = Phase("train", 4)
+    phase = Stage("train", epochs=4)
     history = fit(method, phase, toy_images(), training(epochs=4), seed=0, device=CPU)
     series = method.series()
     weight, (effective,) = torch.tensor(series["class_weight"]), series["effective_classes"]
@@ -530,7 +530,7 @@ def run_epochs(method, difficulties):
         method.difficulty.sums.copy_(
             torch.stack([images, torch.zeros(4), 10 - torch.tensor(wrong)])
         )
-        method.end_epoch(PHASE, None, CPU)
+        method.end_epoch(EPOCHS, None, CPU)
 
 
 HARD_TAIL, HARD_HEAD = [1.0, 2, 3, 4], [4.0, 3, 2, 1]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.figures.methods import draw
@@ -114,7 +114,7 @@ def test_energies_by_class_are_followed_over_the_run():
     seen = []
     once = method._watch
     method._watch = lambda *given: (seen.append([g.clone() for g in given]), once(*given))
-    history = fit(method, Phase("train", 2), toy_images(COUNTS), config, seed=0, device=CPU)
+    history = fit(method, Stage("train", epochs=2), toy_images(COUNTS), config, seed=0, device=CPU)
     energies, _, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     by_epoch = [(energies[:75], labels[:75]), (energies[75:], labels[75:])]
     series = torch.tensor(method.series()["energy"])

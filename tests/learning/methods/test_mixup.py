@@ -52,10 +52,10 @@ def test_the_loss_is_that_of_a_loop_over_the_mixtures(mix, criterion):
     assert method.loss(other, 0.5)[criterion].item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_its_phase_mixes_and_scores_are_of_images_as_they_are():
+def test_its_stage_mixes_and_scores_are_of_images_as_they_are():
     method = create(mix={**BLEND, "alpha": 0.2})
-    (phase,) = method.phases(7)
-    assert (phase.epochs, phase.mix, phase.trains) == (7, method.options.mix, "")
+    (stage,) = method.stages(method.options)
+    assert (stage.passes(7), stage.mix, stage.trainable) == (7, method.options.mix, ("",))
     assert method.options.mixes.alpha == 0.2
     images = toy_images().images[:5]
     with torch.no_grad():
@@ -75,7 +75,9 @@ def test_mixtures_change_what_is_learned():
             epochs=2, batch_size=25, learning_rate=0.05, warmup_epochs=0, schedule="constant",
             augment=AugmentConfig(crop_padding=0, flip=0.0),
         )  # fmt: skip
-        history = fit(method, method.phases(2)[0], toy_images(), training, seed=0, device=CPU)
+        history = fit(
+            method, method.stages(method.options)[0], toy_images(), training, seed=0, device=CPU
+        )
         assert "train/cross_entropy" in history
         weights.append(method.net.head.weight)
     assert (weights[0] - weights[1]).abs().max() > 1e-3

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.methods._outliers import OutlierOptions
 from lt_pipeline.learning.methods.energy_oe import EnergyOptions, EnergyOutlierExposure
@@ -18,7 +17,7 @@ def create(kind, options, **values):
     torch.manual_seed(0)
     given = options.model_validate(values)
     method = kind(given, ModelConfig(backbone="resnet8"), toy_card()).train()
-    method.start_epoch(Phase("train", 10), 9)
+    method.start_epoch(9, 10)
     return method
 
 
@@ -68,11 +67,11 @@ def test_any_criterion_of_one_view_goes_with_them():
 
 def test_they_begin_at_their_share_and_are_in_the_last_epoch():
     method = create(EnergyOutlierExposure, EnergyOptions, start=0.5)
-    assert [phase.outliers for phase in method.phases(4)] == [1.0]
+    assert [stage.outliers for stage in method.stages(method.options)] == [1.0]
     for epochs, shown in ((4, [False, False, True, True]), (1, [True])):
         found = []
         for epoch in range(epochs):
-            method.start_epoch(Phase("train", epochs), epoch)
+            method.start_epoch(epoch, epochs)
             found.append("outliers" in method.loss(batch(), 0.5))
         assert found == shown
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.losses import experts as losses
@@ -33,12 +35,12 @@ def batch():
     return Batch(data.images[index], data.labels[index], index)
 
 
-def train(method, phase, rate=0.05):
+def train(method, stage, rate=0.05):
     config = TrainingConfig(
-        epochs=phase.epochs, batch_size=25, learning_rate=rate, warmup_epochs=0,
+        epochs=3, batch_size=25, learning_rate=rate, warmup_epochs=0,
         schedule="constant", augment=AugmentConfig(crop_padding=0, flip=0.0),
     )  # fmt: skip
-    return fit(method, phase, toy_images(), config, seed=0, device=CPU)
+    return fit(method, stage, toy_images(), config, seed=0, device=CPU)
 
 
 def state(method):
@@ -71,7 +73,7 @@ def expert_losses(logits, labels, weight):
 @pytest.mark.parametrize(("epoch", "late"), [(0, False), (159, False), (160, True)])
 def test_without_diversity_the_loss_is_the_sum_of_the_experts_criteria(epoch, late):
     method = create(diversity=0).train()
-    method.start_epoch(Phase("train", 200), epoch)
+    method.start_epoch(epoch, 200)
     terms = method.loss(batch(), 0.5)
     assert list(terms) == ["class_balanced"]
     with torch.no_grad():
@@ -85,7 +87,7 @@ def test_without_diversity_the_loss_is_the_sum_of_the_experts_criteria(epoch, la
 @pytest.mark.parametrize(("epoch", "late"), [(159, False), (160, True)])
 def test_diversity_is_rewarded_by_class_temperature_from_epoch_160_of_200(target, epoch, late):
     method = create(diversity=0.3, diversity_target=target, temperature=1.5).train()
-    method.start_epoch(Phase("train", 200), epoch)
+    method.start_epoch(epoch, 200)
     terms = method.loss(batch(), 0.5)
     with torch.no_grad():
         logits = method.net(batch().images).double()
@@ -111,7 +113,7 @@ def test_more_diversity_makes_experts_differ_more():
     apart = []
     for weight in (0.0, 2.0):
         method = create(diversity=weight, criterion={"name": "cross_entropy"})
-        train(method, Phase("train", 12))
+        train(method, Stage("train", epochs=12))
         method.eval()
         with torch.no_grad():
             logits = method.net(toy_images().images)
@@ -124,7 +126,7 @@ def test_more_diversity_makes_experts_differ_more():
 )
 def test_any_criterion_on_logits_will_do(criterion):
     method = create(criterion=criterion, diversity=0).train()
-    method.start_epoch(Phase("train", 2), 0)
+    method.start_epoch(0, 2)
     (value,) = method.loss(batch(), 0.5).values()
     logits = method.net(batch().images)
     alone = [method.criterion(logits[:, k], batch().labels).mean() for k in range(3)]
@@ -134,27 +136,31 @@ def test_any_criterion_on_logits_will_do(criterion):
 # The router
 
 
-def test_the_router_has_a_phase_of_its_own():
-    train_phase, router = create().phases(200)
-    assert (train_phase.name, train_phase.epochs, train_phase.trains) == ("train", 200, "")
-    assert (router.name, router.epochs, router.trains) == ("router", 20, "router")
-    assert create(router_share=0.025).phases(200)[1].epochs == 5
-    assert create().phases(1)[1].epochs == 1
+def stages(**options):
+    return RoutingDiverseExperts.stages(RideOptions(**options))
+
+
+def test_the_router_has_a_stage_of_its_own():
+    experts, router = stages()
+    assert (experts.name, experts.passes(200), experts.trainable) == ("train", 200, ("",))
+    assert (router.name, router.passes(200), router.trainable) == ("router", 20, ("router",))
+    assert stages(router_share=0.025)[1].passes(200) == 5
+    assert router.passes(1) == 1
     labels, generator = toy_images().labels, torch.Generator().manual_seed(0)
     drawn = torch.cat([labels[router.sampler(labels, generator, 0.0)] for _ in range(20)])
     assert torch.bincount(drawn).min() > 0.8 * len(drawn) / 4
 
 
 @pytest.mark.parametrize("criterion", ["class_balanced", "difficulty_balanced"])
-def test_each_phase_leaves_the_other_s_part_as_it_is_bit_for_bit(criterion):
+def test_each_stage_leaves_the_other_s_part_as_it_is_bit_for_bit(criterion):
     method = create(criterion={"name": criterion})
     start = state(method)
-    phases = method.phases(3)
-    history = train(method, phases[0])
+    experts, router = method.stages(method.options)
+    history = train(method, experts)
     assert set(history) >= {f"train/{criterion}", "train/diversity"}
     assert "train/routing" not in history
     middle = state(method)
-    history = train(method, phases[1])
+    history = train(method, router)
     assert "train/routing" in history
     assert not {f"train/{criterion}", "train/diversity"} & set(history)
     end = state(method)
@@ -170,24 +176,24 @@ def test_each_phase_leaves_the_other_s_part_as_it_is_bit_for_bit(criterion):
     assert not torch.equal(start["net.head.weight"], middle["net.head.weight"])
 
 
-def test_the_router_s_phase_needs_no_hold_out():
+def test_the_router_s_stage_needs_no_hold_out():
     options = {"name": "difficulty_balanced", "difficulty": "validation"}
-    method, phase = create(criterion=options), create().phases(10)[1]
-    method.end_epoch(phase, None, CPU)
+    method = create(criterion=options)
+    method.routing.end_epoch(10, None, CPU)
     with pytest.raises(ValueError, match="data.validation"):
-        method.end_epoch(Phase("train", 10), None, CPU)
+        method.end_epoch(10, None, CPU)
 
 
 def test_the_routing_loss_trains_the_router_alone():
     method = create().train()
-    method.loss(batch(), 0.5)["routing"].backward()
+    method.routing.loss(batch(), 0.5)["routing"].backward()
     for name, parameter in method.named_parameters():
         assert (parameter.grad is not None) == name.startswith("router."), name
 
 
 def test_the_routing_loss_is_that_of_the_gates_and_labels():
     method = create(router_weight=7.0).train()
-    found = method.loss(batch(), 0.5)["routing"]
+    found = method.routing.loss(batch(), 0.5)["routing"]
     features = method.net.features(batch().images)
     logits = method.net.head(features)
     gates, needed = method.router(features, logits), losses.needs_more(logits, batch().labels)
@@ -255,8 +261,8 @@ def test_without_route_the_score_is_the_mean_and_the_router_is_folded_away():
 
 def test_diagnosis_counts_experts_and_what_is_right():
     method = create()
-    train(method, Phase("train", 2))
-    train(method, Phase("router", 2, trains="router"))
+    for stage in method.stages(method.options):
+        train(method, replace(stage, epochs=2))
     test = toy_images((6, 6, 6, 6), seed=2)
     found = method.diagnose(toy_images(), test, CPU)
     assert set(found) == {"experts_used", "accuracy_routed", "accuracy_mean"}
@@ -276,7 +282,7 @@ def test_diagnosis_counts_experts_and_what_is_right():
 def test_bfloat16_gives_float32_terms():
     method = create().train()
     with torch.autocast("cpu", torch.bfloat16):
-        terms = method.loss(batch(), 0.5)
+        terms = method.loss(batch(), 0.5) | method.routing.loss(batch(), 0.5)
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert all(torch.isfinite(term) for term in terms.values())
 
@@ -284,7 +290,8 @@ def test_bfloat16_gives_float32_terms():
 def test_a_linear_head_does_with_a_criterion_of_logits():
     method = create(LINEAR, criterion={"name": "cross_entropy"}).train()
     assert method.router.scale == 1
-    assert set(method.loss(batch(), 0.5)) == {"cross_entropy", "diversity", "routing"}
+    assert set(method.loss(batch(), 0.5)) == {"cross_entropy", "diversity"}
+    assert set(method.routing.loss(batch(), 0.5)) == {"routing"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ fewer gives; the lists released with its code keep what there is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -66,6 +67,26 @@ def balanced_subsets(
     if sets < 1:
         raise UserError(f"sets must be >= 1 balanced subset, but got {sets}")
     return [balanced_subset(labels, per_class, _generator(seed, k), short) for k in range(sets)]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of the balanced subsets of these ``numbers``, counted from 0, each once.
+
+    A subset by itself keeps its order, and its repeats under "fill".
+    """
+
+    numbers: tuple[int, ...]
+    per_class: int
+    short: Short = "keep"
+
+    def draw(self, labels: Tensor, seed: int) -> Tensor:
+        """Return positions, int64 on the CPU; arguments are as in ``balanced_subsets``."""
+        drawn = [
+            balanced_subset(labels, self.per_class, _generator(seed, k), self.short)
+            for k in self.numbers
+        ]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn).unique()
 
 
 def _generator(seed: int, index: int) -> torch.Generator:

@@ -59,7 +59,7 @@ def _of_the_system(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ResumeFile:
-    """Where a phase keeps the state that it resumes from, and which run that state belongs to.
+    """Where a stage keeps the state that it resumes from, and which run that state belongs to.
 
     ``fingerprint`` stands for everything that decides the result: a state with another one is
     of another run and is not used, nor is one with other ``values`` of the same names: defaults,

@@ -1,4 +1,4 @@
-"""The batches that a phase sees, epoch after epoch, from generators that can be resumed."""
+"""The batches that a stage sees, epoch after epoch, from generators that can be resumed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 
 
-def steps_of(phase: Phase, images: int, batch_size: int) -> int:
+def steps_of(stage: Stage, images: int, batch_size: int) -> int:
     """Return the steps of an epoch over so many ``images``.
 
     Raises:
         UserError: if they do not fill one batch.
     """
     full, left = divmod(images, batch_size)
-    steps = full + (left > 0 and phase.remainder)
+    steps = full + (left > 0 and stage.remainder)
     if not steps:
         raise UserError(
             f"training.batch_size must be <= the number of training images, "
@@ -33,18 +33,18 @@ def steps_of(phase: Phase, images: int, batch_size: int) -> int:
 
 
 class Stream:
-    """Augmented batches of one phase, drawn where the images live.
+    """Augmented batches of one stage, drawn where the images live.
 
     Two streams of equal arguments give the same batches.
 
     Raises:
-        UserError: if the set does not fill one batch, or the phase asks for outliers and there
+        UserError: if the set does not fill one batch, or the stage asks for outliers and there
             are none.
     """
 
     def __init__(
         self,
-        phase: Phase,
+        stage: Stage,
         train: Images,
         config: TrainingConfig,
         *,
@@ -53,32 +53,32 @@ class Stream:
         device: torch.device,
         auxiliary: Images | None = None,
     ) -> None:
-        self.phase, self.config, self.views, self.device = phase, config, views, device
-        self.steps = steps_of(phase, len(train), config.batch_size)
-        self.images = len(train) if phase.remainder else self.steps * config.batch_size
+        self.stage, self.config, self.views, self.device = stage, config, views, device
+        self.steps = steps_of(stage, len(train), config.batch_size)
+        self.images = len(train) if stage.remainder else self.steps * config.batch_size
         self.train = train.to(device)
-        self.auxiliary = _auxiliary(auxiliary, phase, device)
-        self.sampler = phase.sampler or config.sampler.build()
+        self.auxiliary = _auxiliary(auxiliary, stage, device)
+        self.sampler = stage.sampler or config.sampler.build()
         self.order_generator = torch.Generator().manual_seed(seed)
         self.augment_generator = torch.Generator(device).manual_seed(seed)
 
     def epoch(self, done: float) -> Iterator[Batch]:
-        """Yield an epoch's batches, each with all that the phase asks for.
+        """Yield an epoch's batches, each with all that the stage asks for.
 
-        ``done`` is the share of the phase's epochs that are over.
+        ``done`` is the share of the stage's epochs that are over.
         """
         size, labels = self.config.batch_size, self.train.labels.cpu()
         order = self.sampler(labels, self.order_generator, done)
         found = self._augmented(self.train, order, size, self.views)
-        if self.phase.pair:
-            order = self.phase.pair(labels, self.order_generator, done)
+        if self.stage.pair:
+            order = self.stage.pair(labels, self.order_generator, done)
             pairs = self._augmented(self.train, order, size)
             found = (b._replace(pair=p) for b, p in zip(found, pairs, strict=True))
-        if self.phase.mix:
-            mix = self.phase.mix
+        if self.stage.mix:
+            mix = self.stage.mix
             found = (mixed_with_itself(batch, mix, self.order_generator) for batch in found)
         if self.auxiliary is not None:
-            beside = max(round(size * self.phase.outliers), 1)
+            beside = max(round(size * self.stage.outliers), 1)
             needed = self.steps * beside
             order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
             # what AutoAugment and Cutout make of noise is no noise
@@ -115,16 +115,16 @@ class Stream:
             self.augment_generator,
             views=views,
             contrast=self.config.contrast,
-            remainder=self.phase.remainder,
+            remainder=self.stage.remainder,
         )
 
 
-def _auxiliary(auxiliary: Images | None, phase: Phase, device: torch.device) -> Images | None:
-    if not phase.outliers:
+def _auxiliary(auxiliary: Images | None, stage: Stage, device: torch.device) -> Images | None:
+    if not stage.outliers:
         return None
     if auxiliary is None or not len(auxiliary):
         raise UserError(
-            f"phase {phase.name!r} trains on images of no class, but there are none: set "
+            f"phase {stage.name!r} trains on images of no class, but there are none: set "
             f"data.auxiliary"
         )
     return auxiliary.to(device)

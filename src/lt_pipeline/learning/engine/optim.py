@@ -1,4 +1,4 @@
-"""What learns in a phase, and its optimizer, with the decay and the rates that a method wants."""
+"""What learns in a stage, and its optimizer, with the decay and the rates that a method wants."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.phase import Phase
-from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.protocol import Learner, objective_of
+from lt_pipeline.learning.engine.stage import Stage
 
 
-def trained_parameters(method: Learner, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield what learns in ``phase``, by its name in ``method``."""
-    learning = {id(p) for scope in phase.trained for p in parameters_of(method, scope)}
+def trained_parameters(method: Learner, stage: Stage) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what learns in ``stage``, by its name in ``method``."""
+    learning = {id(p) for scope in stage.trainable for p in parameters_of(method, scope)}
     for name, parameter in method.named_parameters():
         if id(parameter) in learning:
             yield name, parameter
@@ -33,16 +33,16 @@ def parameters_of(method: Learner, scope: str) -> Iterator[nn.Parameter]:
         yield from method.get_submodule(scope).parameters()
 
 
-def choose_what_learns(method: Learner, phase: Phase) -> None:
-    """Train what the phase trains; the rest is frozen, and its BatchNorm unless it adapts."""
+def choose_what_learns(method: Learner, stage: Stage) -> None:
+    """Train what the stage trains; the rest is frozen, and its BatchNorm unless it adapts."""
     method.requires_grad_(False).eval()
-    for _, parameter in trained_parameters(method, phase):
+    for _, parameter in trained_parameters(method, stage):
         parameter.requires_grad_(True)
     parameters = dict(method.named_parameters())
-    for scope in phase.trained:
+    for scope in stage.trainable:
         if scope not in parameters:
             method.get_submodule(scope).train()
-    for scope in phase.adapts:
+    for scope in stage.adapts:
         for module in method.get_submodule(scope).modules():
             if isinstance(module, _BatchNorm):
                 module.train()
@@ -51,20 +51,20 @@ def choose_what_learns(method: Learner, phase: Phase) -> None:
 def sgd(
     learning: Iterable[tuple[str, Tensor]],
     method: Learner,
-    phase: Phase,
+    stage: Stage,
     config: TrainingConfig,
     device: torch.device,
 ) -> torch.optim.SGD:
     """Return SGD over ``learning``: tensors, each with its parameter's name in ``method``."""
-    undecayed = set(method.no_weight_decay())
+    undecayed = {id(p) for p in objective_of(method, stage).no_weight_decay()}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     scopes = [
-        ({id(p) for p in parameters_of(method, scope)}, rate) for scope, rate in phase.rates.items()
+        ({id(p) for p in parameters_of(method, scope)}, rate) for scope, rate in stage.rates.items()
     ]
     for name, parameter in learning:
         own = id(method.get_parameter(name))
         rates = [rate for members, rate in scopes if own in members]
-        decay = 0.0 if name in undecayed else config.weight_decay
+        decay = 0.0 if own in undecayed else config.weight_decay
         groups.setdefault((math.prod(rates), decay), []).append(parameter)
     return torch.optim.SGD(
         [

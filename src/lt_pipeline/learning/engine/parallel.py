@@ -18,17 +18,17 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import without_tf32
-from lt_pipeline.learning.engine.phase import Phase
-from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.protocol import Learner, objective_of
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms
-from lt_pipeline.learning.engine.trainer import History, Report, Trainer, phase_config
+from lt_pipeline.learning.engine.trainer import History, Report, Trainer, stage_config
 from lt_pipeline.learning.engine.vmapped import Vmapped
 from lt_pipeline.learning.schema import UserError
 
 
 def fit_together(
     method: Learner,
-    phases: Sequence[Phase],
+    stages: Sequence[Stage],
     sets: Sequence[Images],
     config: TrainingConfig,
     *,
@@ -42,7 +42,7 @@ def fit_together(
     """Train K networks at once; return the state and the history of each.
 
     All start from the state of ``method``, which it has again at the end. Network k becomes what
-    ``fit`` makes of a copy of ``method`` with ``phases[k]``, ``sets[k]`` and ``seeds[k]``, batch
+    ``fit`` makes of a copy of ``method`` with ``stages[k]``, ``sets[k]`` and ``seeds[k]``, batch
     by batch, to float tolerance. Its ``train/seconds`` are its share, 1 / K of the whole; the
     ``train/images_per_second`` are those of all together.
 
@@ -53,21 +53,21 @@ def fit_together(
     are trained side by side, each on one. Dropout draws other masks than in ``fit``.
 
     ``resume`` keeps the state of all in one file; ``monitors`` and ``report`` are as in ``fit``,
-    the latter called for each network by its phase's name.
+    the latter called for each network by its stage's name.
 
     Raises:
-        UserError: if the arguments are not K each, the phases differ in more than the name or
+        UserError: if the arguments are not K each, the stages differ in more than the name or
             ask for pairs, outliers or views, the sets are not of one shape or do not fill one
             batch, or a loss, a weight or a monitored score is no longer finite.
     """
-    _check(method, phases, sets, seeds)
-    phase, config = phases[0], phase_config(config, phases[0])
+    _check(method, stages, sets, seeds)
+    stage, config = stages[0], stage_config(config, stages[0])
     if vmap is True or (vmap == "auto" and device.type != "cpu"):
-        stacked = Vmapped(method, len(phases), phase, config, device)
-        trainer = Trainer([stacked], phases, sets, seeds)
+        stacked = Vmapped(method, len(stages), stage, config, device)
+        trainer = Trainer([stacked], stages, sets, seeds)
     else:
-        alone = [Plain(copy.deepcopy(method), phase, config, device) for _ in phases]
-        trainer = Trainer(alone, phases, sets, seeds, each=in_threads)
+        alone = [Plain(copy.deepcopy(method), stage, config, device) for _ in stages]
+        trainer = Trainer(alone, stages, sets, seeds, each=in_threads)
     trainer.run(monitors or {}, resume, report)
     states = [{n: value.clone() for n, value in state.items()} for state in trainer.states()]
     return list(zip(states, trainer.histories, strict=True))
@@ -82,7 +82,7 @@ def in_threads(epoch: Callable[[Step], Terms], steps: Sequence[Step]) -> list[Te
     try:
         # a switch of the process: not one thread's to turn back while another needs it
         with (
-            without_tf32(steps[0].method.needs_float32),
+            without_tf32(steps[0].objective.needs_float32),
             ThreadPoolExecutor(count, "", torch.set_num_threads, (1,)) as pool,
         ):
             return list(pool.map(epoch, steps))
@@ -91,34 +91,34 @@ def in_threads(epoch: Callable[[Step], Terms], steps: Sequence[Step]) -> list[Te
 
 
 def _check(
-    method: Learner, phases: Sequence[Phase], sets: Sequence[Images], seeds: Sequence[int]
+    method: Learner, stages: Sequence[Stage], sets: Sequence[Images], seeds: Sequence[int]
 ) -> None:
-    if not len(phases) == len(sets) == len(seeds) > 0:
+    if not len(stages) == len(sets) == len(seeds) > 0:
         raise UserError(
-            f"each network needs a phase, a set and a seed, but there are {len(phases)}, "
+            f"each network needs a phase, a set and a seed, but there are {len(stages)}, "
             f"{len(sets)} and {len(seeds)}"
         )
     first, shape, alone = (
-        phases[0],
+        stages[0],
         [len(sets[0]), *sets[0].shape],
         "train them one after the other",
     )
     for name in ("pair", "outliers", "views"):
-        if getattr(method if name == "views" else first, name):
+        if getattr(objective_of(method, first) if name == "views" else first, name):
             raise UserError(
                 f"networks trained together see images and their mixtures, but phase "
                 f"{first.name!r} asks for {name}: {alone}"
             )
-    for phase, data in zip(phases, sets, strict=True):
-        for name in (field.name for field in dataclasses.fields(Phase)):
-            here, there = getattr(phase, name), getattr(first, name)
-            if name != "name" and here != there:
+    for stage, data in zip(stages, sets, strict=True):
+        for name in (field.name for field in dataclasses.fields(Stage)):
+            here, there = getattr(stage, name), getattr(first, name)
+            if name not in ("name", "subset") and here != there:
                 raise UserError(
                     f"phases trained together differ in the name only, but {name} is {there!r} "
-                    f"in {first.name!r} and {here!r} in {phase.name!r}: {alone}"
+                    f"in {first.name!r} and {here!r} in {stage.name!r}: {alone}"
                 )
         if [len(data), *data.shape] != shape:
             raise UserError(
                 f"sets trained on together have one shape, but that of {first.name!r} has "
-                f"{shape} and that of {phase.name!r} {[len(data), *data.shape]}: {alone}"
+                f"{shape} and that of {stage.name!r} {[len(data), *data.shape]}: {alone}"
             )

@@ -1,20 +1,63 @@
-"""What the engine needs of a method. It knows none."""
+"""What the engine needs of a method, and of what a stage of it minimises. It knows none."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol, Self
+from operator import attrgetter
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
+
+
+class Objective:
+    """What a stage minimises, and what goes with it: by default nothing does."""
+
+    @property
+    def views(self) -> int:
+        """Return how many contrastive views of every image a batch must bring."""
+        return 0
+
+    @property
+    def needs_float32(self) -> bool:
+        """Return whether the loss drowns in the rounding of bfloat16 and TF32.
+
+        It and its gradient are then computed in float32, whatever ``training.precision`` says.
+        """
+        return False
+
+    def no_weight_decay(self) -> Collection[nn.Parameter]:
+        """Return the parameters that weight decay leaves alone."""
+        return ()
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Change what changes between epochs; ``epoch`` counts from 0 to ``epochs`` - 1."""
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return named terms, scalars; their sum is minimised and each is logged.
+
+        ``progress`` is the share of the stage's steps that are done after this one, in (0, 1].
+        """
+        raise NotImplementedError
+
+    def end_epoch(self, epochs: int, validation: Images | None, device: torch.device) -> None:
+        """Learn from one of ``epochs``, which is over; ``validation`` is the hold-out, if any."""
+
+    def follow(self) -> dict[str, float]:
+        """Return what else is worth a curve over the epochs, by name."""
+        return {}
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return what ranks the classes of every image, ``[B, C]``."""
+        raise NotImplementedError
 
 
 class Learner(Protocol):
-    """A module with a loss.
+    """A module whose stages are trained.
 
     All that training changes in it are parameters and buffers, so that ``state_dict`` is the whole
     checkpoint. Images come in as uint8 ``[B, channels, H, W]``.
@@ -23,35 +66,6 @@ class Learner(Protocol):
     @property
     def net(self) -> nn.Module:
         """Return the part that is worth compiling and a memory format of its own."""
-
-    @property
-    def views(self) -> int:
-        """Return how many contrastive views of every image a batch must bring."""
-
-    @property
-    def needs_float32(self) -> bool:
-        """Return whether the loss at hand drowns in the rounding of bfloat16 and TF32."""
-
-    def no_weight_decay(self) -> Collection[str]:
-        """Return the names of the parameters that weight decay leaves alone."""
-
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
-        """Change what changes between epochs; ``epoch`` counts from 0."""
-
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return named terms, scalars; their sum is minimised and each is logged.
-
-        ``progress`` is the share of the phase's steps that are done after this one, in (0, 1].
-        """
-
-    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
-        """Learn from the epoch that is over; ``validation`` is the hold-out, if there is one."""
-
-    def follow(self) -> dict[str, float]:
-        """Return what else is worth a curve over the epochs, by name."""
-
-    def score(self, images: Tensor) -> Tensor:
-        """Return what ranks the classes of every image, ``[B, C]``."""
 
     # and of nn.Module
 
@@ -65,3 +79,9 @@ class Learner(Protocol):
     def requires_grad_(self, requires_grad: bool = True) -> Self: ...  # noqa: D102
     def eval(self) -> Self: ...  # noqa: D102
     def to(self, device: torch.device) -> Self: ...  # noqa: D102
+
+
+def objective_of(method: Learner, stage: Stage) -> Objective:
+    """Return what ``stage`` minimises in ``method``."""
+    found: Any = attrgetter(stage.objective)(method) if stage.objective else method
+    return cast("Objective", found)

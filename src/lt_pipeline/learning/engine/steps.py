@@ -14,24 +14,24 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import sgd, trained_parameters
-from lt_pipeline.learning.engine.phase import Phase
-from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.schedule import rate_factor
+from lt_pipeline.learning.engine.stage import Stage
 
 Terms = dict[str, Tensor]
 Tick = Callable[[int], None]
 
 
-class Objective(nn.Module):
-    """What a method minimises, as a module's forward pass: what others wrap, swap or replay."""
+class Loss(nn.Module):
+    """A stage's loss as a module's forward pass: what others wrap, swap or replay."""
 
-    def __init__(self, method: Learner) -> None:
+    def __init__(self, method: Learner, stage: Stage) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.stage = method, stage
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Return the loss terms, scalars."""
-        return self.method.loss(batch, progress)
+        return objective_of(self.method, self.stage).loss(batch, progress)
 
 
 class Step(ABC):
@@ -48,17 +48,19 @@ class Step(ABC):
         self,
         method: Learner,
         learning: Iterable[tuple[str, Tensor]],
-        phase: Phase,
+        stage: Stage,
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
-        self.method, self.phase, self.config, self.device = method, phase, config, device
-        self.optimizer = sgd(learning, method, phase, config, device)
+        self.method, self.config, self.device = method, config, device
+        self.objective, self.loss = objective_of(method, stage), Loss(method, stage)
+        self.epochs = stage.passes(config.epochs)
+        self.optimizer = sgd(learning, method, stage, config, device)
 
     def begin(self, streams: Sequence[Stream]) -> None:
         """Take up the batches of each network, and lay the learning rate's schedule over them."""
         self.streams, steps = streams, streams[0].steps
-        self.steps = self.phase.epochs * steps
+        self.steps = self.epochs * steps
         self.rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_factor(self.config, step, self.steps, steps)
         )
@@ -68,7 +70,7 @@ class Step(ABC):
 
         ``tick`` is called with how many networks took a step.
         """
-        totals, done = Terms(), epoch / self.phase.epochs
+        totals, done = Terms(), epoch / self.epochs
         batches = zip(*(stream.epoch(done) for stream in self.streams), strict=True)
         for step, batch in enumerate(batches, epoch * self.streams[0].steps + 1):
             for name, value in self(batch, step / self.steps).items():
@@ -80,19 +82,17 @@ class Step(ABC):
     def __call__(self, batches: Sequence[Batch], progress: float) -> Terms:
         """Take a step, on a batch for each network; return the loss terms, each ``[K]``."""
         self.optimizer.zero_grad(set_to_none=True)
-        with without_tf32(self.method.needs_float32):
+        with without_tf32(self.objective.needs_float32):
             terms = self.gradients(batches, progress)
         if self.config.gradient_clip:
             self.clip(self.config.gradient_clip)
         self.optimizer.step()
         return terms
 
-    def descend(
-        self, objective: Callable[[Any, float], Terms], batch: Any, progress: float
-    ) -> Terms:
-        """Add the gradient of all terms of ``objective`` to what learns; return the terms."""
-        with autocast(self.config, self.device, exact=self.method.needs_float32):
-            terms = objective(batch, progress)
+    def descend(self, loss: Callable[[Any, float], Terms], batch: Any, progress: float) -> Terms:
+        """Add the gradient of all terms of ``loss`` to what learns; return the terms."""
+        with autocast(self.config, self.device, exact=self.objective.needs_float32):
+            terms = loss(batch, progress)
         # no network is in another one's loss, so that the sum's gradient is that of each
         torch.stack(list(terms.values())).sum().backward()
         return {name: value.detach() for name, value in terms.items()}
@@ -134,18 +134,17 @@ class Plain(Step):
     """One network."""
 
     def __init__(
-        self, method: Learner, phase: Phase, config: TrainingConfig, device: torch.device
+        self, method: Learner, stage: Stage, config: TrainingConfig, device: torch.device
     ) -> None:
         self.format = memory_format(config, device)
         method.to(device)
         method.net.to(memory_format=self.format)
         if config.compile:
             method.net.compile()
-        self.objective = Objective(method)
-        super().__init__(method, trained_parameters(method, phase), phase, config, device)
+        super().__init__(method, trained_parameters(method, stage), stage, config, device)
 
     def gradients(self, batches: Sequence[Batch], progress: float) -> Terms:  # noqa: D102
-        terms = self.descend(self.objective, batches[0].in_format(self.format), progress)
+        terms = self.descend(self.loss, batches[0].in_format(self.format), progress)
         return {name: value[None] for name, value in terms.items()}
 
     def clip(self, largest: float) -> None:  # noqa: D102

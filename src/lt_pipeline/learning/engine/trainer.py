@@ -17,10 +17,10 @@ from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import choose_what_learns
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.progress import shown
-from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.protocol import Learner, objective_of
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
@@ -32,13 +32,13 @@ LOGGER = logging.getLogger(__name__)
 MEASURED = ("learning_rate", "seconds", "images_per_second")
 # name -> [{"step": epoch from 1, "value": value}, ...]
 History = dict[str, list[dict[str, float]]]
-# Called after every epoch with the phase's name, the epoch (from 1) and its values.
+# Called after every epoch with the stage's name, the epoch (from 1) and its values.
 Report = Callable[[str, int, Mapping[str, float]], None]
 
 
 def fit(
     method: Learner,
-    phase: Phase,
+    stage: Stage,
     train: Images,
     config: TrainingConfig,
     *,
@@ -49,79 +49,79 @@ def fit(
     resume: ResumeFile | None = None,
     report: Report | None = None,
 ) -> History:
-    """Minimise the sum of ``method.loss`` over one phase and return its history.
+    """Minimise what ``stage`` has for its objective in ``method``; return the history.
 
     With ``resume``, the state is kept there after every ``config.checkpoint_every`` epochs; a
-    phase that was killed goes on from it and ends with the same weights; ``report`` is called for
+    stage that was killed goes on from it and ends with the same weights; ``report`` is called for
     the epochs before, too. ``monitors`` are sets whose accuracy and mean recall are recorded as
     ``<name>/accuracy`` and ``<name>/mean_recall`` every ``config.monitor_every`` epochs.
-    ``auxiliary`` are images of no class, for phases that ask for outliers.
+    ``auxiliary`` are images of no class, for stages that ask for outliers.
 
     Raises:
-        UserError: if the set does not fill one batch, the phase asks for outliers and there are
+        UserError: if the set does not fill one batch, the stage asks for outliers and there are
             none, or a loss, a weight or a monitored score is no longer finite.
     """
-    config = phase_config(config, phase)
-    step = Plain(method, phase, config, device)
-    trainer = Trainer([step], [phase], [train], [seed], auxiliary)
+    config = stage_config(config, stage)
+    step = Plain(method, stage, config, device)
+    trainer = Trainer([step], [stage], [train], [seed], auxiliary)
     trainer.run(monitors or {}, resume, report)
     return trainer.histories[0]
 
 
-def phase_config(config: TrainingConfig, phase: Phase) -> TrainingConfig:
-    """Return the parameters of the training with what is different in ``phase``.
+def stage_config(config: TrainingConfig, stage: Stage) -> TrainingConfig:
+    """Return the parameters of the training with what is different in ``stage``.
 
     Raises:
         UserError: if the two do not go together.
     """
-    with one_line_errors(f"training of phase {phase.name}"):
-        return TrainingConfig.model_validate({**config.model_dump(), **phase.training})
+    with one_line_errors(f"training of phase {stage.name}"):
+        return TrainingConfig.model_validate({**config.model_dump(), **stage.training})
 
 
 class Trainer:
     """K trainings, mostly one: steps, their batches, the epoch and the histories.
 
     One step has all K networks, or K have one each, and take an epoch as ``each`` maps them.
-    Network k sees ``sets[k]`` in the order of ``seeds[k]``; the phases differ in their names only.
+    Network k sees ``sets[k]`` in the order of ``seeds[k]``; the stages differ in their names only.
     """
 
     def __init__(
         self,
         steps: Sequence[Step],
-        phases: Sequence[Phase],
+        stages: Sequence[Stage],
         sets: Sequence[Images],
         seeds: Sequence[int],
         auxiliary: Images | None = None,
         each: Callable[..., Iterable[Terms]] = map,
     ) -> None:
-        self.steps, self.phases, self.each = steps, phases, each
+        self.steps, self.stages, self.each = steps, stages, each
         self.config, self.device = steps[0].config, steps[0].device
         streams = [
             Stream(
-                phase,
+                stage,
                 data,
                 self.config,
-                views=steps[0].method.views,
+                views=steps[0].objective.views,
                 seed=seed,
                 device=self.device,
                 auxiliary=auxiliary,
             )
-            for phase, data, seed in zip(phases, sets, seeds, strict=True)
+            for stage, data, seed in zip(stages, sets, seeds, strict=True)
         ]
         torch.manual_seed(seeds[0])
         waiting = iter(streams)
         for step in steps:
             step.begin(list(islice(waiting, step.count)))
-        self.epochs, self.steps_per_epoch = phases[0].epochs, streams[0].steps
+        self.epochs, self.steps_per_epoch = steps[0].epochs, streams[0].steps
         self.images, self.kind = streams[0].images, [type(step).__name__ for step in steps]
-        self.title = " to ".join(dict.fromkeys((phases[0].name, phases[-1].name)))
+        self.title = " to ".join(dict.fromkeys((stages[0].name, stages[-1].name)))
         self.epoch = 0
-        self.histories: list[History] = [{} for _ in phases]
+        self.histories: list[History] = [{} for _ in stages]
 
-    def networks(self) -> Iterator[tuple[Phase, Learner]]:
-        """Yield each network with its phase, there until the next one is asked for."""
+    def networks(self) -> Iterator[tuple[Stage, Learner]]:
+        """Yield each network with its stage, there until the next one is asked for."""
         found = chain.from_iterable(step.networks() for step in self.steps)
-        return zip(self.phases, found, strict=True)
+        return zip(self.stages, found, strict=True)
 
     def run(
         self,
@@ -136,12 +136,12 @@ class Trainer:
             for epoch in range(1, self.epoch + 1):
                 self.tell(report, epoch)
         left = range(self.epoch, self.epochs)
-        total = len(left) * self.steps_per_epoch * len(self.phases)
+        total = len(left) * self.steps_per_epoch * len(self.stages)
         with shown(self.title, total, patience=0) as progress:
             for epoch in left:
                 found = self.run_epoch(epoch, progress.advance)
-                for values, (phase, method) in zip(found, self.networks(), strict=True):
-                    values |= self.end_epoch(phase, method, monitors)
+                for values, (stage, method) in zip(found, self.networks(), strict=True):
+                    values |= self.end_epoch(stage, method, monitors)
                 self.record(found)
                 last = self.epoch == self.epochs
                 if resume and (last or self.epoch % self.config.checkpoint_every == 0):
@@ -155,9 +155,9 @@ class Trainer:
 
         ``tick`` is called with how many networks took a step.
         """
-        for phase, method in self.networks():
-            choose_what_learns(method, phase)
-            method.start_epoch(phase, epoch)
+        for stage, method in self.networks():
+            choose_what_learns(method, stage)
+            objective_of(method, stage).start_epoch(epoch, self.epochs)
         started = time.monotonic()
         found = list(self.each(lambda step: step.epoch(epoch, tick), self.steps))
         totals = {name: torch.cat([terms[name] for terms in found]) for name in found[0]}
@@ -170,22 +170,23 @@ class Trainer:
             "images_per_second": self.images * len(sums) / seconds,
         }
         epochs = []
-        for phase, (*row, finite) in zip(self.phases, sums, strict=True):
+        for stage, (*row, finite) in zip(self.stages, sums, strict=True):
             means = {n: s / self.steps_per_epoch for n, s in zip(totals, row, strict=True)}
-            check_finite(means, bool(finite), phase, epoch)
+            check_finite(means, bool(finite), stage, epoch)
             epochs.append({f"train/{name}": value for name, value in {**means, **common}.items()})
         return epochs
 
     def end_epoch(
-        self, phase: Phase, method: Learner, monitors: Mapping[str, Images]
+        self, stage: Stage, method: Learner, monitors: Mapping[str, Images]
     ) -> dict[str, float]:
         """Let a network learn from the epoch; return what it and the monitors have to say."""
-        method.end_epoch(phase, monitors.get("validation"), self.device)
-        values, every = dict(method.follow()), self.config.monitor_every
+        objective, every = objective_of(method, stage), self.config.monitor_every
+        objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
+        values = dict(objective.follow())
         if every and (self.epoch + 1) % every == 0:
             for name, data in monitors.items():
                 module = cast("nn.Module", method)
-                found = accuracies(module, method.score, data, device=self.device)
+                found = accuracies(module, objective.score, data, device=self.device)
                 values |= {f"{name}/{key}": value for key, value in found.items()}
         return values
 
@@ -237,9 +238,9 @@ class Trainer:
 
     def tell(self, report: Report, epoch: int) -> None:
         """Report an epoch, counted from 1, of every network."""
-        for phase, history in zip(self.phases, self.histories, strict=True):
+        for stage, history in zip(self.stages, self.histories, strict=True):
             points = [(name, p) for name, series in history.items() for p in series]
-            report(phase.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
+            report(stage.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
 
 
 def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> str:
@@ -262,7 +263,7 @@ def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> s
     return " · ".join([*parts, f"{mean('train/images_per_second'):,.0f} images/s"])
 
 
-def check_finite(means: Mapping[str, float], weights: bool, phase: Phase, epoch: int) -> None:
+def check_finite(means: Mapping[str, float], weights: bool, stage: Stage, epoch: int) -> None:
     """Refuse to go on with a loss that is no number, or with such weights.
 
     ``weights`` says whether they are finite behind the epoch: no loss has seen what its last step
@@ -275,4 +276,4 @@ def check_finite(means: Mapping[str, float], weights: bool, phase: Phase, epoch:
     if not weights:
         wrong.append("weights are nan or infinite")
     if wrong:
-        raise UserError(f"{wrong[0]} in epoch {epoch + 1} of phase {phase.name!r}: {ADVICE}")
+        raise UserError(f"{wrong[0]} in epoch {epoch + 1} of phase {stage.name!r}: {ADVICE}")

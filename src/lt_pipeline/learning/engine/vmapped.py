@@ -1,4 +1,4 @@
-"""K copies of what a phase changes in a method, trained by one forward and one backward pass."""
+"""K copies of what a stage changes in a method, trained by one forward and one backward pass."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.optim import trained_parameters
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.protocol import Learner
-from lt_pipeline.learning.engine.steps import Objective, Step, Terms
+from lt_pipeline.learning.engine.stage import Stage
+from lt_pipeline.learning.engine.steps import Step, Terms
 from lt_pipeline.learning.transforms.mix import Mixed
 
 
 class Vmapped(Step):
     """Steps of all networks at once, by ``torch.vmap``.
 
-    ``stacked`` is what the phase may change in the method, K times, each ``[K, ...]``. The
+    ``stacked`` is what the stage may change in the method, K times, each ``[K, ...]``. The
     parameters that do not learn stay the method's own, in one copy.
     """
 
@@ -28,17 +28,17 @@ class Vmapped(Step):
         self,
         method: Learner,
         count: int,
-        phase: Phase,
+        stage: Stage,
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
         method.to(device)
-        self.count, self.objective = count, Objective(method)
-        learning = dict(trained_parameters(method, phase))
+        self.count = count
+        learning = dict(trained_parameters(method, stage))
         self.own: dict[str, Tensor] = {**learning, **dict(method.named_buffers())}
         self.stacked = {name: _copies(tensor, count) for name, tensor in self.own.items()}
         self.learning = {name: self.stacked[name].requires_grad_() for name in learning}
-        super().__init__(method, self.learning.items(), phase, config, device)
+        super().__init__(method, self.learning.items(), stage, config, device)
 
     def gradients(self, batches: Sequence[Batch], progress: float) -> Terms:  # noqa: D102
         return self.descend(self._terms, _stacked(batches), progress)
@@ -67,9 +67,7 @@ class Vmapped(Step):
 
         def one(changed: Mapping[str, Tensor], part: Mapping[str, Any]) -> Terms:
             named = {f"method.{name}": tensor for name, tensor in changed.items()}
-            found: Terms = torch.func.functional_call(
-                self.objective, named, (Batch(**part), progress)
-            )
+            found: Terms = torch.func.functional_call(self.loss, named, (Batch(**part), progress))
             return found
 
         return torch.vmap(one, randomness="different")(self.stacked, batch)
@@ -81,7 +79,7 @@ def _copies(tensor: Tensor, count: int) -> Tensor:
 
 
 def _stacked(batches: Sequence[Batch]) -> dict[str, Any]:
-    """Return what batches of one phase bring, each tensor ``[K, B, ...]``."""
+    """Return what batches of one stage bring, each tensor ``[K, B, ...]``."""
     names = ("images", "labels", "positions")
     found: dict[str, Any] = {n: torch.stack([getattr(b, n) for b in batches]) for n in names}
     mixed = [batch.mixed for batch in batches if batch.mixed is not None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.methods._base import Classifier
+from lt_pipeline.learning.methods._roles import Classifier
 from lt_pipeline.learning.models.experts import ExpertHeads
 from lt_pipeline.learning.models.heads import CosineHead, unit
 from lt_pipeline.learning.models.network import Network

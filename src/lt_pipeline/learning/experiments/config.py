@@ -29,7 +29,8 @@ from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected
 from lt_pipeline.learning.data.sources import FACTS
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import steps_of
-from lt_pipeline.learning.engine.trainer import phase_config
+from lt_pipeline.learning.engine.protocol import objective_of
+from lt_pipeline.learning.engine.trainer import stage_config
 from lt_pipeline.learning.evaluation.detectors import (
     DetectorConfig,
     check_dimensions,
@@ -37,7 +38,8 @@ from lt_pipeline.learning.evaluation.detectors import (
     check_neighbours,
 )
 from lt_pipeline.learning.experiments.renamed import renamed_config
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.models.backbones import check_pretrained
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import (
@@ -236,13 +238,12 @@ class ExperimentConfig(Config):
         with _named(f"{self.method}.options."):
             self.options.check_images(shape)
         method = self._untrained(card)
-        if method.views:
-            with _named("training.contrast: "):
-                training.contrast.check(shape)
-        stages = {stage.name: stage for stage in method.stages(self.options)}
-        for phase in method.phases(training.epochs):
-            if not stages[phase.name].subset:
-                steps_of(phase, images, phase_config(training, phase).batch_size)
+        for stage in method.stages(self.options):
+            if stage.trains and objective_of(method, stage).views:
+                with _named("training.contrast: "):
+                    training.contrast.check(shape)
+            if stage.trains and not stage.subset:
+                steps_of(stage, images, stage_config(training, stage).batch_size)
         for name in self.evaluation.detectors if self.evaluation.ood_names else ():
             check_neighbours(name, self.evaluation.detector, images)
             if name == "vim":

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.evaluation.metrics.calibration import reliability
 from lt_pipeline.learning.evaluation.metrics.catalog import placed

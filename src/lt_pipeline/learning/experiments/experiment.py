@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +15,11 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
-from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.schema import MissingFileError, UserError
-
-# what follows the last stage
-FINISHED = Stage("finish")
-
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "data_card.json"
 
@@ -71,8 +67,8 @@ class Experiment:
 
     def behind(self, checkpoint: StateDict, stage: str | None = None) -> Method:
         """Return the method as it is behind ``stage``, the last one unless told."""
-        method, name = self.build(), stage or self.stages[-1].name
-        method.start(replace(FINISHED, start=(name,)), {name: checkpoint})
+        method = self.build()
+        method.start(method.END, {stage or self.stages[-1].name: checkpoint})
         return method
 
     def finished(self, weights: Mapping[str, torch.Tensor]) -> Method:
@@ -82,7 +78,6 @@ class Experiment:
             UserError: if the weights are of another architecture.
         """
         method = self.build()
-        method.start(FINISHED, {})
         method.fold()
         try:
             method.load_state_dict(weights)

@@ -13,8 +13,9 @@ import torch
 
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.parallel import fit_together
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import objective_of
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History, Report, fit
 from lt_pipeline.learning.experiments.evaluate import evaluate
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
@@ -67,7 +68,11 @@ def groups(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
 
 def draw_subsets(experiment: Experiment, train: Images) -> pd.DataFrame:
     """Return which training images each stage with a subset sees: a row an image and subset."""
-    drawn = experiment.build().subsets(train.labels, experiment.config.seed)
+    drawn = {
+        stage.name: stage.subset.draw(train.labels, experiment.config.seed)
+        for stage in experiment.stages
+        if stage.subset and stage.trains
+    }
     parts = [
         pd.DataFrame({"subset": name, "position": p.numpy(), "label": train.labels[p].numpy()})
         for name, p in drawn.items()
@@ -92,9 +97,8 @@ def train_stages(
     """
     config, method = experiment.config, experiment.build()
     method.start(stages[0], start.checkpoints)
-    phases = {phase.name: phase for phase in method.phases(config.training.epochs)}
     config.training.augment.check(sets.train.shape)
-    if method.views:
+    if objective_of(method, stages[0]).views:
         config.training.contrast.check(sets.train.shape)
     watched = {"validation": sets.validation}
     if config.training.monitor_test:
@@ -108,11 +112,10 @@ def train_stages(
         "report": report,
     }
     if stages[0].group:
-        each = [phases[stage.name] for stage in stages]
-        together = fit_together(method, each, seen, config.training, seeds=seeds, **common)
+        together = fit_together(method, stages, seen, config.training, seeds=seeds, **common)
         return [Trained(*one) for one in together]
-    phase, common["auxiliary"] = phases[stages[0].name], sets.auxiliary
-    history = fit(method, phase, seen[0], config.training, seed=seeds[0], **common)
+    common["auxiliary"] = sets.auxiliary
+    history = fit(method, stages[0], seen[0], config.training, seed=seeds[0], **common)
     return [Trained(dict(method.state_dict()), history)]
 
 

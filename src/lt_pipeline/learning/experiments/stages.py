@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.phase import Stage
 from lt_pipeline.learning.engine.predict import accuracies, predict
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.evaluation.metrics.recalls import class_recall

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.protocol import Images, content_hash
 from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
-from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.models.merging import StateDict
@@ -69,13 +69,13 @@ class MadeOf:
     """What decides what a stage gives, apart from the code and what it starts from."""
 
     def __init__(self, experiment: Experiment, stage: Stage) -> None:
-        config = experiment.config
-        recipe = experiment.kind.recipe(stage, config.method, config.options)
-        self.whole = recipe.whole
-        self._own = {"method": recipe.method, "above": recipe.above}
+        config, recipe = experiment.config, stage.recipe
+        self.shared = recipe.shared
+        self._own = {"method": recipe.method or config.method, "above": recipe.above}
         self._own["data"] = experiment.card.data_hash
         self._left_out = {*JUDGING, *(f"options.{name}" for name in recipe.left_out)}
-        found = ExperimentConfig.model_construct(**{**dict(config), "options": recipe.options})
+        options = recipe.options or config.options
+        found = ExperimentConfig.model_construct(**{**dict(config), "options": options})
         self.fingerprint = _digest(self._decisive(canonical(found)))
         self.values = self._decisive(found.model_dump(mode="json"))
         self.before = _before(config.model_dump(mode="json"), experiment.card.data_hash)
@@ -114,7 +114,7 @@ def stage_resume(
         return digest.hexdigest()
 
     found, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
-    before = mark(found.before) if found.whole else None
+    before = None if found.shared else mark(found.before)
     return ResumeFile(path, mark(found.fingerprint), found.values, before)
 
 
@@ -190,7 +190,7 @@ class Store:
     def shared(self, experiment: Experiment, stage: Stage) -> ResumeFile | None:
         """Return where a first stage is kept that others may have, too; None where none can."""
         found = MadeOf(experiment, stage)
-        if found.whole:
+        if not found.shared:
             return None
         name = f"{found.fingerprint[:16]}-{stage.name}.pt"
         return ResumeFile(self.folder / "shared" / name, found.fingerprint, found.values)

@@ -5,8 +5,8 @@ Kang et al., Decoupling representation and classifier for long-tailed recognitio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig
-from lt_pipeline.learning.engine.phase import Phase, Stage
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import Outputs
-from lt_pipeline.learning.methods._base import Method, MethodOptions
-from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
-from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.models.network import ModelConfig, Network
+from lt_pipeline.learning.methods._pretrained import (
+    SOURCE,
+    Pretrained,
+    PretrainedOptions,
+    stages_below,
+)
+from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import Config, UserError
 
-BACKBONE, HEAD, SCALE = "source.net.backbone", "source.net.head", "scale"
+BACKBONE, HEAD = f"{SOURCE}.net.backbone", f"{SOURCE}.net.head"
 
 
 class ClassifierConfig(Config):
@@ -60,18 +62,23 @@ class ClassifierConfig(Config):
             raise UserError("restart needs head_rate > 0: the new classifier would never learn")
         return self
 
-    def phase(self, name: str, epochs: int = 10) -> Phase:
-        """Return the phase ``name`` that trains the classifier, for ``epochs`` unless told."""
-        learns = ([HEAD] if self.head_rate else []) + ([SCALE] if self.scale else [])
+    def stage(self, name: str, start: str, anew: Sequence[str], epochs: int = 10) -> Stage:
+        """Return the stage ``name`` that trains the classifier, for ``epochs`` unless told.
+
+        ``anew`` is what begins anew beside the classifier where that restarts.
+        """
         given = {"batch_size": self.batch_size, "weight_decay": self.weight_decay}
-        return Phase(
+        return Stage(
             name,
-            self.epochs or epochs,
-            self.sampler.build(),
-            trains=tuple(learns),
+            (start,),
+            folded=(SOURCE,),
+            anew=(HEAD, *anew) if self.restart else (),
+            sampler=self.sampler.build(),
+            remainder=True,
+            trainable=(*[HEAD] * bool(self.head_rate), *["scale"] * self.scale),
             adapts=(BACKBONE,) if self.shift_batchnorm else (),
             rates={HEAD: self.head_rate},
-            remainder=True,
+            epochs=self.epochs or epochs,
             training={
                 "learning_rate": self.learning_rate,
                 "schedule": "cosine",
@@ -91,6 +98,11 @@ class DecoupledOptions(PretrainedOptions):
 
     classifier: ClassifierConfig = ClassifierConfig()
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Return the parameters that scale logits by class, the method's own among them."""
+        return (*["scale"] * self.classifier.scale, *super().factors)
+
 
 class Decoupled(Pretrained):
     """``options.pretrain``, then its classifier trained anew or further on ``criterion``."""
@@ -101,67 +113,19 @@ class Decoupled(Pretrained):
     def __init__(self, options: DecoupledOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
         learned = nn.Parameter(torch.ones(card.longtail.classes))
-        self.register_parameter(SCALE, learned if options.classifier.scale else None)
+        self.register_parameter("scale", learned if options.classifier.scale else None)
         self.scale: nn.Parameter | None
 
     @classmethod
-    def stages(cls, options: MethodOptions) -> tuple[Stage, ...]:
+    def stages(cls, options: Any) -> tuple[Stage, ...]:
         """Return the stages of the representation and, behind them, the classifier's."""
-        first = super().stages(options)
-        return (*first, Stage("classifier", (first[-1].name,)))
+        first = stages_below(options)
+        own = options.classifier.stage("classifier", first[-1].name, options.factors)
+        return (*first, own)
 
-    def phases(self, epochs: int) -> Sequence[Phase]:
-        """Return the phases of the representation and the classifier's."""
-        return [*super().phases(epochs), self.options.classifier.phase("classifier")]
-
-    def build(self) -> Network:
-        """Return a network as the method that is trained first has it."""
-        return self.source.build()
-
-    @property
-    def classifiers(self) -> dict[str, ClassifierConfig]:
-        """Return how the classifier is trained, by stage."""
-        return {"classifier": self.options.classifier}
-
-    @property
-    def on_criterion(self) -> bool:
-        """Return whether the stage at hand trains on this method's own criterion."""
-        return self.stage == "classifier"
-
-    def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
-        """Return what of ``state`` the stage ``name`` and those before it trained."""
-        return dict(state) if name == "classifier" else super().trained_by(name, state)
-
-    def start(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
-        """Take up the weights that ``stage`` starts from; with ``restart``, but the classifier."""
-        super().start(stage, checkpoints)
-        classifier = self.classifiers.get(stage.name)
-        if classifier and classifier.restart:
-            self.net.head.load_state_dict(self.source.build().head.state_dict())
-            self.forget_factors()
-
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
-        """Change what changes between epochs of the stage at hand."""
-        super().start_epoch(phase, epoch)
-        if self.on_criterion:
-            self.criterion.start_epoch(epoch, phase.epochs)
-
-    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
-        """Learn from the epoch what the stage at hand learns."""
-        super().end_epoch(phase, validation, device)
-        if self.on_criterion:
-            Method.end_epoch(self, phase, validation, device)
-
-    def follow(self) -> dict[str, float]:
-        """Return what is worth a curve in the stage at hand."""
-        return Method.follow(self) if self.on_criterion else super().follow()
-
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the terms of the stage at hand."""
-        if self.pretraining:
-            return super().loss(batch, progress)
-        logits = self.classify(self.net.features(batch.images))
-        return self.criterion.terms(Outputs(logits), batch.labels)
+    def outputs(self, batch: Batch) -> Outputs:
+        """Return the logits of a batch's images."""
+        return Outputs(self.classify(self.net.features(batch.images)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]``, scaled by class where that is learned."""

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.models.experts import build_expert_network
 from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import UserError

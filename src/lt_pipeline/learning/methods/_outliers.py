@@ -10,10 +10,11 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 
 
@@ -54,15 +55,15 @@ class OutlierMethod(Method):
     options: OutlierOptions
     exposed = True  # whether outliers count in the epoch that runs
 
-    def phases(self, epochs: int) -> list[Phase]:
-        """Return one phase with outliers."""
-        return [Phase("train", epochs, outliers=self.options.outliers)]
+    @classmethod
+    def stages(cls, options: OutlierOptions) -> tuple[Stage, ...]:
+        """Return one stage with outliers."""
+        return (Stage("train", outliers=options.outliers),)
 
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int) -> None:
         """Begin with the outliers where they begin; the last epoch always has them."""
-        super().start_epoch(phase, epoch)
-        done = epoch / phase.epochs
-        self.exposed = done >= self.options.start or epoch == phase.epochs - 1
+        super().start_epoch(epoch, epochs)
+        self.exposed = epoch / epochs >= self.options.start or epoch == epochs - 1
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, C]`` of the images and ``[M, C]`` of the outliers, in float32.

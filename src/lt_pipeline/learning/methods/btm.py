@@ -8,6 +8,7 @@ trained at last. docs/methods/btm.md says what the paper leaves open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -18,14 +19,14 @@ from torch.nn import functional as F
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig, instance_balanced
-from lt_pipeline.learning.data.subsets import Short, balanced_subsets
-from lt_pipeline.learning.engine.phase import Phase, Stage
+from lt_pipeline.learning.data.subsets import Short, Subset
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.stage import Recipe, Stage
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import MethodOptions, Recipe
+from lt_pipeline.learning.methods._base import Part
 from lt_pipeline.learning.methods._decoupled import (
     BACKBONE,
     HEAD,
@@ -33,7 +34,7 @@ from lt_pipeline.learning.methods._decoupled import (
     Decoupled,
     DecoupledOptions,
 )
-from lt_pipeline.learning.methods._pretrained import Pretrained
+from lt_pipeline.learning.methods._pretrained import SOURCE, stages_below
 from lt_pipeline.learning.methods.mislas import SECOND_STAGE
 from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.learning.models.batchnorm import reestimate_batchnorm
@@ -42,12 +43,10 @@ from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
 
 WHERE: dict[str, tuple[str, ...]] = {
-    "both": ("source.net",),
+    "both": (f"{SOURCE}.net",),
     "backbone": (BACKBONE,),
     "classifier": (HEAD,),
 }
-# the classifier's last training, with and without what comes between
-LAST = ("post_train", "stage_2")
 # options that no fine-tuning depends on, and those that do not follow the second stage either
 APART = ("references", "interpolate")
 LATER = ("merge", "criterion", "classifier", *APART)
@@ -84,6 +83,10 @@ class BranchesConfig(Config):
     mix: MixConfig | Literal["pretrain"] | None = "pretrain"
     where: Literal["both", "backbone", "classifier"] = "both"
     together: bool = False
+
+    def subset(self, *numbers: int) -> Subset:
+        """Return the subsets of these ``numbers``, counted from 0, together."""
+        return Subset(numbers, self.images, self.short)
 
 
 # "the same training strategy for the first two steps" (section 4.1), which are FC and these
@@ -157,6 +160,12 @@ class BtmOptions(DecoupledOptions):
         return self.references and self.branches.sets > 1
 
     @property
+    def branch_mix(self) -> MixConfig | None:
+        """Return how the fine-tunings mix images."""
+        told = self.branches.mix
+        return self.pretrain_options.mixes if told == "pretrain" else told
+
+    @property
     def branch_names(self) -> tuple[str, ...]:
         """Return the names of the fine-tunings."""
         return tuple(f"branch_{k}" for k in range(self.branches.sets))
@@ -177,47 +186,44 @@ class BalancedTrainingAndMerging(Decoupled):
     options: BtmOptions
 
     @classmethod
-    def stages(cls, options: MethodOptions) -> tuple[Stage, ...]:
+    def stages(cls, options: BtmOptions) -> tuple[Stage, ...]:
         """Return the stages of algorithm 1, with one for each fine-tuning."""
-        if not isinstance(options, BtmOptions):
-            raise TypeError(f"options must be BtmOptions, but are {type(options).__name__}")
-        found = list(Pretrained.stages.__func__(cls, options))  # type: ignore[attr-defined]
+        branches, after = options.branches, options.when == "after"
+        found = [*stages_below(options)]
         if options.has_fc:
-            found.append(Stage("fc", (found[-1].name,)))
-        after = options.when == "after"
+            fc = options.fc_classifier.stage("fc", found[-1].name, options.factors)
+            decided_by = _recipe(options, "branches")
+            found.append(replace(fc, objective="plain", decides=SOURCE, recipe=decided_by))
         if after:
-            found.append(Stage("post_train", (found[-1].name,)))
-        start = (found[-1].name,)
-        group = "branches" if options.branches.together else ""
+            found.append(_last(options, "post_train", found[-1].name))
+        start = found[-1].name
+        alone = _fine_tuning(options, start)
+        branch = replace(alone, role="branch")
+        if branches.together:
+            branch = replace(branch, group="branches", recipe=_recipe(options))
         found += [
-            Stage(name, start, subset=True, group=group, role="branch")
-            for name in options.branch_names
+            replace(branch, name=name, subset=branches.subset(k))
+            for k, name in enumerate(options.branch_names)
         ]
         if options.has_union:
-            found.append(Stage("union", start, subset=True, role="reference"))
+            union = branches.subset(0, 1)
+            found.append(replace(alone, name="union", subset=union, role="reference"))
         if options.references and not after:
-            found.append(Stage("stage_2", start, role="reference"))
-        found.append(Stage("merge", options.branch_names, trains=False, subset=True))
-        return (*found, *([] if after else [Stage("post_train", ("merge",))]))
+            found.append(replace(_last(options, "stage_2", start), role="reference"))
+        merge = Stage(
+            "merge",
+            options.branch_names,
+            folded=(SOURCE,),
+            subset=branches.subset(*range(branches.sets)),
+            step="merge",
+            decides=alone.decides,
+        )
+        return (*found, merge, *([] if after else [_last(options, "post_train", "merge")]))
 
     @classmethod
-    def recipe(cls, stage: Stage, method: str, options: MethodOptions) -> Recipe:
-        """Return what decides ``stage``: for a fine-tuning, nothing that follows."""
-        found = super().recipe(stage, method, options)
-        if not found.whole or not (stage.name == "fc" or (stage.subset and stage.trains)):
-            return found
-        between = isinstance(options, BtmOptions) and options.when == "between"
-        left_out = LATER if between else ("merge", *APART)
-        if not stage.group:
-            # a subset and what is learned of it do not depend on how many there are
-            many = ("branches.sets", "branches.together") if stage.subset else ("branches",)
-            left_out = (*left_out, *many)
-        return found._replace(left_out=tuple(left_out), whole=False)
-
-    @classmethod
-    def paths(cls, options: MethodOptions) -> tuple[tuple[str, str, int], ...]:
+    def paths(cls, options: BtmOptions) -> tuple[tuple[str, str, int], ...]:
         """Return the pairs of figure 1, before and after a fine-tuning, and 2, two fine-tunings."""
-        if not isinstance(options, BtmOptions) or not options.interpolate:
+        if not options.interpolate:
             return ()
         stages = {stage.name: stage for stage in cls.stages(options)}
         one, *others = options.branch_names
@@ -225,82 +231,30 @@ class BalancedTrainingAndMerging(Decoupled):
         found = [(stages[one].start[0], one, points)]
         return (*found, *((one, other, points) for other in others[:1]))
 
-    def phases(self, epochs: int) -> Sequence[Phase]:
-        """Return the phases of algorithm 1."""
-        options = self.options
-        known = {phase.name: phase for phase in Pretrained.phases(self, epochs)}
-        epochs_last = LONGER if options.has_fc else USUAL
-        for stage in self.stages(options):
-            if stage.name == "fc":
-                known["fc"] = options.fc_classifier.phase("fc")
-            elif stage.name in LAST:
-                known[stage.name] = options.classifier.phase(stage.name, epochs_last)
-            elif stage.subset and stage.trains:
-                known[stage.name] = self._fine_tuning(stage.name)
-        return [known[stage.name] for stage in self.stages(options) if stage.trains]
-
-    def subsets(self, labels: Tensor, seed: int) -> dict[str, Tensor]:
-        """Return the positions in each balanced subset, and in the union of the first two."""
-        told, options = super().subsets(labels, seed), self.options.branches
-        drawn = balanced_subsets(labels, options.sets, options.images, seed, options.short)
-        found = dict(zip(self.options.branch_names, drawn, strict=True))
-        if self.options.has_union:
-            found["union"] = torch.cat(drawn[:2]).unique()
-        return {**told, **found}
+    @property
+    def plain(self) -> CrossEntropy:
+        """Return the objective of fine-tunings on images as they are."""
+        return CrossEntropy(self, mixed=False)
 
     @property
-    def classifiers(self) -> dict[str, ClassifierConfig]:
-        """Return how the classifier is trained, by stage."""
-        return {"fc": self.options.fc_classifier, **dict.fromkeys(LAST, self.options.classifier)}
+    def mixed(self) -> CrossEntropy:
+        """Return the objective of fine-tunings on mixtures."""
+        return CrossEntropy(self, mixed=True)
 
-    @property
-    def on_criterion(self) -> bool:
-        """Return whether the stage at hand trains on this method's own criterion."""
-        return self.stage in LAST
-
-    def trained_by(self, name: str, state: StateDict) -> dict[str, Tensor]:
-        """Return what of ``state`` the stage ``name`` and those before it trained."""
-        behind_last = name in LAST or (self.options.when == "after" and name != "fc")
-        return dict(state) if behind_last else Pretrained.trained_by(self, name, state)
-
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the terms of the stage at hand; all but the last training's are cross-entropy.
-
-        Raises:
-            UserError: if mixtures are due and the batch brings none.
-        """
-        if self.pretraining or self.on_criterion:
-            return super().loss(batch, progress)
-        if self.stage == "fc" or self.mix is None:
-            return {"cross_entropy": self._cross_entropy(batch.images, batch.labels).mean()}
-        images, first, second, share = batch.mixtures
-        logits = at_least_float32(self.classify(self.net.features(images)))
-        losses = [F.cross_entropy(logits, label, reduction="none") for label in (first, second)]
-        return {"cross_entropy": two_hot_loss(losses[0], losses[1], share).mean()}
-
-    def step(
-        self,
-        stage: Stage,
-        checkpoints: Mapping[str, StateDict],
-        train: Images,
-        device: torch.device,
+    def merge(
+        self, states: Sequence[StateDict], train: Images, device: torch.device
     ) -> dict[str, Any]:
         """Merge the fine-tuned networks; return the share of each, and their scores if asked for.
 
         Raises:
             UserError: if they are not of one architecture.
         """
-        if stage.name != "merge":
-            return super().step(stage, checkpoints, train, device)
-        names = list(checkpoints)
-        states = [self.trained_by(name, state) for name, state in checkpoints.items()]
+        names = self.options.branch_names
         weights.check_same(states, names)
-        self.start(stage, {})
-        self.fold_source()
         options = self.options.merge
 
         def score(state: StateDict) -> float:
-            self.take("merge", state)
+            self.load(state)
             return self._scores(train, device)[options.score]
 
         scores = [] if options.strategy == "average" else [score(state) for state in states]
@@ -310,7 +264,7 @@ class BalancedTrainingAndMerging(Decoupled):
         else:
             shares = weights.adaptive_shares(scores) if scores else [1 / len(states)] * len(states)
             merged = weights.average(states, shares)
-        self.take("merge", merged)
+        self.load(merged)
         if options.batchnorm == "reestimated":
             size = self.options.branches.batch_size
             self.to(device)
@@ -339,30 +293,6 @@ class BalancedTrainingAndMerging(Decoupled):
             )
         return found
 
-    @property
-    def mix(self) -> MixConfig | None:
-        """Return how the fine-tunings mix images."""
-        told = self.options.branches.mix
-        return self.options.pretrain_options.mixes if told == "pretrain" else told
-
-    def _fine_tuning(self, name: str) -> Phase:
-        options = self.options.branches
-        return Phase(
-            name,
-            options.epochs,
-            instance_balanced,
-            trains=WHERE[options.where],
-            mix=self.mix,
-            remainder=True,
-            training={
-                "batch_size": options.batch_size,
-                "learning_rate": options.learning_rate,
-                "weight_decay": options.weight_decay,
-                "schedule": "cosine",
-                "warmup_epochs": 0,
-            },
-        )
-
     def _pace(self, images: int) -> str:
         options = self.options.branches
         steps = -(-images // options.batch_size)
@@ -374,11 +304,70 @@ class BalancedTrainingAndMerging(Decoupled):
             f"{-(-images // 4)} makes it 4 an epoch, as in the paper's on CIFAR-100-LT"
         )
 
-    def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = at_least_float32(self.classify(self.net.features(images)))
-        return F.cross_entropy(logits, labels, reduction="none")
-
     def _scores(self, train: Images, device: torch.device) -> dict[str, float]:
         self.to(device)
         found = predict(self, self.score, train, device=device)
         return report(confusion_matrix(found, train.labels), self.card.longtail)
+
+
+class CrossEntropy(Part):
+    """Cross-entropy of all that a method makes of images, or of mixtures of them."""
+
+    def __init__(self, method: BalancedTrainingAndMerging, *, mixed: bool) -> None:
+        super().__init__(method)
+        self.mixed = mixed
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the mean over a batch.
+
+        Raises:
+            ValueError: if mixtures are due and the batch brings none.
+        """
+        if not self.mixed:
+            return {"cross_entropy": self._losses(batch.images, batch.labels)[0].mean()}
+        images, first, second, share = batch.mixtures
+        one, other = self._losses(images, first, second)
+        return {"cross_entropy": two_hot_loss(one, other, share).mean()}
+
+    def _losses(self, images: Tensor, *labels: Tensor) -> list[Tensor]:
+        """Return the loss of every image for each of ``labels``, ``[B]``."""
+        logits = at_least_float32(self.method.classify(self.method.net.features(images)))
+        return [F.cross_entropy(logits, label, reduction="none") for label in labels]
+
+
+def _last(options: BtmOptions, name: str, start: str) -> Stage:
+    """Return a last training of the classifier, on the criterion."""
+    epochs = LONGER if options.has_fc else USUAL
+    return options.classifier.stage(name, start, options.factors, epochs)
+
+
+def _fine_tuning(options: BtmOptions, start: str) -> Stage:
+    """Return what the fine-tunings have in common, each a training by itself."""
+    branches, mix = options.branches, options.branch_mix
+    return Stage(
+        "",
+        (start,),
+        folded=(SOURCE,),
+        sampler=instance_balanced,
+        mix=mix,
+        remainder=True,
+        trainable=WHERE[branches.where],
+        epochs=branches.epochs,
+        training={
+            "batch_size": branches.batch_size,
+            "learning_rate": branches.learning_rate,
+            "weight_decay": branches.weight_decay,
+            "schedule": "cosine",
+            "warmup_epochs": 0,
+        },
+        objective="mixed" if mix else "plain",
+        decides="" if options.when == "after" else SOURCE,
+        # a subset and what is learned of it do not depend on how many there are
+        recipe=_recipe(options, "branches.sets", "branches.together"),
+    )
+
+
+def _recipe(options: BtmOptions, *left_out: str) -> Recipe:
+    """Return what decides a fine-tuning: nothing that follows it, nor what is ``left_out``."""
+    later = LATER if options.when == "between" else ("merge", *APART)
+    return Recipe(left_out=(*later, *left_out), shared=True)

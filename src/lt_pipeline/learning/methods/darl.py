@@ -6,7 +6,7 @@ ambiguous an image is to an expert scales the adjustment of its logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.samplers import class_balanced
-from lt_pipeline.learning.engine.phase import Phase
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses import ambiguity as losses
 from lt_pipeline.learning.losses.ambiguity import Ambiguity
 from lt_pipeline.learning.losses.functional import at_least_float32
@@ -93,10 +93,10 @@ class DARL(LGLA):
         )
         self.class_energy: Tensor
 
-    def phases(self, epochs: int) -> Sequence[Phase]:
-        """Return one phase, whose batches come in pairs where a balanced draw is needed."""
-        pair = class_balanced if self.options.draws_pairs else None
-        return [Phase("train", epochs, pair=pair)]
+    @classmethod
+    def stages(cls, options: DarlOptions) -> tuple[Stage, ...]:
+        """Return one stage, whose batches come in pairs where a balanced draw is needed."""
+        return (Stage("train", pair=class_balanced if options.draws_pairs else None),)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return every expert's loss, the mean over all images of the step (equations 3, 7, 9).

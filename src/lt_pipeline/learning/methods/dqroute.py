@@ -17,7 +17,6 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.learning.losses import routing
@@ -177,10 +176,10 @@ class DQRoute(ExpertMethod):
             return torch.ones_like(self.quantity)
         return routing.mixed_weight(self.difficulty.log_weight, self.quantity, self.options.alpha)
 
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int) -> None:
         """Note the class weights, and end the warm-up where it ends."""
-        super().start_epoch(phase, epoch)
-        done = epoch / phase.epochs
+        super().start_epoch(epoch, epochs)
+        done = epoch / epochs
         self.warming = done < self.options.warmup
         moment = round(done * (SNAPSHOTS - 1))
         self.weight_history[moment:] = self.class_weight()
@@ -252,9 +251,9 @@ class DQRoute(ExpertMethod):
             return routing.fused_logits(known, share)
         return routing.fused_log_probability(known, share)
 
-    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
+    def end_epoch(self, epochs: int, validation: Images | None, device: torch.device) -> None:
         """Update difficulty and weights from the epoch that is over (equations 1 and 2)."""
-        super().end_epoch(phase, validation, device)
+        super().end_epoch(epochs, validation, device)
         if self.options.difficulty == "validation":
             if validation is None:
                 raise UserError(
@@ -263,7 +262,7 @@ class DQRoute(ExpertMethod):
                 )
             found = predict(self, self.score, validation, device=device)
             self.difficulty.watch(found.to(device), validation.labels.to(device))
-        self.difficulty.update(None if self.warming else self.options.gamma_of(phase.epochs))
+        self.difficulty.update(None if self.warming else self.options.gamma_of(epochs))
 
     def follow(self) -> dict[str, float]:
         """Return how many classes share the weight, and entropy and weight by group.

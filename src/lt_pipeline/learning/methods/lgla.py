@@ -15,7 +15,6 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.learning.losses import local_global as losses
@@ -93,10 +92,10 @@ class LGLA(ExpertMethod):
         """Return the experts' names, in their order."""
         return [*(f"local_{g + 1}" for g in range(len(self.member))), "global"]
 
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int) -> None:
         """Note how far the run is."""
-        super().start_epoch(phase, epoch)
-        self.snapshot = round(epoch / phase.epochs * (SNAPSHOTS - 1))
+        super().start_epoch(epoch, epochs)
+        self.snapshot = round(epoch / epochs * (SNAPSHOTS - 1))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return every expert's loss."""
@@ -139,9 +138,9 @@ class LGLA(ExpertMethod):
         """Add a batch's energies and E_hat - 1, both ``[B]``, by class."""
         self.sums.index_add_(1, labels, torch.stack([torch.ones_like(energies), energies, excess]))
 
-    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
+    def end_epoch(self, epochs: int, validation: Images | None, device: torch.device) -> None:
         """Keep the means by class of the epoch that is over."""
-        super().end_epoch(phase, validation, device)
+        super().end_epoch(epochs, validation, device)
         images, *totals = self.sums
         for kept, total in zip(self.ambiguity, totals, strict=True):
             # a class that the epoch did not show keeps what it had

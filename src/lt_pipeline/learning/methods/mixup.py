@@ -5,15 +5,15 @@ It is the first stage of MiSLAS (Zhong et al., CVPR 2021), which BTM starts from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Self
 
 from pydantic import model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.engine.phase import Phase
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.engine.stage import Stage
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
 
@@ -51,9 +51,10 @@ class Mixup(Method):
     Options = MixupOptions
     options: MixupOptions
 
-    def phases(self, epochs: int) -> Sequence[Phase]:
-        """Return one phase of mixed batches."""
-        return [Phase("train", epochs, mix=self.options.mix)]
+    @classmethod
+    def stages(cls, options: MixupOptions) -> tuple[Stage, ...]:
+        """Return one stage of mixed batches."""
+        return (Stage("train", mix=options.mix),)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the mean over the mixtures of either label's loss by its share.

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
@@ -22,7 +22,6 @@ from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import without_tf32
-from lt_pipeline.learning.engine.phase import Phase
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
     changed_predictions,
@@ -31,7 +30,8 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
 )
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import LogitAdjustmentConfig
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.learning.models.low_rank import (
     add_low_rank,
@@ -130,11 +130,11 @@ class More(Method):
         add_low_rank(net, self.options.rank)
         return net
 
-    def no_weight_decay(self) -> Collection[str]:
+    def no_weight_decay(self) -> Collection[nn.Parameter]:
         """Return A and B where weight decay is not meant for them."""
         if self.options.decay_low_rank:
             return ()
-        return [f"net.{name}" for name, _ in low_rank_parameters(self.net)]
+        return [parameter for _, parameter in low_rank_parameters(self.net)]
 
     @property
     def needs_float32(self) -> bool:
@@ -144,12 +144,12 @@ class More(Method):
         """
         return self.options.amplitude > 0
 
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze what the LoRA ablation freezes; MORE itself trains everything throughout."""
-        super().start_epoch(phase, epoch)
+        super().start_epoch(epoch, epochs)
         if self.options.freeze_general_after is None:
             return
-        adapting = epoch >= self.options.freeze_general_after * phase.epochs
+        adapting = epoch >= self.options.freeze_general_after * epochs
         for _, parameter in low_rank_parameters(self.net):
             parameter.requires_grad_(adapting)
         if adapting:

@@ -6,7 +6,7 @@ the released code differs from the paper, docs/methods/experts.md says which is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -18,15 +18,15 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig
-from lt_pipeline.learning.engine.phase import Phase, Stage
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.learning.losses import experts as losses
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import ClassBalancedConfig, Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.losses.margins import LdamConfig
-from lt_pipeline.learning.methods._base import MethodOptions
+from lt_pipeline.learning.methods._base import Part
 from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
 
@@ -132,42 +132,32 @@ class RoutingDiverseExperts(ExpertMethod):
         )
 
     @classmethod
-    def stages(cls, options: MethodOptions) -> tuple[Stage, ...]:
-        """Return the experts' training, then the router's."""
-        return (Stage("train"), Stage("router", start=("train",)))
-
-    def phases(self, epochs: int) -> Sequence[Phase]:
+    def stages(cls, options: RideOptions) -> tuple[Stage, ...]:
         """Return the experts' training, of the whole budget, and the router's behind it."""
-        more = max(1, round(self.options.router_share * epochs))
-        sampler = self.options.router_sampler.build()
-        return [Phase("train", epochs), Phase("router", more, sampler, trains="router")]
+        router = Stage(
+            "router",
+            ("train",),
+            sampler=options.router_sampler.build(),
+            trainable=("router",),
+            share=options.router_share,
+            objective="routing",
+        )
+        return (Stage("train"), router)
 
-    def start_epoch(self, phase: Phase, epoch: int) -> None:
-        """Leave the router out of the experts' phase, and all else out of its own."""
-        if phase.trains:
-            return
-        super().start_epoch(phase, epoch)
-        self.tempered = epoch / phase.epochs >= self.options.temperature_start
+    @property
+    def routing(self) -> Routing:
+        """Return the router's objective."""
+        return Routing(self)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Leave the router out, and temper from where that starts."""
+        super().start_epoch(epoch, epochs)
+        self.tempered = epoch / epochs >= self.options.temperature_start
         self.router.requires_grad_(False).eval()
 
-    def end_epoch(self, phase: Phase, validation: Images | None, device: torch.device) -> None:
-        """Learn from the experts' epochs only: in the router's phase nothing else changes."""
-        if not phase.trains:
-            super().end_epoch(phase, validation, device)
-
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the terms of what is in training mode: of the network, of the router, or both.
-
-        The router's gradient stops at its inputs.
-        """
-        features, logits = self._features_and_logits(batch.images)
-        terms = self._expert_terms(logits, batch.labels) if self.net.training else {}
-        if self.router.training:
-            gates = self.router(features.detach(), logits.detach())
-            needed = losses.needs_more(logits.detach(), batch.labels)
-            loss = losses.routing_loss(gates, needed, self.options.router_weight)
-            terms["routing"] = loss.mean()
-        return terms
+        """Return the experts' terms."""
+        return self._expert_terms(self.features_and_logits(batch.images)[1], batch.labels)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the mean logits, ``[B, C]``, of all experts or, with ``route``, of those asked."""
@@ -180,7 +170,7 @@ class RoutingDiverseExperts(ExpertMethod):
         """Return probabilities and, where the router is deployed, how many experts were used."""
         if not self.options.route:
             return super().answer(images)
-        features, logits = self._features_and_logits(images)
+        features, logits = self.features_and_logits(images)
         gates = self.router(features, logits)
         probabilities = losses.routed(logits, gates).softmax(1)
         return {"probabilities": probabilities, "experts_used": losses.experts_used(gates)}
@@ -215,7 +205,7 @@ class RoutingDiverseExperts(ExpertMethod):
         if not self.options.route:
             del self.router
 
-    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features ``[B, K, F]`` and logits ``[B, K, C]``."""
         features = self.net.features(images)
         return features, at_least_float32(self.net.head(features))
@@ -235,9 +225,27 @@ class RoutingDiverseExperts(ExpertMethod):
 
     def _parts(self, images: Tensor) -> Tensor:
         """Return every expert's logits and, last, its gate, ``[B, K, C + 1]``; the last has 0."""
-        features, logits = self._features_and_logits(images)
+        features, logits = self.features_and_logits(images)
         gates = F.pad(self.router(features, logits), (0, 1))
         return torch.cat([logits, gates[:, :, None]], 2)
 
     def _by_group(self, values: Tensor, test: Images) -> dict[str, float]:
         return by_group_and_all(values, test.labels.cpu(), self.card.longtail)
+
+
+class Routing(Part):
+    """What the router learns: which images need more experts; nothing else changes."""
+
+    method: RoutingDiverseExperts
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the router's loss, whose gradient stops at what it sees of the experts."""
+        features, logits = (part.detach() for part in self.method.features_and_logits(batch.images))
+        gates = self.method.router(features, logits)
+        needed = losses.needs_more(logits, batch.labels)
+        loss = losses.routing_loss(gates, needed, self.method.options.router_weight)
+        return {"routing": loss.mean()}
+
+    def follow(self) -> dict[str, float]:
+        """Return what the method follows."""
+        return self.method.follow()

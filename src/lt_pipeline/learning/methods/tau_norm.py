@@ -97,7 +97,8 @@ class TauNormalisation(Pretrained):
 
         Factors of logits that were learned before become 1. With tau = 0 only the bias is gone.
         """
-        self.forget_factors()
+        for name in self.options.factors:
+            self.get_parameter(name).fill_(1)
         head: nn.Module = self.net.head
         weight = self.net.centres
         length = torch.linalg.vector_norm(weight.double(), dim=-1, keepdim=True)

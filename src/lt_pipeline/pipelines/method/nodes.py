@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.experiments import evaluate as judging
 from lt_pipeline.learning.experiments import run, stages

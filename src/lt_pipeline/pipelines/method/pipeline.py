@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.engine.phase import Stage
+from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import SHARED
 from lt_pipeline.learning.experiments.run import groups
-from lt_pipeline.learning.methods._base import MethodOptions
+from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.pipelines.judging import detect, geometry
 from lt_pipeline.pipelines.method.nodes import (
     configure,

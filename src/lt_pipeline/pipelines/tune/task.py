@@ -123,10 +123,9 @@ class Task:
 
 def _epochs_before(experiment: Experiment) -> dict[str, int]:
     """Return how many epochs lie before each phase on the way to the model."""
-    line = {stage.name for stage in experiment.stages if stage.role == "line"}
     before, epochs = {}, 0
-    for phase in experiment.build().phases(experiment.config.training.epochs):
-        if phase.name in line:
-            before[phase.name] = epochs
-            epochs += phase.epochs
+    for stage in experiment.stages:
+        if stage.trains and stage.role == "line":
+            before[stage.name] = epochs
+            epochs += stage.passes(experiment.config.training.epochs)
     return before
