@@ -66,7 +66,7 @@ _OUTBOX = Outbox()
 _LAST_EPOCH: dict[tuple[str, str], int] = {}
 
 
-def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
+def log_epoch(stage: str, epoch: int, values: Mapping[str, float]) -> None:
     """Log an epoch's values to the active run; without a run, nothing happens.
 
     The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
@@ -77,7 +77,7 @@ def log_epoch(phase: str, epoch: int, values: Mapping[str, float]) -> None:
     """
     run, now = mlflow.active_run(), int(time.time() * 1000)
     if run:
-        named = {_by_stage(phase, name): value for name, value in values.items()}
+        named = {_by_stage(stage, name): value for name, value in values.items()}
         _LAST_EPOCH.update({(run.info.run_id, name): epoch for name in named})
         _OUTBOX.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
 
@@ -99,11 +99,11 @@ def run_ends() -> None:
     _OUTBOX.run_ends()
 
 
-def _by_stage(phase: str, name: str) -> str:
-    if phase in FIRST_STAGES:
+def _by_stage(stage: str, name: str) -> str:
+    if stage in FIRST_STAGES:
         return name
     kind, _, rest = name.partition("/")
-    return "/".join(filter(None, (kind, phase, rest)))
+    return "/".join(filter(None, (kind, stage, rest)))
 
 
 def log_metrics(values: Mapping[str, float]) -> None:

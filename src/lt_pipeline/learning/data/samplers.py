@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.schema import Config
 
-# (labels [N], generator on the CPU, share of the phase's epochs that are over, in [0, 1))
+# (labels [N], generator on the CPU, share of the stage's epochs that are over, in [0, 1))
 # -> positions of one epoch, int64 [N]
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]
 
@@ -137,9 +137,9 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 class SamplerConfig(Config):
-    """Which images the epochs of a phase see.
+    """Which images the epochs of a stage see.
 
-    ``defer`` is the share of the phase's epochs, the first ones, that are instance-balanced before
+    ``defer`` is the share of the stage's epochs, the first ones, that are instance-balanced before
     ``name`` takes over.
     """
 

@@ -168,7 +168,7 @@ def line_of(stages: Sequence[Stage], histories: Sequence[History]) -> History:
 
 
 def join_histories(histories: Sequence[History]) -> History:
-    """Return the histories of phases one after the other as one, steps counted through."""
+    """Return the histories of stages one after the other as one, steps counted through."""
     joined: History = {}
     offset = 0.0
     for history in histories:

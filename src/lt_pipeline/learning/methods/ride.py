@@ -46,8 +46,8 @@ class RideOptions(ExpertOptions):
         temperature_start: share of the epochs before which all classes have temperature alpha.
         route: score by the experts that the router asks for; false is the mean of all. The router
             is trained in both cases.
-        router_share: epochs of the router's phase as a share of the training's; at least one.
-        router_sampler: which images that phase sees.
+        router_share: epochs of the router's stage as a share of the training's; at least one.
+        router_sampler: which images that stage sees.
         router_weight: omega_on, the weight of images that need another expert.
         router_hidden: features of each of the router's hidden layers.
         router_logits: how many of the largest logits it sees.

@@ -100,10 +100,10 @@ class Task:
         stages = [stage for stage in experiment.stages if stage.role != "reference"]
         before = _epochs_before(experiment)
 
-        def follow(phase: str, epoch: int, values: Mapping[str, float]) -> None:
-            tracking.log_epoch(phase, epoch, values)
-            if phase in before and OBJECTIVE in values:
-                report(before[phase] + epoch, values[OBJECTIVE])
+        def follow(stage: str, epoch: int, values: Mapping[str, float]) -> None:
+            tracking.log_epoch(stage, epoch, values)
+            if stage in before and OBJECTIVE in values:
+                report(before[stage] + epoch, values[OBJECTIVE])
 
         sets = Sets(train, validation, nothing, auxiliary)
         try:
@@ -122,7 +122,7 @@ class Task:
 
 
 def _epochs_before(experiment: Experiment) -> dict[str, int]:
-    """Return how many epochs lie before each phase on the way to the model."""
+    """Return how many epochs lie before each stage on the way to the model."""
     before, epochs = {}, 0
     for stage in experiment.stages:
         if stage.trains and stage.role == "line":
