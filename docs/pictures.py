@@ -9,7 +9,6 @@ the runs are a reader's, and no page that shows a path is taken.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -30,7 +29,7 @@ from pages import PictureError, Shot, mlflow_shots, viz_shots
 from PIL import Image
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Route
+    from playwright.sync_api import Browser, BrowserContext, Route
 
 PROJECT = Path(__file__).parents[1]
 PICTURES = Path(__file__).parent / "pictures"
@@ -171,19 +170,24 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def browser() -> Iterator[BrowserContext]:
-    """Start the browser; its pages reach nothing but this machine."""
+def browser() -> Iterator[Browser]:
+    """Start the browser."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         raise PictureError(f"{error}; run: pip install 'lt_pipeline[pictures]'") from error
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        context = started.new_context(color_scheme="light", timezone_id="UTC")
-        context.set_default_timeout(PAGE_MS)
-        context.route("**/*", _only_here)
-        yield context
+        yield started
         started.close()
+
+
+def visitor(browser: Browser) -> BrowserContext:
+    """Return one who was never here before; pages reach nothing but this machine."""
+    context = browser.new_context(color_scheme="light", timezone_id="UTC")
+    context.set_default_timeout(PAGE_MS)
+    context.route("**/*", _only_here)
+    return context
 
 
 def _only_here(route: Route) -> None:
@@ -193,7 +197,7 @@ def _only_here(route: Route) -> None:
         route.abort()
 
 
-def take(context: BrowserContext, shot: Shot, folder: Path) -> Path:
+def take(browser: Browser, shot: Shot, folder: Path) -> Path:
     """Write the picture of ``shot`` once all that must be seen is there.
 
     Raises:
@@ -202,10 +206,9 @@ def take(context: BrowserContext, shot: Shot, folder: Path) -> Path:
     from playwright.sync_api import Error
 
     path = folder / f"{shot.name}.png"
+    context = visitor(browser)
     page = context.new_page()
     page.set_viewport_size({"width": WIDTH, "height": shot.height})
-    stored = "".join(f"localStorage.setItem({_js(k)}, {_js(v)});" for k, v in shot.stored.items())
-    page.add_init_script(stored)
     try:
         page.goto(shot.address)
         if shot.act:
@@ -215,15 +218,13 @@ def take(context: BrowserContext, shot: Shot, folder: Path) -> Path:
     except Error as error:
         what = " ".join(str(error).split())
         raise PictureError(f"{path.name} cannot be taken: {what}") from error
+    # away from what was clicked, which would explain itself
+    page.mouse.move(WIDTH / 2, 1)
     page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=path, animations="disabled", caret="hide")
-    page.close()
+    context.close()
     check(path)
     return path
-
-
-def _js(text: str) -> str:
-    return json.dumps(text)
 
 
 def check(path: Path) -> None:
@@ -250,10 +251,10 @@ def make(folder: Path, names: Sequence[str]) -> None:
     ui = (program("mlflow"), "ui", "--backend-store-uri", database, "--workers", "1")
     graph = (program("kedro"), "viz", "run", "--no-browser")
     PICTURES.mkdir(exist_ok=True)
-    with browser() as context, served(folder, *ui) as mlflow, served(folder, *graph) as viz:
+    with browser() as started, served(folder, *ui) as mlflow, served(folder, *graph) as viz:
         for shot in [*mlflow_shots(mlflow, MlflowClient(database)), *viz_shots(viz)]:
             if not names or shot.name in names:
-                print(take(context, shot, PICTURES).relative_to(PROJECT), flush=True)
+                print(take(started, shot, PICTURES).relative_to(PROJECT), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

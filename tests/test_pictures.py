@@ -29,8 +29,8 @@ class Hello(BaseHTTPRequestHandler):
         open("asked", "a").write(self.headers["Host"] + self.path + "\\n")
         body = b'<body style="background:#cde"><p>waiting</p>'
         body += b'<img src="http://localhost:%d/spy.png">' % self.server.server_port
-        body += b'<script>setTimeout(() => { document.body.append("asked for " + '
-        body += b'localStorage.getItem("kept")) }, 300)</script>'
+        body += b'<button onclick="document.body.append(localStorage.length)">kept: </button>'
+        body += b'<script>setTimeout(() => { document.body.append("late") }, 300)</script>'
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
@@ -154,19 +154,25 @@ def test_the_docs_show_every_picture_small_and_with_nothing_in_it_but_pixels():
             assert not picture.info.keys() - {"dpi", "srgb", "gamma"}
 
 
-def test_a_real_page_is_taken_once_its_words_are_there(tmp_path, server):
+def _press(page):
+    page.get_by_text("late").wait_for()
+    page.get_by_role("button").click()
+
+
+def test_a_real_page_is_taken_once_its_words_are_there(tmp_path, server, monkeypatch):
     pytest.importorskip("playwright")
     try:
         pictures.chromium()
     except pages.PictureError as error:
         pytest.skip(str(error))
-    with pictures.browser() as context, pictures.served(tmp_path, *server) as address:
-        shot = pages.Shot("hello", address, ["asked for it"], {"kept": "it"}, height=300)
-        path = pictures.take(context, shot, tmp_path)
-        context.set_default_timeout(500)
+    with pictures.browser() as browser, pictures.served(tmp_path, *server) as address:
+        # what a reader gets, whose browser has kept nothing
+        shot = pages.Shot("hello", address, ["late0"], _press, height=300)
+        path = pictures.take(browser, shot, tmp_path)
+        monkeypatch.setattr(pictures, "PAGE_MS", 500)
         other = pages.Shot("other", address, ["never there"])
         with pytest.raises(pages.PictureError, match=r"^other\.png cannot be taken: .*never there"):
-            pictures.take(context, other, tmp_path)
+            pictures.take(browser, other, tmp_path)
     with Image.open(path) as picture:
         assert picture.size == (1400, 300)
         assert picture.convert("RGB").getpixel((1300, 250)) == (0xCC, 0xDD, 0xEE)

@@ -305,6 +305,12 @@ def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):
     assert run.data.tags["dvc_baseline"] == git(project, "rev-parse", "HEAD")
     assert run.info.artifact_uri.startswith(f"file://{project.folder}/mlartifacts")
     assert git(project, "status", "--porcelain") == ""
+    # what docs/dvc.md says to read fits a terminal
+    code, metrics = project.run("dvc", "metrics", "show", cwd=project.file("08_reporting"))
+    assert code == 0, metrics
+    assert "digits/focal/first.json" in metrics
+    for line in [*metrics.splitlines(), *dvc(project, "exp", "diff", "steep").splitlines()]:
+        assert len(line) <= 120
     shown = json.loads(dvc(project, "exp", "diff", "steep", "--json"))
     assert shown["params"][FOCAL]["focal.options.criterion.gamma"]["old"] == 4.0
     assert any(line.startswith("steep,") for line in dvc(project, "exp", "show", "--csv").split())

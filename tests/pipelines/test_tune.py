@@ -58,6 +58,13 @@ def test_a_sweep_through_kedro(project):
     assert parent.data.metrics["test/accuracy"] == pytest.approx(judged["test/accuracy"])
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {"trials.csv", "best.json", "judged.json", "figures"} <= names
+    # the view that the sweep's address opens has what was searched, by the names that trials have
+    tags = client.get_experiment(parent.info.experiment_id).tags
+    columns = json.loads(tags["mlflow.sharedViewState.dbm-digits-lt-ir10"])["selectedColumns"]
+    searched = {name[len("params.`") : -1] for name in columns[1:]}
+    assert len(searched) == len(best["params"])
+    assert all(searched <= child.data.params.keys() for child in children)
+    assert "viewStateShareKey=dbm-digits-lt-ir10" in output
 
     # all of it is kept: a second run trains what is new, and that stands below the first, too
     again = project.kedro(*arguments, f"--params={params},tune.trials=5,tune.workers=1")

@@ -67,7 +67,7 @@ class TuneHooks:
             return
         if dataset_name.endswith(".best"):
             tracking.log_metrics({f"best/{OBJECTIVE}": data["value"]})
-            views.keep(data["study"], views.of_sweep(data["study"], data["params"]))
+            views.keep(data["study"], views.of_sweep(data["study"], _searched(data)))
         if dataset_name.endswith(".judged"):
             from lt_pipeline.tuning.runs import publish_judged
 
@@ -102,6 +102,12 @@ class TuneHooks:
     def on_pipeline_error(self) -> None:
         """Forget the storage that the nodes were told."""
         self.storage.close()
+
+
+def _searched(best: dict[str, Any]) -> list[str]:
+    """Return what the sweep searched, by the names that its trials' parameters have in MLflow."""
+    own = f"{best['method']}."
+    return [f"{own if path.startswith('options.') else ''}{path}" for path in best["params"]]
 
 
 def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:

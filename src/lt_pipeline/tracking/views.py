@@ -22,9 +22,9 @@ LOCAL = "http://127.0.0.1:5000"
 # of the charts' sections, which are sorted by name with capitals first
 SUMMARY = "Summary"
 RUN_NAME = "attributes.`Run Name`"
-WIDTHS = {RUN_NAME: 280, "runDateAndNestInfo": 150, "duration": 80}
+WIDTHS = {RUN_NAME: 290, "runDateAndNestInfo": 145, "duration": 80}
 # of a heading: a character, and what is around them
-CHARACTER, MARGIN = 7, 34
+CHARACTER, MARGIN = 7, 24
 
 
 def results() -> str:
