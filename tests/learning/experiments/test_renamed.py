@@ -41,7 +41,9 @@ def test_every_target_is_a_parameter_that_there_is():
     for new in RENAMED.values():
         block, *_ = new.split(".")
         found = ExperimentConfig.resolve(block if ".options." in new else "ce", {})
-        values = {**found.model_dump(mode="json"), block: {"options": dict(found.options)}}
+        values = found.model_dump(mode="json")
+        if ".options." in new:
+            values[block] = {"options": dict(found.options)}
         for part in new.split("."):
             values = values[part]
 
@@ -55,6 +57,12 @@ def test_values_move_to_where_they_are_now_and_nothing_else_does(table):
     }
     assert given["training"] == {"epoch": 3, "batch_size": 2}, "what was given stays as it was"
     assert renamed({"training": 3, "more": None}) == {"training": 3, "more": None}
+
+
+def test_a_value_that_is_called_otherwise_now_is_translated():
+    assert renamed({"model": {"pretrained": True}}) == {"model": {"weights": "default"}}
+    assert renamed({"model": {"pretrained": False}}) == {"model": {"weights": "none"}}
+    assert renamed({"model": {"pretrained": [1]}}) == {"model": {"weights": [1]}}
 
 
 def test_both_names_at_once_are_refused(table):

@@ -26,8 +26,8 @@ def test_torchvisions_take_grey_images_too():
     ("arguments", "message"),
     [
         ({"name": "resnet33"}, "unknown backbone 'resnet33': did you mean"),
-        ({"name": "resnet32", "pretrained": True}, "resnet32 has no public weights"),
-        ({"name": "resnet18", "pretrained": True, "channels": 1}, "needs images with 3 channels"),
+        ({"name": "resnet32", "weights": "default"}, "resnet32 has no public weights"),
+        ({"name": "resnet18", "weights": "default", "channels": 1}, "needs images with 3 channels"),
     ],
 )
 def test_what_does_not_exist_is_refused(arguments, message):
@@ -53,7 +53,7 @@ def test_weights_that_cannot_be_downloaded_say_where_to_put_which_file(monkeypat
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(FileNotFoundError) as found:
-        build_backbone("resnet18", pretrained=True)
+        build_backbone("resnet18", weights="default")
     assert f"put {weights_file(checkpoints).name} into {checkpoints}," in str(found.value)
 
 
@@ -61,12 +61,12 @@ def test_weights_that_cannot_be_downloaded_say_where_to_put_which_file(monkeypat
 def test_damaged_weights_say_so(checkpoints, content):
     weights_file(checkpoints).write_bytes(content)
     with pytest.raises(FileNotFoundError, match=r"damaged .*put resnet18-\w+\.pth into"):
-        build_backbone("resnet18", pretrained=True)
+        build_backbone("resnet18", weights="default")
 
 
 def test_pretrained_weights_are_used_when_they_are_there(checkpoints):
     state = models.resnet18(weights=None).state_dict()
     state["layer1.0.conv1.weight"].fill_(0.5)
     torch.save(state, weights_file(checkpoints))
-    net = build_backbone("resnet18", pretrained=True)
+    net = build_backbone("resnet18", weights="default")
     assert (net.layer1[0].conv1.weight == 0.5).all()

@@ -222,7 +222,7 @@ def test_pretrained_weights_reach_every_expert(monkeypatch):
     weights.fc = nn.Linear(512, 1000)
     monkeypatch.setattr(backbones, "_pretrained_weights", lambda name: weights.state_dict())
     net = build_expert_network(
-        ModelConfig(backbone="resnet18", pretrained=True),
+        ModelConfig(backbone="resnet18", weights="default"),
         experts=2,
         shared="stage1",
         classes=4,
@@ -386,11 +386,11 @@ def test_low_rank_factor_a_is_common_to_the_experts():
         ({"shared": "stage2"}, "unknown shared part 'stage2': did you mean 'stage1'"),
         ({"std": [0.2]}, "each of the 3 channels, but have 3 and 1"),
         (
-            {"config": ModelConfig(backbone="resnet8", pretrained=True)},
+            {"config": ModelConfig(backbone="resnet8", weights="default")},
             "resnet8 has no public weights",
         ),
         (
-            {"config": ModelConfig.model_construct(backbone="resnet31", pretrained=False)},
+            {"config": ModelConfig.model_construct(backbone="resnet31", weights="none")},
             "unknown backbone 'resnet31': did you mean 'resnet3",
         ),
     ],

@@ -40,8 +40,9 @@ from lt_pipeline.learning.evaluation.detectors import (
 from lt_pipeline.learning.experiments.renamed import renamed_config
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.methods._options import MethodOptions
-from lt_pipeline.learning.models.backbones import check_pretrained
+from lt_pipeline.learning.models.backbones import check_weights
 from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.models.weights import NONE
 from lt_pipeline.learning.schema import (
     Config,
     UserError,
@@ -231,8 +232,7 @@ class ExperimentConfig(Config):
     def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
         """Refuse sizes that do not fit the data, by building what will be trained."""
         training, images = self.training, sum(card.longtail.class_counts)
-        if self.model.pretrained:
-            check_pretrained(self.model.backbone, card.channels)
+        check_weights(self.model.backbone, card.channels, self.model.weights)
         with _named("training.augment."):
             training.augment.check(shape)
         with _named(f"{self.method}.options."):
@@ -252,7 +252,7 @@ class ExperimentConfig(Config):
 
     def _untrained(self, card: DataCard) -> Method:
         """Return the method as it begins, without what would be downloaded."""
-        plain = self.model.model_copy(update={"pretrained": False})
+        plain = self.model.model_copy(update={"weights": NONE})
         with _named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 

@@ -8,7 +8,9 @@ from typing import Any
 from lt_pipeline.learning.schema import UserError
 
 # old path in conf/ -> new one, as in {"training.epoch": "training.epochs"}
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"model.pretrained": "model.weights"}
+# and what its values are called now, where that is something else
+VALUES: dict[str, dict[Any, Any]] = {"model.pretrained": {False: "none", True: "default"}}
 
 
 def renamed(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +23,7 @@ def renamed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         value, there = _taken(found, old.split("."))
         if there:
+            value = next((now for was, now in VALUES.get(old, {}).items() if was is value), value)
             _put(found, new.split("."), value, f"{old} is called {new} now, and both are given")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.models.resnet_cifar import CifarResNet
+from lt_pipeline.learning.models.weights import (
+    DEFAULT,
+    IMAGENET,
+    NONE,
+    Pixels,
+    is_own,
+    load_weights,
+)
 from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
 
 CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56)}
@@ -24,36 +33,101 @@ LARGE = {
 BACKBONES = (*CIFAR_DEPTHS, *LARGE)
 
 
-def build_backbone(name: str, channels: int = 3, pretrained: bool = False) -> nn.Module:
+def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Module:
     """Return the backbone ``name``; it maps ``[B, channels, H, W]`` to ``[B, net.features]``.
 
-    ``pretrained`` takes torchvision's default ImageNet weights.
+    Besides ``BACKBONES`` any name that timm knows. ``weights`` are ``none``, ``default`` (the
+    library's own), or what ``load_weights`` takes; ``net.pixels`` is how they want images, None
+    without.
 
     Raises:
         UserError: for an unknown name, or weights that do not exist for the name or ``channels``.
-        MissingFileError: if the weights are damaged or cannot be downloaded.
+        MissingFileError: if the weights are not there, damaged, or cannot be downloaded.
     """
-    if pretrained:
-        check_pretrained(name, channels)
+    check_weights(name, channels, weights)
+    net: Any
     if name in CIFAR_DEPTHS:
-        return CifarResNet(CIFAR_DEPTHS[name], channels)
-    if name not in LARGE:
-        raise UserError(unknown("backbone", name, BACKBONES))
-    return _torchvision(LARGE[name], channels, pretrained)
+        net = CifarResNet(CIFAR_DEPTHS[name], channels)
+    elif name in LARGE:
+        net = _torchvision(LARGE[name], channels, weights == DEFAULT)
+    else:
+        net = TimmBackbone(name, channels, weights == DEFAULT)
+    if is_own(weights):
+        load_weights(net.net if isinstance(net, TimmBackbone) else net, weights)
+    net.pixels = None if weights == NONE else Pixels(*getattr(net, "wants", IMAGENET))
+    found: nn.Module = net
+    return found
 
 
-def check_pretrained(name: str, channels: int) -> None:
+def check_backbone(name: str) -> None:
+    """Refuse a name that neither this package nor timm, where it is installed, knows.
+
+    Raises:
+        UserError: with the nearest.
+    """
+    if name in BACKBONES:
+        return
+    known = _timm_names()
+    if name.split(".")[0] not in known:
+        more = "" if known else "; timm's need the extra photos: pip install 'lt_pipeline[photos]'"
+        raise UserError(unknown("backbone", name, (*BACKBONES, *known)) + more)
+
+
+def check_weights(name: str, channels: int, weights: str) -> None:
     """Refuse weights that do not exist for the backbone ``name`` or so many ``channels``.
 
     Raises:
         UserError: saying for what they do.
     """
-    if name in CIFAR_DEPTHS:
+    check_backbone(name)
+    if weights == DEFAULT and name in CIFAR_DEPTHS:
         raise UserError(
-            f"model.pretrained needs one of {', '.join(LARGE)}: {name} has no public weights"
+            f"model.weights=default needs one of {', '.join(LARGE)} or timm's: {name} has no "
+            f"public weights"
         )
-    if channels != 3:
-        raise UserError(f"model.pretrained needs images with 3 channels, but they have {channels}")
+    if weights != NONE and channels != 3:
+        raise UserError(f"model.weights needs images with 3 channels, but they have {channels}")
+
+
+@cache
+def _timm_names() -> frozenset[str]:
+    try:
+        import timm
+    except ImportError:
+        return frozenset()
+    return frozenset(timm.list_models())
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm's, without its classifier and with its own pooling.
+
+    Vision transformers take images of any size that their patches divide.
+
+    Raises:
+        MissingFileError: if timm's weights are not cached and cannot be downloaded.
+    """
+
+    def __init__(self, name: str, channels: int, pretrained: bool) -> None:
+        super().__init__()
+        import timm
+
+        options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+        if name.startswith(("vit_", "deit")):
+            options["dynamic_img_size"] = True
+        try:
+            net: Any = timm.create_model(name, pretrained=pretrained, **options)
+        except (OSError, RuntimeError) as error:
+            raise MissingFileError(
+                f"timm's weights of {name} are not here and cannot be downloaded "
+                f"({str(error).splitlines()[0]}); set model.weights to none, a file or a package"
+            ) from error
+        self.net, self.features = net, int(net.num_features)
+        self.wants = (net.default_cfg["mean"], net.default_cfg["std"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled features ``[B, F]`` of normalised ``images`` ``[B, C, H, W]``."""
+        features: Tensor = self.net(images)
+        return features
 
 
 def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
@@ -84,6 +158,6 @@ def _pretrained_weights(name: str) -> dict[str, Tensor]:
         raise MissingFileError(
             f"the pretrained weights of {name} are damaged or cannot be downloaded ({error}); put "
             f"{Path(weights.url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set "
-            f"model.pretrained to false"
+            f"model.weights to none"
         ) from error
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_pipeline.learning.models.backbones import build_backbone
+from lt_pipeline.learning.models.backbones import BACKBONES, TimmBackbone, build_backbone
 from lt_pipeline.learning.models.heads import HEADS, HeadInit, start_kaiming, unit
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
@@ -206,9 +206,14 @@ def build_expert_network(
         backbone = SharedBackbone(plain.backbone, experts)
     elif isinstance(plain.backbone, CifarResNet):
         backbone = ExpertCifarResNet(plain.backbone, experts, reduced)
+    elif isinstance(plain.backbone, TimmBackbone):
+        raise UserError(
+            f"experts of {config.backbone} cannot share a part of it: set the method's option "
+            f"shared to all, or model.backbone to one of {', '.join(BACKBONES)}"
+        )
     else:
         others = [
-            build_backbone(config.backbone, channels, config.pretrained) for _ in range(experts - 1)
+            build_backbone(config.backbone, channels, config.weights) for _ in range(experts - 1)
         ]
         backbone = ExpertResNet([plain.backbone, *others])
     head = ExpertHeads(

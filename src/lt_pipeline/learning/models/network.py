@@ -9,14 +9,18 @@ import torch
 from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 
-from lt_pipeline.learning.models.backbones import BACKBONES, build_backbone
+from lt_pipeline.learning.models.backbones import build_backbone, check_backbone
 from lt_pipeline.learning.models.heads import HeadInit, build_head
-from lt_pipeline.learning.schema import Config, UserError, unknown
+from lt_pipeline.learning.models.weights import NONE
+from lt_pipeline.learning.schema import Config
 
 
 class ModelConfig(Config):
-    """Which network; ``scale`` is the cosine head's s, ``pretrained`` takes ImageNet weights.
+    """Which network; ``scale`` is the cosine head's s.
 
+    ``backbone`` is a name of ours or of timm's. ``weights`` are what it starts from: ``none``, the
+    library's own (``default``), a file, or an installed package; images are then normalised as
+    those want them.
     ``head_init`` is how a linear head's weights start: ``uniform`` as torch's, or ``kaiming`` as in
     the released codes of LDAM's family, 2.4 times as large. Cosine heads start at unit length.
     """
@@ -27,13 +31,12 @@ class ModelConfig(Config):
     head: Literal["linear", "cosine"] = "linear"
     head_init: HeadInit = "uniform"
     scale: PositiveFloat = 32.0
-    pretrained: bool = False
+    weights: str = NONE
 
     @field_validator("backbone")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in BACKBONES:
-            raise UserError(unknown("backbone", name, BACKBONES))
+        check_backbone(name)
         return name
 
 
@@ -101,6 +104,8 @@ def build_network(
 ) -> Network:
     """Return the network of ``config``; ``mean`` and ``std`` are fractions of 1 by channel.
 
+    Weights that the backbone starts from have their own in place of those.
+
     Raises:
         ValueError: if there is not one mean and one standard deviation a channel.
     """
@@ -109,7 +114,8 @@ def build_network(
             f"mean and std need one value for each of the {channels} channels, "
             f"but have {len(mean)} and {len(std)}"
         )
-    backbone = build_backbone(config.backbone, channels, config.pretrained)
+    backbone = build_backbone(config.backbone, channels, config.weights)
+    mean, std = backbone.pixels or (mean, std)  # type: ignore[misc]
     width = int(backbone.features)  # type: ignore[arg-type]
     head = build_head(config.head, width, classes, config.scale, config.head_init)
     return Network(Normalize(mean, std), backbone, head)
