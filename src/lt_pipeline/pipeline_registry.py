@@ -20,7 +20,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, method_options
 from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
 from lt_pipeline.learning.studies.config import StudyConfig
-from lt_pipeline.pipelines import compare, data_prep, evaluate, method, study, tune
+from lt_pipeline.pipelines import audit, compare, data_prep, evaluate, method, study, tune
 from lt_pipeline.tuning.config import method_name
 
 DEFAULT = "more"
@@ -82,6 +82,7 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
     """
     found: dict[str, Maker] = {
         "__default__": partial(_method, DEFAULT, parameters),
+        "audit": audit.create_pipeline,
         "data_prep": data_prep.create_pipeline,
         "compare": partial(_from_raw, compare.create_pipeline),
         "evaluate": partial(_from_raw, evaluate.create_pipeline),

@@ -57,12 +57,14 @@ from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
 from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
+from lt_pipeline.reports.audit import summary
 from lt_pipeline.reports.console import (
     print_comparison,
     print_results,
     print_stages,
     print_study,
 )
+from lt_pipeline.reports.screen import console
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store, views
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
@@ -70,7 +72,9 @@ from lt_pipeline.tracking.models import EvaluateConfig, Trained
 from lt_pipeline.tuning.config import method_name, tune_config
 
 LOGGER = logging.getLogger(__name__)
-COMPARE, DATA = "compare", "data_prep"
+COMPARE = "compare"
+# what is of the data alone, and of no method
+OF_DATA = ("data_prep", "audit")
 
 
 class ProjectHooks:
@@ -295,6 +299,13 @@ class ProjectHooks:
             raise UserError(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}")
 
     @hook_impl(specname="after_pipeline_run")
+    def show_audit(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Print what was found in a person's images."""
+        if "audit.environment" in pipeline.all_outputs():
+            found = summary(catalog.load("audit.notes")["notes"], catalog.load("audit.environment"))
+            console().print(found, highlight=False, markup=False)
+
+    @hook_impl(specname="after_pipeline_run")
     def show_comparison(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print how the methods compare."""
         if f"{COMPARE}.report" in pipeline.all_outputs():
@@ -391,7 +402,7 @@ def _make_pipelines(names: list[str]) -> None:
 def _subjects(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of, and whether it compares."""
     spaces = {node.namespace or "" for node in pipeline.nodes}
-    return sorted(s for s in spaces if s and s != DATA and not s.startswith(SPACE))
+    return sorted(s for s in spaces if s and s not in OF_DATA and not s.startswith(SPACE))
 
 
 def _auroc(report: dict[str, Any]) -> dict[str, float]:

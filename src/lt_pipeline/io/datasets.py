@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lt_pipeline.io.image_files import mapped_images, write_images
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import atomic_path
 from lt_pipeline.learning.schema import UserError, one_line_errors
 
@@ -24,6 +26,8 @@ from lt_pipeline.learning.schema import UserError, one_line_errors
 MADE_OF = "made_of"
 # the one entry of a safetensors file's metadata: JSON
 ABOUT = "about"
+# bytes of the largest file of images that is held in memory
+IN_MEMORY = 2**30
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -133,20 +137,23 @@ class StateDictDataset(_TensorsDataset[dict[str, Tensor], dict[str, Tensor]]):
         _save(Path(self._filepath), data, self._made_of())
 
 
-class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
-    """An ``ImageSet`` in a safetensors file, class names in its metadata."""
+class ImageSetDataset(_TensorsDataset[Images, Images]):
+    """Images in a safetensors file, class names in its metadata."""
 
-    def load(self) -> ImageSet:
-        """Return the images on the CPU.
+    def load(self) -> Images:
+        """Return the images on the CPU; those of a large file are read as they are needed.
 
         Raises:
             UserError: if they are of other data than this run's, or the file is of something else.
         """
         facts = _facts(Path(self._filepath))
         self._check(facts.get(MADE_OF))
-        tensors = _load(Path(self._filepath))
+        path = Path(self._filepath)
         try:
             names = tuple(facts["class_names"])
+            if path.stat().st_size > IN_MEMORY:
+                return mapped_images(path, names)
+            tensors = _load(path)
             return ImageSet(tensors["images"], tensors["labels"], names)
         except KeyError as error:
             raise UserError(
@@ -154,11 +161,14 @@ class ImageSetDataset(_TensorsDataset[ImageSet, ImageSet]):
                 f"{self.node or 'the node that makes it'}"
             ) from None
 
-    def save(self, data: ImageSet) -> None:
-        """Replace the file."""
-        tensors = {"images": data.images, "labels": data.labels}
+    def save(self, data: Images) -> None:
+        """Replace the file; images that are not in memory are written by batches."""
         facts = {"class_names": data.class_names, **self._made_of()}
-        _save(Path(self._filepath), tensors, facts)
+        path = Path(self._filepath)
+        if isinstance(data, ImageSet):
+            _save(path, {"images": data.images, "labels": data.labels}, facts)
+        else:
+            write_images(path, data, {ABOUT: json.dumps(facts, sort_keys=True)})
 
 
 class TypedDataset(KeyedDataset[Any, Any]):

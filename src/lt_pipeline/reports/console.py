@@ -15,6 +15,8 @@ from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.reports.documents import table_rows
 
 BEST_TRIALS = 5
+# what is read first where classes have unequal numbers of test images
+MEAN_RECALL = "test/mean_recall"
 
 Values = Mapping[str, Any]
 
@@ -28,12 +30,15 @@ def print_results(
     """
     tested = {name: {f"test/{n}": v for n, v in m["test"].items()} for name, m in finished.items()}
     metrics = shown("run", [key for values in tested.values() for key in values])
+    if not card.config.balanced:
+        # accuracy is that of the frequent classes there
+        metrics = {MEAN_RECALL: METRICS[MEAN_RECALL], **metrics}
     rows = [
         ([name, *(m.number(values[key]) for key, m in metrics.items())], False)
         for name, values in tested.items()
     ]
     table = screen.table(["method", *(m.heading for m in metrics.values())], rows)
-    table.title = f"{card.config.title}: balanced test set, last epoch, %"
+    table.title = f"{card.config.title}: {card.config.test_set}, last epoch, %"
     console = _begin()
     console.print(table)
     _print_groups(console, card)
@@ -89,7 +94,7 @@ def print_comparison(
     console, paired = _begin(), Paired.of_first(standing)
     metrics = shown("screen", summary)
     headings, rows = table_rows(summary, standing["beside_papers"], metrics, paired=paired)
-    console.print(f"Methods on {card.config.title}: balanced test set, last epoch")
+    console.print(f"Methods on {card.config.title}: {card.config.test_set}, last epoch")
     console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
     if paired:
         console.print(f"({LEGEND})")
@@ -106,7 +111,7 @@ def print_study(name: str, standing: Values, card: DataCard, where: str) -> None
     console = _begin()
     rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
     # not the table's title, which would be broken to the table's width
-    console.print(f"{name} on {card.config.title}: balanced test set, last epoch, %")
+    console.print(f"{name} on {card.config.title}: {card.config.test_set}, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
     told = behind if standing["beside_papers"] else ""
     console.print(f"(mean ± standard deviation over seeds{told})")
@@ -140,7 +145,7 @@ def print_sweep(
     if judged:
         reached = ", ".join(f"{m.heading} {m.said(judged[m.key])}" for m in placed("sweep"))
         console.print(
-            f"Trial {best['trial']} on the balanced test set, which nothing was chosen by: "
+            f"Trial {best['trial']} on the {card.config.test_set}, which nothing was chosen by: "
             f"{reached}."
         )
     console.print("The best again, as a run of its own (data.validation=0 trains on all images):")

@@ -70,7 +70,7 @@ def test_the_manifest_finds_every_image_again():
     rows = prepared.manifest()
     assert len(rows) == len(prepared.train) + len(prepared.validation)
     for split in ("train", "validation"):
-        index = torch.tensor([r["source_index"] for r in rows if r["split"] == split])
+        index = torch.tensor(rows["source_index"][rows["split"] == split].tolist())
         part = getattr(prepared, split)
         assert torch.equal(SOURCE.train.images[index], part.images)
         assert [r["label"] for r in rows if r["split"] == split] == part.labels.tolist()

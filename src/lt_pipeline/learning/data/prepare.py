@@ -5,27 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
+from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.listing import TRAIN, Listing, list_folder, list_table
 from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, check_name
+from lt_pipeline.learning.data.photos import as_source, in_parts
 from lt_pipeline.learning.data.profiles import (
+    Cut,
     Exponential,
+    Natural,
     Profile,
     largest_that_fits,
     profile_counts,
 )
 from lt_pipeline.learning.data.protocol import Images, content_hash, in_order
-from lt_pipeline.learning.data.sources import FACTS, SOURCES, Source
+from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, Source
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
+PHOTOS = ("folder", "csv")
 CHUNK = 2**20  # pixels of one channel that are counted at a time
 
 
@@ -47,8 +56,26 @@ class AuxiliaryConfig(Config):
         return name
 
 
+class ColumnsConfig(Config):
+    """What the columns of a table of images are called; the last two need not be there."""
+
+    path: str = "path"
+    label: str = "label"
+    group: str = "group"
+    split: str = "split"
+
+
 class DataConfig(Config):
     """What the data are: a source, the long tail cut from it, and how classes are grouped.
+
+    Images in files (docs/own_photos.md) are of the source ``folder``, class folders in ``path``, or
+    ``csv``, a table ``labels`` with paths relative to ``path``, whose columns ``columns`` names.
+    ``name`` is what experiment, model and folders are called. They come ``size`` pixels wide and
+    high, ``fit`` as ``read_image`` says; a ``path`` or ``labels`` alone say the source, and the
+    profile is ``natural``. ``group``, a column or a pattern in paths, says what must
+    not be parted; without a split of their own, images are split by groups: ``validation`` and
+    ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
+    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it.
 
     ``order`` says which classes become rare: by ``label`` the last ones, by ``size`` those of which
     the source has the fewest images. ``max_per_class``, the images of the largest class, defaults
@@ -63,6 +90,16 @@ class DataConfig(Config):
     symbols: ClassVar[Mapping[str, str]] = {"IR": "imbalance_ratio", "n_max": "max_per_class"}
 
     source: str = "digits"
+    name: str | None = None
+    path: str | None = None
+    labels: str | None = None
+    columns: ColumnsConfig = ColumnsConfig()
+    group: str | None = None
+    size: int = Field(default=128, ge=8, le=2048)
+    fit: Fit = "crop"
+    test: float = Field(default=0.2, gt=0, lt=1)
+    rare: Literal["train", "drop"] = "train"
+    unreadable: Literal["stop", "skip"] = "stop"
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=20.0, ge=1)
     max_per_class: PositiveInt | None = None
@@ -73,15 +110,45 @@ class DataConfig(Config):
     groups: Groups = CountGroups()
     auxiliary: AuxiliaryConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _files_say_what_they_are(cls, values: Any) -> Any:
+        """Take a path or a table for the source, and its classes as they are: nothing is cut."""
+        if not isinstance(values, dict) or not (values.get("path") or values.get("labels")):
+            return values
+        return {
+            **values,
+            "source": "csv" if values.get("labels") else "folder",
+            "profile": {"name": "natural"},
+        }
+
     @field_validator("source")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SOURCES:
-            raise UserError(unknown("source", name, SOURCES))
+        if name not in (*SOURCES, *PHOTOS):
+            raise UserError(unknown("source", name, (*SOURCES, *PHOTOS)))
         return name
 
     @model_validator(mode="after")
+    def _files_are_whole(self) -> DataConfig:
+        natural = isinstance(self.profile, Natural)
+        if self.source not in PHOTOS:
+            if natural:
+                raise UserError(
+                    "profile: natural is for images in files: data.source folder or csv"
+                )
+            return self
+        needed = "path" if self.source == "folder" else "labels"
+        if not getattr(self, needed):
+            raise UserError(f"{needed} must be given where source is {self.source}")
+        if self.validation + self.test >= 1:
+            raise UserError("validation and test are shares, and must leave some to train on")
+        return self
+
+    @model_validator(mode="after")
     def _in_reach_of_floats(self) -> DataConfig:
+        if isinstance(self.profile, Natural):
+            return self
         try:
             last = self.profile.share(1.0, self.imbalance_ratio) * self.imbalance_ratio
         except OverflowError:
@@ -102,14 +169,29 @@ class DataConfig(Config):
         return self
 
     @property
+    def balanced(self) -> bool:
+        """Return whether every class has as many test images as any other."""
+        return self.source not in PHOTOS
+
+    @property
+    def test_set(self) -> str:
+        """Return what numbers are of, as in ``balanced test set``."""
+        return "balanced test set" if self.balanced else "test set"
+
+    @property
     def slug(self) -> str:
         """Return a short name for experiments and models, as in ``digits-lt-ir20``."""
+        if self.source in PHOTOS:
+            return self.title
         shape = "lt" if self.profile.name == "exponential" else self.profile.name
         return f"{self.source}-{shape}-ir{self.imbalance_ratio:g}"
 
     @property
     def title(self) -> str:
         """Return a name for people, as in ``digits, exponential, IR 20``."""
+        if self.source in PHOTOS:
+            given = self.path if self.source == "folder" else self.labels
+            return self.name or Path(given or "").stem
         return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
 
 
@@ -150,17 +232,26 @@ class PreparedData:
     validation_index: Tensor
     card: DataCard
 
-    def manifest(self) -> list[dict[str, int | str]]:
-        """Return a row for every image taken from the source's training set, in stored order."""
+    listed: pd.DataFrame | None = None
+
+    def manifest(self) -> pd.DataFrame:
+        """Return a row for every image taken from the source's training set, in stored order.
+
+        Of images in files there is one for each of the test set, too.
+        """
+        if self.listed is not None:
+            return self.listed
         names = self.train.class_names
-        return [
-            {"split": split, "source_index": at, "label": label, "class": names[label]}
-            for split, part, index in (
-                ("train", self.train, self.train_index),
-                ("validation", self.validation, self.validation_index),
-            )
-            for at, label in zip(index.tolist(), part.labels.tolist(), strict=True)
-        ]
+        return pd.DataFrame(
+            [
+                {"split": split, "source_index": at, "label": label, "class": names[label]}
+                for split, part, index in (
+                    ("train", self.train, self.train_index),
+                    ("validation", self.validation, self.validation_index),
+                )
+                for at, label in zip(index.tolist(), part.labels.tolist(), strict=True)
+            ]
+        )
 
 
 def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None) -> PreparedData:
@@ -172,6 +263,8 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
         UserError: if a class would be left without a training image, or the source has fewer
             images of a class than the profile asks for.
     """
+    if source.validation is not None:
+        return _as_split(source, source.validation, config, auxiliary)
     available = class_counts(source.train.labels, len(source.train.class_names))
     counts, held = cut(available.tolist(), source.train.class_names, config)
     by_class = INDEX[config.index](source.train.labels, len(counts), config.seed)
@@ -185,6 +278,18 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     sets = (train, validation, source.test, outside)
     card = _card(longtail, sets, config)
     return PreparedData(*sets, train_index, validation_index, card)
+
+
+def _as_split(
+    source: Source, validation: Images, config: DataConfig, auxiliary: Tensor | None
+) -> PreparedData:
+    """Return the sets as the source has them."""
+    train, names = source.train, source.train.class_names
+    counts = class_counts(train.labels, len(names)).tolist()
+    longtail = _longtail(counts, [0] * len(counts), names, config)
+    sets = (train, validation, source.test, _auxiliary(auxiliary, train))
+    index = torch.arange(len(train)), torch.arange(len(validation))
+    return PreparedData(*sets, *index, _card(longtail, sets, config), source.listed)
 
 
 def _held_out(share: float, images: int) -> int:
@@ -201,7 +306,9 @@ def cut(
     Raises:
         UserError: if a class would keep none, or has fewer than the profile asks for.
     """
-    counts = _wanted(available, names, config)
+    if isinstance(config.profile, Natural):
+        return list(available), [0] * len(available)
+    counts = _wanted(available, names, config, config.profile)
     return counts, [_held_out(config.validation, n) for n in counts]
 
 
@@ -211,7 +318,7 @@ def expected(config: DataConfig) -> DataCard:
     Raises:
         UserError: if the source cannot give such data, or the groups do not fit its classes.
     """
-    shape, available = FACTS[config.source]
+    shape, available = facts(config)
     names = [str(c) for c in range(len(available))]
     return DataCard(
         longtail=_longtail(*cut(available, names, config), names, config),
@@ -221,6 +328,59 @@ def expected(config: DataConfig) -> DataCard:
         settings=config.model_dump(mode="json"),
         data_hash="",
     )
+
+
+def facts(config: DataConfig) -> Facts:
+    """Return what is known of the data without a look at their pixels.
+
+    Raises:
+        UserError: if they are files, and these are not what the configuration says.
+    """
+    if config.source not in PHOTOS:
+        return FACTS[config.source]
+    found = listed(config)
+    labels = found.table["label"][found.table["split"] == TRAIN]
+    counts = np.bincount(labels, minlength=len(found.class_names)).tolist()
+    return Facts((3, config.size, config.size), tuple(counts))
+
+
+def listed_raw(config: DataConfig) -> Listing:
+    """Return the images in files that ``config`` describes, without parts unless they have some.
+
+    Raises:
+        UserError: if they are not images in files, or naming what is wrong with them.
+    """
+    if config.source not in PHOTOS:
+        raise UserError("data.path or data.labels must be given: where the images are")
+    root = Path(config.path) if config.path else None
+    if config.source == "folder":
+        return list_folder(root or Path(), config.group)
+    return list_table(Path(config.labels or ""), config.columns.model_dump(), root, config.group)
+
+
+def listed(config: DataConfig) -> Listing:
+    """Return the images in files that ``config`` describes, each with its part.
+
+    Raises:
+        UserError: naming the file or class that is wrong, and what would be right.
+    """
+    return _listed(config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _listed(settings: str) -> Listing:
+    config = DataConfig.model_validate_json(settings)
+    found = listed_raw(config)
+    return in_parts(found, config.validation, config.test, config.seed, config.rare)
+
+
+def load_photos(config: DataConfig, cache: Path) -> Source:
+    """Return images in files, decoded once into the folder ``cache``.
+
+    Raises:
+        UserError: if one is unreadable, unless those are to be skipped.
+    """
+    return as_source(listed(config), cache, config.size, config.fit, config.unreadable == "skip")
 
 
 def _longtail(
@@ -241,15 +401,17 @@ def _auxiliary(images: Tensor | None, train: Images) -> Images:
     return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
 
 
-def _wanted(available: Sequence[int], names: Sequence[str], config: DataConfig) -> list[int]:
+def _wanted(
+    available: Sequence[int], names: Sequence[str], config: DataConfig, profile: Cut
+) -> list[int]:
     """Return how many of the ``available`` images each class keeps, in label order."""
     by_size = config.order == "size"
     # of equals the first stays in front
     ranked = sorted(range(len(available)), key=lambda c: -available[c] if by_size else c)
     has = [available[c] for c in ranked]
-    fits = largest_that_fits(config.profile, has, config.imbalance_ratio)
+    fits = largest_that_fits(profile, has, config.imbalance_ratio)
     counts = profile_counts(
-        config.profile,
+        profile,
         classes=len(has),
         max_per_class=config.max_per_class or (fits if by_size else min(has)),
         imbalance_ratio=config.imbalance_ratio,

@@ -54,11 +54,18 @@ class Pareto(Config):
         return float((1 + slope * position) ** -self.alpha)
 
 
-Profile = Annotated[Exponential | Step | Pareto, Field(discriminator="name")]
+class Natural(Config):
+    """Every image counts and nothing is cut: data that have a tail of their own."""
+
+    name: Literal["natural"] = "natural"
+
+
+Cut = Exponential | Step | Pareto
+Profile = Annotated[Cut | Natural, Field(discriminator="name")]
 
 
 def profile_counts(
-    profile: Exponential | Step | Pareto,
+    profile: Cut,
     *,
     classes: PositiveInt,
     max_per_class: PositiveInt,
@@ -81,9 +88,7 @@ def profile_counts(
     return counts
 
 
-def largest_that_fits(
-    profile: Exponential | Step | Pareto, available: Sequence[int], imbalance_ratio: float
-) -> int:
+def largest_that_fits(profile: Cut, available: Sequence[int], imbalance_ratio: float) -> int:
     """Return the most images of the first class with which no class keeps more than it has.
 
     ``available`` are the images there are of each class, in the order of the profile.
@@ -96,9 +101,7 @@ def largest_that_fits(
     return bisect_left(range(1, available[0] + 1), True, key=too_many)
 
 
-def _counts(
-    profile: Exponential | Step | Pareto, classes: int, max_per_class: int, imbalance_ratio: float
-) -> list[int]:
+def _counts(profile: Cut, classes: int, max_per_class: int, imbalance_ratio: float) -> list[int]:
     last = max(classes - 1, 1)
     # the small offset keeps 5000 * 0.02 = 100 from becoming 99 by the last bit
     return [

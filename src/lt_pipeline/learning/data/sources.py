@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,10 +21,15 @@ DIGITS_SPLIT_SEED = 20261121
 
 
 class Source(NamedTuple):
-    """A source's own split: ``train`` is what a long tail is cut from, ``test`` stays as it is."""
+    """A source's own split: ``train`` is what a long tail is cut from, ``test`` stays as it is.
+
+    A source of files has a hold-out, too, and ``listed``: a row an image.
+    """
 
     train: Images
     test: Images
+    validation: Images | None = None
+    listed: pd.DataFrame | None = None
 
 
 class Facts(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
-from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.progress import track
 
 # of what a person sees who waits
 NAME = "scoring images"

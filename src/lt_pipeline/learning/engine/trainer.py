@@ -18,12 +18,12 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import choose_what_learns
 from lt_pipeline.learning.engine.predict import accuracies
-from lt_pipeline.learning.engine.progress import shown
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
+from lt_pipeline.learning.progress import shown
 from lt_pipeline.learning.schema import UserError, one_line_errors
 
 LOGGER = logging.getLogger(__name__)

@@ -25,8 +25,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data import ood
 from lt_pipeline.learning.data.ood import OOD_SETS
 from lt_pipeline.learning.data.ood_files import Wanted
-from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected
-from lt_pipeline.learning.data.sources import FACTS
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected, facts
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import steps_of
 from lt_pipeline.learning.engine.protocol import objective_of
@@ -107,7 +106,7 @@ class EvaluationConfig(Config):
         """
         trained = data.auxiliary.name if data.auxiliary else ""
         names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
-        wanted = Wanted(raw_folder, FACTS[data.source].shape, self.ood_limit, data.seed)
+        wanted = Wanted(raw_folder, facts(data).shape, self.ood_limit, data.seed)
         with _named("evaluation.ood: "):
             ood.check_files(names, wanted, optional=self.ood is True)
 
@@ -227,7 +226,7 @@ class ExperimentConfig(Config):
                 f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"
             )
-        self._check_fit(expected(data), FACTS[data.source].shape)
+        self._check_fit(expected(data), facts(data).shape)
 
     def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
         """Refuse sizes that do not fit the data, by building what will be trained."""

@@ -14,7 +14,6 @@ from lt_pipeline.learning.data.mixtures import Mixtures
 from lt_pipeline.learning.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
-from lt_pipeline.learning.engine.progress import track
 from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, linear_readout, look
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
@@ -27,6 +26,7 @@ from lt_pipeline.learning.figures import ood as figures
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.learning.progress import track
 
 LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]

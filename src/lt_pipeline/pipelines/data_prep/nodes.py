@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.ood import auxiliary_images
-from lt_pipeline.learning.data.prepare import DataCard, prepare
+from lt_pipeline.learning.data.prepare import PHOTOS, DataCard, load_photos, prepare
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.sources import load_source
 from lt_pipeline.learning.experiments.config import data_config
@@ -17,11 +17,12 @@ from lt_pipeline.learning.figures.distribution import class_distribution
 
 
 def make_sets(
-    raw_folder: Path, data: dict[str, Any]
+    raw_folder: Path, packed_folder: Path, data: dict[str, Any]
 ) -> tuple[Images, Images, Images, Images, DataCard, pd.DataFrame]:
     """Return training set, hold-out, test set, auxiliary set, data card and manifest."""
     config = data_config({"data": data})
-    source = load_source(config.source, raw_folder)
+    files = config.source in PHOTOS
+    source = load_photos(config, packed_folder) if files else load_source(config.source, raw_folder)
     auxiliary = None
     if config.auxiliary:
         chosen = config.auxiliary
@@ -34,7 +35,7 @@ def make_sets(
         prepared.test,
         prepared.auxiliary,
         prepared.card,
-        pd.DataFrame(prepared.manifest()),
+        prepared.manifest(),
     )
 
 

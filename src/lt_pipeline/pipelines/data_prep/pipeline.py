@@ -19,7 +19,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 make_sets,
-                inputs=["raw_folder", "params:data"],
+                inputs=["raw_folder", "packed_folder", "params:data"],
                 outputs=list(MADE),
                 name="make_sets",
             ),
@@ -32,7 +32,7 @@ def create_pipeline() -> Pipeline:
         ],
         namespace="data_prep",
         tags="data",
-        inputs="raw_folder",
+        inputs={"raw_folder", "packed_folder"},
         outputs={*MADE, *DESCRIBED},
         parameters="params:data",
     )

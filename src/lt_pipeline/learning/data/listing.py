@@ -1,0 +1,246 @@
+"""Which images there are: a folder of class folders, or a table of paths and labels."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from lt_pipeline.learning.schema import MissingFileError, UserError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+# what folders and cells say, and the part that it is
+PARTS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+CLASSES = "classes.txt"
+COLUMNS = ("path", "label", "group", "split")
+# of a column of labels, what stands between several labels of one image
+SEVERAL = re.compile(r"[;|]")
+SEPARATORS = ",;\t"
+FEW = 3  # names that a message shows
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images in files.
+
+    ``table`` has a row an image: ``path`` relative to ``folder``, ``label`` (a class's index),
+    ``group`` (images that must not be parted; the path itself where nothing is known) and ``split``
+    (``train``, ``validation``, ``test``, or empty). ``class_names`` are in label order.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    class_names: tuple[str, ...]
+
+    @property
+    def has_split(self) -> bool:
+        """Return whether the source says which images are trained and tested on."""
+        return bool((self.table["split"] != "").any())
+
+    def files(self) -> list[Path]:
+        """Return the images' files, in the table's order."""
+        return [self.folder / path for path in self.table["path"]]
+
+
+def list_folder(folder: Path, group: str | None = None) -> Listing:
+    """Return the images in ``folder``: class folders, or such in ``train``, ``val`` and ``test``.
+
+    Label order is that of ``classes.txt`` in it, else of all parts' folders by name. ``group`` is
+    a pattern, searched for in each image's path: its first group is the image's.
+
+    Raises:
+        MissingFileError: if there is no such folder.
+        UserError: if it has no class folders with images, names that differ in case only, or
+            paths without the pattern.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"data.path: there is no folder {folder}")
+    within = _folders(folder)
+    parts = {PARTS[f.name.lower()]: f for f in within if f.name.lower() in PARTS}
+    if len(parts) < len(within) or TRAIN not in parts:
+        parts = {"": folder}
+    rows = [
+        (path.relative_to(folder).as_posix(), kind.name, "", part)
+        for part, where in parts.items()
+        for kind in _folders(where)
+        for path in _images(kind)
+    ]
+    if not rows:
+        raise UserError(
+            f"data.path: {folder} has no images in folders of classes: put each class's into a "
+            f"folder of its name, or set data.source=csv and data.labels to a table"
+        )
+    return _listing(folder, pd.DataFrame(rows, columns=list(COLUMNS)), group)
+
+
+def list_table(
+    file: Path,
+    columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    group: str | None = None,
+) -> Listing:
+    """Return the images that a CSV or Parquet ``file`` lists, a row each.
+
+    Columns are ``path``, ``label`` and, where there are, ``group`` and ``split``; ``columns`` says
+    what they are called there. Paths are relative to ``folder``, the file's own unless told.
+    ``group`` is a column, or a pattern as in ``list_folder``.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        UserError: if a column is missing, a row names no file or has several labels, names differ
+            in case only, or a file is listed twice.
+    """
+    read = _read_table(file)
+    called = {name: (columns or {}).get(name, name) for name in COLUMNS}
+    if group and group in read.columns:
+        called["group"], group = group, None
+    for name in ("path", "label"):
+        if called[name] not in read.columns:
+            raise UserError(
+                f"data.labels: {file} has no column {called[name]!r}, but {_few(read.columns)}: "
+                f"say by data.columns.{name} which one it is"
+            )
+    there = {name: read[own] for name, own in called.items() if own in read.columns}
+    table = pd.DataFrame(there).reindex(columns=list(COLUMNS)).fillna("").astype(str)
+    folder = folder or file.parent
+    _check_rows(table, folder, file)
+    table["split"] = [_part(value, file) for value in table["split"]]
+    return _listing(folder, table, group)
+
+
+def _listing(folder: Path, table: pd.DataFrame, group: str | None) -> Listing:
+    names = _label_order(folder, table["label"].unique())
+    index = {name: label for label, name in enumerate(names)}
+    if group:
+        table["group"] = _by_pattern(table["path"], group)
+    own = table["group"] == ""
+    table.loc[own, "group"] = table.loc[own, "path"]
+    table["label"] = table["label"].map(index).astype("int64")
+    table = table.sort_values("path", ignore_index=True)
+    return Listing(folder, table, names)
+
+
+def _label_order(folder: Path, found: Iterable[str]) -> tuple[str, ...]:
+    """Return the class names in label order: the file's, which must know all, or sorted."""
+    names = sorted(found)
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        same[name.strip().casefold()].append(name)
+    twice = next((group for group in same.values() if len(group) > 1), None)
+    if twice:
+        raise UserError(
+            f"the labels {_few(twice)} differ in case or blanks only: give the class one name"
+        )
+    file = folder / CLASSES
+    if not file.is_file():
+        return tuple(names)
+    listed = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    strange = [name for name in names if name not in listed]
+    if strange:
+        raise UserError(f"{file} does not list {_few(strange)}: add a line for each class")
+    return listed
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images in a folder and below, by path; links are followed, none twice."""
+    known, seen, images = Image.registered_extensions(), set[str](), list[Path]()
+    for name, below, files in os.walk(folder, followlinks=True):
+        below[:] = [b for b in below if not b.startswith(".")]
+        if (real := os.path.realpath(name)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        visible = (Path(name, file) for file in files if not file.startswith("."))
+        images += [path for path in visible if path.suffix.lower() in known and path.is_file()]
+    return sorted(images)
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        raise MissingFileError(f"data.labels: there is no {file}")
+    try:
+        if file.suffix.lower() in (".parquet", ".pq"):
+            return pd.read_parquet(file)
+        with file.open(encoding="utf-8-sig") as lines:
+            head = lines.readline()
+        between = max(SEPARATORS, key=head.count)
+        return pd.read_csv(file, dtype=str, keep_default_na=False, sep=between)
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise UserError(f"data.labels: {file} cannot be read as a table: {error}") from error
+
+
+def _check_rows(table: pd.DataFrame, folder: Path, file: Path) -> None:
+    several = table["label"].str.contains(SEVERAL)
+    if several.any():
+        row = table[several].iloc[0]
+        raise UserError(
+            f"data.labels: {row['path']} has several labels ({row['label']}) in {file}, and this "
+            f"source is for one label a picture"
+        )
+    if (table["label"] == "").any():
+        raise UserError(f"data.labels: {table['path'][table['label'] == ''].iloc[0]} has no label")
+    twice = table["path"].duplicated()
+    if twice.any():
+        raise UserError(f"data.labels: {file} lists {table['path'][twice].iloc[0]} twice")
+    missing = [path for path in table["path"] if not (folder / path).is_file()]
+    if missing:
+        raise UserError(_missing(missing, folder, file))
+
+
+def _missing(missing: Sequence[str], folder: Path, file: Path) -> str:
+    path = folder / missing[0]
+    near: list[str] = []
+    if path.parent.is_dir():
+        near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
+    hint = f", perhaps {near[0]}" if near else ""
+    return (
+        f"data.labels: {len(missing)} rows of {file} name no file under {folder}; the first is "
+        f"{missing[0]}{hint}: correct them, or say by data.path what paths are relative to"
+    )
+
+
+def _part(value: str, file: Path) -> str:
+    if value and value.lower() not in PARTS:
+        raise UserError(
+            f"data.labels: the column split of {file} has {value!r}: it must be one of "
+            f"{', '.join(PARTS)}"
+        )
+    return PARTS[value.lower()] if value else ""
+
+
+def _by_pattern(paths: Iterable[str], pattern: str) -> list[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"data.group: {pattern!r} is no pattern: {error}") from None
+    if not compiled.groups:
+        raise UserError(f"data.group: {pattern!r} has no (...) around what names the group")
+    matches = [(path, compiled.search(path)) for path in paths]
+    without = [path for path, match in matches if not match]
+    if without:
+        raise UserError(
+            f"data.group: {pattern!r} is neither a column nor in {len(without)} paths, as in "
+            f"{without[0]}"
+        )
+    return [match[1] for _, match in matches if match]
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(repr(name) for name in names[:FEW]) + more

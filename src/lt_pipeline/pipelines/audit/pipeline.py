@@ -1,0 +1,29 @@
+"""The DAG of an audit: look -> report, write_environment."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from lt_pipeline.pipelines.audit.nodes import look, report, write_environment
+
+LOOKED = ("facts", "pairs", "classes", "notes")
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline; it needs the parameters ``data`` and the folder of environments."""
+    return Pipeline(
+        [
+            Node(look, ["params:data"], list(LOOKED), name="look"),
+            Node(report, ["params:data", *LOOKED], "page", name="report"),
+            Node(
+                write_environment,
+                ["params:data", "facts", "environments"],
+                "environment",
+                name="write_environment",
+            ),
+        ],
+        namespace="audit",
+        parameters="params:data",
+        inputs="environments",
+        tags="audit",
+    )

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lt_pipeline.learning.data.prepare import DataConfig, expected, listed, load_photos, prepare
+from lt_pipeline.learning.data.protocol import take
+from lt_pipeline.learning.schema import UserError
+
+NATURAL = {"profile": {"name": "natural"}, "size": 8}
+
+
+def photo(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((9, 12, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 images of class b, 12 of a, in groups of two; one of c."""
+    for name, count in (("b", 24), ("a", 12), ("c", 1)):
+        for k in range(count):
+            photo(tmp_path / "photos" / name / f"g{k // 2:02}_{k}.png", 10 * "abc".index(name) + k)
+    return tmp_path / "photos"
+
+
+def config(folder, **given):
+    return DataConfig(source="folder", path=str(folder), group=r"(\w+/g\d+)_", **NATURAL, **given)
+
+
+def test_a_folder_becomes_three_sets_that_part_no_group(folder, tmp_path):
+    chosen = config(folder, validation=0.2)
+    made = prepare(load_photos(chosen, tmp_path / "cache"), chosen)
+    sizes = [len(part) for part in (made.train, made.validation, made.test)]
+    assert sum(sizes) == 37
+    assert made.train.class_names == ("a", "b", "c")
+    rows = made.manifest()
+    assert rows.groupby("group")["split"].nunique().max() == 1
+    assert made.card.longtail.class_counts[2] == 1
+    assert (made.test.labels != 2).all()
+    # the pixels say which file they are of
+    kept = rows[rows["split"] == "test"].reset_index(drop=True)
+    images = take(made.test, torch.arange(len(made.test)))
+    number = kept["path"].str.extract(r"_(\d+)\.png")[0].astype(int)
+    assert images[:, 0, 0, 0].tolist() == (10 * kept["label"] + number).tolist()
+
+
+def test_what_is_expected_is_what_comes(folder, tmp_path):
+    chosen = config(folder)
+    card = prepare(load_photos(chosen, tmp_path / "cache"), chosen).card
+    known = expected(chosen)
+    assert known.longtail.class_counts == card.longtail.class_counts
+    assert known.channels == card.channels == 3
+    assert chosen.slug == "photos"
+
+
+def test_classes_of_one_group_are_dropped_where_asked_to(folder):
+    found = listed(config(folder, rare="drop"))
+    assert found.class_names == ("a", "b")
+    assert set(found.table["label"]) == {0, 1}
+
+
+def test_a_split_that_a_person_wrote_is_used_as_it_is(folder, tmp_path):
+    table = listed(config(folder)).table
+    table["label"] = [path.split("/")[0] for path in table["path"]]
+    table["split"] = np.where(table["label"] == "c", "train", table["split"])
+    table.to_csv(tmp_path / "split.csv", index=False)
+    chosen = DataConfig(
+        source="csv", labels=str(tmp_path / "split.csv"), path=str(folder), name="mine", **NATURAL
+    )
+    again = listed(chosen).table.set_index("path")["split"]
+    assert again.to_dict() == table.set_index("path")["split"].to_dict()
+    assert chosen.slug == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.assign(split=t["split"].where(t.index != 3, "")), "1 images have no part"),
+        (
+            lambda t: t.assign(split=np.where(t.index % 2, "test", "train")),
+            "parts .* groups: .* in train and test",
+        ),
+        (
+            lambda t: t.assign(split=np.where(t["label"] == "a", "train", t["split"])),
+            "no test images of a",
+        ),
+        (
+            lambda t: t.assign(split=np.where(t["label"] == "a", "test", t["split"])),
+            "no train images of a",
+        ),
+    ],
+)
+def test_an_edited_split_is_checked(folder, tmp_path, change, said):
+    table = listed(config(folder)).table
+    table["label"] = [path.split("/")[0] for path in table["path"]]
+    change(table).to_csv(tmp_path / "split.csv", index=False)
+    chosen = DataConfig(
+        source="csv", labels=str(tmp_path / "split.csv"), path=str(folder), **NATURAL
+    )
+    with pytest.raises(UserError, match=said):
+        listed(chosen)
+
+
+def test_an_unreadable_image_stops_the_run_or_is_left_out(folder, tmp_path):
+    (folder / "b" / "g03_6.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"1 of 37 .*g03_6\.png is no image.*data\.unreadable=skip"):
+        load_photos(config(folder), tmp_path / "cache")
+    source = load_photos(config(folder, unreadable="skip"), tmp_path / "cache")
+    assert sum(len(part) for part in source[:3]) == 36
+    assert "b/g03_6.png" not in set(source.listed["path"])
+
+
+def test_images_are_decoded_once_and_again_when_a_file_has_changed(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    load_photos(config(folder), cache)
+    load_photos(config(folder, seed=1), cache)
+    assert len(list(cache.glob("*.npy"))) == 1
+    photo(folder / "a" / "g00_0.png", 77)
+    load_photos(config(folder), cache)
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
+def test_a_path_or_a_table_says_the_source_and_that_nothing_is_cut():
+    """What conf/base has is of the digits."""
+    base = {"source": "digits", "profile": {"name": "exponential"}}
+    for given, source in (({"path": "p"}, "folder"), ({"path": "p", "labels": "l.csv"}, "csv")):
+        found = DataConfig(**{**base, **given})
+        assert (found.source, found.profile.name) == (source, "natural")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"source": "folder"}, "path must be given where source is folder"),
+        ({"source": "csv"}, "labels must be given where source is csv"),
+        ({"source": "digits", "profile": {"name": "natural"}}, "natural is for images in files"),
+        ({"source": "folder", "path": "x", "test": 0.5, "validation": 0.5}, "leave some to train"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        DataConfig(**{**NATURAL, **given})
+
+
+def test_a_table_of_parquet_is_read_alike(folder, tmp_path):
+    table = pd.DataFrame(listed(config(folder)).table)
+    table["label"] = [path.split("/")[0] for path in table["path"]]
+    table.to_parquet(tmp_path / "split.parquet")
+    chosen = DataConfig(
+        source="csv", labels=str(tmp_path / "split.parquet"), path=str(folder), **NATURAL
+    )
+    assert listed(chosen).class_names == ("a", "b", "c")

@@ -1,0 +1,85 @@
+"""From a folder of photos to a split that a person can edit, and to a model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+COUNTS = {"01": 20, "blue fish": 12, "rare": 6}
+
+
+@pytest.fixture
+def photos(project):
+    """Colours by class, two images a group, the rarest class in three groups."""
+    random = np.random.default_rng(0)
+    for c, (name, count) in enumerate(COUNTS.items()):
+        for k in range(count):
+            pixels = random.integers(0, 60, (20 + k, 24, 3), np.uint8)
+            pixels[..., c] += 150
+            path = project.folder / "photos" / name / f"t{k // 2}_{k}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=95)
+    copy = project.folder / "photos" / "01" / "t9_again.jpg"
+    copy.write_bytes((project.folder / "photos" / "01" / "t0_0.jpg").read_bytes())
+    return project
+
+
+def test_two_commands_lead_from_a_folder_to_a_model(photos):
+    said = photos.kedro(
+        "--pipelines=audit",
+        r"--params=data.path=photos,data.group='(\w+/t\d+)_',data.size=16",
+    )
+    assert "39 images of 3 classes, 21 to 6 a class" in said
+    assert "pairs of identical images: 1 (0 within a group, 0 across classes)" in said
+    assert "Next: kedro run --pipelines=more --env=photos" in said
+    written = photos.folder / "conf" / "photos"
+    split = pd.read_csv(written / "split.csv", dtype=str)
+    assert set(split["label"]) == set(COUNTS), "01 is a name, not a number"
+    assert split.groupby("group")["split"].nunique().max() == 1
+    both = split[split["path"].isin(["01/t0_0.jpg", "01/t9_again.jpg"])]
+    assert both["split"].nunique() == 1, "equal images are never parted"
+    (report,) = (photos.folder / "data" / "08_reporting").glob("*/audit/page.html")
+    assert report.read_text().count("<img") >= 12
+
+    said = photos.kedro(
+        "--pipelines=ce", "--env=photos", "--params=training.epochs=2,training.batch_size=8"
+    )
+    assert "photos: test set, last epoch" in said
+    assert "mean recall" in said.split("accuracy")[0]
+    card = json.loads((photos.folder / "data/03_primary/photos/data_card.json").read_text())
+    assert card["longtail"]["class_names"] == sorted(COUNTS)
+    counts = split[split["split"] == "train"]["label"].value_counts()
+    assert card["longtail"]["class_counts"] == [counts[name] for name in sorted(COUNTS)]
+    manifest = pd.read_csv(photos.folder / "data/03_primary/photos/manifest.csv", dtype=str)
+    assert sorted(manifest["path"]) == sorted(split["path"])
+
+
+def test_what_a_person_has_edited_stays(photos):
+    photos.kedro("--pipelines=audit", "--params=data.path=photos")
+    split = photos.folder / "conf" / "photos" / "split.csv"
+    edited = split.read_text().replace(",train", ",TRAIN")
+    split.write_text(edited)
+    said = photos.kedro("--pipelines=audit", "--params=data.path=photos")
+    assert "is there already and stays as it is" in said
+    assert split.read_text() == edited
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("data.path=nowhere", "there is no folder nowhere"),
+        ("data.labels=none.csv", "there is no none.csv"),
+        ("seed=1", "data.path or data.labels must be given"),
+    ],
+)
+def test_what_is_not_there_is_one_line(photos, given, said):
+    code, output = photos.run("kedro", "run", "--pipelines=audit", f"--params={given}")
+    assert code == 1
+    assert said in output
+    assert "Traceback" not in output
