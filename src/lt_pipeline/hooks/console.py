@@ -14,6 +14,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from lt_pipeline.learning.schema import UnwritableError
+from lt_pipeline.reports.screen import fit_logs
 
 LOGGER = logging.getLogger(__name__)
 DATA = "data_prep"
@@ -39,6 +40,7 @@ class ConsoleHooks:
 
     def __init__(self) -> None:
         self.file: _RunLog | None = None
+        fit_logs()
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+import rich
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +17,17 @@ LOG_WIDTH = 160
 def console() -> Console:
     """Return where to print to."""
     found = Console()
-    if found.is_terminal or "COLUMNS" in os.environ:
-        return found
-    return Console(width=LOG_WIDTH)
+    return found if _has_width(found) else Console(width=LOG_WIDTH)
+
+
+def fit_logs() -> None:
+    """Give log lines as much room, where rich would break them at 80."""
+    if not _has_width(rich.get_console()):
+        rich.reconfigure(width=LOG_WIDTH)
+
+
+def _has_width(found: Console) -> bool:
+    return found.is_terminal or "COLUMNS" in os.environ
 
 
 def table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]] = ()) -> Table:
