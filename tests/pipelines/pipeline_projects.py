@@ -1,4 +1,4 @@
-"""A copy of the project in a temporary folder, and real `kedro` processes in it."""
+"""A copy of the project in a temporary folder, and `kedro` processes in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import warm
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.datasets import TypedDataset
 from lt_pipeline.io.own_folders import differences, folder
@@ -45,23 +47,33 @@ class Project:
             **extra,
         }
 
-    def start(self, *command: str, cwd: Path | None = None, **extra: str) -> subprocess.Popen[str]:
+    def start(
+        self, *command: str, cwd: Path | None = None, cold: bool = False, **extra: str
+    ) -> subprocess.Popen[str] | warm.Process:
+        """Start ``command``, where it is Python without its first seconds; ``cold``: with them."""
+        folder, environment = cwd or self.folder, self.environment(**extra)
+        if warm.is_python(command) and not cold:
+            return warm.Process(command, folder, environment)
         return subprocess.Popen(
             command,
-            cwd=cwd or self.folder,
-            env=self.environment(**extra),
+            cwd=folder,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *command: str, cwd: Path | None = None, **extra: str) -> tuple[int, str]:
-        process = self.start(*command, cwd=cwd, **extra)
-        output, _ = process.communicate(timeout=300)
+    def run(self, *command: str, cold: bool = False, **given: Any) -> tuple[int, str]:
+        process = self.start(*command, cold=cold, **given)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return process.returncode, output
 
-    def kedro(self, *arguments: str, **extra: str) -> str:
-        code, output = self.run("kedro", "run", *arguments, **extra)
+    def kedro(self, *arguments: str, **given: Any) -> str:
+        code, output = self.run("kedro", "run", *arguments, **given)
         assert code == 0, output
         return output
 
@@ -79,7 +91,8 @@ def copy_project(folder: Path, database: Path | None) -> Project:
     for name in COPIED:
         source, target = PROJECT / name, folder / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")
+            # what is compiled comes along: it is of the same bytes and times
+            ignored = shutil.ignore_patterns("tmp", "cache", "*.egg-info")
             shutil.copytree(source, target, ignore=ignored)
         else:
             shutil.copy(source, target)

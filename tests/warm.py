@@ -1,0 +1,216 @@
+"""Python processes that need not import PyTorch and MLflow first: half of a short run's time.
+
+A server process has imported what the package takes from other packages, but Kedro, which looks
+at the folder that it is imported in, and nothing of the package itself. Each command is a process
+that is forked from it, with its own folder, environment, arguments, imports of ours and end.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import contextlib
+import importlib
+import json
+import multiprocessing.process
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+SOURCES = Path(__file__).parents[1] / "src"
+KEDRO = Path(sys.executable).with_name("kedro")
+# they look at the folder that they are imported in, start threads, or are wanted by few commands
+LEFT_OUT = ("kedro", "lt_pipeline", "ray", "dvc", "onnx", "IPython", "psycopg")
+# what the imported packages import at work
+AT_WORK = (
+    *("torch._dynamo", "networkx", "sympy", "pytorch_ood.detector", "pytorch_ood.utils"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc", "alembic", "flask", "git"),
+    *("dynaconf", "fsspec", "jinja2", "rich.table"),
+)
+LONGEST, INT = 1 << 20, 4
+
+
+def is_python(command: Sequence[str]) -> bool:
+    """Return whether a warm process can be ``command``: kedro, ``python -c`` or ``python -m``."""
+    return command[0] == "kedro" or (command[0] == sys.executable and command[1] in ("-c", "-m"))
+
+
+class Process:
+    """A process with the interface of ``subprocess.Popen``, whose output is read at its end."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        self.args = command
+        self.returncode: int | None = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._said, saying = os.pipe()
+        asked = {"command": [*command], "cwd": str(cwd), "environment": {**environment}}
+        socket.send_fds(_server(), [json.dumps(asked).encode()], [self._output.fileno(), saying])
+        os.close(saying)
+        self.pid = _read(self._said)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._said], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = os.waitstatus_to_exitcode(_read(self._said))
+            os.close(self._said)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        self._output.seek(0)
+        return self._output.read().decode(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def _server() -> socket.socket:
+    """Start the server; return where it is asked."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(its.fileno())],
+        env={**without, "OMP_NUM_THREADS": "1"},
+        pass_fds=[its.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    its.close()
+    # it ends when nobody can ask any more
+    atexit.register(lambda: (ours.close(), server.wait(timeout=30)))
+    return ours
+
+
+def _read(pipe: int) -> int:
+    return int.from_bytes(os.read(pipe, INT), sys.byteorder, signed=True)
+
+
+def _write(pipe: int, number: int) -> None:
+    os.write(pipe, number.to_bytes(INT, sys.byteorder, signed=True))
+
+
+def _imported_by_the_package() -> set[str]:
+    found: set[str] = set()
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+            elif isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+    return {name for name in found if not name.startswith(LEFT_OUT)}
+
+
+def _warm_up() -> None:
+    for name in sorted({*_imported_by_the_package(), *AT_WORK}):
+        importlib.import_module(name)
+    if threading.active_count() > 1:
+        raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
+
+
+def _serve(asking: socket.socket) -> dict[str, Any]:
+    """Return, in a process of its own for each, what was asked for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        said, given, *_ = socket.recv_fds(asking, LONGEST, 2)
+        if not said:
+            os._exit(0)
+        output, status = given
+        if os.fork():
+            os.close(output)
+            os.close(status)
+            continue
+        # waits for the command in the server's place
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        process = os.fork()
+        if process:
+            _write(status, process)
+            ended = os.waitpid(process, 0)[1]
+            # nobody reads it where it took too long
+            with contextlib.suppress(BrokenPipeError):
+                _write(status, ended)
+            os._exit(0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asking.close()
+        os.close(status)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output, stream.fileno())
+        os.close(output)
+        return json.loads(said)
+
+
+def _become(command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
+    """Do what the interpreter does for ``command``; everything else is as it begins."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    # where a process that this one starts begins
+    multiprocessing.process.ORIGINAL_DIR = cwd
+    importlib.import_module("numpy").random.seed()
+    before = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    name, *words = command
+    main, source = ModuleType("__main__"), ""
+    if name == "kedro":
+        sys.argv, before = [str(KEDRO), *words], [str(KEDRO.parent), *before]
+        main.__file__, source = str(KEDRO), KEDRO.read_text()
+    else:
+        kind, what, *words = words
+        sys.argv, before = ["-c" if kind == "-c" else what, *words], ["", *before]
+        source = what if kind == "-c" else ""
+    sys.path[:1] = before
+    if not source:
+        sys.path[0] = cwd
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        return
+    sys.modules["__main__"] = main
+    exec(compile(source, getattr(main, "__file__", "<string>"), "exec"), main.__dict__)
+
+
+def _end(asked: Mapping[str, Any]) -> NoReturn:
+    """Do what was asked for and end as the interpreter does, but that it frees all objects."""
+    try:
+        _become(**asked)
+        code: object = 0
+    except SystemExit as leaves:
+        code = leaves.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit((code or 0) & 0xFF)
+
+
+if __name__ == "__main__":
+    _warm_up()
+    _end(_serve(socket.socket(fileno=int(sys.argv[1]))))
