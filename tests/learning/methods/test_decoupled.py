@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.optim import sgd, trained_parameters
+from lt_pipeline.learning.engine.optim import build_optimizer, trained_parameters
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.stage import Recipe
 from lt_pipeline.learning.engine.trainer import fit
@@ -409,8 +409,9 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
     assert moved(before, checkpoints[SECOND]) == wanted
     method = make()
     last = method.stages(method.options)[-1]
-    learning = trained_parameters(method, last)
-    groups = sgd(learning, method, last, TrainingConfig(learning_rate=0.1), CPU).param_groups
+    learning = dict(trained_parameters(method, last))
+    config = TrainingConfig(learning_rate=0.1)
+    groups = build_optimizer(learning, method, last, config, CPU).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(method.net.head.weight)] == pytest.approx(0.02)
     assert rates[id(method.scale)] == pytest.approx(0.1)

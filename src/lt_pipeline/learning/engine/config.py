@@ -26,13 +26,38 @@ from lt_pipeline.learning.transforms.views import ContrastConfig
 LOGGER = logging.getLogger(__name__)
 
 
+class OptimizerConfig(Config):
+    """What turns gradients into steps; ``learning_rate`` and ``weight_decay`` are beside it.
+
+    Attributes:
+        name: ``sgd`` has ``training.momentum`` and ``nesterov``; ``adamw``'s beta_1 is
+            ``training.momentum``, its weight decay is decoupled and leaves biases and norms alone.
+        beta2: of the mean squared gradient; adamw's only.
+        layer_decay: each layer of the backbone, from its output on, has so much of the learning
+            rate of the one behind it; 1 is one rate for all, which the head has in any case.
+        ema: decay, by step, of a moving average of weights and BatchNorm statistics, which is then
+            what monitors see and what a stage ends with; null is none.
+        accumulate: how many parts a batch goes through the network in: their gradients add up to
+            one step. BatchNorm, contrasts and class statistics then see a part at a time.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    accumulate: PositiveInt = 1
+
+
 class TrainingConfig(Config):
-    """SGD with momentum, a learning-rate schedule, augmentation and numeric precision.
+    """An optimizer, a learning-rate schedule, augmentation and numeric precision.
 
     The defaults are those of conf/base, for the digits; recipes of papers stand in conf/.
 
     Attributes:
+        optimizer: what the gradients go through.
         learning_rate: the rate after warm-up.
+        momentum: of SGD's velocity, or AdamW's mean gradient.
+        nesterov: SGD looks ahead along its velocity.
         schedule: how the rate falls after warm-up, by step: ``cosine`` and ``linear`` to 0;
             ``step`` multiplies by ``decay`` at each of ``milestones``.
         milestones: all fractions of the run, in (0, 1), or all epochs, from 1 on; ascending.
@@ -55,6 +80,7 @@ class TrainingConfig(Config):
 
     epochs: PositiveInt = 60
     batch_size: PositiveInt = 64
+    optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: PositiveFloat = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -97,7 +123,20 @@ class TrainingConfig(Config):
     def _has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
         if nesterov and not info.data.get("momentum", True):
             raise UserError("must be false without momentum, but momentum is 0")
+        optimizer = info.data.get("optimizer", OptimizerConfig())
+        if nesterov and optimizer.name != "sgd":
+            raise UserError(f"is sgd's: must be false with optimizer.name {optimizer.name}")
         return nesterov
+
+    @field_validator("optimizer")
+    @classmethod
+    def _fits(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        size: int = info.data.get("batch_size", optimizer.accumulate)
+        if optimizer.accumulate > size:
+            raise UserError(
+                f"accumulate must be <= training.batch_size = {size}, but is {optimizer.accumulate}"
+            )
+        return optimizer
 
     @field_validator("milestones")
     @classmethod

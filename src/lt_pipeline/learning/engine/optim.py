@@ -1,13 +1,14 @@
-"""What learns in a stage, and its optimizer, with the decay and the rates that a method wants."""
+"""What learns in a stage, its optimizer with decay and rates, and the average of weights."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
@@ -48,35 +49,89 @@ def choose_what_learns(method: Learner, stage: Stage) -> None:
                 module.train()
 
 
-def sgd(
-    learning: Iterable[tuple[str, Tensor]],
+def build_optimizer(
+    learning: Mapping[str, Tensor],
     method: Learner,
     stage: Stage,
     config: TrainingConfig,
     device: torch.device,
-) -> torch.optim.SGD:
-    """Return SGD over ``learning``: tensors, each with its parameter's name in ``method``."""
+) -> torch.optim.Optimizer:
+    """Return the optimizer of ``learning``: tensors by the names of their parameters in ``method``.
+
+    AdamW (Loshchilov and Hutter, Decoupled weight decay regularization, ICLR 2019) decays neither
+    biases nor what has one dimension, as norms have.
+    """
+    rates = _rates(method, stage, config.optimizer.layer_decay)
     undecayed = {id(p) for p in objective_of(method, stage).no_weight_decay()}
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    scopes = [
-        ({id(p) for p in parameters_of(method, scope)}, rate) for scope, rate in stage.rates.items()
+    for name, tensor in learning.items():
+        own = method.get_parameter(name)
+        vector = own.ndim < 2 or name.rpartition(".")[2] == "bias"
+        free = id(own) in undecayed or (vector and config.optimizer.name == "adamw")
+        decay = 0.0 if free else config.weight_decay
+        groups.setdefault((rates.get(id(own), 1.0), decay), []).append(tensor)
+    sorted_groups = [
+        {
+            "params": groups[rate, decay],
+            "lr": config.learning_rate * rate,
+            "weight_decay": decay,
+        }
+        for rate, decay in sorted(groups, reverse=True)
     ]
-    for name, parameter in learning:
-        own = id(method.get_parameter(name))
-        rates = [rate for members, rate in scopes if own in members]
-        decay = 0.0 if own in undecayed else config.weight_decay
-        groups.setdefault((math.prod(rates), decay), []).append(parameter)
+    fused = device.type == "cuda"
+    if config.optimizer.name == "adamw":
+        betas = (config.momentum, config.optimizer.beta2)
+        return torch.optim.AdamW(sorted_groups, lr=config.learning_rate, betas=betas, fused=fused)
     return torch.optim.SGD(
-        [
-            {
-                "params": groups[rate, decay],
-                "lr": config.learning_rate * rate,
-                "weight_decay": decay,
-            }
-            for rate, decay in sorted(groups, reverse=True)
-        ],
+        sorted_groups,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        fused=device.type == "cuda",
+        fused=fused,
     )
+
+
+def _rates(method: Learner, stage: Stage, layer_decay: float) -> dict[int, float]:
+    """Return the factors of the learning rate that parameters have, by their ids."""
+    scopes = [({*parameters_of(method, scope)}, rate) for scope, rate in stage.rates.items()]
+    if layer_decay < 1:
+        layers: Any = method.net.layers
+        scopes += [({*own}, layer_decay**k) for k, own in enumerate(reversed(layers), 1)]
+    factors: dict[int, float] = {}
+    for members, rate in scopes:
+        for parameter in members:
+            factors[id(parameter)] = factors.get(id(parameter), 1.0) * rate
+    return factors
+
+
+class Average:
+    """The exponential moving average of ``tensors``, from their values after the first step on.
+
+    a_1 = w_1 and a_t = d a_(t-1) + (1 - d) w_t, with d the ``decay``.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], decay: float) -> None:
+        self.tensors, self.means = [tensor.detach() for tensor in tensors], list[Tensor]()
+        self.average = get_ema_multi_avg_fn(decay)
+
+    def update(self) -> None:
+        """Take in what a step has made of the tensors."""
+        if self.means:
+            self.average(self.means, self.tensors, None)
+        else:
+            self.means = [tensor.clone() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Change places of the tensors' values and the averages."""
+        for tensor, mean in zip(self.tensors, self.means, strict=True):
+            kept = tensor.clone()
+            tensor.copy_(mean)
+            mean.copy_(kept)
+
+    def restore(self, means: Sequence[Tensor]) -> None:
+        """Take up the ``means`` of an earlier run."""
+        self.means = [
+            torch.empty_like(tensor).copy_(mean)
+            for tensor, mean in zip(self.tensors, means, strict=True)
+        ]

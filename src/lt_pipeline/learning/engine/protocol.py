@@ -65,12 +65,16 @@ class Learner(Protocol):
 
     @property
     def net(self) -> nn.Module:
-        """Return the part that is worth compiling and a memory format of its own."""
+        """Return the part that is worth compiling and a memory format of its own.
+
+        Where rates fall by depth, its ``layers`` are lists of parameters, from the input on.
+        """
 
     # and of nn.Module
 
     def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...  # noqa: D102
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...  # noqa: D102
     def get_parameter(self, target: str) -> nn.Parameter: ...  # noqa: D102
     def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...  # noqa: D102

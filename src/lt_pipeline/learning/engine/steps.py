@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
-from lt_pipeline.learning.engine.optim import sgd, trained_parameters
+from lt_pipeline.learning.engine.optim import Average, build_optimizer, trained_parameters
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.schedule import rate_factor
 from lt_pipeline.learning.engine.stage import Stage
@@ -47,15 +48,20 @@ class Step(ABC):
     def __init__(
         self,
         method: Learner,
-        learning: Iterable[tuple[str, Tensor]],
+        held: Mapping[str, Tensor],
         stage: Stage,
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
+        """Start the optimizer; ``held`` are the networks' tensors, by name in ``method``."""
         self.method, self.config, self.device = method, config, device
         self.objective, self.loss = objective_of(method, stage), Loss(method, stage)
         self.epochs = stage.passes(config.epochs)
-        self.optimizer = sgd(learning, method, stage, config, device)
+        learning = {name: held[name] for name, _ in trained_parameters(method, stage)}
+        self.optimizer = build_optimizer(learning, method, stage, config, device)
+        averaged = [*learning.values(), *(held[name] for name in _statistics(method))]
+        ema = config.optimizer.ema
+        self.average = Average(averaged, ema) if ema else None
 
     def begin(self, streams: Sequence[Stream]) -> None:
         """Take up the batches of each network, and lay the learning rate's schedule over them."""
@@ -73,8 +79,7 @@ class Step(ABC):
         totals, done = Terms(), epoch / self.epochs
         batches = zip(*(stream.epoch(done) for stream in self.streams), strict=True)
         for step, batch in enumerate(batches, epoch * self.streams[0].steps + 1):
-            for name, value in self(batch, step / self.steps).items():
-                totals[name] = totals.get(name, 0.0) + value
+            _add(totals, self(batch, step / self.steps))
             self.rates.step()
             tick(self.count)
         return totals
@@ -82,24 +87,30 @@ class Step(ABC):
     def __call__(self, batches: Sequence[Batch], progress: float) -> Terms:
         """Take a step, on a batch for each network; return the loss terms, each ``[K]``."""
         self.optimizer.zero_grad(set_to_none=True)
+        terms = Terms()
         with without_tf32(self.objective.needs_float32):
-            terms = self.gradients(batches, progress)
+            for part, share in parts(batches, self.config.optimizer.accumulate):
+                _add(terms, self.gradients(part, progress, share))
         if self.config.gradient_clip:
             self.clip(self.config.gradient_clip)
         self.optimizer.step()
+        if self.average:
+            self.average.update()
         return terms
 
-    def descend(self, loss: Callable[[Any, float], Terms], batch: Any, progress: float) -> Terms:
-        """Add the gradient of all terms of ``loss`` to what learns; return the terms."""
+    def descend(
+        self, loss: Callable[[Any, float], Terms], batch: Any, progress: float, share: float
+    ) -> Terms:
+        """Add ``share`` of all terms' gradient to what learns; return that share of the terms."""
         with autocast(self.config, self.device, exact=self.objective.needs_float32):
             terms = loss(batch, progress)
         # no network is in another one's loss, so that the sum's gradient is that of each
-        torch.stack(list(terms.values())).sum().backward()
-        return {name: value.detach() for name, value in terms.items()}
+        (share * torch.stack(list(terms.values())).sum()).backward()
+        return {name: share * value.detach() for name, value in terms.items()}
 
     @abstractmethod
-    def gradients(self, batches: Sequence[Batch], progress: float) -> Terms:
-        """Compute each network's gradient by ``descend``; return the terms, each ``[K]``."""
+    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:
+        """Add to each network's gradient by ``descend``; return the terms, each ``[K]``."""
 
     @abstractmethod
     def clip(self, largest: float) -> None:
@@ -108,6 +119,11 @@ class Step(ABC):
     @abstractmethod
     def networks(self) -> Iterator[Learner]:
         """Yield each network, there until the next one is asked for; what it writes in is kept."""
+
+    def swap(self) -> None:
+        """Change places of the weights and their average, if there is one."""
+        if self.average:
+            self.average.swap()
 
     @property
     def rate(self) -> float:
@@ -120,6 +136,7 @@ class Step(ABC):
             "optimizer": self.optimizer.state_dict(),
             "rates": self.rates.state_dict(),
             "streams": [stream.state() for stream in self.streams],
+            "average": self.average and self.average.means,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -128,6 +145,8 @@ class Step(ABC):
         self.rates.load_state_dict(state["rates"])
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.restore(saved)
+        if self.average:
+            self.average.restore(state["average"])
 
 
 class Plain(Step):
@@ -141,10 +160,11 @@ class Plain(Step):
         method.net.to(memory_format=self.format)
         if config.compile:
             method.net.compile()
-        super().__init__(method, trained_parameters(method, stage), stage, config, device)
+        held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+        super().__init__(method, held, stage, config, device)
 
-    def gradients(self, batches: Sequence[Batch], progress: float) -> Terms:  # noqa: D102
-        terms = self.descend(self.loss, batches[0].in_format(self.format), progress)
+    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:  # noqa: D102
+        terms = self.descend(self.loss, batches[0].in_format(self.format), progress, share)
         return {name: value[None] for name, value in terms.items()}
 
     def clip(self, largest: float) -> None:  # noqa: D102
@@ -153,3 +173,42 @@ class Plain(Step):
 
     def networks(self) -> Iterator[Learner]:  # noqa: D102
         yield self.method
+
+
+def parts(batches: Sequence[Batch], count: int) -> Iterator[tuple[Sequence[Batch], float]]:
+    """Yield K networks' ``batches`` in ``count`` parts, each with its share of the images.
+
+    A batch of fewer images, or of fewer outliers, has as many parts as it has of those.
+    """
+    first = batches[0]
+    images = len(first.labels)
+    count = min(count, images, images if first.outliers is None else len(first.outliers))
+    if count == 1:
+        yield batches, 1.0
+        return
+    for part in zip(*(_split(batch, count) for batch in batches), strict=True):
+        yield part, len(part[0].labels) / images
+
+
+def _split(value: Any, count: int) -> list[Any]:
+    """Return ``count`` parts of tensors ``[B, ...]``, in tuples of whatever depth."""
+    if value is None:
+        return [None] * count
+    if isinstance(value, Tensor):
+        return list(value.tensor_split(count))
+    columns = [_split(item, count) for item in value]
+    make = getattr(value, "_make", tuple)
+    return [make(column[i] for column in columns) for i in range(count)]
+
+
+def _add(totals: Terms, terms: Terms) -> None:
+    for name, value in terms.items():
+        totals[name] = totals.get(name, 0.0) + value
+
+
+def _statistics(method: Learner) -> list[str]:
+    """Return the names of BatchNorm's running statistics."""
+    kept = ("running_mean", "running_var")
+    layers = [n for n, module in method.named_modules() if isinstance(module, _BatchNorm)]
+    names = {f"{layer}.{kind}" for layer in layers for kind in kept}
+    return [name for name, _ in method.named_buffers() if name in names]

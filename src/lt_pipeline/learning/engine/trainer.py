@@ -141,7 +141,11 @@ class Trainer:
             for epoch in left:
                 found = self.run_epoch(epoch, progress.advance)
                 for values, (stage, method) in zip(found, self.networks(), strict=True):
-                    values |= self.end_epoch(stage, method, monitors)
+                    objective = objective_of(method, stage)
+                    objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
+                    values |= objective.follow()
+                if self.config.monitor_every and (epoch + 1) % self.config.monitor_every == 0:
+                    self.monitor(found, monitors)
                 self.record(found)
                 last = self.epoch == self.epochs
                 if resume and (last or self.epoch % self.config.checkpoint_every == 0):
@@ -149,6 +153,7 @@ class Trainer:
                 if report:
                     self.tell(report, self.epoch)
                 progress.note(in_short(self.epoch, self.epochs, found))
+        self.swap()
 
     def run_epoch(self, epoch: int, tick: Tick) -> list[dict[str, float]]:
         """Train one epoch; return each network's mean loss terms, rate, seconds and images/s.
@@ -176,19 +181,20 @@ class Trainer:
             epochs.append({f"train/{name}": value for name, value in {**means, **common}.items()})
         return epochs
 
-    def end_epoch(
-        self, stage: Stage, method: Learner, monitors: Mapping[str, Images]
-    ) -> dict[str, float]:
-        """Let a network learn from the epoch; return what it and the monitors have to say."""
-        objective, every = objective_of(method, stage), self.config.monitor_every
-        objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
-        values = dict(objective.follow())
-        if every and (self.epoch + 1) % every == 0:
+    def monitor(self, found: Sequence[dict[str, float]], monitors: Mapping[str, Images]) -> None:
+        """Add each network's accuracies, as it would be deployed, to the epoch's values."""
+        self.swap()
+        for values, (stage, method) in zip(found, self.networks(), strict=True):
+            module, score = cast("nn.Module", method), objective_of(method, stage).score
             for name, data in monitors.items():
-                module = cast("nn.Module", method)
-                found = accuracies(module, objective.score, data, device=self.device)
-                values |= {f"{name}/{key}": value for key, value in found.items()}
-        return values
+                scored = accuracies(module, score, data, device=self.device)
+                values |= {f"{name}/{key}": value for key, value in scored.items()}
+        self.swap()
+
+    def swap(self) -> None:
+        """Change places of the weights and their average, where one is deployed."""
+        for step in self.steps:
+            step.swap()
 
     def record(self, found: Sequence[Mapping[str, float]]) -> None:
         """Add an epoch's values to the histories."""

@@ -38,15 +38,16 @@ class Vmapped(Step):
         self.own: dict[str, Tensor] = {**learning, **dict(method.named_buffers())}
         self.stacked = {name: _copies(tensor, count) for name, tensor in self.own.items()}
         self.learning = {name: self.stacked[name].requires_grad_() for name in learning}
-        super().__init__(method, self.learning.items(), stage, config, device)
+        super().__init__(method, self.stacked, stage, config, device)
 
-    def gradients(self, batches: Sequence[Batch], progress: float) -> Terms:  # noqa: D102
-        return self.descend(self._terms, _stacked(batches), progress)
+    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:  # noqa: D102
+        return self.descend(self._terms, _stacked(batches), progress, share)
 
     def clip(self, largest: float) -> None:  # noqa: D102
         gradients = [p.grad for p in self.learning.values() if p.grad is not None]
         norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
-        factor = (largest / torch.linalg.vector_norm(torch.stack(norms), dim=0)).clamp(max=1)
+        whole = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        factor = (largest / (whole + 1e-6)).clamp(max=1)  # as clip_grad_norm_
         for gradient in gradients:
             gradient *= factor.view(-1, *[1] * (gradient.ndim - 1))
 

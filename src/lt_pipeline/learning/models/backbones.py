@@ -124,6 +124,15 @@ class TimmBackbone(nn.Module):
         self.net, self.features = net, int(net.num_features)
         self.wants = (net.default_cfg["mean"], net.default_cfg["std"])
 
+    @property
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the stem and each block, as timm groups them."""
+        from timm.models import group_parameters
+
+        matcher = self.net.group_matcher(coarse=False)
+        grouped = group_parameters(self.net, matcher, return_values=True)
+        return [grouped[depth] for depth in sorted(grouped)]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the pooled features ``[B, F]`` of normalised ``images`` ``[B, C, H, W]``."""
         features: Tensor = self.net(images)
@@ -144,6 +153,8 @@ def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.features = net.fc.in_features
     net.fc = nn.Identity()
+    blocks = (*net.layer1, *net.layer2, *net.layer3, *net.layer4)
+    net.layers = [[net.conv1, net.bn1], *([block] for block in blocks)]
     found: nn.Module = net
     return found
 

@@ -59,6 +59,8 @@ class ExpertCifarResNet(nn.Module):
     one convolution where K experts have theirs: its factor A is then common to all of them.
     """
 
+    layers = CifarResNet.layers
+
     def __init__(self, plain: CifarResNet, experts: int, reduced: bool = True) -> None:
         """Share the stem and stage 1 of ``plain``; its number of blocks is the experts' too."""
         super().__init__()
@@ -98,6 +100,9 @@ class ExpertResNet(nn.Module):
         self.experts = nn.ModuleList(
             nn.Sequential(net.layer3, net.layer4, net.avgpool, nn.Flatten()) for net in plain
         )
+        own = [(*net.layer3, *net.layer4) for net in plain]
+        shared = [[block] for block in (*first.layer1, *first.layer2)]
+        self.layers = [[self.stem], *shared, *map(list, zip(*own, strict=True))]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to features ``[B, K, F]``."""
@@ -112,6 +117,7 @@ class SharedBackbone(nn.Module):
         super().__init__()
         self.plain, self.experts = plain, experts
         self.features = int(plain.features)  # type: ignore[arg-type]
+        self.layers = plain.layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to features ``[B, K, F]``: K views of the same."""

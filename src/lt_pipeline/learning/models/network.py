@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -78,6 +79,12 @@ class Network(nn.Module):
         weight: Tensor = self.head.weight  # type: ignore[assignment]
         return weight
 
+    @property
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return the backbone's layers from the input on; experts' beside one another are one."""
+        layers: Any = self.backbone.layers
+        return [[*chain.from_iterable(map(_parameters, layer))] for layer in layers]
+
     def features(self, images: Tensor) -> Tensor:
         """Return what the head sees, ``[B, F]``."""
         found: Tensor = self.backbone(self.normalize(images))
@@ -92,6 +99,10 @@ class Network(nn.Module):
         """Compile both ways in: the whole, and what ``features`` calls."""
         super().compile(*args, **kwargs)
         self.backbone.compile(*args, **kwargs)
+
+
+def _parameters(part: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
+    return (part,) if isinstance(part, nn.Parameter) else part.parameters()
 
 
 def build_network(

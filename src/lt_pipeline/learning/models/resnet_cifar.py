@@ -69,6 +69,12 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
+    @property
+    def layers(self) -> list[list[nn.Module]]:
+        """Return the stem and each block."""
+        blocks = (*self.stage1, *self.stage2, *self.stage3)
+        return [[self.stem, self.bn], *([block] for block in blocks)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to features ``[B, 64]``."""
         x = F.relu(self.bn(self.stem(x)))
