@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_pipeline.learning.evaluation.metrics.calibration import (
@@ -25,6 +25,8 @@ def brute_force(scores, labels, bins):
     return float(total)
 
 
+# the first call imports torchmetrics
+@settings(deadline=None)
 @given(
     st.integers(2, 5),
     st.integers(1, 80),
