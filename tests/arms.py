@@ -6,25 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from kedro.config import OmegaConfigLoader
 
+from confs import parameters
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.pipelines.study.nodes import plan_runs, train_run
 from lt_pipeline.pipelines.study.results import summarise
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import PROJECT, toy_images
-
-
-def conf():
-    """The smoke environment's parameters."""
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
+from toys import toy_images
 
 
 def smoke(study):
     """The smoke environment's parameters with one study, ``s``, on a short schedule."""
-    found = conf()
+    found = parameters("smoke")
     found["studies"] = {"s": {"title": "arms", **study}}
     found["training"]["epochs"] = 1
     return found

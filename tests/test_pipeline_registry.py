@@ -8,13 +8,11 @@ from functools import cache
 import pytest
 from kedro.io import CatalogConfigResolver
 
-from lt_pipeline.io.conf_loader import ConfLoader
+import confs
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipeline_registry import Registry, makers, with_seeds
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import PROJECT
 
 ENVIRONMENTS = ("base", "smoke")
 # what no file is written of
@@ -22,14 +20,9 @@ IN_MEMORY = {"compare.candidates", "compare.pictures"}
 
 
 @cache
-def conf(env):
-    return ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
-
-
-@cache
 def registry(env="base"):
     found = Registry()
-    found.shape(conf(env)["parameters"])
+    found.shape(confs.parameters(env))
     return found
 
 
@@ -43,7 +36,7 @@ def datasets(env):
 
 def resolver_of(env):
     default = {"{default}": {"type": "kedro.io.MemoryDataset"}}
-    return CatalogConfigResolver(conf(env)["catalog"], default_runtime_patterns=default)
+    return CatalogConfigResolver(confs.catalog(env), default_runtime_patterns=default)
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -94,7 +87,7 @@ def test_no_name_is_caught_by_the_pattern_of_something_else(env):
 
 
 def test_every_table_is_a_pipeline_of_a_study():
-    blocks = conf("base")["parameters"]["studies"]
+    blocks = confs.parameters()["studies"]
     for study, block in blocks.items():
         for table in block.get("tables", ()):
             assert table.split("_")[1] in methods.available()
@@ -104,7 +97,7 @@ def test_every_table_is_a_pipeline_of_a_study():
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_a_study_has_a_node_for_each_arm_and_seed_and_all_arms_of_a_seed_come_first(env):
-    parameters = conf(env)["parameters"]
+    parameters = confs.parameters(env)
     for name, block in parameters["studies"].items():
         study = StudyConfig.read(name, block)
         runs = [n for n in registry(env)[name].nodes if re.match(r"s\d+_", n.short_name)]
@@ -188,7 +181,7 @@ def test_a_single_table_may_stand_without_its_list():
 
 
 def test_seeds_make_a_method_a_study_of_one_arm():
-    given = {**conf("smoke")["parameters"], "seeds": [0, 3, 12]}
+    given = {**confs.parameters("smoke"), "seeds": [0, 3, 12]}
     found = Registry()
     found.shape(with_seeds(given, ["ce"]))
     names = {node.name for node in found["ce"].nodes}
@@ -196,7 +189,7 @@ def test_seeds_make_a_method_a_study_of_one_arm():
     assert runs == {name for name in names if ".s" in name and name.endswith("_ce")}
     assert found["ce"] is found["ce"]
     assert "more.train" in {node.name for node in found["more"].nodes}, "others stay methods"
-    without = conf("smoke")["parameters"]
+    without = confs.parameters("smoke")
     assert with_seeds(without, ["ce"]) == without
 
 
@@ -210,7 +203,7 @@ def test_seeds_make_a_method_a_study_of_one_arm():
     ],
 )
 def test_seeds_that_are_none_are_refused(seeds, said):
-    given = {**conf("smoke")["parameters"], "seeds": seeds}
+    given = {**confs.parameters("smoke"), "seeds": seeds}
     with pytest.raises(UserError, match=said):
         with_seeds(given, ["ce"])
 

@@ -6,14 +6,12 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.pipeline import Node
 
+from confs import parameters
 from lt_pipeline.hooks import session
 from lt_pipeline.hooks.parameters import say_without_effect
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import PROJECT
 
 
 def same(value):
@@ -67,10 +65,9 @@ def test_tags_and_nodes_that_there_are_are_taken(asked, monkeypatch):
     ],
 )
 def test_parameters_that_nothing_reads_are_said(names, given, said, caplog):
-    conf = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)
     loader = SimpleNamespace(runtime_params=given)
     with caplog.at_level(logging.WARNING):
-        say_without_effect(loader, names, conf["parameters"])
+        say_without_effect(loader, names, parameters())
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(said)
     assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))

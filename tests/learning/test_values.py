@@ -16,14 +16,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 import numpy as np
 import pytest
-from kedro.config import OmegaConfigLoader
 
 import lt_pipeline
+from confs import parameters
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged
 from lt_pipeline.learning.schema import Config, one_line_errors, places
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import PROJECT
 
 POOL = (
     *(None, True, False, 0, 1, 3, -1, 0.5, -0.5, 2**32, 10**12, -(2**32), 1e12),
@@ -162,9 +160,7 @@ def test_every_block_refuses_names_it_does_not_know(config):
         assert "unknown parameter" in parts(config, name, 1)[0]
 
 
-BASE = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)[
-    "parameters"
-]
+BASE = parameters()
 
 
 def nested(path, value):

@@ -21,7 +21,8 @@ import torch
 from pipeline_projects import PROJECT, Project, experiment_of
 from safetensors.torch import load_file
 
-from arms import conf, run_study
+import confs
+from arms import run_study
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.experiments import run as module
 from lt_pipeline.learning.experiments.evaluate import evaluate
@@ -96,7 +97,7 @@ def test_its_runs_are_compared(before, server):
 
 
 def test_its_study_is_finished(before, tmp_path, monkeypatch):
-    parameters, card = conf(), experiment_of(before, "ce").card
+    parameters, card = confs.parameters("smoke"), experiment_of(before, "ce").card
     plan = Plan.of("more_schedules", parameters)
     store = Store(before.file("06_models", "smoke", "arms"))
     rows = pd.read_csv(before.file("08_reporting", "smoke", "more_schedules", "runs.csv"))

@@ -9,9 +9,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.config import OmegaConfigLoader
-from pipeline_projects import PROJECT, own
+from pipeline_projects import own
 
+from confs import parameters
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
@@ -19,7 +19,6 @@ from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.pipelines.data_prep.nodes import make_sets
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 pytestmark = pytest.mark.slow
 
@@ -36,23 +35,17 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module")
-def conf():
-    loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), env="smoke", **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
-
-
-@pytest.fixture(scope="module")
-def data(conf, tmp_path_factory):
-    *sets, card, _ = make_sets(tmp_path_factory.mktemp("raw"), conf["data"])
+def data(tmp_path_factory):
+    *sets, card, _ = make_sets(tmp_path_factory.mktemp("raw"), parameters("smoke")["data"])
     return Sets(*sets), card
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
-def test_it_trains_and_is_evaluated_on_real_images(conf, data, tmp_path, variant):
+def test_it_trains_and_is_evaluated_on_real_images(data, tmp_path, variant):
     name = variant["method"]
     block = {key: value for key, value in variant.items() if key != "method"}
     # five epochs: deferred re-weighting has its turn
-    own = merged(conf, {name: block, "training": {"epochs": 5}})
+    own = merged(parameters("smoke"), {name: block, "training": {"epochs": 5}})
     sets, card = data
     experiment = Experiment(ExperimentConfig.resolve(name, own), card)
     found = run_experiment(experiment, sets, tmp_path / "raw", Store(tmp_path))

@@ -7,12 +7,10 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver
-from pipeline_projects import PROJECT
 
+import confs
 from lt_pipeline.pipeline_registry import register_pipelines
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 # from top to bottom
 LAYERS = ("raw", "primary", "models", "reporting", "serving")
@@ -35,10 +33,8 @@ def pipelines():
 @pytest.fixture(scope="module")
 def layers(pipelines):
     """Return the layer of every dataset of any pipeline, None for those without."""
-    conf = str(PROJECT / "conf")
-    loader = OmegaConfigLoader(conf_source=conf, env="base", **CONFIG_LOADER_ARGS)
     memory = {"{name}": {"type": "kedro.io.MemoryDataset"}}
-    catalog = CatalogConfigResolver(loader["catalog"], default_runtime_patterns=memory)
+    catalog = CatalogConfigResolver(confs.catalog(), default_runtime_patterns=memory)
     names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
     found = {}
     for name in names:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lt_pipeline.io.conf_loader import ConfLoader
+from confs import parameters
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.profiles import profile_counts
 from lt_pipeline.learning.experiments.config import (
@@ -15,15 +15,9 @@ from lt_pipeline.learning.experiments.config import (
     method_options,
 )
 from lt_pipeline.learning.methods.more import MoreOptions
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
 
 ENVIRONMENTS = sorted(p.name for p in (PROJECT / "conf").iterdir() if p.is_dir())
-
-
-def parameters(environment):
-    loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -2,21 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from lt_pipeline.io.conf_loader import ConfLoader
+from confs import parameters
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipeline_registry import makers
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from toys import PROJECT
 
 ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce"}}}
 SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 0.3]}
-
-
-def parameters(environment="base"):
-    conf = str(PROJECT / "conf")
-    return ConfLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 @pytest.mark.parametrize(("environment", "seeds", "epochs"), [("base", 3, 60), ("smoke", 1, 2)])

@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from lt_pipeline.io.conf_loader import ConfLoader
+from confs import parameters
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.methods.darl import DarlOptions
 from lt_pipeline.learning.schema import flatten
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import beside_arms, beside_papers, read_papers, why_none
-from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
 
 PAPER = {
@@ -117,12 +116,6 @@ def test_wrong_entries_are_refused_in_one_line(papers, message):
 @cache
 def published():
     return read_papers(yaml.safe_load((PROJECT / "conf/base/papers.yml").read_text()))
-
-
-@cache
-def parameters(environment):
-    conf = str(PROJECT / "conf")
-    return ConfLoader(conf_source=conf, env=environment, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 def test_the_published_figures_are_of_methods_and_arms_there_are():
