@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
 import warm
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.datasets import TypedDataset
@@ -32,6 +35,15 @@ class Project:
     @property
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.tracking_uri)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs that MLflow has, the newest first."""
+        return runs_at(self.tracking_uri)
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
@@ -79,6 +91,12 @@ class Project:
 
     def file(self, *parts: str) -> Path:
         return self.folder.joinpath("data", *parts)
+
+
+def runs_at(uri: str) -> list[Run]:
+    """Return all runs of a store, the newest first."""
+    client = MlflowClient(tracking_uri=uri)
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
 def own(params: str, env: str = "smoke") -> str:

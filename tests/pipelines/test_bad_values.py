@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.slow
+OTHERS = [
+    ("ce", "training=null", "training: must be a block of parameters, but got null"),
+    ("ce", "training.learning_rate=.inf", "training.learning_rate: Input should be a finite"),
+    ("ce", "training.epochs={", "training.epochs={: a bracket is not closed"),
+    ("dbm", "K=0.1", "did you mean 'dbm.options.criterion.margin.K'?"),
+    ("ce", "method=null", "method: unknown method null: valid: arcface"),
+    ("ce", "evaluation.ood=svhn", "evaluation.ood: svhn is not there: no test_32x32.mat; put"),
+    ("dbm_K", "training.batch_size=999", "training.batch_size must be <= the number"),
+    ("ce", "device=meta", "device 'meta' cannot be used here"),
+]
 
 
 @pytest.mark.parametrize(
     ("pipeline", "given", "line"),
     [
         ("ce", "data.imbalance_ratio=1:50", "data.imbalance_ratio: YAML reads 1:50 as 110"),
-        ("ce", "training=null", "training: must be a block of parameters, but got null"),
-        ("ce", "training.learning_rate=.inf", "training.learning_rate: Input should be a finite"),
-        ("ce", "training.epochs={", "training.epochs={: a bracket is not closed"),
-        ("dbm", "K=0.1", "did you mean 'dbm.options.criterion.margin.K'?"),
-        ("ce", "method=null", "method: unknown method null: valid: arcface"),
-        ("ce", "evaluation.ood=svhn", "evaluation.ood: svhn is not there: no test_32x32.mat; put"),
-        ("dbm_K", "training.batch_size=999", "training.batch_size must be <= the number"),
-        ("ce", "device=meta", "device 'meta' cannot be used here"),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
     ],
 )
 def test_a_bad_value_is_one_line_before_anything_runs(project, pipeline, given, line):

@@ -49,11 +49,6 @@ def weights_of(project, name, folder="smoke"):
     return load_file(model_file(project, name, folder))
 
 
-def runs_of(project):
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    return client.search_runs([e.experiment_id for e in client.search_experiments()])
-
-
 def ran(output, node):
     return re.search(rf"\w · {node.replace('_', ' ')} *$", output, re.MULTILINE) is not None
 
@@ -142,7 +137,7 @@ def test_the_way_between_two_networks_begins_and_ends_with_them(merged):
 
 def test_mlflow_has_the_curves_of_every_stage_and_what_they_led_to(merged):
     project, _ = merged
-    (run,) = [r for r in runs_of(project) if "--nodes" not in r.data.tags["command"]]
+    (run,) = [r for r in project.runs if "--nodes" not in r.data.tags["command"]]
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "btm · smoke"
     table = pd.read_csv(report_file(project, "stages.csv")).set_index("stage")
@@ -226,7 +221,7 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
     # the method it stands on, by one parameter
     assert "btm on more" in output
     assert "more handles imbalance, so its classifier forgets that first" in output
-    run = max(runs_of(project), key=lambda run: run.info.start_time)
+    run = max(project.runs, key=lambda run: run.info.start_time)
     assert run.info.run_name.startswith("btm on more · smoke · btm.branches.sets 2 · ")
     assert run.data.params["btm.options.pretrain_options.amplitude"] == "2.0"
     assert {path.stem for path in broken.parent.glob("branch_*")} == {"branch_0", "branch_1"}

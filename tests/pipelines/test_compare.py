@@ -22,8 +22,6 @@ from lt_pipeline.reports.documents import Row, html_table, latex, markdown, tabl
 from lt_pipeline.tracking.registry import crown
 from toys import toy_card
 
-pytestmark = pytest.mark.slow
-
 CARD = replace(toy_card(), data_hash="d")
 RECALL = {"ce": 0.4, "more": 0.6, "dbm": 0.5}
 
@@ -314,6 +312,7 @@ def test_without_a_hold_out_there_is_no_champion(experiment):
     assert "no run with a hold-out has a registered model" in found["sentence"]
 
 
+@pytest.mark.slow
 def test_compare_through_kedro(finished, tmp_path):
     trained, _ = finished
     # runs in the fixture's own project would be in the way of its other tests
@@ -337,9 +336,8 @@ def test_compare_through_kedro(finished, tmp_path):
     assert recalls["recall"].tolist() == table["recall"].tolist()
     for name in nodes.CAPTIONS:
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    (run,) = [r for r in runs if r.info.run_name == "compare · smoke"]
+    client = project.client
+    (run,) = [r for r in project.runs if r.info.run_name == "compare · smoke"]
     assert run.info.status == "FINISHED"
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"report.html", "table.csv", "table.md", "table.tex", "table.html", "figures"} <= files

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -20,8 +19,6 @@ from lt_pipeline.learning import methods
 from lt_pipeline.tracking.lineage import trace
 from lt_pipeline.versioning.git import blob_id, hashes
 from lt_pipeline.versioning.stages import main, render
-
-pytestmark = pytest.mark.slow
 
 STAGES = ("check", "data_prep", "ce", "focal", "compare")
 SMALL = {
@@ -78,11 +75,6 @@ def changed(project: Project) -> set[str]:
     """The stages whose code or parameters DVC sees changed."""
     found = json.loads(dvc(project, "status", "--json"))
     return {name for name, what in found.items() if "deps" in json.dumps(what)} & {*STAGES}
-
-
-def runs_of(project: Project) -> list[mlflow.entities.Run]:
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
 @pytest.fixture(scope="module")
@@ -230,18 +222,20 @@ def test_bad_input_of_the_command_is_one_line(words, message):
     assert (PROJECT / "dvc.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_first_time_everything_runs_and_then_nothing(reproduced, project):
     _, output = reproduced
     assert ran(output) == set(STAGES)
-    before = len(runs_of(project))
+    before = len(project.runs)
     output = dvc(project, "repro")
     assert ran(output) == set()
     assert all(f"Stage '{stage}' didn't change, skipping" in output for stage in STAGES)
     assert "up to date" in dvc(project, "status")
-    assert len(runs_of(project)) == before
+    assert len(project.runs) == before
     assert git(project, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
     change(project, FOCAL, {"gamma: 2.0": "gamma: 0.5"})
     assert "focal:" in dvc(project, "status")
@@ -252,6 +246,7 @@ def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
     assert path.format("ce") not in found
 
 
+@pytest.mark.slow
 def test_a_file_of_a_method_is_of_that_one_and_a_room_of_all(project):
     code = project.folder / "src/lt_pipeline"
     assert {*code.rglob("__pycache__")}, "the runs left some"
@@ -264,6 +259,7 @@ def test_a_file_of_a_method_is_of_that_one_and_a_room_of_all(project):
     assert changed(project) == {"ce", "focal"}
 
 
+@pytest.mark.slow
 def test_a_data_seed_runs_everything(project):
     change(project, PARAMETERS, {"seed: 0                    #": "seed: 1                    #"})
     before = hashes(project.file("03_primary", "digits", "train.safetensors"))
@@ -278,28 +274,30 @@ def test_a_data_seed_runs_everything(project):
         (f"{PARAMETERS}:data.imbalance_ratio=0.0", "data.imbalance_ratio"),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_value_is_refused_before_dvc_deletes_anything(project, given, said):
     folders = [project.file(name, "digits") for name in ("03_primary", "06_models", "08_reporting")]
 
     def files():
         return {p: hashes(p) for folder in folders for p in folder.rglob("*") if p.is_file()}
 
-    before, runs = files(), len(runs_of(project))
+    before, runs = files(), len(project.runs)
     code, output = project.run("dvc", "exp", "run", "-S", given)
     assert code != 0
     assert ran(output) == {"check"}
     (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert said in line
     assert files() == before
-    assert len(runs_of(project)) == runs
+    assert len(project.runs) == runs
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):
     """DVC deletes the copy: a database in it would be lost."""
-    before = {run.info.run_id for run in runs_of(project)}
+    before = {run.info.run_id for run in project.runs}
     gamma = f"{FOCAL}:focal.options.criterion.gamma=4.0"
     dvc(project, "exp", "run", "--temp", "-n", "steep", "-S", gamma, "focal")
-    (run,) = [run for run in runs_of(project) if run.info.run_id not in before]
+    (run,) = [run for run in project.runs if run.info.run_id not in before]
     assert run.data.params["focal.options.criterion.gamma"] == "4.0"
     assert run.data.tags["dvc_experiment"] == "steep"
     assert run.data.tags["dvc_baseline"] == git(project, "rev-parse", "HEAD")
@@ -316,6 +314,7 @@ def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):
     assert any(line.startswith("steep,") for line in dvc(project, "exp", "show", "--csv").split())
 
 
+@pytest.mark.slow
 def test_what_is_pushed_comes_back(project, tmp_path):
     dvc(project, "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
     dvc(project, "push")
@@ -331,6 +330,7 @@ def test_what_is_pushed_comes_back(project, tmp_path):
     assert ran(dvc(project, "repro")) == set()
 
 
+@pytest.mark.slow
 def test_plots_are_pictures_and_tables(project):
     output = dvc(project, "plots", "show", "--out", "plots")
     page = (project.folder / "plots" / "index.html").read_text()
@@ -341,6 +341,7 @@ def test_plots_are_pictures_and_tables(project):
     assert page.count('"recall"') > 2
 
 
+@pytest.mark.slow
 def test_kedro_and_dvc_give_the_same_files(project):
     """All but times, and what MLflow calls its copy of the model."""
     folders = [project.file(name, "digits") for name in ("03_primary", "06_models", "08_reporting")]
@@ -368,9 +369,10 @@ def test_kedro_and_dvc_give_the_same_files(project):
     assert found == told
 
 
+@pytest.mark.slow
 def test_a_run_of_a_stage_leads_to_dvc_and_back(project, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (run,) = [r for r in runs_of(project) if r.data.tags.get("method") == "ce"][-1:]
+    (run,) = [r for r in project.runs if r.data.tags.get("method") == "ce"][-1:]
     tags = run.data.tags
     assert tags["dvc_stage"] == "ce"
     assert tags["git_dirty"] == "False"
@@ -384,6 +386,7 @@ def test_a_run_of_a_stage_leads_to_dvc_and_back(project, monkeypatch):
         assert run.info.run_id in json.dumps(trace(what, project.folder))
 
 
+@pytest.mark.slow
 def test_without_git_or_dvc_it_is_one_line(project, tmp_path):
     for missing, message in ((".git", "not a git repository"), (".dvc", "not inside of a DVC")):
         folder = tmp_path / missing[1:]

@@ -75,8 +75,7 @@ def test_dbm_through_kedro(project, variant):
 
 def test_mlflow_gets_what_the_method_made_of_the_shared_parameters(project):
     project.kedro("--pipelines=ldam", "--env=smoke", "--params=ldam.training.learning_rate=0.05")
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (run,) = project.runs
     params = run.data.params
     assert params["model.head"] == "cosine"
     assert params["model.scale"] == "30.0"
@@ -167,8 +166,7 @@ def test_darl_through_kedro_is_shown_images_of_no_class(project):
     report = json.loads((folder / "ood.json").read_text())
     assert list(report["detectors"]) == ["odin", "msp", "energy"]
     assert report["averaged_over"] == list(report["detectors"]["msp"])[:-1]
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (run,) = project.runs
     for key in ("auroc", "fpr95"):
         found = report["detectors"]["odin"]["mean"][key]
         assert run.data.metrics[f"ood/odin/mean/{key}"] == pytest.approx(found)

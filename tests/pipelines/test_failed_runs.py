@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-import mlflow
 import pandas as pd
 import pytest
+from pipeline_projects import copy_project
 
 from arms import run_study, sets, smoke
 from lt_pipeline.learning.experiments import run as module
@@ -17,8 +17,6 @@ from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipelines.study.results import summarise, tabulate
 from toys import toy_card
-
-pytestmark = pytest.mark.slow
 
 PAIR = """
   pair:
@@ -34,12 +32,15 @@ REASON = "the loss term 'cross_entropy' is nan in epoch 1 of phase 'train': lowe
 ENDED = f"1 of 3 runs failed: b bad · seed 0: {REASON}"
 
 
-@pytest.fixture
-def pair(project):
-    """A project whose conf/ has a study more, one arm of which diverges."""
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, empty_database):
+    """A project whose conf/ has a study more, one arm of which diverges, and what its run said."""
+    project = copy_project(tmp_path_factory.mktemp("pair"), empty_database)
     path = project.folder / "conf" / "base" / "parameters_studies.yml"
     path.write_text(path.read_text().rstrip() + PAIR)
-    return project
+    code, output = project.run("kedro", "run", "--pipelines=table_x_1", "--env=smoke")
+    assert code == 1, output
+    return project, output
 
 
 def ran(output):
@@ -47,17 +48,9 @@ def ran(output):
     return re.findall(r"INFO +\d/\d +(.+?) · seed 0", output)
 
 
-def runs_of(project):
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    return client.search_runs(
-        [e.experiment_id for e in client.search_experiments()], order_by=["attributes.start_time"]
-    )
-
-
 def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
-    code, output = pair.run("kedro", "run", "--pipelines=table_x_1", "--env=smoke")
+    pair, output = pair
     said = " ".join(output.split())
-    assert code == 1
     assert f"Error: {ENDED}" in said
     assert "Traceback" not in output
     assert f"b bad · seed 0 failed: {REASON}" in said.partition("2/3")[2]
@@ -76,18 +69,26 @@ def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
     assert f"- b bad · seed 0 failed: {REASON}" in (folder / "table.md").read_text()
     assert {path.name for path in (folder / "runs").iterdir()} == {f"{node}.json" for node in nodes}
     # MLflow has it as failed, and what finished as finished
-    found = {run.info.run_name: run.info.status for run in runs_of(pair)}
+    found = {run.info.run_name: run.info.status for run in pair.runs}
     assert found == {
         "pair · smoke": "FAILED", "a.good · seed 0": "FINISHED",
         "b bad · seed 0": "FAILED", "c good · seed 0": "FINISHED",
     }  # fmt: skip
-    # it is not kept, and tried again; the others are not
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_is_not_kept_and_tried_again_and_the_others_are_not(pair):
+    pair, _ = pair
     code, output = pair.run("kedro", "run", "--pipelines=pair", "--env=smoke")
     assert code == 1
     assert "3 runs, 2 of them there; 1 to train" in " ".join(output.split())
     assert "1/3 a.good · seed 0, kept from before" in " ".join(output.split())
     assert "2/3 b bad · seed 0, kept" not in " ".join(output.split())
-    # one run by its node
+
+
+@pytest.mark.slow
+def test_a_run_of_a_study_is_run_alone_by_its_node(pair):
+    pair, _ = pair
     output = pair.kedro("--pipelines=pair", "--env=smoke", "--nodes=pair.s0_a-good")
     assert ran(output) == ["a.good"]
     code, output = pair.run(
@@ -95,7 +96,7 @@ def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
     )
     assert code == 1
     assert f"Error: 1 of 1 runs failed: b bad · seed 0: {REASON}" in " ".join(output.split())
-    assert runs_of(pair)[-2].info.status == "FAILED"
+    assert pair.runs[1].info.status == "FAILED"
 
 
 def parameters(**arms):

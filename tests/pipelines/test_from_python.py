@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import mlflow
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -37,14 +36,9 @@ def python(project, script, **environment):
     return project.run(sys.executable, "-c", code, **environment)
 
 
-def runs_of(project):
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    return client.search_runs([e.experiment_id for e in client.search_experiments()])
-
-
 def nothing_was_written(project):
     made = {path.name for path in project.folder.iterdir()} & {"data", "mlartifacts", "mlruns"}
-    return not made and runs_of(project) == []
+    return not made and project.runs == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +97,7 @@ def test_runs_from_python_have_the_stages_of_their_parameters(project):
         "BRANCHES 3",
         "BRANCHES 2",
     ]
-    assert [run.info.status for run in runs_of(project)] == ["FINISHED"] * 2
+    assert [run.info.status for run in project.runs] == ["FINISHED"] * 2
 
 
 def test_of_two_sessions_in_threads_one_is_refused(project):
@@ -127,7 +121,7 @@ def test_of_two_sessions_in_threads_one_is_refused(project):
     assert told[0].startswith("REFUSED another session of this process is at work in another")
     assert "process of its own" in told[0]
     assert [line.partition(" ")[0] for line in told] == ["REFUSED", "DONE", "DONE"]
-    assert [run.info.status for run in runs_of(project)] == ["FINISHED"] * 2
+    assert [run.info.status for run in project.runs] == ["FINISHED"] * 2
 
 
 def test_a_run_from_a_folder_of_the_project_logs_as_the_project_says(project):

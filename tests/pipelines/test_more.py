@@ -11,24 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from mlflow.entities import Run
-from pipeline_projects import Project, experiment_of
+from pipeline_projects import experiment_of
 from safetensors.torch import load_file
 
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.data.longtail import class_counts
 from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
 from lt_pipeline.tracking import views
-
-pytestmark = pytest.mark.slow
-
-
-def only_run(project: Project) -> Run:
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    experiments = client.search_experiments()
-    runs = client.search_runs([e.experiment_id for e in experiments])
-    assert len(runs) == 1
-    return runs[0]
 
 
 def plain_network():
@@ -111,7 +100,7 @@ def test_pictures_are_there(finished):
 
 def test_mlflow_knows_what_made_the_run(finished):
     project, _ = finished
-    run = only_run(project)
+    (run,) = project.runs
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "more · smoke"
     tags = run.data.tags
@@ -135,8 +124,7 @@ def test_mlflow_knows_what_made_the_run(finished):
 
 def test_mlflow_has_every_epoch_the_results_and_the_files(finished):
     project, _ = finished
-    run = only_run(project)
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
+    (run,), client = project.runs, project.client
     history = client.get_metric_history(run.info.run_id, "train/rebalancing")
     saved = read(project.file("08_reporting", "smoke", "more", "train_history.json"))
     curve = saved["train/rebalancing"]
@@ -179,6 +167,7 @@ def test_the_registered_model_takes_bytes_and_gives_the_methods_probabilities(fi
     assert model.input_example is not None
 
 
+@pytest.mark.slow
 def test_mlflow_models_predict_answers(finished, tmp_path):
     project, _ = finished
     test = ImageSetDataset(str(project.file("03_primary/smoke/test.safetensors"))).load()

@@ -6,7 +6,6 @@ import json
 import signal
 import time
 
-import mlflow
 import pytest
 from pipeline_projects import own
 
@@ -15,9 +14,7 @@ CE = ("kedro", "run", "--pipelines=ce", "--env=smoke")
 
 
 def run_of(project, pid):
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    (found,) = [r for r in runs if json.loads(r.data.tags["process"])["pid"] == pid]
+    (found,) = [r for r in project.runs if json.loads(r.data.tags["process"])["pid"] == pid]
     return found
 
 

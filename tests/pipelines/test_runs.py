@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 import mlflow
 import pytest
 import torch
-from pipeline_projects import PROJECT, Project, copy_project, own
+from pipeline_projects import PROJECT, Project, copy_project, own, runs_at
 from safetensors.torch import load_file
+
+from addresses import free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -23,18 +23,13 @@ def model_of(project: Project, method="more", folder="smoke"):
     return load_file(project.file("06_models", folder, method, "model.safetensors"))
 
 
-def runs_of(uri: str):
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    return client.search_runs([e.experiment_id for e in client.search_experiments()])
-
-
 def test_the_new_spelling_runs_a_baseline_from_any_folder(project):
     """MLflow's file is the project's, wherever the command runs."""
     code, output = project.run(
         *("kedro", "run", "--pipelines=ce", "--env=smoke"), cwd=project.folder / "src"
     )
     assert code == 0, output
-    assert len(runs_of(project.tracking_uri)) == 1
+    assert len(project.runs) == 1
     assert not (project.folder / "src" / "mlflow.db").exists()
     assert not (project.folder / "src" / "mlruns").exists()
     assert (project.folder / "mlartifacts" / "digits-lt-ir10").is_dir()
@@ -76,7 +71,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     assert 1 <= saved < 40, "the run was over before it was killed"
     output = project.kedro(*arguments)
     assert f"resumes after epoch {saved}" in output
-    states = [run.info.status for run in runs_of(project.tracking_uri)]
+    states = [run.info.status for run in project.runs]
     assert sorted(states) == ["FINISHED", "KILLED"]
     whole.kedro(*arguments)
     one, two = (model_of(found, folder=folder) for found in (project, whole))
@@ -105,7 +100,7 @@ def test_bad_input_is_one_line_before_anything_is_written(project, arguments, me
     assert lines[0].startswith("Error: ")
     assert "Traceback" not in output
     assert not project.file("03_primary").exists()
-    assert runs_of(project.tracking_uri) == []
+    assert project.runs == []
 
 
 def test_a_tail_too_long_for_the_data_is_said_before_anything_runs(project):
@@ -117,7 +112,7 @@ def test_a_tail_too_long_for_the_data_is_said_before_anything_runs(project):
     )
     assert "Traceback" not in output
     assert not project.file("03_primary").exists()
-    assert runs_of(project.tracking_uri) == []
+    assert project.runs == []
 
 
 def test_missing_files_are_one_line(project):
@@ -143,12 +138,6 @@ def test_a_tracking_server_that_is_not_there_is_said_before_training(project):
     assert time.monotonic() - started < 60
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -165,29 +154,18 @@ def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
         start_new_session=True,
     )
     try:
-        wait_for(f"{uri}/health")
+        wait_for(f"{uri}/health", server)
         registered = "--params=tracking.register=true"
         output = project.kedro("--pipelines=ce", "--env=smoke", registered, MLFLOW_TRACKING_URI=uri)
         assert f"open {uri}" in output
         assert "View run" not in output
-        (run,) = runs_of(uri)
+        (run,) = runs_at(uri)
         assert run.info.status == "FINISHED"
         mlflow.set_tracking_uri(uri)
         assert mlflow.pyfunc.load_model("models:/ce-digits-lt-ir10/1") is not None
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def wait_for(address: str) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(address)
 
 
 TOY = '''

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 
 import mlflow
 import pytest
 from pipeline_projects import Project, own
+
+from addresses import free_port, wait_for
 
 pytestmark = pytest.mark.slow
 EPOCHS = 40
@@ -31,8 +31,7 @@ class Server:
     """`mlflow server` on a project's database."""
 
     def __init__(self, project: Project) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.project = project
         self.begin()
@@ -50,14 +49,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        wait_for(f"{self.uri}/health", self.process)
 
     def tell(self, what: signal.Signals) -> None:
         os.killpg(self.process.pid, what)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -18,11 +16,10 @@ import torch
 from pipeline_projects import Project, experiment_of
 from safetensors.torch import load_file
 
+from addresses import free_port, wait_for
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.tracking import registry as champion
-
-pytestmark = pytest.mark.slow
 
 
 def held_images(project):
@@ -32,12 +29,6 @@ def held_images(project):
 def finished_method(project):
     weights = load_file(project.file("06_models/smoke/more/model.safetensors"))
     return experiment_of(project, "more").finished(weights)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture
@@ -65,16 +56,7 @@ def served(crowned):
         MLFLOW_TRACKING_URI=project.tracking_uri,
     )
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{address}/ping", timeout=2):
-                    break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    server.kill()
-                    pytest.fail(f"the server is not there: {server.communicate()[0]}")
-                time.sleep(0.3)
+        wait_for(f"{address}/ping", server)
         yield project, address
     finally:
         server.terminate()
@@ -91,6 +73,7 @@ def ask(address, body):
         return json.load(answer)["predictions"]
 
 
+@pytest.mark.slow
 def test_the_server_answers_images_with_class_probabilities_and_ood_score(served):
     project, address = served
     test = held_images(project)
@@ -119,6 +102,7 @@ def test_the_version_registered_last_has_an_alias(finished):
     assert int(version.version) == deployed["version"]
 
 
+@pytest.mark.slow
 def test_onnx_is_written_beside_the_weights_and_to_the_run(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     trained, _ = finished
@@ -136,8 +120,7 @@ def test_onnx_is_written_beside_the_weights_and_to_the_run(finished, tmp_path):
         wanted = finished_method(project).score(images).softmax(1).numpy()
     np.testing.assert_allclose(probabilities, wanted, atol=1e-4)
     np.testing.assert_allclose(known, wanted.max(1), atol=1e-4)
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (run,), client = project.runs, project.client
     assert [a.path for a in client.list_artifacts(run.info.run_id, "onnx")] == ["onnx/model.onnx"]
     code, output = project.run(*command, "dbm", "--env", "smoke")
     assert code == 1

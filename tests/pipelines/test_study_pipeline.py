@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import mlflow
 import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
@@ -23,8 +22,6 @@ from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipelines import method
 from lt_pipeline.pipelines.study.results import summarise, tabulate
 from toys import FromAfar, toy_card
-
-pytestmark = pytest.mark.slow
 
 
 def parameters():
@@ -191,6 +188,7 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     assert said in text
 
 
+@pytest.mark.slow
 def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     params = "training.epochs=1,studies.dbm_K.seeds=2"
     output = project.kedro("--pipelines=dbm_K", "--env=smoke", f"--params={params}")
@@ -222,8 +220,7 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     assert "accuracy % minus BS" in " ".join((folder / "table.md").read_text().split())
     for name in ("accuracy", "angle", "separability"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs, client = project.runs, project.client
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = {r.info.run_name: r for r in runs if r is not parent}
     assert len(children) == 14
@@ -252,6 +249,7 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     assert {path.name for path in kept.rglob("*") if path.is_file()} == {"metrics.json"}
 
 
+@pytest.mark.slow
 def test_a_wrong_arm_stops_the_run_at_once(project):
     code, output = project.run(
         *("kedro", "run", "--pipelines=dbm_tau", "--env=smoke"),
@@ -297,8 +295,7 @@ def test_geometry_of_a_method_is_in_its_run(finished):
     assert found["separability"]["few"] > 0
     for name in ("angles", "separability"):
         assert (folder / "geometry" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (run,), client = project.runs, project.client
     shown = pytest.approx(found["angle_mean"]["few"], rel=1e-6)
     assert run.data.metrics["geometry/angle_mean/few"] == shown
     assert "geometry" in {a.path for a in client.list_artifacts(run.info.run_id)}

@@ -6,21 +6,14 @@ import json
 import re
 import shlex
 
-import mlflow
 import pandas as pd
 import pytest
 from pipeline_projects import own
 
-pytestmark = pytest.mark.slow
 LIMITS = "dbm_search.options.criterion.margin.K.high=0.3"
 
 
-def runs_of(project):
-    client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    return client, {run.info.run_id: run for run in found}
-
-
+@pytest.mark.slow
 def test_a_sweep_through_kedro(project):
     arguments = ("--pipelines=tune", "--env=smoke")
     params = "method=dbm,training.epochs=1,tune.workers=2,tune.trials=4"
@@ -39,7 +32,7 @@ def test_a_sweep_through_kedro(project):
     for name in ("history", "epochs", "slice", "parallel_coordinates"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
-    client, runs = runs_of(project)
+    runs = {run.info.run_id: run for run in project.runs}
     (parent,) = [r for r in runs.values() if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs.values() if r is not parent]
     assert parent.info.run_name == "tune dbm · smoke · epochs 1"
@@ -56,10 +49,10 @@ def test_a_sweep_through_kedro(project):
         assert found == pytest.approx(row["validation/mean_recall"])
         assert not [name for name in child.data.metrics if name.startswith("test/")]
     assert parent.data.metrics["test/accuracy"] == pytest.approx(judged["test/accuracy"])
-    names = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    names = {a.path for a in project.client.list_artifacts(parent.info.run_id)}
     assert {"trials.csv", "best.json", "judged.json", "figures"} <= names
     # the view that the sweep's address opens has what was searched, by the names that trials have
-    tags = client.get_experiment(parent.info.experiment_id).tags
+    tags = project.client.get_experiment(parent.info.experiment_id).tags
     columns = json.loads(tags["mlflow.sharedViewState.dbm-digits-lt-ir10"])["selectedColumns"]
     searched = {name[len("params.`") : -1] for name in columns[1:]}
     assert len(searched) == len(best["params"])
@@ -72,8 +65,7 @@ def test_a_sweep_through_kedro(project):
     more = pd.read_csv(folder / "trials.csv")
     pd.testing.assert_frame_equal(more[:4], trials, check_dtype=False)
     assert more["state"].tolist() == ["complete"] * 5
-    _, found = runs_of(project)
-    new = {key: run for key, run in found.items() if key not in runs}
+    new = {r.info.run_id: r for r in project.runs if r.info.run_id not in runs}
     assert len(new) == 2
     assert more["mlflow_run"][4] in new
     for run in new.values():
@@ -98,6 +90,7 @@ def test_a_sweep_through_kedro(project):
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -123,22 +116,28 @@ def test_what_is_wrong_with_a_sweep_is_one_line_before_anything_runs(project, pa
     assert not project.file("03_primary").exists()
 
 
-def test_a_training_that_diverges_in_its_last_step_is_one_line_and_no_trial(project):
-    # one step, after which the weights are large, and finite
-    shared = "training.epochs=1,training.warmup_epochs=0,training.batch_size=150"
+# one step, after which the weights are large, and finite
+ONE_STEP = "training.epochs=1,training.warmup_epochs=0,training.batch_size=150"
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_in_its_last_step_is_one_line(project):
     code, output = project.run(
         *("kedro", "run", "--pipelines=ce", "--env=smoke"),
-        f"--params={shared},training.learning_rate=1e37",
+        f"--params={ONE_STEP},training.learning_rate=1e37",
     )
     assert code == 1
     assert "images are nan or infinite: the training diverged; lower training.learning" in output
     assert "Traceback" not in output
+
+
+def test_a_training_that_diverges_in_its_last_step_is_no_trial_of_a_sweep(project):
     path = project.folder / "conf" / "base" / "parameters_tune.yml"
     rates = "ce_search: {training: {learning_rate: {choices: [0.05, 1.0e+37]}}}"
     path.write_text(f"{path.read_text()}\n{rates}\n")
     tune = "method=ce,tune.trials=4,tune.sampler=random,tune.judge=false"
-    output = project.kedro("--pipelines=tune", "--env=smoke", f"--params={shared},{tune}")
-    trials = pd.read_csv(project.file("08_reporting", own(shared), "tune", "ce", "trials.csv"))
+    output = project.kedro("--pipelines=tune", "--env=smoke", f"--params={ONE_STEP},{tune}")
+    trials = pd.read_csv(project.file("08_reporting", own(ONE_STEP), "tune", "ce", "trials.csv"))
     diverged = trials["training.learning_rate"] > 1
     assert set(trials["state"][diverged]) == {"pruned"}
     assert set(trials["state"][~diverged]) == {"complete"}

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from addresses import free_port
+
 
 @contextmanager
 def silent() -> Iterator[str]:
@@ -18,8 +20,7 @@ def silent() -> Iterator[str]:
 
 def dead() -> str:
     """Return an address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @contextmanager

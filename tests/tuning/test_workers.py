@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from addresses import free_port
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.tuning.processes import environments, run_workers
@@ -139,9 +140,7 @@ def server():
                     shutil.copytree(part, Path(folder) / part.name, symlinks=True)
             shipped = Path(folder) / shipped.name
         initdb, postgres = (shipped / "pginstall" / "bin" / name for name in ("initdb", "postgres"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         data = Path(folder) / "data"
         (Path(folder) / "word").write_text("secret")
         subprocess.run(

@@ -1,0 +1,28 @@
+"""Addresses of servers that tests start."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.request
+
+
+def free_port() -> int:
+    """Return a port of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def wait_for(address: str, server: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Wait until ``server`` answers at ``address``."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            ended = server.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise TimeoutError(f"{address}: {'it ended' if ended else 'no answer'}") from None
+            time.sleep(0.2)
