@@ -73,7 +73,7 @@ def test_the_manifest_finds_every_image_again():
         index = torch.tensor(rows["source_index"][rows["split"] == split].tolist())
         part = getattr(prepared, split)
         assert torch.equal(SOURCE.train.images[index], part.images)
-        assert [r["label"] for r in rows if r["split"] == split] == part.labels.tolist()
+        assert rows["label"][rows["split"] == split].tolist() == part.labels.tolist()
 
 
 def test_more_images_than_a_class_has_are_refused_by_its_name_with_what_would_fit():
