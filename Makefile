@@ -13,11 +13,14 @@ export DO_NOT_TRACK := 1
 export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
+# a second thread of PyTorch's costs more than it brings on images of 8 x 8 pixels
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 PORT_IS_FREE = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2> /dev/null || \
 	{ echo "port $(PORT) is in use: choose another one with PORT=..." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-sweep run smoke test test-gpu lint ui viz pictures repro stages clean-runs
+.PHONY: help install install-sweep run smoke test test-all test-gpu lint ui viz pictures repro stages clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +63,11 @@ run: $(VENV)/.core  ## train, merge and evaluate MORE on the embedded data; ARGS
 smoke: $(VENV)/.core  ## the same in seconds: two epochs
 	$(BIN)/kedro run --pipeline=more --env=smoke $(ARGS)
 
-test: lint  ## lint, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: lint  ## lint, types and the tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: lint  ## lint, types and all tests
+	$(PYTEST)
 
 test-gpu: $(VENV)/.dev  ## the tests that need CUDA; without it they fail instead of being skipped
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'

@@ -48,6 +48,7 @@ def test_a_broken_workflow_is_not_valid(tmp_path):
     assert check_workflow(broken).returncode != 0
 
 
+@pytest.mark.slow
 def test_settings_leave_the_garbage_collector_on():
     code = "import gc, lt_pipeline.settings; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -80,10 +81,12 @@ def commands(markdown: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_ci_calls_the_readmes_own_test_command():
+def test_ci_calls_the_readmes_own_test_command_with_the_slow_tests(clone):
     readme = commands((PROJECT / "README.md").read_text())
     assert {"make run", "make test"} <= set(readme)
-    assert "make test" in (PROJECT / ".ci/run").read_text().splitlines()
+    assert "make test-all" in (PROJECT / ".ci/run").read_text().splitlines()
+    quick, whole = (dry(clone, target).splitlines()[-1] for target in ("test", "test-all"))
+    assert quick == f'{whole} -m "not slow"'
     assert (PROJECT / ".ci/run").stat().st_mode & 0o111
 
 

@@ -200,6 +200,7 @@ def test_a_sweep_that_never_ended_is_said_in_a_line(tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path} has no trials.csv: no sweep has ended there\n"
 
 
+@pytest.mark.slow
 def test_the_summary_step_writes_a_table(sweep, tmp_path):
     program(tmp_path / ".venv/bin/python", f'exec {sys.executable} "$@"')
     page = tmp_path / "summary.md"

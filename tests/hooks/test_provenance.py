@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -179,7 +180,8 @@ def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path, mo
 @pytest.mark.parametrize(
     ("ends", "status"), [("raise KeyboardInterrupt", "KILLED"), ("mlflow.end_run()", "FINISHED")]
 )
-def test_a_run_that_was_interrupted_is_not_finished(tmp_path, ends, status):
+def test_a_run_that_was_interrupted_is_not_finished(tmp_path, empty_database, ends, status):
+    shutil.copy(empty_database, tmp_path / "m.db")
     code = f"""
 import mlflow
 from kedro.io import DataCatalog

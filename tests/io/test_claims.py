@@ -90,7 +90,13 @@ def test_all_claims_or_none(tmp_path, start):
         pass
 
 
-@pytest.mark.parametrize("how", ["end", "SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "SIGKILL",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("end", "SIGINT", "SIGTERM")),
+    ],
+)
 def test_however_a_run_ends_the_next_can_start(tmp_path, start, how):
     process = start("runs/smoke/ce")
     if how == "end":

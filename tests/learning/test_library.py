@@ -92,7 +92,7 @@ def test_no_name_hides_a_module():
         ("import lt_pipeline", LARGE),
         ("import lt_pipeline.learning", LARGE),
         ("from lt_pipeline.learning import LongTail, class_balanced", PLUMBING | {"matplotlib"}),
-        ("from lt_pipeline.learning import *", PLUMBING),
+        pytest.param("from lt_pipeline.learning import *", PLUMBING, marks=pytest.mark.slow),
         (BASE, PLUMBING | {"matplotlib"}),
     ],
 )

@@ -226,6 +226,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / ima
 """
 
 
+@pytest.mark.slow
 def test_pixel_statistics_need_less_memory_than_the_images():
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     # in bytes a byte of image; as float64 it was 16
