@@ -46,7 +46,8 @@ def test_milestones_in_epochs_fall_with_the_first_step_behind_them(epochs, miles
 def test_epochs_and_their_fractions_are_one_schedule():
     given = [factors(200, 42, schedule="step", milestones=m) for m in ((0.8, 0.9), (160, 180))]
     assert given[0] == given[1]
-    readings = [TrainingConfig(milestones=m).reading for m in ((0.8, 0.9), (160, 180))]
+    step = {"schedule": "step", "epochs": 200}
+    readings = [TrainingConfig(**step, milestones=m).reading for m in ((0.8, 0.9), (160, 180))]
     assert readings[0] == (
         "training.milestones are read as fractions of the run: the rate falls to 0.1 of itself "
         "after epoch 160, 180 of 200"
@@ -66,7 +67,7 @@ def test_epochs_and_their_fractions_are_one_schedule():
 )
 def test_what_would_never_fall_or_no_optimizer_takes_is_refused(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))}\n"):
-        TrainingConfig(**values)
+        TrainingConfig(**{"schedule": "step", "epochs": 200, **values})
 
 
 def test_milestones_of_another_schedule_need_not_be_reached():
