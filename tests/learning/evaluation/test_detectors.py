@@ -62,6 +62,7 @@ def trained(kind):
         batch_size=25,
         learning_rate=0.05,
         warmup_epochs=1,
+        schedule="step",
         augment=AugmentConfig(crop_padding=0, flip=0.0),
     )
     for number, stage in enumerate(method.stages(method.options)):
