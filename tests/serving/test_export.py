@@ -14,7 +14,7 @@ from lt_pipeline.learning.experiments.store import key
 from lt_pipeline.serving.export import LATEST, deploy
 from toys import FromAfar, toy_card, toy_images
 
-REGISTERED = "ce-digits-lt-ir100"
+REGISTERED = f"ce-{toy_card().config.slug}"
 METRICS = {"test": {"accuracy": 0.5}}
 
 
