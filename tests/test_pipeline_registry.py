@@ -99,7 +99,7 @@ def test_every_table_is_a_pipeline_of_a_study():
 def test_a_study_has_a_node_for_each_arm_and_seed_and_all_arms_of_a_seed_come_first(env):
     parameters = confs.parameters(env)
     for name, block in parameters["studies"].items():
-        study = StudyConfig.read(name, block)
+        study = StudyConfig.read(block, f"studies.{name}")
         runs = [n for n in registry(env)[name].nodes if re.match(r"s\d+_", n.short_name)]
         assert len(runs) == study.seeds * len(study.all_arms())
         assert all(re.fullmatch(r"s\d+_[A-Za-z0-9-]+", node.short_name) for node in runs)
@@ -156,7 +156,7 @@ def test_two_studies_do_not_have_one_table():
 def test_arms_whose_nodes_would_have_one_name_or_none_are_refused(labels):
     arms = {label: {"method": "ce"} for label in labels}
     with pytest.raises(ValueError, match="studies.s: arms need names"):
-        StudyConfig.read("s", {"title": "t", "arms": arms})
+        StudyConfig.read({"title": "t", "arms": arms}, "studies.s")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def with_seeds(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str,
         arms = {name: {"method": name}}
         own = {"title": f"{name} over seeds", "these_seeds": seeds, "arms": arms}
         try:
-            StudyConfig.read(over_seeds(name), own)
+            StudyConfig.read(own, f"studies.{over_seeds(name)}")
         except UserError as error:
             where = f"studies.{over_seeds(name)}.these_seeds"
             raise UserError(str(error).replace(where, "seeds")) from None
@@ -146,7 +146,7 @@ def _method(name: str, parameters: Mapping[str, Any]) -> Pipeline:
 
 def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline of a study, with a node for each run that ``parameters`` ask for."""
-    found = StudyConfig.read(name, parameters["studies"][name])
+    found = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
     with one_line_errors():
         seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
     runs = found.run_names(seed)

@@ -11,7 +11,7 @@ from kedro.config import AbstractConfigLoader
 
 from lt_pipeline.io.own_folders import INDIFFERENT
 from lt_pipeline.learning.experiments.config import data_config
-from lt_pipeline.learning.schema import UserError, block_of, flatten, shown
+from lt_pipeline.learning.schema import UserError, block_of, flatten, named, shown
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import models, store
 from lt_pipeline.tracking.addresses import EVALUATED
@@ -50,10 +50,8 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
 
 def _data(found: models.Trained) -> dict[str, Any]:
     """Return what the data of ``found`` are, the usual where it did not say."""
-    try:
+    with named(f"run {found.id}: "):
         return data_config({"data": found.data}).model_dump(mode="json")
-    except UserError as error:
-        raise UserError(f"run {found.id}: {error}") from None
 
 
 def parent_tags(found: models.Trained) -> dict[str, str]:

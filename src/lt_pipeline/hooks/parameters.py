@@ -14,10 +14,10 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.keys import check_config
-from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.io.conf_loader import ConfLoader, environments
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, method_options
-from lt_pipeline.learning.schema import UserError, block_of, flatten, unknown
+from lt_pipeline.learning.schema import UserError, block_of, flatten, named, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 
@@ -40,8 +40,7 @@ def check_environment(context: KedroContext) -> None:
             f"there is no {conf}: run it in the project's folder, or name one with --conf-source"
         )
     if name and not (conf / name).is_dir():
-        known = sorted(path.parent.name for path in conf.glob("*/globals.yml"))
-        raise UserError(unknown("environment", name, known))
+        raise UserError(unknown("environment", name, environments(conf)))
 
 
 def check_left_out(loader: AbstractConfigLoader) -> None:
@@ -100,7 +99,7 @@ def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
         if isinstance(block, Mapping) and "title" not in block:
             others = [other for other in blocks if other != name]
             raise UserError(f"studies: {unknown('study', name, others)}")
-    return {name: StudyConfig.read(name, block) for name, block in blocks.items()}
+    return {name: StudyConfig.read(block, f"studies.{name}") for name, block in blocks.items()}
 
 
 def plan(name: str, parameters: dict[str, Any]) -> Plan:
@@ -109,10 +108,8 @@ def plan(name: str, parameters: dict[str, Any]) -> Plan:
     Raises:
         UserError: in one line, if something is wrong with an arm.
     """
-    try:
+    with named(f"studies.{name}: "):
         return Plan.of(name, parameters)
-    except UserError as error:
-        raise UserError(f"studies.{name}: {error}") from None
 
 
 def put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:

@@ -127,6 +127,11 @@ class ConfLoader(_Composing):
                     yield _plain(OmegaConf.load(file))  # type: ignore[arg-type]
 
 
+def environments(conf: Path) -> list[str]:
+    """Return the names of the environments in ``conf``, and of the base below them."""
+    return sorted(path.parent.name for path in conf.glob("*/globals.yml"))
+
+
 def _files(folder: Path) -> list[Path]:
     """Return the files of ``folder`` that Kedro may read."""
     return sorted(f for f in folder.rglob("*") if f.suffix in (".yml", ".yaml", ".json"))

@@ -62,12 +62,24 @@ class Config(BaseModel):
 
     Attributes:
         symbols: a paper's own symbols, and the parameters that they are here.
+        block: its name in conf/, where there is only one.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
     symbols: ClassVar[Mapping[str, str]] = {}
+    block: ClassVar[str] = ""
+
+    @classmethod
+    def read(cls, block: Any, name: str = "") -> Self:
+        """Return the checked ``block`` of that name in conf/: of its own one unless told.
+
+        Raises:
+            UserError: in one line, naming every parameter that is wrong and what would be right.
+        """
+        with one_line_errors(name or cls.block):
+            return cls.model_validate(block)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -347,6 +359,15 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in flatten(values, "/")
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put ``where`` in front of what a UserError says: where the parameter is that it is of."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 @contextmanager

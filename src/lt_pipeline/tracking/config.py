@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_pipeline.learning.schema import Config, block_of, one_line_errors
+from lt_pipeline.learning.schema import Config, block_of
 from lt_pipeline.tracking.client import home
 
 BLOCK = "tracking"
@@ -26,18 +26,10 @@ class TrackingConfig(Config):
         system_metrics: what the machine does meanwhile: CPU, memory, disk, every 10 seconds.
     """
 
+    block = BLOCK
+
     register: bool = True
     system_metrics: bool = True
-
-    @classmethod
-    def read(cls, block: Mapping[str, Any]) -> TrackingConfig:
-        """Return the checked block ``tracking``.
-
-        Raises:
-            UserError: in one line, naming every parameter that is wrong and what would be right.
-        """
-        with one_line_errors(BLOCK):
-            return cls.model_validate(block)
 
 
 def in_effect(parameters: Mapping[str, Any], project: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +17,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.schema import Config, UserError, one_line_errors, unknown
+from lt_pipeline.learning.schema import Config, UserError, named, unknown
 from lt_pipeline.tracking import addresses
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.addresses import EVALUATED, listed
@@ -45,17 +44,9 @@ class EvaluateConfig(Config):
             run's id, or the name of a method, which is its latest finished run on this data set.
     """
 
+    block = BLOCK
+
     model: str | None = None
-
-    @classmethod
-    def read(cls, block: Mapping[str, Any]) -> EvaluateConfig:
-        """Return the checked block ``evaluate``.
-
-        Raises:
-            UserError: in one line, naming every parameter that is wrong and what would be right.
-        """
-        with one_line_errors(BLOCK):
-            return cls.model_validate(block)
 
 
 @dataclass(frozen=True)
@@ -188,11 +179,8 @@ def _logged(run: Run) -> list[str]:
 
 def _config(run: Run) -> ExperimentConfig:
     text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{CONFIG}")
-    try:
-        with one_line_errors():
-            return ExperimentConfig.model_validate(json.loads(text))
-    except UserError as error:
-        raise UserError(f"run {run.info.run_id}: {CONFIG}: {error}") from None
+    with named(f"run {run.info.run_id}: {CONFIG}: "):
+        return ExperimentConfig.read(json.loads(text))
 
 
 def _data(client: MlflowClient, run: Run) -> Values:

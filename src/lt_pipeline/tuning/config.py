@@ -17,8 +17,8 @@ from lt_pipeline.learning.schema import (
     UserError,
     block_of,
     flatten,
+    named,
     nested,
-    one_line_errors,
     unknown,
 )
 from lt_pipeline.tuning.space import Space, Value
@@ -57,6 +57,8 @@ class TuneConfig(Config):
             in conf/: ``more_search`` is that of ``more``.
     """
 
+    block = "tune"
+
     study: str | None = None
     trials: PositiveInt = 20
     sampler: Literal["tpe", "random"] = "tpe"
@@ -91,10 +93,8 @@ class Sweep:
         block = block_of(parameters, own) if own in parameters else self.config.search
         self.space = Space.read(block, where)
         for corner in self.space.corners():
-            try:
+            with named(f"{where}: "):
                 self.experiment(corner)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
         if self.config.pruner != "none" and not self.base.training.monitor_every:
             raise UserError(
                 "tune.pruner looks at the hold-out epoch by epoch, but training.monitor_every is "
@@ -155,8 +155,7 @@ def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
     Raises:
         UserError: in one line, naming every parameter that is wrong and what would be right.
     """
-    with one_line_errors("tune"):
-        found = TuneConfig.model_validate(block_of(parameters, "tune"))
+    found = TuneConfig.read(block_of(parameters, TuneConfig.block))
     storage = found.storage or os.environ.get(STORAGE_VARIABLE) or None
     return found.model_copy(update={"storage": storage})
 

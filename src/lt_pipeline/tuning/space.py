@@ -86,7 +86,7 @@ class Space(Config):
     dimensions: dict[str, Dimension]
 
     @classmethod
-    def read(cls, block: Any, name: str) -> Space:
+    def read(cls, block: Any, name: str = "") -> Space:
         """Return the space of ``block``: nested as the method's own, with ranges for values.
 
         A dimension that is null is left out. ``name`` is where the block is in conf/.

@@ -23,7 +23,7 @@ from kedro.inspection import get_project_snapshot
 from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
-from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.io.conf_loader import ConfLoader, environments
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import REGISTRY
@@ -73,10 +73,9 @@ def render(env: str | None = None, names: Sequence[str] = (), project: Path = PR
     Raises:
         UserError: if there is no such environment or method.
     """
-    found = {path.parent.name for path in (project / "conf").glob("*/globals.yml")}
-    environments = sorted(found - {BASE})
-    if env and env not in environments:
-        raise UserError(unknown("environment", env, environments))
+    known = {*environments(project / "conf")} - {BASE}
+    if env and env not in known:
+        raise UserError(unknown("environment", env, known))
     for name in names:
         methods.get(name)
     view = View(project, env, tuple(names) or methods.available())

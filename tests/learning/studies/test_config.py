@@ -17,7 +17,7 @@ def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, see
     found = parameters(environment)
     assert set(found["studies"]) <= set(makers(found))
     for name, block in found["studies"].items():
-        study = StudyConfig.read(name, block)
+        study = StudyConfig.read(block, f"studies.{name}")
         experiments = study.experiments(found)
         assert len(experiments) == len(study.all_arms()) > 1
         assert study.seeds == (1 if name == "more_overhead" else seeds)
@@ -31,7 +31,7 @@ def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, see
 
 def test_table_5_takes_the_components_one_by_one():
     found = parameters()
-    study = StudyConfig.read("dbm_components", found["studies"]["dbm_components"])
+    study = StudyConfig.read(found["studies"]["dbm_components"])
     arms = study.experiments(found)
     seen = []
     for experiment in arms.values():
@@ -50,7 +50,7 @@ def test_table_5_takes_the_components_one_by_one():
 
 
 def test_a_sweep_makes_an_arm_of_each_value_beside_the_baselines():
-    study = StudyConfig.read("s", {"title": "t", "arms": {"BS": ARMS["a"]}, "sweep": SWEEP})
+    study = StudyConfig.read({"title": "t", "arms": {"BS": ARMS["a"]}, "sweep": SWEEP}, "studies.s")
     arms = study.experiments(parameters())
     assert list(arms) == ["BS", "K = 0.1", "K = 0.3"]
     assert [arms[f"K = {k}"].options.criterion.margin.K for k in (0.1, 0.3)] == [0.1, 0.3]
@@ -62,7 +62,7 @@ def test_a_sweep_makes_an_arm_of_each_value_beside_the_baselines():
 def test_an_arm_goes_over_its_methods_own_block():
     found = parameters()
     found["dbm"]["options"]["criterion"]["margin"]["K"] = 0.25
-    study = StudyConfig.read("s", {"title": "t", "arms": ARMS})
+    study = StudyConfig.read({"title": "t", "arms": ARMS}, "studies.s")
     assert study.experiments(found)["b"].options.criterion.margin.K == 0.25
     assert study.experiments(found)["b"].options.criterion.name == "cross_entropy"
     assert found["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
@@ -96,31 +96,31 @@ def test_an_arm_goes_over_its_methods_own_block():
 )
 def test_wrong_studies_are_refused_in_one_line(block, message):
     with pytest.raises(ValueError, match=message) as found:
-        StudyConfig.read("s", block)
+        StudyConfig.read(block, "studies.s")
     assert "\n" not in str(found.value)
 
 
 def test_an_arm_with_a_wrong_parameter_is_refused():
-    study = StudyConfig.read("s", {"title": "t", "sweep": {**SWEEP, "path": "options.K"}})
+    study = StudyConfig.read({"title": "t", "sweep": {**SWEEP, "path": "options.K"}}, "studies.s")
     with pytest.raises(ValueError, match="arm 'K = 0.1': dbm.options: unknown parameter 'K'"):
         study.experiments(parameters())
 
 
 def test_differences_are_from_the_first_arm_or_the_one_that_is_named():
-    assert StudyConfig.read("s", {"title": "t", "arms": ARMS}).reference == "a"
-    assert StudyConfig.read("s", {"title": "t", "arms": ARMS, "against": "b"}).reference == "b"
-    swept = StudyConfig.read("s", {"title": "t", "sweep": SWEEP, "against": "K = 0.3"})
+    assert StudyConfig.read({"title": "t", "arms": ARMS}, "studies.s").reference == "a"
+    assert StudyConfig.read({"title": "t", "arms": ARMS, "against": "b"}).reference == "b"
+    swept = StudyConfig.read({"title": "t", "sweep": SWEEP, "against": "K = 0.3"}, "studies.s")
     assert swept.reference == "K = 0.3"
 
 
 def test_a_null_arm_is_taken_out():
-    study = StudyConfig.read("s", {"title": "t", "arms": {**ARMS, "c": None}})
+    study = StudyConfig.read({"title": "t", "arms": {**ARMS, "c": None}}, "studies.s")
     assert list(study.all_arms()) == ["a", "b"]
 
 
 def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
     found = parameters("cifar100_lt_btm")
-    arms = StudyConfig.read("btm_gml", found["studies"]["btm_gml"]).experiments(found)
+    arms = StudyConfig.read(found["studies"]["btm_gml"]).experiments(found)
     for released, usual in (("GML released", "MiSLAS"), ("BTM GML released", "BTM")):
         one, other = arms[released].options, arms[usual].options
         assert (one.criterion.name, one.criterion.p) == ("geometric_mean", 1.0)
@@ -131,7 +131,7 @@ def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
 
 def test_the_readings_of_fc_differ_in_nothing_else():
     found = parameters("cifar100_lt_btm")
-    arms = StudyConfig.read("btm_fc", found["studies"]["btm_fc"]).experiments(found)
+    arms = StudyConfig.read(found["studies"]["btm_fc"]).experiments(found)
     stages = {name: arm.options.fc_classifier for name, arm in arms.items() if arm.options.has_fc}
     recipes = [(s.learning_rate, s.batch_size, s.weight_decay, s.restart) for s in stages.values()]
     text = (5e-3, 256, 5e-4)
@@ -148,4 +148,4 @@ def test_the_readings_of_fc_differ_in_nothing_else():
 def test_every_study_can_be_read_in_every_environment(env):
     found = parameters(env)
     for name, block in found["studies"].items():
-        assert StudyConfig.read(name, block).experiments(found)
+        assert StudyConfig.read(block, f"studies.{name}").experiments(found)

@@ -121,7 +121,7 @@ def published():
 def test_the_published_figures_are_of_methods_and_arms_there_are():
     studies = parameters("base")["studies"]
     for entry in published():
-        arms = StudyConfig.read(entry.study, studies[entry.study]).all_arms()
+        arms = StudyConfig.read(studies[entry.study]).all_arms()
         for name, figures in entry.rows.items():
             assert name in arms, f"{entry.source} of {entry.study}"
             assert figures.method is None or figures.method.split()[0] == arms[name].method
@@ -183,7 +183,7 @@ def test_every_row_of_a_table_is_beside_its_arm_in_the_papers_environment_and_in
 
 def rows_beside(entry, found):
     """The rows of a table that are shown beside the arms of its study."""
-    study = StudyConfig.read(entry.study, found["studies"][entry.study])
+    study = StudyConfig.read(found["studies"][entry.study])
     arms = {name: arm for name, arm in study.all_arms().items() if name in entry.rows}
     kept = study.model_copy(update={"arms": arms, "sweep": None}).experiments(found)
     configs = {name: one.model_dump(mode="json") for name, one in kept.items()}

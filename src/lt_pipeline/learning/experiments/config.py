@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -47,19 +46,11 @@ from lt_pipeline.learning.schema import (
     UserError,
     block_of,
     check_distinct,
+    named,
     one_line_errors,
     places,
     unknown,
 )
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Say where the parameter is that an error is of."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
 
 
 class EvaluationConfig(Config):
@@ -107,7 +98,7 @@ class EvaluationConfig(Config):
         trained = data.auxiliary.name if data.auxiliary else ""
         names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
         wanted = Wanted(raw_folder, facts(data).shape, self.ood_limit, data.seed)
-        with _named("evaluation.ood: "):
+        with named("evaluation.ood: "):
             ood.check_files(names, wanted, optional=self.ood is True)
 
     @field_validator("ood")
@@ -204,10 +195,8 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _sensible(self) -> ExperimentConfig:
-        try:
+        with named(f"{self.method}.options."):
             self.options.check_head(self.model.head == "cosine")
-        except UserError as error:
-            raise UserError(f"{self.method}.options.{error}") from None
         return self
 
     def check_data(self, data: DataConfig) -> None:
@@ -232,14 +221,14 @@ class ExperimentConfig(Config):
         """Refuse sizes that do not fit the data, by building what will be trained."""
         training, images = self.training, sum(card.longtail.class_counts)
         check_weights(self.model.backbone, card.channels, self.model.weights)
-        with _named("training.augment."):
+        with named("training.augment."):
             training.augment.check(shape)
-        with _named(f"{self.method}.options."):
+        with named(f"{self.method}.options."):
             self.options.check_images(shape)
         method = self._untrained(card)
         for stage in method.stages(self.options):
             if stage.trains and objective_of(method, stage).views:
-                with _named("training.contrast: "):
+                with named("training.contrast: "):
                     training.contrast.check(shape)
             if stage.trains and not stage.subset:
                 steps_of(stage, images, stage_config(training, stage).batch_size)
@@ -252,7 +241,7 @@ class ExperimentConfig(Config):
     def _untrained(self, card: DataCard) -> Method:
         """Return the method as it begins, without what would be downloaded."""
         plain = self.model.model_copy(update={"weights": NONE})
-        with _named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
+        with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 
     def judged(self, evaluation: Mapping[str, Any], device: str) -> ExperimentConfig:
@@ -311,10 +300,8 @@ def _on_top(
     first, chain = block.options.get("pretrain", usual), (*above, method)
     if first in chain:
         raise UserError(f"{method}.options.pretrain: {first} cannot be trained on top of itself")
-    try:
+    with named(f"{method}.options.pretrain: "):
         methods.get(first)
-    except UserError as error:
-        raise UserError(f"{method}.options.pretrain: {error}") from None
     given = block_of(block.options, "pretrain_options", f"{method}.options.")
     told = merged(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
@@ -373,10 +360,10 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     Raises:
         UserError: in one line, naming every parameter that is wrong and what would be right.
     """
-    named = methods.available()
-    spaces = (search_of(name) for name in named)
+    known = methods.available()
+    spaces = (search_of(name) for name in known)
     own = ("data", "seeds", "studies", "compare", "evaluate", "method", "tune", "tracking")
-    valid = (*own, *SHARED, *named, *spaces)
+    valid = (*own, *SHARED, *known, *spaces)
     for name in parameters:
         if name not in valid:
             place = place_of(str(name), method)
@@ -384,5 +371,5 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
         if name not in SINGLE:
             block_of(parameters, name)
     expected(data_config(parameters))
-    for name in methods.available():
+    for name in known:
         method_options(name, parameters)

@@ -16,7 +16,6 @@ from lt_pipeline.learning.schema import (
     Config,
     UserError,
     flatten,
-    one_line_errors,
     shown,
     unknown,
 )
@@ -63,20 +62,12 @@ class CompareConfig(Config):
         sort_by: the metric of the test set by which rows stand in order.
     """
 
+    block = "compare"
+
     methods: tuple[MethodName, ...] | None = Field(default=None, min_length=1)
     variants: bool = False
     same_images: bool = True
     sort_by: Sorting = "accuracy"
-
-    @classmethod
-    def read(cls, block: Any) -> CompareConfig:
-        """Return the checked block ``compare``.
-
-        Raises:
-            UserError: in one line, naming every parameter that is wrong and what would be right.
-        """
-        with one_line_errors("compare"):
-            return cls.model_validate(block)
 
 
 def choose(

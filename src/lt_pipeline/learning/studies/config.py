@@ -19,8 +19,8 @@ from lt_pipeline.learning.schema import (
     Config,
     UserError,
     check_distinct,
+    named,
     nested,
-    one_line_errors,
     shown,
     unknown,
 )
@@ -138,16 +138,6 @@ class StudyConfig(Config):
             raise UserError(f"against must be null or one of {labels}, but is {self.against!r}")
         return self
 
-    @classmethod
-    def read(cls, name: str, block: Any) -> StudyConfig:
-        """Return the checked block ``studies.<name>``.
-
-        Raises:
-            UserError: in one line, naming every parameter that is wrong and what would be right.
-        """
-        with one_line_errors(f"studies.{name}"):
-            return cls.model_validate(block)
-
     @property
     def reference(self) -> str:
         """Return the label of the arm that differences are from."""
@@ -180,10 +170,7 @@ class StudyConfig(Config):
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
             block = merged(parameters.get(arm.method), own)
-            try:
-                found[label] = ExperimentConfig.resolve(
-                    arm.method, {**parameters, arm.method: block}
-                )
-            except UserError as error:
-                raise UserError(f"arm {label!r}: {error}") from None
+            with named(f"arm {label!r}: "):
+                given = {**parameters, arm.method: block}
+                found[label] = ExperimentConfig.resolve(arm.method, given)
         return found

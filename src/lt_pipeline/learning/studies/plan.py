@@ -44,7 +44,7 @@ class Plan:
         Raises:
             UserError: in one line, naming the arm and the parameter that is wrong.
         """
-        study = StudyConfig.read(name, parameters["studies"][name])
+        study = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
         return cls(name, study, study.experiments(parameters), parameters["seed"])
 
     @property
