@@ -48,7 +48,11 @@ def test_a_whole_order_is_known_before_its_first_images_are_asked_for():
             return super().fetch(order, sizes)
 
     order = torch.randperm(len(MANY))[:1100]
-    next(batches(Watched(MANY), order, 10, AugmentConfig(), torch.Generator()))
+    next(
+        batches(
+            Watched(MANY), order, 10, AugmentConfig(crop_padding=4, flip=0.5), torch.Generator()
+        )
+    )
     ((asked, sizes),) = known
     assert torch.equal(asked, order)
     assert sizes == [512, 512, 76]
@@ -64,7 +68,9 @@ def test_batches_are_the_same_from_afar(monkeypatch, views, remainder, chunk):
     def made(data):
         generator = torch.Generator().manual_seed(5)
         more = {"views": views, "remainder": remainder}
-        return [*batches(data, order, 100, AugmentConfig(crop_padding=2), generator, **more)]
+        return [
+            *batches(data, order, 100, AugmentConfig(crop_padding=2, flip=0.5), generator, **more)
+        ]
 
     for one, other in zip(made(MANY), made(FromAfar(MANY)), strict=True):
         assert torch.equal(one.images, other.images)
@@ -79,7 +85,11 @@ def test_fewer_are_augmented_together_where_images_are_large(monkeypatch, side, 
     monkeypatch.setattr(module, "CHUNK_BYTES", 64 * 3 * 32 * 32)
     monkeypatch.setattr(module, "augment", lambda images, *_: seen.append(len(images)) or images)
     data = toy_images((64,), channels=3, size=side)
-    found = [*batches(data, torch.arange(64), 4, AugmentConfig(), torch.Generator())]
+    found = [
+        *batches(
+            data, torch.arange(64), 4, AugmentConfig(crop_padding=4, flip=0.5), torch.Generator()
+        )
+    ]
     assert len(found) == 16
     assert set(seen) == {together}
 

@@ -48,7 +48,7 @@ def method(kind=Mixing, seed=0, **model):
 
 
 def config(**values):
-    return TrainingConfig(augment=AugmentConfig(crop_padding=1), **values)
+    return TrainingConfig(augment=AugmentConfig(crop_padding=1, flip=0.5), **values)
 
 
 def phases(count=3, epochs=3, trainable=("",), **training):

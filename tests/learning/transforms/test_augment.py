@@ -175,12 +175,18 @@ def test_augment_is_crop_flip_autoaugment_cutout_in_that_order() -> None:
     expected = random_flip(expected, 0.5, generator)
     expected = autoaugment(expected, generator, 77)
     expected = cutout(expected, 8, generator)
-    config = AugmentConfig(autoaugment=True, autoaugment_fill=77, cutout=8)
+    config = AugmentConfig(
+        crop_padding=4, flip=0.5, autoaugment=True, autoaugment_fill=77, cutout=8
+    )
     assert torch.equal(augment(images, config, seeded(3)), expected)
 
 
 def test_another_seed_and_another_call_give_other_images() -> None:
-    images, config, generator = noise(16, 3, 16, 16), AugmentConfig(), seeded()
+    images, config, generator = (
+        noise(16, 3, 16, 16),
+        AugmentConfig(crop_padding=4, flip=0.5),
+        seeded(),
+    )
     first, second = augment(images, config, generator), augment(images, config, generator)
     assert not torch.equal(first, second)
     assert not torch.equal(first, augment(images, config, seeded(1)))
@@ -255,7 +261,7 @@ def test_crop_flip_and_cutout_never_wait_for_the_device() -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        result = augment(images, AugmentConfig(cutout=16), generator)
+        result = augment(images, AugmentConfig(crop_padding=4, flip=0.5, cutout=16), generator)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert result.device == images.device

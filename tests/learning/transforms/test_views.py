@@ -31,6 +31,7 @@ from lt_pipeline.learning.transforms.views import (
     turn_hue,
 )
 
+ALL = ContrastConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
 SHAPES = [(3, 32, 32), (3, 13, 24), (1, 8, 8)]
 ADJUST = {
@@ -337,25 +338,25 @@ def test_views_keep_shape_type_and_input_and_repeat_with_their_generator(
         256, (count, channels, height, width), generator=seeded(seed), dtype=torch.uint8
     )
     before = images.clone()
-    view = contrast_view(images, ContrastConfig(), seeded(seed))
+    view = contrast_view(images, ALL, seeded(seed))
     assert view.shape == images.shape
     assert view.dtype == torch.uint8
     assert torch.equal(images, before)
     torch.manual_seed(seed + 1)
-    assert torch.equal(view, contrast_view(images, ContrastConfig(), seeded(seed)))
+    assert torch.equal(view, contrast_view(images, ALL, seeded(seed)))
 
 
 def test_two_views_and_two_seeds_differ() -> None:
     images, generator = scenes(16, 3, 16, 16), seeded()
-    first, second = (contrast_view(images, ContrastConfig(), generator) for _ in range(2))
+    first, second = (contrast_view(images, ALL, generator) for _ in range(2))
     assert not torch.equal(first, second)
-    assert not torch.equal(first, contrast_view(images, ContrastConfig(), seeded(1)))
+    assert not torch.equal(first, contrast_view(images, ALL, seeded(1)))
 
 
 def test_images_that_are_not_contiguous_give_the_same_views() -> None:
     images = scenes(6, 3, 12, 16).permute(0, 1, 3, 2)
-    expected = contrast_view(images.contiguous(), ContrastConfig(), seeded())
-    assert torch.equal(contrast_view(images, ContrastConfig(), seeded()), expected)
+    expected = contrast_view(images.contiguous(), ALL, seeded())
+    assert torch.equal(contrast_view(images, ALL, seeded()), expected)
 
 
 @pytest.mark.parametrize(("pixels", "together"), [(100 * 64, 100), (64, 1), (1, 1)])
@@ -364,9 +365,9 @@ def test_pieces_are_one_after_the_other_with_draws_of_their_own(
 ) -> None:
     images = scenes(1, 3, 8, 8).expand(103, -1, -1, -1)
     generator = seeded()
-    expected = [contrast_view(p, ContrastConfig(), generator) for p in images.split(together)]
+    expected = [contrast_view(p, ALL, generator) for p in images.split(together)]
     monkeypatch.setattr(contrast, "PIECE", pixels)
-    views = contrast_view(images, ContrastConfig(), seeded())
+    views = contrast_view(images, ALL, seeded())
     assert torch.equal(views, torch.cat(expected))
     assert not torch.equal(views[:3], views[-3:])
 
@@ -414,7 +415,7 @@ def test_colour_operations_refuse_other_numbers_of_channels(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_cpu_result_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scenes(500, 3, 32, 32)
-    on_cpu = contrast_view(images, ContrastConfig(), seeded())
+    on_cpu = contrast_view(images, ALL, seeded())
     generator = seeded()  # the CPU's draws, moved to the device
 
     def uniform_on_device(low: float, high: float, shape: tuple[int, ...], _: object) -> Tensor:
@@ -425,9 +426,9 @@ def test_cuda_gives_the_cpu_result_but_for_rounding(monkeypatch: pytest.MonkeyPa
         return torch.where(coins[:, None, None, None], images.flip(3), images)
 
     on_device_generator = torch.Generator("cuda").manual_seed(0)
-    assert contrast_view(images.cuda(), ContrastConfig(), on_device_generator).is_cuda
+    assert contrast_view(images.cuda(), ALL, on_device_generator).is_cuda
     monkeypatch.setattr(contrast, "_uniform", uniform_on_device)
     monkeypatch.setattr(contrast, "random_flip", flip_on_device)
-    result = contrast_view(images.cuda(), ContrastConfig(), on_device_generator).cpu()
+    result = contrast_view(images.cuda(), ALL, on_device_generator).cpu()
     difference = (result.int() - on_cpu.int()).abs()
     assert float((difference <= 1).double().mean()) > 0.999
