@@ -34,6 +34,9 @@ FREE = {
     "EvaluateConfig.model",
     *("ExperimentConfig.device", "TuneConfig.study", "TuneConfig.address", "TuneConfig.storage"),
     *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "CriterionBase.name"),
+    *(f"ColumnsConfig.{name}" for name in ("path", "label", "group", "split")),
+    *(f"DataConfig.{name}" for name in ("name", "path", "labels", "group")),
+    *("ModelConfig.weights", "_Figures.method", "_Figures.reason"),
     *(
         "Figures.method",
         "Figures.reason",

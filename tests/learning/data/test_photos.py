@@ -133,6 +133,18 @@ def test_a_path_or_a_table_says_the_source_and_that_nothing_is_cut():
 
 
 @pytest.mark.parametrize(
+    ("given", "slug"),
+    [
+        ({"path": "a/My Photos"}, "My_Photos"),
+        ({"path": "a", "name": "../x: y"}, ".._x_y"),
+        ({"labels": "b/Fische (neu).csv"}, "Fische_neu_"),
+    ],
+)
+def test_what_all_is_called_can_be_a_folder_and_a_model(given, slug):
+    assert DataConfig(**given).slug == slug
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"source": "folder"}, "path must be given where source is folder"),

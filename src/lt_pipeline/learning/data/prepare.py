@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -182,7 +183,7 @@ class DataConfig(Config):
     def slug(self) -> str:
         """Return a short name for experiments and models, as in ``digits-lt-ir20``."""
         if self.source in PHOTOS:
-            return self.title
+            return re.sub(r"[^\w.-]+", "_", self.title)
         shape = "lt" if self.profile.name == "exponential" else self.profile.name
         return f"{self.source}-{shape}-ir{self.imbalance_ratio:g}"
 
