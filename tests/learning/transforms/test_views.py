@@ -302,9 +302,8 @@ def test_each_operation_falls_on_images_with_its_probability(
 @pytest.mark.parametrize("part", ["crop_scale", "jitter", "blur"])
 def test_equal_images_of_a_batch_get_draws_of_their_own(part: str) -> None:
     images = scenes(1, 3, 32, 32).expand(50, -1, -1, -1)
-    views = contrast_view(
-        images, ContrastConfig(**OFF | {part: (0.2, 0.9) if part == "crop_scale" else 1}), seeded()
-    )
+    given = {"blur_sigma": (0.1, 2.0), part: (0.2, 0.9) if part == "crop_scale" else 1}
+    views = contrast_view(images, ContrastConfig(**OFF | given), seeded())
     assert len(views.flatten(1).unique(dim=0)) > 40
 
 
