@@ -63,14 +63,12 @@ class ResumeFile:
 
     ``fingerprint`` stands for everything that decides the result: a state with another one is
     of another run and is not used, nor is one with other ``values`` of the same names: defaults,
-    of which a fingerprint may say nothing, can change. ``before`` is what an earlier version called
-    the same run.
+    of which a fingerprint may say nothing, can change.
     """
 
     path: Path
     fingerprint: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    before: str | None = None
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None if there is none of this run.
@@ -92,7 +90,7 @@ class ResumeFile:
     def _is_of(self, saved: Mapping[str, Any]) -> bool:
         said = saved.get("values", {}).items()
         alike = all(self.values.get(name, value) == value for name, value in said)
-        return alike and saved["fingerprint"] in (self.fingerprint, self.before)
+        return alike and saved["fingerprint"] == self.fingerprint
 
     @property
     def _damaged(self) -> str:

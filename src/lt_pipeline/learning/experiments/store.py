@@ -78,7 +78,6 @@ class MadeOf:
         found = ExperimentConfig.model_construct(**{**dict(config), "options": options})
         self.fingerprint = _digest(self._decisive(canonical(found)))
         self.values = self._decisive(found.model_dump(mode="json"))
-        self.before = _before(config.model_dump(mode="json"), experiment.card.data_hash)
 
     def _decisive(self, values: Values) -> Values:
         kept = {
@@ -101,21 +100,16 @@ def stage_resume(
     Its key is of what the stage is made of; for a later stage also of what it starts from, and of
     the images that it sees.
     """
-
-    def mark(first: str) -> str:
-        digest = sha256(first.encode())
-        for name, state in checkpoints.items():
-            digest.update(name.encode())
-            for part, value in sorted(state.items()):
-                digest.update(part.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        for data in seen if stage.subset else ():
-            digest.update(content_hash(data).encode())
-        return digest.hexdigest()
-
     found, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
-    before = None if found.shared else mark(found.before)
-    return ResumeFile(path, mark(found.fingerprint), found.values, before)
+    digest = sha256(found.fingerprint.encode())
+    for name, state in checkpoints.items():
+        digest.update(name.encode())
+        for part, value in sorted(state.items()):
+            digest.update(part.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for data in seen if stage.subset else ():
+        digest.update(content_hash(data).encode())
+    return ResumeFile(path, digest.hexdigest(), found.values)
 
 
 class Kept(BaseModel):
