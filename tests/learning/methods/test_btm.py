@@ -19,7 +19,7 @@ from lt_pipeline.learning.engine.trainer import fit, stage_config
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import MadeOf
-from lt_pipeline.learning.methods.btm import BalancedTrainingAndMerging, BtmOptions
+from lt_pipeline.learning.methods.btm import FC_STAGE, BalancedTrainingAndMerging, BtmOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
@@ -205,7 +205,10 @@ def stages(**options):
 
 SHARED = TrainingConfig(epochs=200, batch_size=128, learning_rate=0.1, weight_decay=2e-4)
 # of the recipe for CIFAR-100 (conf/base/globals.yml); the defaults are the digits'
-PAPER = {"branches": {"batch_size": 256}, "fc_classifier": {"batch_size": 256}}
+PAPER = {
+    "branches": {"batch_size": 256},
+    "fc_classifier": FC_STAGE.model_copy(update={"batch_size": 256}).model_dump(),
+}
 
 
 @pytest.mark.parametrize("name", ["branch_0", "branch_9", "union"])
