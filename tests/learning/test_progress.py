@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from lt_pipeline.learning.engine import progress
+from lt_pipeline.learning import progress
 
 
 @pytest.fixture

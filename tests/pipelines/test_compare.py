@@ -131,16 +131,16 @@ def test_without_a_run_it_says_what_to_do(experiment):
 
 
 def test_without_a_run_on_these_data_it_says_which_data_have_runs(experiment):
-    log_run("ce", data="other", logged={"data.imbalance_ratio": 20, "data.seed": 1})
-    log_run("more", data="other", logged={"data.imbalance_ratio": 20, "data.seed": 1})
+    log_run("ce", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})
+    log_run("more", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})
     log_run("dbm", data="other", logged={"data.source": "digits", "data.auxiliary": None})
     mlflow.set_experiment("another data set")
     log_run("ce", data="third", logged={"data.source": "cifar10", "data.groups.rule": "thirds"})
     mlflow.set_experiment("digits")
     here = CARD.settings
-    assert (here["source"], here["imbalance_ratio"], here["seed"]) == ("digits", 100, 0)
+    assert (here["source"], here["imbalance_ratio"], here["seed"]) == ("digits", 20, 0)
     message = (
-        "there are 2 runs (ce, more) with data.imbalance_ratio=20.0, data.seed=1; "
+        "there are 2 runs (ce, more) with data.imbalance_ratio=50.0, data.seed=1; "
         "1 run (ce) with data.source='cifar10', data.groups.rule='thirds'; "
         "1 run (dbm) with these data settings: compare with their data parameters, or train first"
     )
@@ -174,7 +174,7 @@ def test_table_pictures_and_report_hold_together(experiment):
     assert standing["first_two"]["pairs"] == 1
     assert "an interval and a test need two" in standing["in_words"]
     text, tex, fragment = nodes.write(summary, standing, CARD)
-    assert "| more | 3 | 200 | resnet32 | 61.1 ± 1.1 |" in text
+    assert "| more | 3 | 60 | resnet8 | 61.1 ± 1.1 |" in text
     assert "| *P & Q, table 1* |  |  |  | *70.0* |" in text
     assert text.startswith(
         "| method | runs | epochs | backbone | accuracy % | accuracy % minus more | seeds needed |"
