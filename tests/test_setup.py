@@ -83,7 +83,7 @@ def commands(markdown: str) -> list[str]:
 
 def test_ci_calls_the_readmes_own_test_command_with_the_slow_tests(clone):
     readme = commands((PROJECT / "README.md").read_text())
-    assert {"make run", "make test"} <= set(readme)
+    assert {"make run", "make test-all"} <= set(readme)
     assert "make test-all" in (PROJECT / ".ci/run").read_text().splitlines()
     quick, whole = (dry(clone, target).splitlines()[-1] for target in ("test", "test-all"))
     assert quick == f'{whole} -m "not slow"'

@@ -182,8 +182,8 @@ def test_table_pictures_and_report_hold_together(experiment):
     # 20, 20 and 17.8 below
     assert re.search(r"\| ce \| 3 \|( [^|]* \|){3} -19\.26 \[-22\.4, -16\.1\] \| 2 \|", text)
     assert re.search(r"\| dbm bs \| 1 \|( [^|]* \|){3} -10\.00 \(one seed\) \| - \|", text)
-    assert re.search(r"\| dbm bs \| 1 \| 200 \| resnet32 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
-    assert r"more & 3 & 200 & resnet32 & 61.1 $\pm$ 1.1 &" in tex
+    assert re.search(r"\| dbm bs \| 1 \| 60 \| resnet8 \| 50\.0 \[4\d\.\d, 5\d\.\d\] \|", text)
+    assert r"more & 3 & 60 & resnet8 & 61.1 $\pm$ 1.1 &" in tex
     assert r"\textit{P \& Q, table 1}" in tex
     assert r"\toprule" in tex
     assert tex.count("{") == tex.count("}")

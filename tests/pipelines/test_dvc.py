@@ -170,7 +170,7 @@ def test_no_code_that_python_really_imports_is_missing(committed, name):
 
 def test_dvc_yaml_can_be_read():
     text = (PROJECT / "dvc.yaml").read_text()
-    assert len(text) < 85_000
+    assert len(text) < 90_000
     stages = re.split(r"^  (?=\w+:$)", text, flags=re.MULTILINE)[1:-1]
     longest = {stage.partition(":")[0]: stage.count("\n") for stage in stages}
     assert max(length for name, length in longest.items() if name not in LONG) <= 56
