@@ -147,8 +147,9 @@ def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
     assert not set(own.values()) & set(stages["data_prep"]["deps"])
     for stage in stages.values():
         # a folder around rooms would have every method in it
-        assert not {"src/lt_pipeline", "src/lt_pipeline/learning"} & set(stage["deps"])
-        assert all((PROJECT / dep).exists() for dep in stage["deps"] if dep.startswith("src"))
+        deps = {Path(dep) for dep in stage.get("deps", []) if dep.startswith("src")}
+        assert not {Path("src/lt_pipeline"), Path("src/lt_pipeline/learning")} & deps
+        assert all((PROJECT / dep).exists() for dep in deps)
 
 
 @pytest.mark.parametrize("name", ["btm", "darl", "ncm", "energy_oe"])
@@ -168,12 +169,11 @@ def test_no_code_that_python_really_imports_is_missing(committed, name):
     assert {f.as_posix() for f in files - inside} <= AROUND
 
 
-def test_dvc_yaml_can_be_read():
+def test_a_stage_fits_a_screen():
     text = (PROJECT / "dvc.yaml").read_text()
-    assert len(text) < 90_000
-    stages = re.split(r"^  (?=\w+:$)", text, flags=re.MULTILINE)[1:-1]
+    stages = re.split(r"^  (?=\w+:$)", text, flags=re.MULTILINE)[1:]
     longest = {stage.partition(":")[0]: stage.count("\n") for stage in stages}
-    assert max(length for name, length in longest.items() if name not in LONG) <= 56
+    assert max(length for name, length in longest.items() if name not in LONG) <= 64
 
 
 def test_the_comparison_waits_for_every_method(committed):
@@ -282,8 +282,10 @@ def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
 @pytest.mark.slow
 def test_a_file_of_a_method_is_of_that_one_and_a_room_of_all(project):
     code = project.folder / "src/lt_pipeline"
-    assert {*code.rglob("__pycache__")}, "the runs left some"
-    (code / "learning/losses/__pycache__/other.pyc").write_text("of another Python")
+    compiled = code / "learning/losses/__pycache__/functional.cpython-311.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_text("another one with every Python")
+    assert changed(project) == set()
     (code / "learning/methods/focal.py").open("a").write("# seen by nobody else\n")
     assert changed(project) == {"focal"}
     (code / "learning/losses/functional.py").open("a").write("# seen by all\n")
