@@ -111,8 +111,8 @@ def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bo
 
 def run(config: ExperimentConfig, data: dict[str, Any], store: Store) -> dict[str, Any]:
     """Return the metrics of one run, without tracking."""
-    raw = PROJECT / "data/01_raw"
-    *sets, card, _ = make_sets(raw, data)
+    raw, packed = PROJECT / "data/01_raw", PROJECT / "data/02_intermediate"
+    *sets, card, _ = make_sets(raw, packed, data)
     found = run_experiment(Experiment(config, card), Sets(*sets), raw, store)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True

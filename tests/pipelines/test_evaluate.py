@@ -122,7 +122,7 @@ def test_with_other_detectors_only_ood_differs(trained):
     parent = judged(mlflow.get_run(ids["seed 0"]))
 
     def without(metrics):
-        return {k: v for k, v in metrics.items() if not k.startswith("ood/")}
+        return {k: v for k, v in metrics.items() if "ood" not in k}
 
     assert without(found.data.metrics) == without(parent)
     own_ood = {k for k in found.data.metrics if k.startswith("ood/max_logit/")}
@@ -248,5 +248,6 @@ def test_runs_of_before_give_their_own_digits(tmp_path):
     for address in ("models:/ce-digits-lt-ir10/1", SEED_0):
         found, _ = evaluate(project, address)
         assert found.data.tags["evaluated_run"] == SEED_0
-        assert found.data.metrics == judged(parent)
-        assert found.data.metrics["test/accuracy"] == pytest.approx(0.344)
+        metrics = {k: v for k, v in judged(found).items() if not k.startswith("Summary/")}
+        assert metrics == judged(parent), "no summary was made then"
+        assert metrics["test/accuracy"] == pytest.approx(0.344)

@@ -36,7 +36,8 @@ VARIANTS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    *sets, card, _ = make_sets(tmp_path_factory.mktemp("raw"), parameters("smoke")["data"])
+    folder, packed = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("packed")
+    *sets, card, _ = make_sets(folder, packed, parameters("smoke")["data"])
     return Sets(*sets), card
 
 
