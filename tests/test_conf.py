@@ -11,6 +11,7 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
+from lt_pipeline.pipelines.audit.nodes import RECIPE
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tracking.config import TrackingConfig
 from lt_pipeline.tracking.models import EvaluateConfig
@@ -101,6 +102,6 @@ def test_a_methods_parameters_are_the_codes(base, method):
 
 def test_every_recipe_is_of_an_environment():
     files = [yaml.safe_load(path.read_text()) for path in PROJECT.glob("conf/*/globals.yml")]
-    used = {name for file in files for name in file.get("uses", [])}
+    used = {RECIPE, *(name for file in files for name in file.get("uses", []))}
     (recipes,) = [file["recipes"] for file in files if "recipes" in file]
     assert recipes.keys() == used

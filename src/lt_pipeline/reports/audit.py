@@ -12,6 +12,10 @@ import pandas as pd
 
 from lt_pipeline.learning.data.decode import open_rgb
 
+NEXT = """Next, a head on what a frozen network makes of the images, in minutes:
+  kedro run --pipelines=logit_adjustment --env={name}
+and the network itself, better on a GPU:
+  kedro run --pipelines=more --env={name}"""
 THUMBNAIL, A_CLASS, MOST_PAIRS = 80, 4, 40
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em }
@@ -100,4 +104,4 @@ def _image(path: Path) -> str:
 def summary(notes: Iterable[str], environment: Mapping[str, str]) -> str:
     """Return what the terminal shows at the end."""
     lines = "\n".join(f"  - {note}" for note in notes)
-    return f"{lines}\n\nNext: kedro run --pipelines=more --env={environment['name']}"
+    return f"{lines}\n\n{NEXT.format(**environment)}"

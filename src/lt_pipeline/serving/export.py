@@ -70,7 +70,7 @@ def deploy(
     ``tracked`` is the block ``tracking``; a model that is not registered has neither name nor
     version there.
     """
-    method, data = experiment.finished(model), experiment.card
+    method, data = experiment.finished(model, whole=True), experiment.card
     example = take(test, torch.arange(len(test))[:EXAMPLES])
     program = export(method, example)
     with torch.no_grad():

@@ -120,7 +120,7 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
             f"there is no finished model of {method}: kedro run --pipelines={method} makes it"
         )
     experiment = Experiment(catalog.load(f"{method}.config"), catalog.load("data_card"))
-    built = experiment.finished(catalog.load(f"{method}.model"))
+    built = experiment.finished(catalog.load(f"{method}.model"), whole=True)
     test: Images = catalog.load("test_set")
     exported = to_onnx(built, take(test, torch.arange(len(test))[: max(BATCHES)]))
     path: Path = catalog.load(f"{method}.onnx")

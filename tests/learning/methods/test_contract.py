@@ -310,14 +310,20 @@ def worst_cosine(stages):
 
 def test_every_term_of_a_trained_network_survives_bfloat16(experiment, checkpoints):
     """A term that does not says so by ``needs_float32``: see what becomes of MORE's without."""
-    term, cosine = worst_cosine(trained_stages(experiment, checkpoints))
+    stages = [*trained_stages(experiment, checkpoints)]
+    if not stages:
+        pytest.skip("nothing is trained by gradients")
+    term, cosine = worst_cosine(stages)
     assert cosine > 0.99, term
 
 
 @pytest.mark.parametrize("experiment", ["more"], indirect=True)
 def test_the_rebalancing_term_would_not_survive_it(experiment, checkpoints, monkeypatch):
     monkeypatch.setattr(methods.get("more"), "needs_float32", False)
-    term, cosine = worst_cosine(trained_stages(experiment, checkpoints))
+    stages = [*trained_stages(experiment, checkpoints)]
+    if not stages:
+        pytest.skip("nothing is trained by gradients")
+    term, cosine = worst_cosine(stages)
     assert cosine < 0.9
     assert term == "train rebalancing"
 
@@ -326,7 +332,9 @@ def test_the_rebalancing_term_would_not_survive_it(experiment, checkpoints, monk
 def test_training_together_gives_what_training_alone_does(create, vmap):
     """What networks are trained together on a GPU, and in threads on a CPU."""
     method, config, sets = create(), training_config(2), [toy_images(seed=k) for k in (0, 1)]
-    stage = next(stage for stage in method.stages(method.options) if stage.trains)
+    stage = next((stage for stage in method.stages(method.options) if stage.trains), None)
+    if stage is None:
+        pytest.skip("nothing is trained by gradients")
     method.start(stage, {})
     method.double()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ class ImageSet:
     labels: Tensor
     class_names: tuple[str, ...]
     at_once: ClassVar[int] = sys.maxsize
+    dtype: ClassVar[torch.dtype] = torch.uint8
 
     def __post_init__(self) -> None:
         """Refuse other types, shapes, or labels that name no class."""
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype != self.dtype or self.images.ndim != 4:
             raise ValueError(
-                f"images must be uint8 [N, channels, height, width], but are "
+                f"images must be {self.dtype} [N, channels, height, width], but are "
                 f"{self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -53,13 +54,13 @@ class ImageSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def __getitem__(self, index: Tensor) -> ImageSet:
+    def __getitem__(self, index: Tensor) -> Self:
         """Return the images at ``index`` (int64 or bool)."""
-        return ImageSet(self.images[index], self.labels[index], self.class_names)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
-    def to(self, device: torch.device) -> ImageSet:
+    def to(self, device: torch.device) -> Self:
         """Return the set on ``device``."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def fetch(self, order: Tensor, sizes: int | list[int]) -> Iterator[Tensor]:
         """Yield the images at ``order`` int64 ``[M]``, parted by ``sizes``."""

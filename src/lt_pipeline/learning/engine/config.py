@@ -65,6 +65,8 @@ class TrainingConfig(Config):
             half of them, so that the schedule has its say.
         sampler: which images an epoch sees, and from which share of the run on.
         contrast: augmentation of the extra views that contrastive criteria ask for.
+        features: ``cached`` freezes the backbone, which goes over every image once; what is left
+            to train on its features is the head. Of ``augment`` only ``flip`` has a say then.
         gradient_clip: largest norm of the whole gradient; null is no clipping.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
             in rounding, as MORE's, is computed in float32 in any case.
@@ -89,6 +91,7 @@ class TrainingConfig(Config):
     milestones: tuple[float, ...] = (0.8, 0.9)
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: NonNegativeInt = 5
+    features: Literal["none", "cached"] = "none"
     gradient_clip: PositiveFloat | None = None
     sampler: SamplerConfig = SamplerConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -39,7 +39,7 @@ from lt_pipeline.learning.experiments.renamed import renamed_config
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.models.backbones import check_weights
-from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.models.network import ModelConfig, on_features
 from lt_pipeline.learning.models.weights import NONE
 from lt_pipeline.learning.schema import (
     Config,
@@ -220,6 +220,7 @@ class ExperimentConfig(Config):
     def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
         """Refuse sizes that do not fit the data, by building what will be trained."""
         training, images = self.training, sum(card.longtail.class_counts)
+        self._check_features()
         check_weights(self.model.backbone, card.channels, self.model.weights)
         with named("training.augment."):
             training.augment.check(shape)
@@ -227,7 +228,13 @@ class ExperimentConfig(Config):
             self.options.check_images(shape)
         method = self._untrained(card)
         for stage in method.stages(self.options):
-            if stage.trains and objective_of(method, stage).views:
+            views = stage.trains and objective_of(method, stage).views
+            if views and training.features == "cached":
+                raise UserError(
+                    f"{self.method} contrasts views of images, and training.features=cached has "
+                    f"none: set it to none"
+                )
+            if views:
                 with named("training.contrast: "):
                     training.contrast.check(shape)
             if stage.trains and not stage.subset:
@@ -238,9 +245,26 @@ class ExperimentConfig(Config):
                 features = method.net.centres.numel() // card.longtail.classes
                 check_dimensions(self.evaluation.detector.vim_dimensions or 0, features)
 
+    def _check_features(self) -> None:
+        """Refuse what the features of a frozen backbone leave nothing to do for."""
+        if self.training.features == "none":
+            return
+        if self.model.weights == NONE:
+            raise UserError(
+                "training.features=cached freezes the backbone, and model.weights is none: set "
+                "weights that it starts from, or training.features to none"
+            )
+        if self.options.mixes and self.options.mixes.cutmix:
+            raise UserError(
+                f"{self.method}.options: CutMix pastes pixels, and training.features=cached has "
+                f"none: set cutmix to false, or training.features to none"
+            )
+
     def _untrained(self, card: DataCard) -> Method:
         """Return the method as it begins, without what would be downloaded."""
         plain = self.model.model_copy(update={"weights": NONE})
+        if self.training.features == "cached":
+            plain = on_features(plain)
         with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import median_high
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -97,6 +98,7 @@ def judge_again(
 def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     """Judge ``method``, which is where it is computed, on the test set."""
     how, longtail = experiment.config.evaluation, method.card.longtail
+    test = experiment.seen(test)
     started = time.monotonic()
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
@@ -117,7 +119,8 @@ def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) 
     """Return the accuracies on the hold-out, nothing where there is none."""
     if not len(validation):
         return {}
-    found = accuracies(method, method.score, validation, device=experiment.device)
+    seen = experiment.seen(validation)
+    found = accuracies(method, method.score, seen, device=experiment.device)
     return {"validation": found}
 
 
@@ -200,10 +203,10 @@ def _cost(
 ) -> dict[str, float]:
     """Return what the model cost; what is there only to compare with is not its cost."""
     needed = [h for s, h in zip(stages, histories, strict=True) if s.role != "reference"]
-    speeds = sorted(p["value"] for p in histories[0]["train/images_per_second"])
+    first = [p["value"] for h in histories[:1] for p in h["train/images_per_second"]]
     return {
         "training_seconds": sum(p["value"] for h in needed for p in h["train/seconds"]),
-        "training_images_per_second": speeds[len(speeds) // 2],
+        **({"training_images_per_second": median_high(first)} if first else {}),
         "scoring_images_per_second": scored,
         "peak_memory_mib": peak_memory_mib(device),
         "parameters_trained": finish_report["parameters_trained"],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,18 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
+from lt_pipeline.learning.engine.features import FeatureCache, FeatureSet
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.models.backbones import width_of
 from lt_pipeline.learning.models.merging import StateDict
+from lt_pipeline.learning.models.network import frozen_backbone, on_features
+from lt_pipeline.learning.models.weights import version_of
 from lt_pipeline.learning.schema import MissingFileError, UserError
 
+# where features are kept unless the environment says otherwise
+FEATURES, FEATURES_OF = Path("data/04_feature"), "LT_PIPELINE_FEATURES"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "data_card.json"
 
 
@@ -60,10 +68,52 @@ class Experiment:
         """Return what a picture of it is of."""
         return f"{self.config.method} on {self.card.config.title}"
 
-    def build(self) -> Method:
-        """Return the method as it begins: equal seeds, equal weights."""
+    @property
+    def on_features(self) -> bool:
+        """Return whether the backbone is frozen, and its features are computed once."""
+        return self.config.training.features == "cached"
+
+    def seen(self, data: Images, *, training: bool = False) -> Images:
+        """Return ``data`` as the method sees them: as they are, or the frozen backbone's features.
+
+        Those of a ``training`` set are of mirror images, too, where images are flipped.
+        """
+        if not self.on_features or not len(data) or isinstance(data, FeatureSet):
+            return data
+        model, flip = self.config.model, self.config.training.augment.flip
+        width, known = width_of(model.backbone), f"{model.backbone} {version_of(model.weights)}"
+        folder = Path(os.environ.get(FEATURES_OF, FEATURES)) / model.backbone.replace("/", "_")
+        cache = FeatureCache(folder / sha256(known.encode()).hexdigest()[:12], width)
+        return cache.of(data, self._extractor, mirrored=training and flip > 0)
+
+    def _extractor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        network, device = frozen_backbone(self.config.model).to(self.device), self.device
+
+        @torch.no_grad()
+        def extract(images: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = network(images.to(device))
+            return found
+
+        return extract
+
+    def build(self, *, whole: bool = False) -> Method:
+        """Return the method as it begins: equal seeds, equal weights.
+
+        One that trains on features has no backbone, unless it is to be ``whole``.
+        """
         torch.manual_seed(self.config.seed)
-        return self.kind(self.config.options, self.config.model, self.card)
+        model = self.config.model
+        heads = self.on_features and not whole
+        return self.kind(self.config.options, on_features(model) if heads else model, self.card)
+
+    def deployed(self, method: Method) -> Method:
+        """Return the folded ``method`` with the backbone whose features it was trained on."""
+        if not self.on_features:
+            return method
+        whole = self.build(whole=True)
+        whole.fold()
+        whole.load(method.state_dict())
+        return whole
 
     def behind(self, checkpoint: StateDict, stage: str | None = None) -> Method:
         """Return the method as it is behind ``stage``, the last one unless told."""
@@ -71,14 +121,19 @@ class Experiment:
         method.start(method.END, {stage or self.stages[-1].name: checkpoint})
         return method
 
-    def finished(self, weights: Mapping[str, torch.Tensor]) -> Method:
+    def finished(self, weights: Mapping[str, torch.Tensor], *, whole: bool = False) -> Method:
         """Return the finished, folded method with its ``weights``, on the CPU.
+
+        One that was trained on features takes those, or, ``whole``, images.
 
         Raises:
             UserError: if the weights are of another architecture.
         """
-        method = self.build()
+        method = self.build(whole=whole)
         method.fold()
+        if self.on_features and not whole:
+            own = method.state_dict()
+            weights = {name: value for name, value in weights.items() if name in own}
         try:
             method.load_state_dict(weights)
         except RuntimeError as error:
@@ -105,4 +160,4 @@ def load_finished(run: Path, data: Path) -> Method:
             raise MissingFileError(f"there is no {path}: the run that makes it has not ended")
     config = ExperimentConfig.model_validate_json((run / CONFIG).read_bytes())
     card = TypeAdapter(DataCard).validate_json((data / CARD).read_bytes())
-    return Experiment(config, card).finished(load_file(run / WEIGHTS))
+    return Experiment(config, card).finished(load_file(run / WEIGHTS), whole=True)

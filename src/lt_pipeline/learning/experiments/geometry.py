@@ -30,7 +30,7 @@ def geometry(
     out and ``left_out`` says why.
     """
     method, device = experiment.finished(model), experiment.device
-    longtail = method.card.longtail
+    longtail, test = method.card.longtail, experiment.seen(test)
     method.to(device)
     centres = method.class_centres().detach().cpu()
     features = predict(method, method.features, test, device=device)

@@ -60,7 +60,7 @@ def examine(
     raw_folder: Path,
 ) -> Values:
     """Return the report of ``judge``, all that its pictures are drawn from."""
-    found, method = experiment.config, experiment.finished(model)
+    found, method = experiment.config, experiment.finished(model, whole=True)
     sets, left_out = _sets(found, method, test, raw_folder)
     for name, reason in left_out.items():
         LOGGER.info("OOD set %s is left out: %s", name, reason)

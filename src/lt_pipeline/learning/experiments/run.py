@@ -97,13 +97,14 @@ def train_stages(
     """
     config, method = experiment.config, experiment.build()
     method.start(stages[0], start.checkpoints)
-    config.training.augment.check(sets.train.shape)
+    if not experiment.on_features:
+        config.training.augment.check(sets.train.shape)
     if objective_of(method, stages[0]).views:
         config.training.contrast.check(sets.train.shape)
-    watched = {"validation": sets.validation}
+    watched = {"validation": experiment.seen(sets.validation)}
     if config.training.monitor_test:
-        watched["test"] = sets.test
-    seen = [start.seen(stage, sets.train) for stage in stages]
+        watched["test"] = experiment.seen(sets.test)
+    seen = [experiment.seen(start.seen(s, sets.train), training=True) for s in stages]
     seeds = [_seed(experiment, stage) for stage in stages]
     common: Values = {
         "device": experiment.device,
@@ -114,7 +115,7 @@ def train_stages(
     if stages[0].group:
         together = fit_together(method, stages, seen, config.training, seeds=seeds, **common)
         return [Trained(*one) for one in together]
-    common["auxiliary"] = sets.auxiliary
+    common["auxiliary"] = experiment.seen(sets.auxiliary, training=True)
     history = fit(method, stages[0], seen[0], config.training, seed=seeds[0], **common)
     return [Trained(dict(method.state_dict()), history)]
 
@@ -129,7 +130,7 @@ def take_step(
 ) -> tuple[StateDict, Values]:
     """Do ``stage``, which has no gradients; return its checkpoint and what it found."""
     method = experiment.build()
-    seen = start.seen(stage, train)
+    seen = experiment.seen(start.seen(stage, train), training=True)
     found = method.step(stage, start.checkpoints, seen, experiment.device)
     return dict(method.state_dict()), found
 
@@ -142,6 +143,7 @@ def finish(
     checkpoint: StateDict,
 ) -> tuple[StateDict, Values]:
     """Do what follows the last stage, merge, and return the deployable weights and what it did."""
+    train, validation, test = map(experiment.seen, (train, validation, test))
     method, device = experiment.behind(checkpoint), experiment.device
     finished = method.finish(train, validation, device)
     parameters = parameter_count(method)
@@ -150,9 +152,10 @@ def finish(
     before = predict(method.to(device), method.score, test, device=device)
     method.fold()
     after = predict(method, method.score, test, device=device)
-    return dict(method.state_dict()), {
+    deployed = experiment.deployed(method)
+    return dict(deployed.state_dict()), {
         "parameters_trained": parameters,
-        "parameters_deployed": parameter_count(method),
+        "parameters_deployed": parameter_count(deployed),
         "largest_score_change": float((after - before).abs().max()),
         "finished": finished,
         "diagnostics": diagnosed,
@@ -214,13 +217,15 @@ def run_experiment(
     kept = store.metrics(experiment)
     if kept is not None:
         return kept
-    stages, folder = experiment.stages, store.folder_of(experiment)
+    stages, folder, images = experiment.stages, store.folder_of(experiment), sets
+    train, *others = sets
+    sets = Sets(experiment.seen(train, training=True), *map(experiment.seen, others))
     checkpoints, histories = run_stages(experiment, stages, sets, folder, store, report)
     train, validation, test, _ = sets
     model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
     metrics, *_ = evaluate(experiment, model, validation, test, finished, histories)
     shape, _ = geometry(experiment, model, test)
-    strange = examine(experiment, model, train, test, raw_folder)
+    strange = examine(experiment, model, images.train, images.test, raw_folder)
     result = numbers({**metrics, "geometry": shape, "ood": headline(strange)})
     if len(stages) > 1:
         every = [checkpoints[stage.name] for stage in stages]

@@ -28,7 +28,7 @@ def judge_stages(
     experiment: Experiment, validation: Images, test: Images, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""
-    stages = experiment.stages
+    stages, validation, test = experiment.stages, *map(experiment.seen, (validation, test))
     table, recalls = measure_stages(experiment, validation, test, checkpoints)
     by_name = dict(zip((stage.name for stage in stages), checkpoints, strict=True))
     between = _between(experiment, test, by_name)
@@ -53,6 +53,7 @@ def measure_stages(
     The hold-out's mean recall stands beside the test set's metrics, where there is one: it is what
     a choice between stages may rest on.
     """
+    validation, test = map(experiment.seen, (validation, test))
     judged = {
         stage.name: _judge(experiment, validation, test, stage, checkpoint)
         for stage, checkpoint in zip(experiment.stages, checkpoints, strict=True)

@@ -32,6 +32,7 @@ from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import LogitAdjustmentConfig
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.models.backbones import Features
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.learning.models.low_rank import (
     add_low_rank,
@@ -41,6 +42,7 @@ from lt_pipeline.learning.models.low_rank import (
     low_rank_parameters,
 )
 from lt_pipeline.learning.models.network import ModelConfig, Network
+from lt_pipeline.learning.schema import UserError
 
 
 class MoreOptions(MethodOptions):
@@ -125,8 +127,14 @@ class More(Method):
         self.rebalancing_weight: Tensor
 
     def build(self) -> Network:
-        """Return the network with every convolution decomposed (equation 1)."""
+        """Return the network with every convolution decomposed (equation 1).
+
+        Raises:
+            UserError: if the network has none, as one of features.
+        """
         net = super().build()
+        if isinstance(net.backbone, Features):
+            raise UserError("there is no layer to decompose: set training.features to none")
         add_low_rank(net, self.options.rank)
         return net
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images, fetch_parts
+from lt_pipeline.learning.engine.features import FeatureSet
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses import experts as losses
@@ -160,18 +161,24 @@ class SelfSupervisedAggregation(ExpertMethod):
     def diagnose(
         self, train: Images, test: Images, device: torch.device
     ) -> dict[str, dict[str, float]]:
-        """Return the learned weights, and by group of ``test`` what they and each expert find."""
+        """Return the learned weights, and by group of ``test`` what they and each expert find.
+
+        Features have no random views to learn weights from.
+        """
         self.to(device)
-        weight = self.aggregation_weight(test, device)
         logits = predict(self, self.net, test, device=device)  # [N, 3, C]
         names = [f"expert {k + 1}" for k in range(len(SKILLS))]
+        found = {
+            f"accuracy_{name.replace(' ', '_')}": self._accuracy(logits[:, k], test)
+            for k, name in enumerate(names)
+        }
+        if isinstance(test, FeatureSet):
+            return found
+        weight = self.aggregation_weight(test, device)
         return {
             "aggregation_weight": dict(zip(names, weight.tolist(), strict=True)),
             "aggregated_accuracy": self._accuracy((weight[:, None] * logits).sum(1), test),
-            **{
-                f"accuracy_{name.replace(' ', '_')}": self._accuracy(logits[:, k], test)
-                for k, name in enumerate(names)
-            },
+            **found,
         }
 
     def aggregation_weight(self, test: Images, device: torch.device) -> Tensor:

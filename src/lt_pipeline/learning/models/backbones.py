@@ -31,6 +31,8 @@ LARGE = {
     "resnext50": "resnext50_32x4d",
 }
 BACKBONES = (*CIFAR_DEPTHS, *LARGE)
+# and the width F: no network, but the place of one whose features were computed before
+FEATURES = "features:"
 
 
 def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Module:
@@ -44,8 +46,10 @@ def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Modu
         UserError: for an unknown name, or weights that do not exist for the name or ``channels``.
         MissingFileError: if the weights are not there, damaged, or cannot be downloaded.
     """
-    check_weights(name, channels, weights)
     net: Any
+    if name.startswith(FEATURES):
+        return Features(int(name.removeprefix(FEATURES)))
+    check_weights(name, channels, weights)
     if name in CIFAR_DEPTHS:
         net = CifarResNet(CIFAR_DEPTHS[name], channels)
     elif name in LARGE:
@@ -57,6 +61,27 @@ def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Modu
     net.pixels = None if weights == NONE else Pixels(*getattr(net, "wants", IMAGENET))
     found: nn.Module = net
     return found
+
+
+@cache
+def width_of(name: str) -> int:
+    """Return how many features the backbone ``name`` has, F."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return int(build_backbone(name).features)  # type: ignore[arg-type]
+
+
+class Features(nn.Module):
+    """The place of a backbone in a network of features: of one pixel and F channels."""
+
+    pixels = None
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features, self.layers = width, list[Any]()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the first view ``[B, F]`` of ``features`` ``[B, F, V, 1]``."""
+        return features[:, :, 0, 0]
 
 
 def check_backbone(name: str) -> None:

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_pipeline.learning.models.backbones import BACKBONES, TimmBackbone, build_backbone
+from lt_pipeline.learning.models.backbones import (
+    BACKBONES,
+    Features,
+    TimmBackbone,
+    build_backbone,
+)
 from lt_pipeline.learning.models.heads import HEADS, HeadInit, start_kaiming, unit
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
@@ -212,6 +217,11 @@ def build_expert_network(
         backbone = SharedBackbone(plain.backbone, experts)
     elif isinstance(plain.backbone, CifarResNet):
         backbone = ExpertCifarResNet(plain.backbone, experts, reduced)
+    elif isinstance(plain.backbone, Features):
+        raise UserError(
+            "training.features=cached leaves experts no part of their own: set the method's "
+            "option shared to all, or training.features to none"
+        )
     elif isinstance(plain.backbone, TimmBackbone):
         raise UserError(
             f"experts of {config.backbone} cannot share a part of it: set the method's option "

@@ -10,7 +10,13 @@ import torch
 from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 
-from lt_pipeline.learning.models.backbones import build_backbone, check_backbone
+from lt_pipeline.learning.models.backbones import (
+    FEATURES,
+    Features,
+    build_backbone,
+    check_backbone,
+    width_of,
+)
 from lt_pipeline.learning.models.heads import HeadInit, build_head
 from lt_pipeline.learning.models.weights import NONE
 from lt_pipeline.learning.schema import Config
@@ -39,6 +45,21 @@ class ModelConfig(Config):
     def _known(cls, name: str) -> str:
         check_backbone(name)
         return name
+
+
+def on_features(model: ModelConfig) -> ModelConfig:
+    """Return ``model`` with the features of its backbone in place of images."""
+    width = width_of(model.backbone)
+    return model.model_copy(update={"backbone": f"{FEATURES}{width}", "weights": NONE})
+
+
+def frozen_backbone(model: ModelConfig) -> nn.Sequential:
+    """Return the backbone and what normalises images for it, in eval mode, to features ``[B, F]``.
+
+    It starts from ``model.weights``, which are not ``none``.
+    """
+    backbone = build_backbone(model.backbone, weights=model.weights)
+    return nn.Sequential(Normalize(*backbone.pixels), backbone).eval()  # type: ignore[misc]
 
 
 class Normalize(nn.Module):
@@ -129,7 +150,8 @@ def build_network(
     mean, std = backbone.pixels or (mean, std)  # type: ignore[misc]
     width = int(backbone.features)  # type: ignore[arg-type]
     head = build_head(config.head, width, classes, config.scale, config.head_init)
-    return Network(Normalize(mean, std), backbone, head)
+    normalize = nn.Identity() if isinstance(backbone, Features) else Normalize(mean, std)
+    return Network(normalize, backbone, head)
 
 
 def parameter_count(module: nn.Module) -> int:

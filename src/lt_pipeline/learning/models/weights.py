@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -36,6 +38,18 @@ class Pixels(NamedTuple):
 def is_own(weights: str) -> bool:
     """Return whether ``weights`` name a file or a package, not a library's."""
     return weights not in (NONE, DEFAULT)
+
+
+def version_of(weights: str) -> str:
+    """Return what tells these weights from others of the same name.
+
+    Raises:
+        MissingFileError: if they are not there.
+    """
+    if is_own(weights):
+        return sha256(_file(weights).read_bytes()).hexdigest()
+    libraries = [name for name in ("timm", "torchvision") if find_spec(name)]
+    return " ".join([weights, *(f"{name} {version(name)}" for name in libraries)])
 
 
 def load_weights(net: nn.Module, weights: str) -> None:

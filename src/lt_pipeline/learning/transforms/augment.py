@@ -50,8 +50,11 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
 
     N >= 1. The order is crop, flip, AutoAugment, Cutout. Cutout is last and before normalisation,
     so that its square is black. ``generator`` lives on the device of ``images``. The input stays as
-    it is; when all is off, it is what returns.
+    it is; when all is off, it is what returns. Of features ``[N, F, V, 1]`` each has one view left:
+    the second, which is the mirror image's, with the probability of a flip.
     """
+    if images.is_floating_point():
+        return one_view(images, config.flip, generator)
     if config.crop_padding:
         images = random_crop(images, config.crop_padding, generator)
     if config.flip:
@@ -100,6 +103,15 @@ def random_flip(images: Tensor, probability: float, generator: torch.Generator) 
     both = torch.cat([images, images.flip(3)])
     choice = torch.arange(len(images), device=images.device) + len(images) * (coins < probability)
     return both.index_select(0, choice)
+
+
+def one_view(features: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Return ``features`` ``[N, F, V, 1]`` with one view, the second with ``probability``."""
+    if features.shape[2] == 1:
+        return features
+    coins = torch.rand(len(features), generator=generator, device=features.device)
+    chosen = (coins < probability).long()
+    return features[torch.arange(len(features), device=features.device), :, chosen, :, None]
 
 
 def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

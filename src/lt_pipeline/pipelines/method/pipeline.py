@@ -100,7 +100,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
     return Pipeline(
         nodes,
         namespace=method,
-        inputs={*SETS, "auxiliary_set", "data_card", "raw_folder"},
+        inputs={*SETS, *(["auxiliary_set"] if histories else []), "data_card", "raw_folder"},
         parameters={*PARAMETERS, "params:tracking", *own},
     )
 

@@ -95,7 +95,9 @@ class Task:
         experiment = Experiment(ExperimentConfig.model_validate(config), self.card)
         store = Store(self.folder / TRIALS)
         folder = store.folder / f"{number}-{key(experiment)[:16]}"
-        train, validation, auxiliary = self.sets
+        train, *others = self.sets
+        train = experiment.seen(train, training=True)
+        validation, auxiliary = map(experiment.seen, others)
         nothing = validation[validation.labels[:0]]
         stages = [stage for stage in experiment.stages if stage.role != "reference"]
         before = _epochs_before(experiment)

@@ -1,0 +1,98 @@
+"""Logistic regression on the features that a network starts with: the baseline of transfer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.stage import Stage
+from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
+from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.schema import UserError
+
+# of a class that had no image to learn from: it is never the answer
+NEVER = -1e4
+
+
+class LogisticRegressionOptions(MethodOptions):
+    """What it can be told.
+
+    Attributes:
+        criterion: fixed: cross-entropy with an L2 penalty, solved to its minimum.
+        class_weight: of an image's loss; ``balanced`` is inverse to its class's number of images.
+        inverse_penalty: C, the weight of the loss against half the squared length of the weights.
+        standardize: features have mean 0 and deviation 1 over the training set.
+        iterations: of L-BFGS, at most.
+    """
+
+    criterion: CrossEntropyConfig = CrossEntropyConfig()
+    class_weight: Literal["none", "balanced"] = "none"
+    inverse_penalty: PositiveFloat = 1.0
+    standardize: bool = True
+    iterations: PositiveInt = 1000
+
+    @property
+    def handles_imbalance(self) -> bool:
+        """Return whether rare classes weigh more."""
+        return self.class_weight == "balanced"
+
+    @property
+    def variant_name(self) -> tuple[str, ...]:
+        """Return that it weighs classes, where it does."""
+        return () if self.class_weight == "none" else (self.class_weight,)
+
+    def check_head(self, cosine: bool) -> None:
+        """Refuse a cosine head.
+
+        Raises:
+            UserError: saying what to set.
+        """
+        if cosine:
+            raise UserError("logistic regression is a linear head: set model.head = linear")
+
+
+class LogisticRegression(Method):
+    """The backbone as it starts, and scikit-learn's solution for the head."""
+
+    Options = LogisticRegressionOptions
+    options: LogisticRegressionOptions
+
+    @classmethod
+    def stages(cls, options: Any) -> tuple[Stage, ...]:
+        """Return the one stage, which has no gradients."""
+        return (Stage("fit", step="fit"),)
+
+    @torch.no_grad()
+    def fit(
+        self, states: list[dict[str, Tensor]], train: Images, device: torch.device
+    ) -> dict[str, Any]:
+        """Solve for the head on the features of ``train``; return how it went."""
+        from sklearn.linear_model import LogisticRegression as Solver
+
+        options, head = self.options, self.net.head
+        features = predict(self.to(device), self.net.features, train, device=device).double()
+        mean, scale = torch.zeros(()), torch.ones(())
+        if options.standardize:
+            mean, deviation = features.mean(0), features.std(0, correction=0)
+            scale = torch.where(deviation > 0, deviation, 1.0)
+        solver = Solver(
+            C=options.inverse_penalty,
+            class_weight=None if options.class_weight == "none" else options.class_weight,
+            max_iter=options.iterations,
+        ).fit(((features - mean) / scale).numpy(), train.labels.cpu().numpy())
+        seen = torch.from_numpy(solver.classes_)
+        found, constant = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
+        if len(found) == 1:  # of two classes scikit-learn has the second one's only
+            found, constant = torch.cat([-found, found]) / 2, torch.cat([-constant, constant]) / 2
+        weight = torch.zeros(self.net.centres.shape, dtype=torch.float64)
+        bias = torch.full((len(weight),), NEVER, dtype=torch.float64)
+        weight[seen] = found / scale
+        bias[seen] = constant - (found / scale * mean).sum(1)
+        head.load_state_dict({"weight": weight, "bias": bias})
+        return {"iterations": int(max(solver.n_iter_))}
