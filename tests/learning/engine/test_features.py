@@ -10,7 +10,13 @@ from confs import parameters
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.protocol import in_order, take
-from lt_pipeline.learning.engine.features import BATCH, FeatureCache, FeatureSet, digests
+from lt_pipeline.learning.engine.features import (
+    BATCH,
+    REMEMBERED,
+    FeatureCache,
+    FeatureSet,
+    digests,
+)
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import FEATURES_OF, Experiment, Sets
 from lt_pipeline.learning.experiments.run import finish, run_experiment, run_stages
@@ -102,6 +108,20 @@ def test_each_image_is_computed_once_whatever_set_it_is_in(tmp_path):
     again = cache.of(data[torch.arange(len(data)).flip(0)], network)
     assert (network.images, network.made) == (len(data), 2), "what is there needs no network"
     assert torch.equal(again.images, whole.images.flip(0))
+
+
+def test_a_set_that_was_asked_for_lately_is_not_read_again(tmp_path, monkeypatch):
+    sets = [images(seed) for seed in range(REMEMBERED + 1)]
+    cache, network = FeatureCache(tmp_path, 2), Counted()
+    first = cache.of(sets[0], network)
+    monkeypatch.setattr(FeatureCache, "_view", None)
+    assert cache.of(sets[0], network) is first
+    monkeypatch.undo()
+    for data in sets:
+        cache.of(data, network)
+    again = cache.of(sets[0], network)
+    assert again is not first, "no more are remembered than some"
+    assert torch.equal(again.images, first.images)
 
 
 def test_equal_images_have_equal_features_and_are_computed_once(tmp_path):

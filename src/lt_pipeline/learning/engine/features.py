@@ -30,6 +30,13 @@ BATCH, KEPT = 64, 4096
 DIGEST = 16  # bytes
 PIECES = "*.safetensors"
 
+# sets whose features are at hand: a sweep's trials ask for the same ones, and to name all of their
+# images by content takes as long as to train a head
+REMEMBERED = 8
+_RECENT: dict[
+    tuple[int, Path, bool], tuple[Images, FeatureSet]
+] = {}  # the set, so that its id stays
+
 Extract = Callable[[Tensor], Tensor]
 
 
@@ -60,8 +67,14 @@ class FeatureCache:
         ``network`` makes the function from images uint8 ``[B, channels, H, W]`` to features
         ``[B, F]``; it is called where some are missing only.
         """
-        views = [self._view(data, network, flip) for flip in (False, True)[: 1 + mirrored]]
-        return FeatureSet(torch.stack(views, 2)[..., None], data.labels.cpu(), data.class_names)
+        key = (id(data), self.folder, mirrored)
+        if key not in _RECENT:
+            views = [self._view(data, network, flip) for flip in (False, True)[: 1 + mirrored]]
+            rows = torch.stack(views, 2)[..., None]
+            if len(_RECENT) >= REMEMBERED:
+                _RECENT.pop(next(iter(_RECENT)))
+            _RECENT[key] = data, FeatureSet(rows, data.labels.cpu(), data.class_names)
+        return _RECENT[key][1]
 
     def _view(self, data: Images, network: Callable[[], Extract], flip: bool) -> Tensor:
         """Return the features ``[N, F]`` of images as they are, or flipped left to right."""
