@@ -31,7 +31,7 @@ DIGEST = 16  # bytes
 PIECES = "*.safetensors"
 
 # sets whose features are at hand: a sweep's trials ask for the same ones, and to name all of their
-# images by content takes as long as to train a head
+# images by content takes as long as to train a head; with the sets, so that their ids stay theirs
 REMEMBERED = 8
 _RECENT: dict[
     tuple[int, Path, bool], tuple[Images, FeatureSet]
