@@ -12,6 +12,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig, data_confi
 from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.pipelines.audit.nodes import RECIPE
+from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tracking.config import TrackingConfig
 from lt_pipeline.tracking.models import EvaluateConfig
@@ -27,6 +28,7 @@ SHARED: dict[str, Config] = {
     "compare": CompareConfig(),
     "evaluate": EvaluateConfig(),
     "tracking": TrackingConfig(),
+    "serve": ServeConfig(),
     "tune": TuneConfig(),
 }
 # the block of the method that is trained first says it

@@ -47,6 +47,7 @@ def test_what_conf_says_is_in_the_environments_folder():
         {"tune.trials": 5, "method": "ce"},
         {"more_search.options.rank.low": 2},
         {"tracking.register": False},
+        {"serve.input": "tensor"},
         {"evaluate.model": "ce"},
         {"training.monitor_every": 5, "more.training.monitor_test": True},
         {"training.checkpoint_every": 5},

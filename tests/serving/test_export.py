@@ -53,13 +53,13 @@ def newest():
 
 def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
     images = toy_images()
-    kept = deploy(*finished, images, METRICS, {"register": False})
+    kept = deploy(*finished, images, METRICS, {"register": False}, {})
     assert (kept["registered_model"], kept["version"], newest()) == (None, None, None)
     assert not mlflow.MlflowClient().search_registered_models()
-    registered = deploy(*finished, images, METRICS, {"register": True})
+    registered = deploy(*finished, images, METRICS, {"register": True}, {})
     assert (registered["registered_model"], registered["version"]) == (REGISTERED, 1)
     assert newest() == 1
-    again = deploy(*finished, FromAfar(images, at_once=1), METRICS, {"register": False})
+    again = deploy(*finished, FromAfar(images, at_once=1), METRICS, {"register": False}, {})
     assert newest() == 1
     for found in (kept, registered, again):
         assert found["run_id"] == run.info.run_id

@@ -50,7 +50,7 @@ from lt_pipeline.learning.experiments.evaluate import first_of_all
 from lt_pipeline.learning.experiments.ood import headline
 from lt_pipeline.learning.experiments.stages import stage_numbers
 from lt_pipeline.learning.experiments.store import data_key, run_key
-from lt_pipeline.learning.schema import UserError, flatten, numbers, unknown
+from lt_pipeline.learning.schema import UserError, block_of, flatten, numbers, unknown
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
@@ -65,6 +65,8 @@ from lt_pipeline.reports.console import (
     print_study,
 )
 from lt_pipeline.reports.screen import console
+from lt_pipeline.serving.config import BLOCK as SERVE
+from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store, views
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
@@ -93,6 +95,7 @@ class ProjectHooks:
             parameters = with_seeds(context.config_loader["parameters"], names)
             _check_names(names, parameters)
             check_parameters(parameters, _method(names))
+            ServeConfig.read(block_of(parameters, SERVE)).takes(data_config(parameters))
             check_left_out(context.config_loader)
             say_without_effect(context.config_loader, names, parameters)
             _check_values(names, parameters)

@@ -12,7 +12,9 @@ from typing import Any
 from lt_pipeline.learning.schema import flatten, shown
 
 # blocks that say how something is looked at, where it is computed, or who is told of it
-INDIFFERENT = ("device", "evaluation", "evaluate", "tracking", "compare", "method", "tune")
+INDIFFERENT = (
+    *("device", "evaluation", "evaluate", "tracking", "serve", "compare", "method", "tune"),
+)
 # of a training, what no weight depends on
 FOLLOWED = ("training.checkpoint_every", "training.monitor_every", "training.monitor_test")
 OVER_SEEDS = "_over_seeds"  # the study that a method with several seeds is

@@ -10,6 +10,7 @@ from traceback import walk_tb
 import mlflow
 from kedro.io import DatasetError
 
+from lt_pipeline.learning.data.decode import UnreadableImageError
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.client import masked
 from lt_pipeline.tracking.store import DATABASE_FULL
@@ -27,7 +28,7 @@ def in_one_line(
     the file, as far as they are known.
     """
     cause = _beneath_kedro(error)
-    if isinstance(cause, UserError):
+    if isinstance(cause, UserError | UnreadableImageError):
         return str(cause)
     # the first one knows best where it was
     chain = reversed([*_chain(error)])

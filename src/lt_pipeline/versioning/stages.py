@@ -40,9 +40,9 @@ DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods si
 
 # It checks every block of conf/, and imports what any of them can ask for: that is not followed.
 CHECKS = f"{PACKAGE}.learning.experiments.config"
-# What only tells MLflow changes no file, nor does the device change what is computed on it.
+# What only tells MLflow, or a server, changes no file, nor does the device what is computed on it.
 NOT_CODE = (f"{PACKAGE}.tracking.client", f"{PACKAGE}.tracking.config")
-NOT_DECISIVE = {"device", "tracking"}
+NOT_DECISIVE = {"device", "tracking", "serve"}
 # Rooms of which every file counts; of others only those that are imported.
 METHODS = CODE / "learning" / "methods"
 ROOMS = {*CODE.glob("learning/*/"), *CODE.glob("pipelines/*/"), CODE / "serving"} - {METHODS}

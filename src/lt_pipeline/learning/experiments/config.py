@@ -386,7 +386,7 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     """
     known = methods.available()
     spaces = (search_of(name) for name in known)
-    own = ("data", "seeds", "studies", "compare", "evaluate", "method", "tune", "tracking")
+    own = ("data", "seeds", "studies", "compare", "evaluate", "method", "tune", "tracking", "serve")
     valid = (*own, *SHARED, *known, *spaces)
     for name in parameters:
         if name not in valid:

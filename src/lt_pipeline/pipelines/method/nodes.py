@@ -142,12 +142,13 @@ def deploy(
     test: Images,
     metrics: Values,
     tracked: Values,
+    serve: Values,
 ) -> Values:
     """Log the exported model in the active MLflow run, register it if asked; return where it is.
 
     ``metrics`` makes it wait for the evaluation: what is registered has been judged.
     """
-    return export.deploy(Experiment(config, card), model, test, metrics, tracked)
+    return export.deploy(Experiment(config, card), model, test, metrics, tracked, serve)
 
 
 def _start(stage: Stage, rest: Sequence[Any]) -> run.Start:

@@ -32,6 +32,7 @@ from lt_pipeline.pipelines.method.nodes import (
 TRAINING, EVALUATION, REPORTING, SERVING = "training", "evaluation", "reporting", "serving"
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = tuple(f"params:{name}" for name in SHARED)
+SERVED = ("params:tracking", "params:serve")
 
 
 def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeline:
@@ -91,7 +92,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
         ),
         Node(
             deploy,
-            inputs=[*known, "model", "test_set", "metrics", "params:tracking"],
+            inputs=[*known, "model", "test_set", "metrics", *SERVED],
             outputs="deployed",
             name="deploy",
             tags=SERVING,
@@ -101,7 +102,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
         nodes,
         namespace=method,
         inputs={*SETS, *(["auxiliary_set"] if histories else []), "data_card", "raw_folder"},
-        parameters={*PARAMETERS, "params:tracking", *own},
+        parameters={*PARAMETERS, *SERVED, *own},
     )
 
 
