@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from before import ARM, EXPERIMENT, RUNNING, SEED_0, SEED_1, unpack
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.schema import UserError
@@ -237,6 +238,11 @@ def test_other_images_than_those_of_the_run_are_refused(client):
     found = trained(client, SEED_0)
     wanted = found.run.data.tags["data_hash"]
     found.check(replace(toy_card(), data_hash=wanted))
+    files = {"source": "folder", "path": "photos", "profile": {"name": "natural"}}
+    photos = replace(toy_card(), settings=DataConfig(**files).model_dump(mode="json"))
+    line = "trained on 10 classes, and photos has 4 now: it knows no class 'class 0' and knows '0'"
+    with pytest.raises(UserError, match=line):
+        found.check(photos)
     line = f"trained beside images of hash {wanted[:12]}, and the same parameters give {'0' * 12}"
     with pytest.raises(UserError, match=line):
         found.check(toy_card())

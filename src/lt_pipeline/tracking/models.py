@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -11,13 +13,14 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from lt_pipeline.io.datasets import StateDictDataset
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.models.merging import StateDict
-from lt_pipeline.learning.schema import Config, UserError, named, unknown
+from lt_pipeline.learning.schema import Config, UserError, named, shown, unknown
 from lt_pipeline.tracking import addresses
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.addresses import EVALUATED, listed
@@ -26,6 +29,7 @@ from lt_pipeline.tracking.runs import block_logged, finished_runs
 BLOCK = "evaluate"
 # artifacts of a run; runs of earlier versions have the second in the model that they logged
 CONFIG, WEIGHTS, NETWORK = "config.json", "model.safetensors", "network.pt2"
+CLASSES = "class_table.csv"
 # how the exported network calls the method
 INSIDE = "method."
 RIGHT = (
@@ -73,15 +77,36 @@ class Trained:
         """Refuse images that are others than those of the run.
 
         Raises:
-            UserError: naming both hashes.
+            UserError: naming the classes that differ, else both hashes.
         """
         wanted = self.run.data.tags.get("data_hash", "unknown")
-        if card.data_hash != wanted:
+        if card.data_hash == wanted:
+            return
+        config = card.config
+        where = "data/01_raw" if config.balanced else config.labels or config.path
+        now = set(card.longtail.class_names)
+        known = now if config.balanced else self._class_names() or now
+        if now != known:
+            differ = [f"knows no class {shown(name)}" for name in sorted(now - known)[:1]]
+            differ += [f"knows {shown(name)}, which is gone" for name in sorted(known - now)[:1]]
             raise UserError(
-                f"run {self.id} was trained beside images of hash {wanted[:12]}, and the same "
-                f"parameters give {card.data_hash[:12]} now: put the files of then into "
-                f"data/01_raw, or use the version of the code that trained it"
+                f"run {self.id} was trained on {len(known)} classes, and {where} has {len(now)} "
+                f"now: it {' and '.join(differ)}; put the classes of then there, or train anew"
             )
+        raise UserError(
+            f"run {self.id} was trained beside images of hash {wanted[:12]}, and the same "
+            f"parameters give {card.data_hash[:12]} now: put the files of then into "
+            f"{where}, or use the version of the code that trained it"
+        )
+
+    def _class_names(self) -> set[str]:
+        """Return the classes that the run was judged on; none where it has no such table."""
+        file = f"{self.run.info.artifact_uri}/{CLASSES}"
+        try:
+            text = mlflow.artifacts.load_text(file)
+        except (MlflowException, OSError):
+            return set()
+        return {row["name"] for row in csv.DictReader(io.StringIO(text))}
 
 
 def trained(client: MlflowClient, address: str | None, experiment: str = "") -> Trained:

@@ -23,7 +23,7 @@ def folder(tmp_path):
     """24 images of class b, 12 of a, in groups of two; one of c."""
     for name, count in (("b", 24), ("a", 12), ("c", 1)):
         for k in range(count):
-            photo(tmp_path / "photos" / name / f"g{k // 2:02}_{k}.png", 10 * "abc".index(name) + k)
+            photo(tmp_path / "photos" / name / f"g{k // 2:02}_{k}.png", 60 * "abc".index(name) + k)
     return tmp_path / "photos"
 
 
@@ -45,7 +45,7 @@ def test_a_folder_becomes_three_sets_that_part_no_group(folder, tmp_path):
     kept = rows[rows["split"] == "test"].reset_index(drop=True)
     images = take(made.test, torch.arange(len(made.test)))
     number = kept["path"].str.extract(r"_(\d+)\.png")[0].astype(int)
-    assert images[:, 0, 0, 0].tolist() == (10 * kept["label"] + number).tolist()
+    assert images[:, 0, 0, 0].tolist() == (60 * kept["label"] + number).tolist()
 
 
 def test_what_is_expected_is_what_comes(folder, tmp_path):
@@ -105,6 +105,18 @@ def test_an_edited_split_is_checked(folder, tmp_path, change, said):
         listed(chosen)
 
 
+def test_equal_images_in_two_parts_stop_the_run(folder, tmp_path):
+    """Of a given split and of one that was drawn: the audit would have kept them together."""
+    split = listed(config(folder)).table.groupby("split")["path"].first()
+    photo(folder / split["test"], 250)
+    photo(folder / split["train"], 250)
+    said = rf"2 images are in two parts, as .*{split['test']} in test"
+    with pytest.raises(UserError, match=said) as error:
+        load_photos(config(folder), tmp_path / "cache")
+    assert f"{split['train']} in train" in str(error.value)
+    assert "--pipelines=audit" in str(error.value)
+
+
 def test_an_unreadable_image_stops_the_run_or_is_left_out(folder, tmp_path):
     (folder / "b" / "g03_6.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"1 of 37 .*g03_6\.png is no image.*data\.unreadable=skip"):
@@ -119,7 +131,7 @@ def test_images_are_decoded_once_and_again_when_a_file_has_changed(folder, tmp_p
     load_photos(config(folder), cache)
     load_photos(config(folder, seed=1), cache)
     assert len(list(cache.glob("*.npy"))) == 1
-    photo(folder / "a" / "g00_0.png", 77)
+    photo(folder / "a" / "g00_0.png", 250)
     load_photos(config(folder), cache)
     assert len(list(cache.glob("*.npy"))) == 2
 

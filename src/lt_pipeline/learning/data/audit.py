@@ -148,7 +148,7 @@ class Audit:
     """What was found: ``facts`` a row an image, with joined groups and parts; pairs; sentences.
 
     ``pairs`` has a row a pair of images that are equal or look alike: ``one``, ``other`` (paths),
-    ``kind`` (``identical`` or ``near``), and whether they are of one class and one group.
+    ``kind`` (``identical`` or ``near``), and whether they are of one class, group and part.
     """
 
     facts: pd.DataFrame
@@ -178,6 +178,8 @@ def audit(listing: Listing, validation: float, test: float, seed: int, size: int
         facts["group"] = joined_groups(facts, same, near)
     parts = in_parts(replace(listing, table=facts), validation, test, seed)
     facts = parts.table
+    split = facts.set_index("path")["split"]
+    pairs["same_part"] = pairs["one"].map(split) == pairs["other"].map(split)
     classes = class_table(facts, listing.class_names)
     return Audit(facts, pairs, classes, _notes(facts, broken, pairs, classes, size))
 
@@ -235,6 +237,20 @@ def _notes(
             notes.append(
                 f"pairs of {what}: {len(own)} ({within} within a group, {across} across classes)"
             )
+        parted = own[~own["same_part"]]
+        if len(parted):
+            notes.append(
+                f"{len(parted)} pairs of {what} are in two parts, so that what is learned is "
+                f"tested on, as {parted['one'].iloc[0]} and {parted['other'].iloc[0]}"
+            )
+    return [*notes, *_of_classes(facts, pairs, classes, size)]
+
+
+def _of_classes(
+    facts: pd.DataFrame, pairs: pd.DataFrame, classes: pd.DataFrame, size: int
+) -> list[str]:
+    """Return what is to be known of labels, sizes and what is tested."""
+    notes = []
     conflicts = pairs[(pairs["kind"] == "identical") & ~pairs["same_class"]]
     if len(conflicts):
         first = conflicts.iloc[0]

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from glob import escape
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,7 @@ COLUMNS = ("path", "label", "group", "split")
 # of a column of labels, what stands between several labels of one image
 SEVERAL = re.compile(r"[;|]")
 SEPARATORS = ",;\t"
+ONE = "several labels a picture are not there yet (docs/own_photos.md)"
 FEW = 3  # names that a message shows
 
 
@@ -81,7 +83,7 @@ def list_folder(folder: Path, group: str | None = None) -> Listing:
             f"data.path: {folder} has no images in folders of classes: put each class's into a "
             f"folder of its name, or set data.source=csv and data.labels to a table"
         )
-    return _listing(folder, pd.DataFrame(rows, columns=list(COLUMNS)), group)
+    return _listing(folder, pd.DataFrame(rows, columns=list(COLUMNS)), group, folder)
 
 
 def list_table(
@@ -107,6 +109,7 @@ def list_table(
         called["group"], group = group, None
     for name in ("path", "label"):
         if called[name] not in read.columns:
+            _check_one_label(read, file)
             raise UserError(
                 f"data.labels: {file} has no column {called[name]!r}, but {_few(read.columns)}: "
                 f"say by data.columns.{name} which one it is"
@@ -116,11 +119,11 @@ def list_table(
     folder = folder or file.parent
     _check_rows(table, folder, file)
     table["split"] = [_part(value, file) for value in table["split"]]
-    return _listing(folder, table, group)
+    return _listing(folder, table, group, file)
 
 
-def _listing(folder: Path, table: pd.DataFrame, group: str | None) -> Listing:
-    names = _label_order(folder, table["label"].unique())
+def _listing(folder: Path, table: pd.DataFrame, group: str | None, source: Path) -> Listing:
+    names = _label_order(folder, table["label"].unique(), source)
     index = {name: label for label, name in enumerate(names)}
     if group:
         table["group"] = _by_pattern(table["path"], group)
@@ -131,7 +134,7 @@ def _listing(folder: Path, table: pd.DataFrame, group: str | None) -> Listing:
     return Listing(folder, table, names)
 
 
-def _label_order(folder: Path, found: Iterable[str]) -> tuple[str, ...]:
+def _label_order(folder: Path, found: Iterable[str], source: Path) -> tuple[str, ...]:
     """Return the class names in label order: the file's, which must know all, or sorted."""
     names = sorted(found)
     same: dict[str, list[str]] = defaultdict(list)
@@ -140,7 +143,8 @@ def _label_order(folder: Path, found: Iterable[str]) -> tuple[str, ...]:
     twice = next((group for group in same.values() if len(group) > 1), None)
     if twice:
         raise UserError(
-            f"the labels {_few(twice)} differ in case or blanks only: give the class one name"
+            f"data: the labels {_few(twice)} of {source} differ in case or blanks only: give the "
+            f"class one name"
         )
     file = folder / CLASSES
     if not file.is_file():
@@ -188,30 +192,55 @@ def _check_rows(table: pd.DataFrame, folder: Path, file: Path) -> None:
     several = table["label"].str.contains(SEVERAL)
     if several.any():
         row = table[several].iloc[0]
-        raise UserError(
-            f"data.labels: {row['path']} has several labels ({row['label']}) in {file}, and this "
-            f"source is for one label a picture"
-        )
+        raise UserError(_several(row["path"], row["label"], file))
     if (table["label"] == "").any():
         raise UserError(f"data.labels: {table['path'][table['label'] == ''].iloc[0]} has no label")
     twice = table["path"].duplicated()
     if twice.any():
-        raise UserError(f"data.labels: {file} lists {table['path'][twice].iloc[0]} twice")
+        path = table["path"][twice].iloc[0]
+        labels = table["label"][table["path"] == path].unique()
+        if len(labels) > 1:
+            raise UserError(_several(path, " and ".join(labels), file))
+        raise UserError(f"data.labels: {file} lists {path} twice: take one row out")
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
         raise UserError(_missing(missing, folder, file))
 
 
+def _several(path: str, labels: str, file: Path) -> str:
+    return (
+        f"data.labels: {path} has several labels ({labels}) in {file}, and {ONE}: give each "
+        f"picture one label, or take it out"
+    )
+
+
+def _check_one_label(read: pd.DataFrame, file: Path) -> None:
+    """Refuse a table with a column of zeros and ones for each label."""
+    binary = [name for name in read.columns if read[name].astype(str).isin(("0", "1")).all()]
+    if len(binary) > 1:
+        raise UserError(
+            f"data.labels: {file} has a column of 0 and 1 for each of several labels, as "
+            f"{_few(binary)}, and {ONE}: write a column label with the class of each picture"
+        )
+
+
 def _missing(missing: Sequence[str], folder: Path, file: Path) -> str:
-    path = folder / missing[0]
-    near: list[str] = []
-    if path.parent.is_dir():
-        near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
-    hint = f", perhaps {near[0]}" if near else ""
+    near = _nearest(folder / missing[0], folder)
+    hint = f", perhaps {near.relative_to(folder) if near.is_relative_to(folder) else near}"
     return (
         f"data.labels: {len(missing)} rows of {file} name no file under {folder}; the first is "
-        f"{missing[0]}{hint}: correct them, or say by data.path what paths are relative to"
+        f"{missing[0]}{hint if near.name else ''}: correct them, or say by data.path what paths "
+        f"are relative to"
     )
+
+
+def _nearest(path: Path, folder: Path) -> Path:
+    """Return the file that ``path`` may have meant, of its folder or below ``folder``, or none."""
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    there = {file.name.casefold(): file for file in beside}
+    names = get_close_matches(path.name.casefold(), there, 1)
+    elsewhere = () if names else folder.rglob(escape(path.name))
+    return next((there[name] for name in names), min(elsewhere, default=Path()))
 
 
 def _part(value: str, file: Path) -> str:

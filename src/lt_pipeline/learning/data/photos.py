@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lt_pipeline.learning.data.decode import Fit
-from lt_pipeline.learning.data.listing import PARTS, TEST, TRAIN, VALIDATION, Listing
-from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
+from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
+from lt_pipeline.learning.data.packed import Mapped, PackedImages, mapped, pack
 from lt_pipeline.learning.data.sources import Source
 from lt_pipeline.learning.data.splits import split_groups
 from lt_pipeline.learning.schema import UserError
 
+LOGGER = logging.getLogger(__name__)
 ORDER = (TRAIN, VALIDATION, TEST)
 
 
@@ -100,6 +103,7 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
             f"{why}. Mend or remove them, or set data.unreadable=skip"
         )
     table = listing.table.drop(index=list(unreadable))
+    _check_content(table, mapped(file))
     parts = [table[table["split"] == part] for part in ORDER]
     array = mapped(file)
     train, validation, test = (
@@ -113,6 +117,46 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
     )
     rows = table.assign(**{"class": [listing.class_names[label] for label in table["label"]]})
     return Source(train, test, validation, rows)
+
+
+def _check_content(table: pd.DataFrame, images: Mapped) -> None:
+    """Refuse images in two parts whose pixels are equal; a row's index is its place in ``images``.
+
+    Raises:
+        UserError: naming two.
+    """
+    content = [blake2b(images[row].data, digest_size=16).digest() for row in table.index]
+    parted = table["split"].groupby(content).transform("nunique") > 1
+    if parted.any():
+        first = int(parted.argmax())
+        alike = table[[digest == content[first] for digest in content]]
+        one, other = (row for _, row in alike.drop_duplicates("split").head(2).iterrows())
+        raise UserError(
+            f"data: {parted.sum()} images are in two parts, as {one['path']} in {one['split']} and "
+            f"{other['path']} in {other['split']}, whose pixels are equal: what is learned would "
+            f"be tested on. Take one out or move both to one part, as kedro run --pipelines=audit "
+            f"does where there is no split"
+        )
+
+
+def say_untested(listing: Listing) -> None:
+    """Log which classes are learned only, as all their images are one or one group."""
+    table = listing.table
+    of_class = table.groupby("label")["group"].nunique()
+    tested = set(table["label"][table["split"] == TEST])
+    alone = [
+        name
+        for label, name in enumerate(listing.class_names)
+        if of_class.get(label, 0) == 1 and label not in tested
+    ]
+    if alone:
+        names = ", ".join(alone[:FEW])
+        more = f" and {len(alone) - FEW} more" if len(alone) > FEW else ""
+        LOGGER.warning(
+            "Learned and not tested, being one image or one group: %s%s; more of another group "
+            "would do, or data.rare=drop, or a split without them",
+            *(names, more),
+        )
 
 
 def _packed(files: Sequence[Path], file: Path, size: int, fit: Fit) -> dict[int, str]:

@@ -22,7 +22,7 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.listing import TRAIN, Listing, list_folder, list_table
 from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, check_name
-from lt_pipeline.learning.data.photos import as_source, in_parts
+from lt_pipeline.learning.data.photos import as_source, in_parts, say_untested
 from lt_pipeline.learning.data.profiles import (
     Cut,
     Exponential,
@@ -372,7 +372,9 @@ def listed(config: DataConfig) -> Listing:
 def _listed(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
     found = listed_raw(config)
-    return in_parts(found, config.validation, config.test, config.seed, config.rare)
+    parted = in_parts(found, config.validation, config.test, config.seed, config.rare)
+    say_untested(parted)
+    return parted
 
 
 def load_photos(config: DataConfig, cache: Path) -> Source:

@@ -74,7 +74,8 @@ def load_weights(net: nn.Module, weights: str) -> None:
     else:
         raise UserError(
             f"model.weights: {file.name} does not fit model.backbone: of its {len(own)} tensors "
-            f"{len(named)} are there by name and shape, {at_place} in order"
+            f"{len(named)} are there by name and shape, {at_place} in order; name the backbone "
+            f"that they are of, or set model.weights to none"
         )
 
 
