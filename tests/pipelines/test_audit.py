@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +54,14 @@ def test_two_commands_lead_from_a_folder_to_a_model(photos):
     )
     assert "photos: test set, last epoch" in said
     assert "mean recall" in said.split("accuracy")[0]
+    logged = photos.runs[0].data.params
+    assert (logged["data.source"], logged["data.profile.name"]) == ("csv", "natural")
+    assert logged["serve.input"] == "auto"
+    (model,) = photos.client.search_registered_models()
+    (version,) = photos.client.search_model_versions(f"name='{model.name}'")
+    mlflow.set_tracking_uri(photos.tracking_uri)
+    signature = mlflow.models.get_model_info(version.source).signature
+    assert (model.name, signature.inputs.input_names()) == ("ce-photos", ["image"])
     card = json.loads((photos.folder / "data/03_primary/photos/data_card.json").read_text())
     assert card["longtail"]["class_names"] == sorted(COUNTS)
     counts = split[split["split"] == "train"]["label"].value_counts()

@@ -197,7 +197,7 @@ class ProjectHooks:
         for experiment in self.experiments:
             if "params:data" not in pipeline.inputs():
                 # what the images are that were found prepared: an evaluation makes them anew
-                found = flatten({"data": parameters.get("data", {})}, ".")
+                found = flatten({"data": _data_in_effect(parameters)}, ".")
                 tracking.log_params(dict(found))
             resolved = experiment.model_dump(mode="json", exclude={"method", "seed", "device"})
             options = {experiment.method: {"options": resolved.pop("options")}}
@@ -235,7 +235,10 @@ class ProjectHooks:
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def seal_files(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Tell the files what they are of, once every hook has had its say on the parameters."""
-        self.data = data_config(catalog.load("parameters"))
+        parameters = catalog.load("parameters")
+        self.data = data_config(parameters)
+        if "params:data" in pipeline.inputs():
+            catalog["params:data"].save(_data_in_effect(parameters))
         keys = {e.method: run_key(e, self.data) for e in self.experiments}
         keys |= {name: found.key(self.data) for name, found in self.plans.items()}
         keys |= {EVALUATE: self.evaluated.id} if self.evaluated else {}
@@ -395,6 +398,14 @@ def _check_values(names: list[str], parameters: dict[str, Any]) -> None:
     """
     for name in {*names} & {*methods.available()} if not parameters.get("seeds") else ():
         ExperimentConfig.resolve(name, parameters)
+
+
+def _data_in_effect(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the block ``data`` as MLflow is to log it: images in files say their own profile."""
+    data, given = data_config(parameters), dict(block_of(parameters, "data"))
+    if data.balanced:
+        return given
+    return {**given, "source": data.source, "profile": data.profile.model_dump(mode="json")}
 
 
 def _make_pipelines(names: list[str]) -> None:

@@ -115,6 +115,22 @@ def test_a_damaged_file_is_named(tmp_path, content, said):
     assert "damaged file.png" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "TGA", "ICO"])
+def test_whatever_damage_is_an_image_or_one_line(kind):
+    """Readers of other formats raise what they like, as struct.error or IndexError."""
+    whole, random = np.frombuffer(encoded(TWO, kind), np.uint8), np.random.default_rng(0)
+    said = []
+    for _ in range(300):
+        damaged = whole[: random.integers(4, len(whole) + 1)].copy()
+        damaged[random.integers(2, len(damaged), 3)] = random.integers(0, 256, 3)
+        try:
+            assert read_image(damaged.tobytes(), 8, max_pixels=10**6).shape == (8, 8, 3)
+        except UnreadableImageError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert not any("\n" in line for line in said)
+
+
 def test_a_missing_file_a_huge_one_and_floats_are_refused(tmp_path):
     with pytest.raises(UnreadableImageError, match="there is no"):
         read_image(tmp_path / "none.png", 8)

@@ -70,7 +70,8 @@ def open_rgb(source: Path | bytes, at_least: int = 0, max_pixels: int = MOST_PIX
     except FileNotFoundError:
         raise UnreadableImageError(f"there is no {name}") from None
     except Exception as error:  # whatever Pillow's readers make of damaged bytes
-        raise UnreadableImageError(f"{name} cannot be read: {error}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{name} cannot be read: {why}") from error
 
 
 def to_square(image: Image.Image, size: int, fit: Fit) -> Pixels:
