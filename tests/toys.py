@@ -44,6 +44,10 @@ class FromAfar:
         return self.kept.class_names
 
     @property
+    def groups(self):
+        return self.kept.groups
+
+    @property
     def shape(self):
         return self.kept.shape
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,3 +53,26 @@ def test_a_set_comes_back_whether_it_fits_memory_or_not(packed, tmp_path, monkey
     dataset.key = "other"
     with pytest.raises(DatasetError, match="other data"):
         dataset.load()
+
+
+@pytest.mark.parametrize("limit", [2**30, 1])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_images_are_of_comes_back_and_is_no_content(
+    packed, tmp_path, monkeypatch, limit, in_memory
+):
+    """A set without groups is the file that it was: its hash, too."""
+    monkeypatch.setattr(datasets, "IN_MEMORY", limit)
+    data = toy_images((300, 200), channels=3) if in_memory else packed
+    grouped = replace(data, groups=torch.arange(500) // 3)
+    dataset = ImageSetDataset(str(tmp_path / "test.safetensors"))
+    dataset.save(data)
+    assert dataset.load().groups is None
+    assert set(load_file(tmp_path / "test.safetensors")) == {"images", "labels"}
+    dataset.save(grouped)
+    found = dataset.load()
+    assert torch.equal(found.groups, grouped.groups)
+    assert content_hash(found) == content_hash(data)
+    some = found[torch.tensor([499, 2, 3])]
+    assert some.groups.tolist() == [166, 0, 1]
+    assert torch.equal(found[found.labels == 1].groups, grouped.groups[300:])
+    assert torch.equal(found.to(torch.device("cpu")).groups, grouped.groups)

@@ -11,7 +11,7 @@ from toys import toy_card
 TEST = {
     "accuracy": 0.5, "many": 0.875, "few": 0.125, "harmonic_mean": 0.01, "geometric_mean": 0.2,
     "lowest_recall": 0.0, "expected_calibration_error": 0.033, "recall_floor": 1e-3,
-    "zero_recall_classes": 2.0,
+    "zero_recall_classes": 2.0, "classes": 4.0,
 }  # fmt: skip
 
 
@@ -38,11 +38,35 @@ def test_the_table_and_what_must_be_known_to_read_it(capsys, monkeypatch):
     assert "medium" not in printed.split("Groups:")[0]
     assert "Groups: by hand." in printed
     assert "No class in: medium; left out." in printed
+    assert "Means are over 4 of 4 classes and take" in printed
     assert "zero as 0.001; classes with zero recall: ce 2, more 0." in printed
     assert "more: out of distribution, %: odin AUROC 75.0 FPR95 50.0." in printed
     assert "Mean over 2 sets: a, b; not there: svhn." in printed
     assert "ce: out of distribution" not in printed
     assert "in the MLflow UI: open it\n" in printed
+
+
+def test_the_mean_recall_of_photos_is_first_and_says_how_sure_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    card = replace(toy_card(), settings={"path": "fish", "folds": 5, "fold": 2})
+    sure = {"mean_recall": 0.7, "mean_recall_low": 0.61, "mean_recall_high": 0.79, "classes": 3.0}
+    held_out = {"mean_recall": 0.65, "classes": 2}
+
+    def printed(**groups):
+        found = {"test": {**TEST, **sure, **groups}, "validation": held_out}
+        print_results({"ce": found}, {}, card, "open it")
+        return capsys.readouterr().out
+
+    said = printed()
+    assert "fish: test set of fold 2 (0 to 4), last epoch, %" in said
+    row = next(line for line in said.splitlines() if line.strip().startswith("ce "))
+    assert row.split()[1:5] == ["70.0", "[61.0,", "79.0]", "50.0"]
+    assert "Means are over 3 of 4 classes" in said
+    assert "95 % interval of the mean recall, by drawing images again." in said
+    assert "mean recall on the hold-out, to choose by: 65.0 % (mean over 2 classes)." in said
+    assert "by drawing 460 groups again" in printed(groups=460.0)
+    del sure["mean_recall_low"], sure["mean_recall_high"]
+    assert "No interval: 4 groups are tested, and it takes five." in printed(groups=4.0)
 
 
 def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):

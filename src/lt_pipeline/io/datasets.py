@@ -154,7 +154,7 @@ class ImageSetDataset(_TensorsDataset[Images, Images]):
             if path.stat().st_size > IN_MEMORY:
                 return mapped_images(path, names)
             tensors = _load(path)
-            return ImageSet(tensors["images"], tensors["labels"], names)
+            return ImageSet(tensors["images"], tensors["labels"], names, tensors.get("groups"))
         except KeyError as error:
             raise UserError(
                 f"{self._filepath} is no set of images: it has no {error}; run "
@@ -166,7 +166,8 @@ class ImageSetDataset(_TensorsDataset[Images, Images]):
         facts = {"class_names": data.class_names, **self._made_of()}
         path = Path(self._filepath)
         if isinstance(data, ImageSet):
-            _save(path, {"images": data.images, "labels": data.labels}, facts)
+            groups = {} if data.groups is None else {"groups": data.groups}
+            _save(path, {"images": data.images, "labels": data.labels, **groups}, facts)
         else:
             write_images(path, data, {ABOUT: json.dumps(facts, sort_keys=True)})
 

@@ -20,18 +20,22 @@ BATCH = 256
 
 
 def write_images(path: Path, data: Images, metadata: Mapping[str, str]) -> None:
-    """Write ``images`` and ``labels`` as safetensors does, with no more than a batch in memory."""
-    labels, shape = data.labels.cpu().numpy(), [len(data), *data.shape]
-    ends = np.cumsum([0, labels.nbytes, int(np.prod(shape))]).tolist()
-    header = {
-        "__metadata__": dict(metadata),
-        "labels": {"dtype": "I64", "shape": shape[:1], "data_offsets": ends[:2]},
-        "images": {"dtype": "U8", "shape": shape, "data_offsets": ends[1:]},
-    }
+    """Write a set's tensors as safetensors does, with no more than a batch of images in memory."""
+    shape = [len(data), *data.shape]
+    held = {"labels": data.labels, **({} if data.groups is None else {"groups": data.groups})}
+    small = {name: tensor.cpu().numpy() for name, tensor in held.items()}
+    sizes = [array.nbytes for array in small.values()]
+    ends = np.cumsum([0, *sizes, int(np.prod(shape))]).tolist()
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for place, name in enumerate(small):
+        header[name] = {"dtype": "I64", "shape": shape[:1], "data_offsets": ends[place : place + 2]}
+    header["images"] = {"dtype": "U8", "shape": shape, "data_offsets": ends[-2:]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % LENGTH)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(LENGTH, "little") + text + labels.tobytes())
+        file.write(len(text).to_bytes(LENGTH, "little") + text)
+        for array in small.values():
+            file.write(array.tobytes())
         for batch in in_order(data, BATCH):
             file.write(batch.cpu().contiguous().numpy().data)
 
@@ -52,4 +56,6 @@ def mapped_images(path: Path, class_names: tuple[str, ...]) -> PackedImages:
         return np.memmap(path, dtype, "r", offset, tuple(about["shape"]))
 
     labels = torch.from_numpy(np.array(part("labels", np.int64)))
-    return PackedImages(part("images", np.uint8), torch.arange(len(labels)), labels, class_names)
+    groups = torch.from_numpy(np.array(part("groups", np.int64))) if "groups" in header else None
+    positions = torch.arange(len(labels))
+    return PackedImages(part("images", np.uint8), positions, labels, class_names, groups)

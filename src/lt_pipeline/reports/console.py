@@ -9,7 +9,13 @@ import pandas as pd
 from rich.console import Console
 
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, placed, shown
+from lt_pipeline.learning.evaluation.metrics.catalog import (
+    METRICS,
+    OBJECTIVE,
+    Metric,
+    placed,
+    shown,
+)
 from lt_pipeline.reports import screen
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.reports.documents import table_rows
@@ -34,7 +40,7 @@ def print_results(
         # accuracy is that of the frequent classes there
         metrics = {MEAN_RECALL: METRICS[MEAN_RECALL], **metrics}
     rows = [
-        ([name, *(m.number(values[key]) for key, m in metrics.items())], False)
+        ([name, *(_with_interval(m, values) for m in metrics.values())], False)
         for name, values in tested.items()
     ]
     table = screen.table(["method", *(m.heading for m in metrics.values())], rows)
@@ -44,16 +50,36 @@ def print_results(
     _print_groups(console, card)
     first, zero = next(iter(finished.values())), METRICS["test/zero_recall_classes"]
     console.print(
-        f"Means take a recall of zero as {first['test']['recall_floor']:g}; {zero.words}: "
+        f"Means are over {first['test']['classes']:.0f} of {card.longtail.classes} classes and "
+        f"take a recall of zero as {first['test']['recall_floor']:g}; {zero.words}: "
         + ", ".join(f"{name} {values[zero.key]:.0f}" for name, values in tested.items())
         + "."
     )
+    if not card.config.balanced:
+        console.print(_of_what(first["test"]), highlight=False, markup=False)
     for name, values in finished.items():
         for line in _remarks(values):
             console.print(f"{name}: {line}.")
         if strange.get(name, {}).get("averaged_over"):
             _print_ood(console, name, strange[name])
     _print_where(console, where)
+
+
+def _with_interval(metric: Metric, values: Values) -> str:
+    """Return a metric's value, of the mean recall with its interval where it has one."""
+    text, ends = metric.number(values[metric.key]), (f"{metric.key}_low", f"{metric.key}_high")
+    if metric.key != MEAN_RECALL or ends[0] not in values:
+        return text
+    return f"{text} [{', '.join(metric.number(values[end]) for end in ends)}]"
+
+
+def _of_what(test: Values) -> str:
+    """Return what the interval of the mean recall is of, or why there is none."""
+    if "mean_recall_low" not in test:
+        return f"No interval: {test['groups']:.0f} groups are tested, and it takes five."
+    drawn = f"{test['groups']:.0f} groups" if "groups" in test else "images"
+    name = METRICS[MEAN_RECALL].heading
+    return f"[low, high]: 95 % interval of the {name}, by drawing {drawn} again."
 
 
 def _remarks(values: Values) -> Iterable[str]:
@@ -68,7 +94,8 @@ def _remarks(values: Values) -> Iterable[str]:
         )
     if "validation" in values:
         reached = objective.said(values["validation"][objective.name])
-        yield f"{objective.words}, to choose by: {reached}"
+        of = f"{values['validation']['classes']} classes"
+        yield f"{objective.words}, to choose by: {reached} (mean over {of})"
     yield from values.get("notes", [])
 
 

@@ -162,7 +162,7 @@ def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
 
 def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``parameters`` with data that have a hold-out: trials are judged by it."""
-    if data_config(parameters).validation:
+    if data_config(parameters).holds_out:
         return dict(parameters)
     share = tune_config(parameters).validation
     return {**parameters, "data": merged(parameters.get("data"), {"validation": share})}

@@ -41,6 +41,12 @@ def test_a_folder_becomes_three_sets_that_part_no_group(folder, tmp_path):
     assert rows.groupby("group")["split"].nunique().max() == 1
     assert made.card.longtail.class_counts[2] == 1
     assert (made.test.labels != 2).all()
+    # a group is two images: whatever the part, it keeps its number
+    numbers = torch.cat([part.groups for part in (made.train, made.validation, made.test)])
+    assert numbers.bincount().tolist() == [2] * 18 + [1]
+    tested = rows["group"][rows["split"] == "test"].tolist()
+    names = sorted(set(rows["group"]))
+    assert [names[k] for k in made.test.groups.tolist()] == tested
     # the pixels say which file they are of
     kept = rows[rows["split"] == "test"].reset_index(drop=True)
     images = take(made.test, torch.arange(len(made.test)))
@@ -55,6 +61,11 @@ def test_what_is_expected_is_what_comes(folder, tmp_path):
     assert known.longtail.class_counts == card.longtail.class_counts
     assert known.channels == card.channels == 3
     assert chosen.slug == "photos"
+
+
+def test_images_that_are_groups_of_their_own_are_independent(folder, tmp_path):
+    chosen = DataConfig(source="folder", path=str(folder), **NATURAL)
+    assert load_photos(chosen, tmp_path / "cache").test.groups is None
 
 
 def test_classes_of_one_group_are_dropped_where_asked_to(folder):

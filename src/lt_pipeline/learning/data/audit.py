@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from lt_pipeline.learning.data.decode import UnreadableImageError, open_rgb
 from lt_pipeline.learning.data.listing import Listing
 from lt_pipeline.learning.data.photos import ORDER, in_parts
+from lt_pipeline.learning.data.splits import GROUPS_FOR_INTERVALS
 from lt_pipeline.learning.progress import track
 from lt_pipeline.learning.schema import UserError
 
@@ -32,8 +33,6 @@ NEAR = 4
 # of all images, the share that a group may come to have by what looks alike
 LARGEST_JOINT = 0.02
 BITS = 64
-# groups of a class that are tested, below which no interval can be given
-GROUPS_FOR_INTERVALS = 5
 FEW = 3  # examples that a sentence names
 Pairs = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 

@@ -16,11 +16,13 @@ class ImageSet:
     """Images ``uint8 [N, channels, height, width]`` with labels ``int64 [N]``.
 
     ``class_names`` has one entry a class, in label order; a class need not have an image here.
+    ``groups`` int64 ``[N]`` number what images are of, where they are not independent.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    groups: Tensor | None = None
     at_once: ClassVar[int] = sys.maxsize
     dtype: ClassVar[torch.dtype] = torch.uint8
 
@@ -35,6 +37,11 @@ class ImageSet:
             raise ValueError(
                 f"labels must be int64 [{len(self.images)}], one an image, but are "
                 f"{self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise ValueError(
+                f"groups must be [{len(self.labels)}], one an image, but are "
+                f"{list(self.groups.shape)}"
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
             self.class_names
@@ -56,7 +63,8 @@ class ImageSet:
 
     def __getitem__(self, index: Tensor) -> Self:
         """Return the images at ``index`` (int64 or bool)."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        groups = None if self.groups is None else self.groups[index.to(self.groups.device)]
+        return replace(self, images=self.images[index], labels=self.labels[index], groups=groups)
 
     def to(self, device: torch.device) -> Self:
         """Return the set on ``device``."""

@@ -74,13 +74,14 @@ class PackedImages:
     """Those images of a mapped ``array`` that lie at ``positions`` ``[N]``, with their labels.
 
     ``array`` is uint8 ``[M, channels, height, width]``; ``positions`` and ``labels`` are int64
-    ``[N]``; ``class_names`` has one entry a class, in label order.
+    ``[N]``; ``class_names`` has one entry a class, in label order; ``groups`` are as in ``Images``.
     """
 
     array: Mapped
     positions: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    groups: Tensor | None = None
     at_once: ClassVar[int] = 512
 
     def __len__(self) -> int:
@@ -110,7 +111,9 @@ class PackedImages:
 
     def __getitem__(self, index: Tensor) -> PackedImages:
         """Return the images at ``index`` (int64 or bool)."""
-        return replace(self, positions=self.positions[index.cpu()], labels=self.labels[index])
+        at = index.cpu()
+        groups = None if self.groups is None else self.groups[at]
+        return replace(self, positions=self.positions[at], labels=self.labels[index], groups=groups)
 
     def to(self, device: torch.device) -> PackedImages:
         """Return the set, whose images come to ``device``."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from hashlib import blake2b, sha256
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,11 +18,13 @@ from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
 from lt_pipeline.learning.data.packed import Mapped, PackedImages, mapped, pack
 from lt_pipeline.learning.data.sources import Source
-from lt_pipeline.learning.data.splits import split_groups
+from lt_pipeline.learning.data.splits import fold_groups, split_groups
 from lt_pipeline.learning.schema import UserError
 
 LOGGER = logging.getLogger(__name__)
 ORDER = (TRAIN, VALIDATION, TEST)
+# the column of an image's fold, and what it says of one that is learned in all of them
+FOLD, ALWAYS = "fold", -1
 
 
 def in_parts(
@@ -45,6 +48,74 @@ def in_parts(
     table = listing.table
     parts = split_groups(table["label"].tolist(), table["group"].tolist(), shares, seed)
     return replace(listing, table=table.assign(split=parts))
+
+
+def in_folds(
+    listing: Listing, folds: int, seed: int, rare: str = "train", made: bool = False
+) -> Listing:
+    """Return ``listing`` with the column ``fold``: the one that tests the image, by groups.
+
+    A class of one group is tested in none, and learned in each with all that its group holds:
+    -1; ``rare`` is as in ``in_parts``. A split that is there is left aside where it was ``made``.
+
+    Raises:
+        UserError: if a split is given, or a fold would lack images to learn, choose by or test
+            on, or test a class that it does not learn.
+    """
+    if listing.has_split and not made:
+        raise UserError(
+            "data.folds makes its own parts, but these images have a split of their own: leave "
+            "data.folds out to use it, or set data.split=made if its test images may be learned"
+        )
+    if rare == "drop":
+        listing = _without_rare(listing)
+    table = listing.table
+    alone = table.groupby("label")["group"].transform("nunique") == 1
+    always = table["group"].isin(table["group"][alone])
+    rest, fold = table[~always], np.full(len(table), ALWAYS)
+    if len(rest):
+        found = fold_groups(rest["label"].tolist(), rest["group"].tolist(), folds, seed)
+        fold[~always] = found
+    if alone.any():
+        names = [listing.class_names[label] for label in sorted(set(table["label"][alone]))]
+        LOGGER.warning(
+            "learned in every fold and tested in none, being in one group: %s", ", ".join(names)
+        )
+    made_of = replace(listing, table=table.assign(**{FOLD: fold}))
+    for k in range(folds):
+        _check_fold(of_fold(made_of, folds, k), k, folds)
+    return made_of
+
+
+def of_fold(listing: Listing, folds: int, fold: int) -> Listing:
+    """Return what ``in_folds`` gave, parted: ``fold`` tests, the next one validates.
+
+    Where all of a class that is not tested on would be chosen by, its groups are learned.
+    """
+    table = listing.table
+    tested, held = table[FOLD] == fold, table[FOLD] == (fold + 1) % folds
+    unlearned = ~table["label"].isin(table["label"][~(tested | held)])
+    held &= ~table["group"].isin(table["group"][held & unlearned])
+    parts = np.select([tested, held], [TEST, VALIDATION], TRAIN)
+    return replace(listing, table=table.assign(split=parts))
+
+
+def _check_fold(listing: Listing, fold: int, folds: int) -> None:
+    table, groups = listing.table, listing.table["group"].nunique()
+    lacking = [part for part in ORDER if not (table["split"] == part).any()]
+    if lacking:
+        raise UserError(
+            f"data.folds is {folds}, but fold {fold} has no {lacking[0]} images, as there are "
+            f"{groups} groups: choose fewer folds"
+        )
+    learned = set(table["label"][table["split"] == TRAIN])
+    strange = sorted(set(table["label"]) - learned)
+    if strange:
+        raise UserError(
+            f"data.folds: fold {fold} of {folds} would test {listing.class_names[strange[0]]} "
+            f"without having learned it, as all of its groups are there: choose another data.seed "
+            f"or number of folds"
+        )
 
 
 def _without_rare(listing: Listing) -> Listing:
@@ -104,6 +175,9 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
         )
     table = listing.table.drop(index=list(unreadable))
     _check_content(table, mapped(file))
+    groups, names = table["group"].factorize()
+    if len(names) < len(table):
+        table = table.assign(number=groups)
     parts = [table[table["split"] == part] for part in ORDER]
     array = mapped(file)
     train, validation, test = (
@@ -112,10 +186,12 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
             torch.tensor(part.index.to_numpy(copy=True)),
             torch.tensor(part["label"].to_numpy(copy=True)),
             listing.class_names,
+            torch.tensor(part["number"].to_numpy(copy=True)) if "number" in part else None,
         )
         for part in parts
     )
     rows = table.assign(**{"class": [listing.class_names[label] for label in table["label"]]})
+    rows = rows.drop(columns="number", errors="ignore")
     return Source(train, test, validation, rows)
 
 

@@ -21,8 +21,14 @@ from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.listing import TRAIN, Listing, list_folder, list_table
 from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
-from lt_pipeline.learning.data.ood import AUXILIARY_SETS, check_name
-from lt_pipeline.learning.data.photos import as_source, in_parts, say_untested
+from lt_pipeline.learning.data.ood import AUXILIARY_SETS, auxiliary_images, check_name
+from lt_pipeline.learning.data.photos import (
+    as_source,
+    in_folds,
+    in_parts,
+    of_fold,
+    say_untested,
+)
 from lt_pipeline.learning.data.profiles import (
     Cut,
     Exponential,
@@ -32,7 +38,7 @@ from lt_pipeline.learning.data.profiles import (
     profile_counts,
 )
 from lt_pipeline.learning.data.protocol import Images, content_hash, in_order
-from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, Source
+from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, Source, load_source
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
 PHOTOS = ("folder", "csv")
@@ -78,6 +84,11 @@ class DataConfig(Config):
     ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
     or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it.
 
+    In place of shares there can be ``folds``, three or more: ``fold`` k tests, k + 1 validates, the
+    others train; None is each of them in turn, and k = 0 where one set of data is asked for. A
+    ``split`` that is there is used where it is ``given``, and then refuses folds, which leave one
+    that is ``made``, as the audit's, aside.
+
     ``order`` says which classes become rare: by ``label`` the last ones, by ``size`` those of which
     the source has the fewest images. ``max_per_class``, the images of the largest class, defaults
     to the source's smallest class, and in the order of size to the most with which no class is
@@ -100,6 +111,9 @@ class DataConfig(Config):
     fit: Fit = "crop"
     test: float = Field(default=0.2, gt=0, lt=1)
     rare: Literal["train", "drop"] = "train"
+    folds: NonNegativeInt = 0
+    fold: NonNegativeInt | None = None
+    split: Literal["given", "made"] = "given"
     unreadable: Literal["stop", "skip"] = "stop"
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=20.0, ge=1)
@@ -147,6 +161,24 @@ class DataConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _folds_that_can_be(self) -> DataConfig:
+        if not self.folds and self.fold is not None:
+            raise UserError("fold is one of data.folds, which is 0: set it, as in data.folds=5")
+        if self.folds and self.source not in PHOTOS:
+            raise UserError(
+                f"folds are of images in files (data.source folder or csv), and {self.source} has "
+                f"a test set of its own: leave data.folds out"
+            )
+        if self.folds in (1, 2):
+            raise UserError(
+                f"folds must be 3 or more, or 0 for none, but is {self.folds}: one is tested on, "
+                f"one chosen by, the others are learned"
+            )
+        if self.fold is not None and self.fold >= self.folds:
+            raise UserError(f"fold must be 0 to {self.folds - 1}, but is {self.fold}")
+        return self
+
+    @model_validator(mode="after")
     def _in_reach_of_floats(self) -> DataConfig:
         if isinstance(self.profile, Natural):
             return self
@@ -175,8 +207,20 @@ class DataConfig(Config):
         return self.source not in PHOTOS
 
     @property
+    def each_fold(self) -> tuple[int, ...]:
+        """Return the folds that a run goes through, none where it is of one set of data."""
+        return tuple(range(self.folds)) if self.fold is None else ()
+
+    @property
+    def holds_out(self) -> bool:
+        """Return whether images are held out to choose by, as far as parameters say."""
+        return bool(self.validation or self.folds)
+
+    @property
     def test_set(self) -> str:
         """Return what numbers are of, as in ``balanced test set``."""
+        if self.folds:
+            return f"test set of fold {self.fold or 0} (0 to {self.folds - 1})"
         return "balanced test set" if self.balanced else "test set"
 
     @property
@@ -281,6 +325,23 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     return PreparedData(*sets, train_index, validation_index, card)
 
 
+def make(config: DataConfig, raw_folder: Path, packed_folder: Path) -> PreparedData:
+    """Return the data that ``config`` describes, from files in ``raw_folder`` or where it says.
+
+    Images in files are decoded into ``packed_folder`` unless they are there.
+
+    Raises:
+        UserError: as ``prepare`` does, or if files are missing or unreadable.
+    """
+    files = config.source in PHOTOS
+    source = load_photos(config, packed_folder) if files else load_source(config.source, raw_folder)
+    auxiliary = None
+    if config.auxiliary:
+        chosen, shape = config.auxiliary, source.train.shape
+        auxiliary = auxiliary_images(chosen.name, raw_folder, shape, chosen.images, config.seed)
+    return prepare(source, config, auxiliary)
+
+
 def _as_split(
     source: Source, validation: Images, config: DataConfig, auxiliary: Tensor | None
 ) -> PreparedData:
@@ -371,10 +432,20 @@ def listed(config: DataConfig) -> Listing:
 @lru_cache(maxsize=8)
 def _listed(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
+    if config.folds:
+        found = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
+        return of_fold(found, config.folds, config.fold or 0)
     found = listed_raw(config)
     parted = in_parts(found, config.validation, config.test, config.seed, config.rare)
     say_untested(parted)
     return parted
+
+
+@lru_cache(maxsize=8)
+def _in_folds(settings: str) -> Listing:
+    config = DataConfig.model_validate_json(settings)
+    made = config.split == "made"
+    return in_folds(listed_raw(config), config.folds, config.seed, config.rare, made)
 
 
 def load_photos(config: DataConfig, cache: Path) -> Source:

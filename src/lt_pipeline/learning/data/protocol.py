@@ -48,6 +48,13 @@ class Images(Pixels, Protocol):
         """Return a name a class, in label order; a class need not have an image here."""
 
     @property
+    def groups(self) -> Tensor | None:
+        """Return numbers int64 ``[N]``, on the CPU, of what images are of, as an animal or a site.
+
+        Images of one are not independent; None is where all are.
+        """
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Return (channels, height, width)."""
 

@@ -19,6 +19,8 @@ import numpy as np
 MISSING = 10.0
 # pairs of a class's groups that are tried for a swap, at most
 PAIRS = 500
+# groups of a class that are tested, below which no interval can be given
+GROUPS_FOR_INTERVALS = 5
 # what a change must gain: less is rounding
 LEAST = 1e-12
 # groups and the parts that they go to

@@ -73,7 +73,8 @@ class FeatureCache:
             rows = torch.stack(views, 2)[..., None]
             if len(_RECENT) >= REMEMBERED:
                 _RECENT.pop(next(iter(_RECENT)))
-            _RECENT[key] = data, FeatureSet(rows, data.labels.cpu(), data.class_names)
+            found = FeatureSet(rows, data.labels.cpu(), data.class_names, data.groups)
+            _RECENT[key] = data, found
         return _RECENT[key][1]
 
     def _view(self, data: Images, network: Callable[[], Extract], flip: bool) -> Tensor:

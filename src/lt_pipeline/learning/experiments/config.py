@@ -210,7 +210,7 @@ class ExperimentConfig(Config):
                 f"{self.method} trains on images of no class, but data.auxiliary is null: set it, "
                 f"as in data.auxiliary.name=gaussian_noise"
             )
-        if self.options.wants_validation and not data.validation:
+        if self.options.wants_validation and not data.holds_out:
             raise UserError(
                 f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"

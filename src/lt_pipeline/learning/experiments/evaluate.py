@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.protocol import Images
@@ -22,9 +23,11 @@ from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.classification import (
     class_table,
     confusion_matrix,
+    interval_report,
     report,
     score_report,
 )
+from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures import methods as of_method
@@ -36,13 +39,17 @@ Values = dict[str, Any]
 
 
 class Judged(NamedTuple):
-    """What a method makes of the test set, and the seconds that this took."""
+    """What a method makes of the test set, and the seconds that this took.
+
+    ``answers`` has a row an image: ``label``, ``predicted`` and, where there are, ``group``.
+    """
 
     metrics: dict[str, float]
     table: pd.DataFrame
     confusion: pd.DataFrame
     reliability: Values
     seconds: float
+    answers: pd.DataFrame
 
 
 def evaluate(
@@ -53,7 +60,20 @@ def evaluate(
     finish_report: Values,
     histories: Sequence[History],
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
-    """Return metrics, the table of classes, the confusion matrix and the reliability bins.
+    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
+    metrics, judged = judge(experiment, model, validation, test, finish_report, histories)
+    return metrics, judged.table, judged.confusion, judged.reliability
+
+
+def judge(
+    experiment: Experiment,
+    model: StateDict,
+    validation: Images,
+    test: Images,
+    finish_report: Values,
+    histories: Sequence[History],
+) -> tuple[Values, Judged]:
+    """Return all metrics, and what they rest on.
 
     The hold-out's, where there is one, are for choosing between methods and parameters; its mean
     recall is over the classes that it has.
@@ -70,7 +90,7 @@ def evaluate(
         **_groups(method.card.longtail),
         **_judge_hold_out(experiment, method, validation),
     }
-    return metrics, judged.table, judged.confusion, judged.reliability
+    return metrics, judged
 
 
 def first_of_all(metrics: Values) -> dict[str, float]:
@@ -103,16 +123,34 @@ def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
     matrix, names = confusion_matrix(scores, test.labels), longtail.class_names
+    answers = _answers(test, scores)
+    tested = outcomes_of(answers)
     return Judged(
         {
             **report(matrix, longtail, floor=how.recall_floor),
+            **interval_report(tested),
             **score_report(scores, test.labels, how.calibration_bins),
         },
-        pd.DataFrame(class_table(matrix, longtail)),
+        pd.DataFrame(class_table(matrix, longtail, tested)),
         pd.DataFrame(matrix.numpy(), index=names, columns=names),
         reliability(scores, test.labels, how.calibration_bins),
         seconds,
+        answers,
     )
+
+
+def _answers(test: Images, scores: Tensor) -> pd.DataFrame:
+    """Return a row a test image, in its order: what it is, and what it was taken for."""
+    columns = {"label": test.labels, "predicted": scores.argmax(1)}
+    columns |= {} if test.groups is None else {"group": test.groups}
+    return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+
+def outcomes_of(answers: pd.DataFrame) -> Outcomes:
+    """Return what became of the images of ``answers``, as intervals are computed from."""
+    labels = answers["label"].to_numpy()
+    groups = answers["group"].to_numpy() if "group" in answers else None
+    return Outcomes(labels, (answers["predicted"] == labels).to_numpy(float), groups)
 
 
 def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) -> Values:
@@ -121,7 +159,7 @@ def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) 
         return {}
     seen = experiment.seen(validation)
     found = accuracies(method, method.score, seen, device=experiment.device)
-    return {"validation": found}
+    return {"validation": {**found, "classes": len(validation.labels.unique())}}
 
 
 def _groups(longtail: LongTail) -> Values:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from lt_pipeline.learning.data.prepare import DataConfig
@@ -26,6 +27,8 @@ from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.schema import UserError, canonical, flatten
 
 KEPT = "metrics.json"
+# what a run made of each test image
+ANSWERS = "answers.csv"
 KEY_DIGITS = 16
 # where it is computed changes no result, and how it is judged no training
 PLACE, JUDGING = {"device"}, {"device", "evaluation"}
@@ -165,9 +168,28 @@ class Store:
         found = self._found(experiment)
         return found[1].metrics if found else None
 
-    def keep(self, experiment: Experiment, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics of a run, and drop what it would have resumed from."""
+    def answers(self, name: str) -> pd.DataFrame:
+        """Return what the finished run in the folder ``name`` made of each test image.
+
+        Raises:
+            UserError: if it was kept by an earlier version, which kept the metrics only.
+        """
+        path = self.folder / name / ANSWERS
+        if not path.is_file():
+            raise UserError(f"there is no {path}: delete {path.parent}, and the run is done again")
+        return pd.read_csv(path)
+
+    def keep(
+        self,
+        experiment: Experiment,
+        metrics: Mapping[str, float],
+        answers: pd.DataFrame | None = None,
+    ) -> None:
+        """Keep the metrics of a run and its answers, and drop what it would have resumed from."""
         folder = self.folder_of(experiment)
+        if answers is not None:
+            with atomic_path(folder / ANSWERS) as path:
+                answers.to_csv(path, index=False)
         with atomic_path(folder / KEPT) as path:
             path.write_text(
                 json.dumps(

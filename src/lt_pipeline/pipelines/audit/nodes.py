@@ -71,6 +71,8 @@ def write_environment(data: dict[str, Any], facts: pd.DataFrame, conf: Path) -> 
         "labels": split,
         "size": config.size,
         "fit": config.fit,
+        # folds may replace a split of ours, and not one that was given
+        "split": "given" if listed_raw(config).has_split else "made",
     }
     installed = find_spec(PACKAGE.replace("-", "_"))
     model = {"backbone": BACKBONE, "weights": PACKAGE if installed else DEFAULT}

@@ -8,10 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.ood import auxiliary_images
-from lt_pipeline.learning.data.prepare import PHOTOS, DataCard, load_photos, prepare
+from lt_pipeline.learning.data.prepare import DataCard, make
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.data.sources import load_source
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.figures.distribution import class_distribution
 
@@ -20,15 +18,7 @@ def make_sets(
     raw_folder: Path, packed_folder: Path, data: dict[str, Any]
 ) -> tuple[Images, Images, Images, Images, DataCard, pd.DataFrame]:
     """Return training set, hold-out, test set, auxiliary set, data card and manifest."""
-    config = data_config({"data": data})
-    files = config.source in PHOTOS
-    source = load_photos(config, packed_folder) if files else load_source(config.source, raw_folder)
-    auxiliary = None
-    if config.auxiliary:
-        chosen = config.auxiliary
-        shape = source.train.shape
-        auxiliary = auxiliary_images(chosen.name, raw_folder, shape, chosen.images, config.seed)
-    prepared = prepare(source, config, auxiliary)
+    prepared = make(data_config({"data": data}), raw_folder, packed_folder)
     return (
         prepared.train,
         prepared.validation,

@@ -148,6 +148,13 @@ _TABLE = (
         words="accuracy on the balanced test set", by_group="test/{group}", picture="accuracy",
     ),
     Metric("test/mean_recall", "mean recall", from_recalls=recalls.mean_recall),
+    # of the 95 % interval (metrics.intervals)
+    Metric("test/mean_recall_low", "mean recall, low"),
+    Metric("test/mean_recall_high", "mean recall, high"),
+    Metric("test/groups", "groups", unit="", digits=0, better=None),
+    Metric(
+        "test/classes", "classes", unit="", digits=0, better=None, from_recalls=recalls.classes
+    ),
     *(
         Metric(f"test/{g}", g, _MAIN, from_recalls=partial(recalls.group_recall, group=g))
         for g in GROUP_NAMES

@@ -9,6 +9,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes, wilson
 from lt_pipeline.learning.evaluation.metrics.recalls import Recalls, class_recall
 from lt_pipeline.learning.schema import UserError
 
@@ -55,8 +56,21 @@ def score_report(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, fl
     return {m.name: m.from_scores(scores, labels, bins) for m in rows if m.from_scores}
 
 
-def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
+def interval_report(tested: Outcomes) -> dict[str, float]:
+    """Return the mean recall's 95 % interval, unless groups are too few, and how many there are."""
+    names, found = ("mean_recall_low", "mean_recall_high"), tested.interval()
+    groups = {} if tested.groups is None else {"groups": float(len(set(tested.groups.tolist())))}
+    return {**(dict(zip(names, found, strict=True)) if found else {}), **groups}
+
+
+def class_table(
+    confusion: Tensor, longtail: LongTail, tested: Outcomes | None = None
+) -> list[dict[str, Any]]:
     """Return a row a class: name, group, training and test images, recall and precision.
+
+    ``recall_low`` and ``recall_high`` are the recall's 95 % interval: Wilson's, or where ``tested``
+    has groups the bootstrap's over those, of which ``test_groups`` says how many there are. None is
+    where there are fewer than five, or no test image.
 
     The recall of a class without a test image and the precision of a class that is never predicted
     are 0; ``test_images`` and ``predicted_images`` tell those from real zeros.
@@ -65,6 +79,7 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
         UserError: if the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
+    sure = [_interval(confusion, tested, c) for c in range(longtail.classes)]
     recall = class_recall(confusion).tolist()
     predicted = confusion.sum(0)
     precision = (confusion.diagonal().double() / predicted.clamp(min=1)).tolist()
@@ -78,9 +93,20 @@ def class_table(confusion: Tensor, longtail: LongTail) -> list[dict[str, Any]]:
             "predicted_images": int(predicted[c]),
             "recall": recall[c],
             "precision": precision[c],
+            **sure[c],
         }
         for c in range(longtail.classes)
     ]
+
+
+def _interval(confusion: Tensor, tested: Outcomes | None, label: int) -> dict[str, Any]:
+    right, images = int(confusion[label, label]), int(confusion[label].sum())
+    if tested is None or tested.groups is None:
+        found, groups = wilson(right, images) if images else None, {}
+    else:
+        found, groups = tested.class_interval(label), {"test_groups": tested.groups_of(label)}
+    low, high = found or (None, None)
+    return {"recall_low": low, "recall_high": high, **groups}
 
 
 def _check_classes(confusion: Tensor, longtail: LongTail) -> None:

@@ -57,6 +57,11 @@ def mean_recall(found: Recalls) -> float:
     return float(found.known.mean())
 
 
+def classes(found: Recalls) -> float:
+    """Return how many classes with a test image there are: what means are over."""
+    return float(found.tested.sum())
+
+
 def group_recall(found: Recalls, group: str) -> float | None:
     """Return the mean recall of a group's classes with a test image, None if there is none."""
     classes = [c for c in found.longtail.groups.get(group, ()) if found.tested[c]]

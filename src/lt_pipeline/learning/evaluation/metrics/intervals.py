@@ -1,0 +1,172 @@
+"""How sure recalls are: Wilson's interval where images are independent, else groups drawn again.
+
+Images of one animal, patient or site are right or wrong together: twenty of them say little more
+than one. So the groups are drawn again with replacement and not the images (the cluster bootstrap;
+Davison and Hinkley 1997, section 3.8), by percentiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lt_pipeline.learning.data.splits import GROUPS_FOR_INTERVALS
+from lt_pipeline.learning.evaluation.metrics.significance import LEVEL
+
+DRAWS = 2_000
+# numbers drawn at a time, so that memory does not grow with the images
+AT_ONCE = 2**22
+Array = np.ndarray[Any, np.dtype[Any]]
+Interval = tuple[float, float]
+
+
+def wilson(right: float, images: float, level: float = LEVEL) -> Interval:
+    """Return Wilson's interval of a share of which ``right`` of ``images`` > 0 were found.
+
+    Wilson (1927): the shares whose normal approximation does not refuse what was found.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = right / images, z * z / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(share * (1 - share) / images + spread / (4 * images))
+    # 0 and 1 belong to it where they were found, whatever rounding says
+    low = 0.0 if right == 0 else float(middle - half)
+    return low, 1.0 if right == images else float(middle + half)
+
+
+class _Cells(NamedTuple):
+    """A row for each class of each group: its ``images``, and what they add up to."""
+
+    group: Array
+    label: Array
+    images: Array
+    right: Array
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of test images: ``labels`` ``[N]``, and how much of each is ``right`` ``[N]``.
+
+    That is 0 or 1, a mean over runs, or the difference of two methods. ``groups`` ``[N]`` number
+    what images are of; None is where they are independent.
+    """
+
+    labels: Array
+    right: Array
+    groups: Array | None = None
+
+    @cached_property
+    def classes(self) -> Array:
+        """Return the classes with a test image, in order."""
+        return np.unique(self.labels)
+
+    @property
+    def mean_recall(self) -> float:
+        """Return the mean over classes of what images of a class are right on average."""
+        images, right = np.bincount(self.labels), np.bincount(self.labels, self.right)
+        return float((right[self.classes] / images[self.classes]).mean())
+
+    def groups_of(self, label: int) -> int:
+        """Return how many groups a class's images are of; without groups, how many images."""
+        own = self.labels == label
+        return int(own.sum() if self.groups is None else len(np.unique(self.groups[own])))
+
+    def class_interval(self, label: int, draws: int = DRAWS, seed: int = 0) -> Interval | None:
+        """Return the 95 % interval of the recall of a class; ``right`` must be 0 or 1.
+
+        None is where it has no image, or fewer than five groups. Where all images are right, or
+        none, drawing again says nothing: then it is Wilson's, of as many images as groups.
+        """
+        own = self.labels == label
+        right, images, count = float(self.right[own].sum()), int(own.sum()), self.groups_of(label)
+        if not images:
+            return None
+        if self.groups is None:
+            return wilson(right, images)
+        if count < GROUPS_FOR_INTERVALS:
+            return None
+        if right in (0, images):
+            return wilson(right / images * count, count)
+        return _percentiles(self._drawn_of(own, draws, seed))
+
+    def interval(self, draws: int = DRAWS, seed: int = 0) -> Interval | None:
+        """Return the 95 % interval of ``mean_recall``; None with fewer than five groups.
+
+        Groups are drawn again among those that are mostly of the same class, so that each class
+        keeps its number of them; images that are independent, within their class.
+        """
+        if self.groups is not None and len(np.unique(self.groups)) < GROUPS_FOR_INTERVALS:
+            return None
+        return _percentiles(self.drawn(draws, seed))
+
+    def drawn(self, draws: int = DRAWS, seed: int = 0) -> Array:
+        """Return ``mean_recall`` of groups drawn again, ``[draws]``.
+
+        Equal seeds draw equal groups, whatever is right.
+        """
+        generator, place = np.random.default_rng(seed), np.searchsorted(self.classes, self.labels)
+        if self.groups is None and np.isin(self.right, (0, 1)).all():
+            # of independent images as many are right as a binomial draw says
+            count = np.bincount(place)
+            share = np.bincount(place, self.right) / count
+            found = generator.binomial(count, share, (draws, len(count))) / count
+            return np.asarray(found.mean(1))
+        sums = np.zeros((2, draws, len(self.classes)))
+        for own in _alike(_cells(place, self.right, self.groups)):
+            columns, at = np.unique(own.label, return_inverse=True)
+            rows = np.unique(own.group, return_inverse=True)[1]
+            held = np.zeros((2, rows.max() + 1, len(columns)))
+            held[0, rows, at], held[1, rows, at] = own.right, own.images
+            for part, times in _times(held.shape[1], draws, generator):
+                sums[:, part[:, None], columns] += times @ held
+        right, images = sums
+        recalls = np.divide(right, images, out=np.full_like(right, np.nan), where=images > 0)
+        return np.asarray(np.nanmean(recalls, axis=1))
+
+    def _drawn_of(self, own: Array, draws: int, seed: int) -> Array:
+        """Return the recall of the images ``own`` with their groups drawn again, ``[draws]``."""
+        groups = None if self.groups is None else self.groups[own]
+        cells = _cells(np.zeros(int(own.sum()), dtype=np.int64), self.right[own], groups)
+        generator = np.random.default_rng(seed)
+        parts = [
+            (times @ cells.right) / (times @ cells.images)
+            for _, times in _times(len(cells.group), draws, generator)
+        ]
+        return np.concatenate(parts)
+
+
+def _percentiles(drawn: Array) -> Interval:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _cells(labels: Array, right: Array, groups: Array | None) -> _Cells:
+    """Return what each group holds of each class; without groups every image is one."""
+    numbers = np.arange(len(labels)) if groups is None else groups
+    both = np.stack([numbers, labels])
+    (group, label), at = np.unique(both, axis=1, return_inverse=True)
+    at = at.ravel()
+    return _Cells(group, label, np.bincount(at).astype(float), np.bincount(at, right))
+
+
+def _alike(cells: _Cells) -> Iterator[_Cells]:
+    """Yield the groups by the class that most of their images are of."""
+    order = np.lexsort((cells.label, -cells.images, cells.group))
+    groups, first = np.unique(cells.group[order], return_index=True)
+    mostly = cells.label[order][first][np.searchsorted(groups, cells.group)]
+    for label in np.unique(mostly):
+        yield _Cells(*(column[mostly == label] for column in cells))
+
+
+def _times(count: int, draws: int, generator: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+    """Yield how often each of ``count`` things is drawn, ``[D, count]``, and which draws it is."""
+    for part in np.array_split(np.arange(draws), -(-draws * count // AT_ONCE)):
+        drawn = generator.integers(count, size=(len(part), count))
+        drawn += count * np.arange(len(part))[:, None]
+        times = np.bincount(drawn.ravel(), minlength=len(part) * count)
+        yield part, times.reshape(len(part), count).astype(float)
