@@ -213,3 +213,25 @@ def test_every_node_has_a_tag_to_be_run_by():
     for name in ("more", "btm", "dbm_K", "data_prep"):
         for node in registry()[name].nodes:
             assert len(node.tags & known) == 1, node.name
+
+
+def test_folds_make_a_method_a_study_of_a_run_on_each():
+    photos = {"path": "p", "folds": 3}
+    given = {**confs.parameters("smoke"), "data": photos}
+    found = Registry()
+    found.shape(with_seeds(given, ["ce", "more"]))
+    runs = {f"ce_over_folds.s0_f{fold}_ce" for fold in range(3)}
+    assert runs <= {node.name for node in found["ce"].nodes}
+    assert {"ce_over_folds.pool"} <= {node.name for node in found["ce"].nodes}
+    assert "more_over_folds.pool" in {node.name for node in found["__default__"].nodes}
+    several = with_seeds({**given, "seeds": [1, 2]}, ["ce"])
+    found.shape(several)
+    names = {node.name.partition(".")[2] for node in found["ce"].nodes}
+    assert {f"s{seed}_f{fold}_ce" for seed in (1, 2) for fold in range(3)} <= names
+    for one in ({"fold": 0}, {"folds": 0}):
+        plain = with_seeds({**given, "data": {**photos, **one}}, ["ce"])
+        found.shape(plain)
+        assert "ce.finish" in {node.name for node in found["ce"].nodes}
+    # a study of several arms takes folds the same way
+    found.shape({**given, "studies": {"s": {"title": "t", "arms": {"a": {"method": "ce"}}}}})
+    assert {"s.s2_f1_a", "s.pool"} <= {node.name for node in found["s"].nodes}

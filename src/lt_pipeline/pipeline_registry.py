@@ -15,9 +15,9 @@ import yaml
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
-from lt_pipeline.io.own_folders import OVER_SEEDS
+from lt_pipeline.io.own_folders import OVER_FOLDS, OVER_SEEDS
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.experiments.config import ExperimentConfig, method_options
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, method_options
 from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.pipelines import audit, compare, data_prep, evaluate, method, study, tune
@@ -95,36 +95,44 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
                 raise UserError(f"studies.{name}: {one} is the name of another pipeline")
             found[one] = partial(_study, name, parameters)
     for name in methods.available():
-        if parameters.get("seeds") and over_seeds(name) in found:
-            found[name] = found[over_seeds(name)]
-    return found
+        if (several := repeated(name, parameters)) in found:
+            found[name] = found[several]
+    return {**found, "__default__": found[DEFAULT]}
 
 
-def over_seeds(method: str) -> str:
-    """Return the name of the study that runs ``method`` with each of the parameter ``seeds``."""
-    return f"{method}{OVER_SEEDS}"
+def repeated(method: str, parameters: Mapping[str, Any]) -> str:
+    """Return the study that runs ``method`` on each fold, or with each of the ``seeds``.
+
+    It is ``method`` itself where neither is asked for.
+    """
+    data = parameters.get("data")
+    if isinstance(data, Mapping) and data.get("folds") and data.get("fold") is None:
+        return f"{method}{OVER_FOLDS}"
+    return method if parameters.get("seeds") in (None, []) else f"{method}{OVER_SEEDS}"
 
 
 def with_seeds(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return ``parameters`` with a study of one arm for each method of ``names``, if asked for.
 
+    ``seeds`` ask for it, and folds of which none is named.
+
     Raises:
         UserError: if ``seeds`` are none.
     """
-    seeds = parameters.get("seeds")
-    if seeds is None:
-        return dict(parameters)
-    found = dict(block_of(parameters, "studies"))
+    seeds, found = parameters.get("seeds"), dict(block_of(parameters, "studies"))
     for name in {*names} & {*methods.available()}:
-        arms = {name: {"method": name}}
-        own = {"title": f"{name} over seeds", "these_seeds": seeds, "arms": arms}
+        several = repeated(name, parameters)
+        if several == name:
+            continue
+        asked = {"seeds": 1} if seeds is None else {"these_seeds": seeds}
+        own = {"title": several.replace("_", " "), **asked, "arms": {name: {"method": name}}}
         try:
-            StudyConfig.read(own, f"studies.{over_seeds(name)}")
+            StudyConfig.read(own, f"studies.{several}")
         except UserError as error:
-            where = f"studies.{over_seeds(name)}.these_seeds"
+            where = f"studies.{several}.these_seeds"
             raise UserError(str(error).replace(where, "seeds")) from None
-        found[over_seeds(name)] = own
-    return {**parameters, "studies": found}
+        found[several] = own
+    return {**parameters, "studies": found} if found else dict(parameters)
 
 
 def _tables(block: Any) -> list[str]:
@@ -149,8 +157,9 @@ def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     found = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
     with one_line_errors():
         seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
-    runs = found.run_names(seed)
-    return _from_raw(partial(study.create_pipeline, name, runs))
+    folds = data_config(parameters).each_fold
+    runs = found.run_names(seed, folds)
+    return _from_raw(partial(study.create_pipeline, name, runs, folded=bool(folds)))
 
 
 def _tune(parameters: Mapping[str, Any]) -> Pipeline:

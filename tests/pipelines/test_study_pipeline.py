@@ -246,7 +246,10 @@ def test_a_study_through_kedro_has_a_nested_run_for_each_arm_and_seed(project):
     assert (folder / "table.md").read_text().startswith("| arm | runs | accuracy % |")
     # what is there is not trained again
     kept = project.file("06_models", "smoke", "arms")
-    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"metrics.json"}
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {
+        "metrics.json",
+        "answers.csv",
+    }
 
 
 @pytest.mark.slow

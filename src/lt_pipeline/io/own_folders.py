@@ -18,6 +18,7 @@ INDIFFERENT = (
 # of a training, what no weight depends on
 FOLLOWED = ("training.checkpoint_every", "training.monitor_every", "training.monitor_test")
 OVER_SEEDS = "_over_seeds"  # the study that a method with several seeds is
+OVER_FOLDS = "_over_folds"  # and on several folds
 SEARCHED = "_search"  # a sweep's own name says what it searches
 LONGEST = 60  # letters of a folder's name
 # words that tell nothing where the rest of a parameter's path is there
@@ -69,8 +70,8 @@ def key(values: Mapping[str, Any]) -> str:
 def _decides(path: str) -> bool:
     parts = path.split(".")
     looked_at = parts[0] in INDIFFERENT or parts[0].endswith(SEARCHED)
-    if parts[0] == "studies" and parts[1].endswith(OVER_SEEDS):
-        return False  # it follows from the parameter seeds
+    if parts[0] == "studies" and parts[1].endswith((OVER_SEEDS, OVER_FOLDS)):
+        return False  # it follows from seeds or data.folds
     return not looked_at and ".".join(parts[-2:]) not in FOLLOWED
 
 

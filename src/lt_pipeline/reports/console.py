@@ -56,7 +56,7 @@ def print_results(
         + "."
     )
     if not card.config.balanced:
-        console.print(_of_what(first["test"]), highlight=False, markup=False)
+        console.print(_of_what(first["test"]))
     for name, values in finished.items():
         for line in _remarks(values):
             console.print(f"{name}: {line}.")
@@ -70,6 +70,8 @@ def _with_interval(metric: Metric, values: Values) -> str:
     text, ends = metric.number(values[metric.key]), (f"{metric.key}_low", f"{metric.key}_high")
     if metric.key != MEAN_RECALL or ends[0] not in values:
         return text
+    if values[ends[0]] == values[ends[1]]:
+        return text  # where each class is all right, or all wrong, drawing again says nothing
     return f"{text} [{', '.join(metric.number(values[end]) for end in ends)}]"
 
 
@@ -79,7 +81,7 @@ def _of_what(test: Values) -> str:
         return f"No interval: {test['groups']:.0f} groups are tested, and it takes five."
     drawn = f"{test['groups']:.0f} groups" if "groups" in test else "images"
     name = METRICS[MEAN_RECALL].heading
-    return f"[low, high]: 95 % interval of the {name}, by drawing {drawn} again."
+    return f"In brackets: 95 % interval of the {name}, by drawing {drawn} again."
 
 
 def _remarks(values: Values) -> Iterable[str]:
@@ -134,16 +136,21 @@ def print_comparison(
 
 
 def print_study(name: str, standing: Values, card: DataCard, where: str) -> None:
-    """Print mean and standard deviation over seeds of every arm, and what papers say of it."""
-    console = _begin()
+    """Print mean and standard deviation over seeds of every arm, and what papers say of it.
+
+    What is pooled over folds says so, under ``of`` and ``about``.
+    """
+    console, of = _begin(), standing.get("of", card.config.test_set)
     rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
     # not the table's title, which would be broken to the table's width
-    console.print(f"{name} on {card.config.title}: {card.config.test_set}, last epoch, %")
+    console.print(f"{name} on {card.config.title}: {of}, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
     told = behind if standing["beside_papers"] else ""
-    console.print(f"(mean ± standard deviation over seeds{told})")
+    about = standing.get("about", f"mean ± standard deviation over seeds{told}")
+    console.print(f"({about})")
     console.print(screen.table(standing["headings"], rows))
-    _print_groups(console, card)
+    if "of" not in standing:
+        _print_groups(console, card)
     for note in standing["notes"]:
         console.print(f"{note}.", soft_wrap=True)
     _print_where(console, where)

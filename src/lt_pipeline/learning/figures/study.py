@@ -18,6 +18,7 @@ MARKERS = {"all": "D", "many": "o", "medium": "s", "few": "^"}
 
 # of arms: ``arm``, ``runs``, and by the keys of a metric and of its groups the mean and, under
 # ``<key> sd``, the standard deviation; a key that is not there is left out
+# ``over`` is what they are over, seeds unless told
 Rows = Sequence[Mapping[Any, Any]]
 
 
@@ -96,4 +97,4 @@ def _seeds(rows: Rows) -> str:
     if most == 1:
         return "one seed"
     over = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"bars: one standard deviation over {over} seeds"
+    return f"bars: one standard deviation over {over} {rows[0].get('over', 'seeds')}"

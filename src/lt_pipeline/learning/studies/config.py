@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
@@ -147,16 +147,21 @@ class StudyConfig(Config):
         """Return every arm by label."""
         return {**self.arms, **(self.sweep.arms() if self.sweep else {})}
 
-    def run_names(self, first_seed: int) -> dict[str, tuple[str, int]]:
-        """Return each run's arm and seed by the name of its node, as in ``s0_K-0-1``.
+    def run_names(
+        self, first_seed: int, folds: Sequence[int] = ()
+    ) -> dict[str, tuple[str, int, int | None]]:
+        """Return each run's arm, seed and fold by the name of its node, as in ``s0_f2_K-0-1``.
 
-        The seed is in front: nodes run in the order of their names, all arms of a seed together.
+        The seed is in front: nodes run in the order of their names, all arms of a seed together,
+        and of a fold, where there are ``folds``; else that is None.
         """
         seeds = self.these_seeds or range(first_seed, first_seed + self.seeds)
-        digits = len(str(max(seeds)))
+        digits, wide = len(str(max(seeds))), len(str(max(folds, default=0)))
+        on: dict[str, int | None] = {f"_f{fold:0{wide}}": fold for fold in folds}
         return {
-            f"s{seed:0{digits}}_{_node(label)}": (label, seed)
+            f"s{seed:0{digits}}{name}_{_node(label)}": (label, seed, fold)
             for seed in seeds
+            for name, fold in (on or {"": None}).items()
             for label in self.all_arms()
         }
 

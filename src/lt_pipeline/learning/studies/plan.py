@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from lt_pipeline.learning.data.prepare import DataConfig
-from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.experiments.store import KEY_DIGITS, run_key
 from lt_pipeline.learning.studies.config import StudyConfig
 
@@ -17,25 +17,28 @@ Paces = dict[tuple[str, str], float]
 
 
 class Run(NamedTuple):
-    """An arm and a seed of it."""
+    """An arm and a seed of it, on one fold of the data where there are folds."""
 
     label: str
     config: ExperimentConfig
+    fold: int | None = None
 
     @property
     def title(self) -> str:
         """Return what it is called."""
-        return f"{self.label} · seed {self.config.seed}"
+        fold = "" if self.fold is None else f" · fold {self.fold}"
+        return f"{self.label} · seed {self.config.seed}{fold}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with its arms' experiments, by label, and its seeds, all of it resolved."""
+    """A study with its arms' experiments, by label, its seeds and folds, all of it resolved."""
 
     name: str
     study: StudyConfig
     experiments: dict[str, ExperimentConfig]
     first_seed: int
+    folds: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, name: str, parameters: Mapping[str, Any]) -> Plan:
@@ -45,7 +48,8 @@ class Plan:
             UserError: in one line, naming the arm and the parameter that is wrong.
         """
         study = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
-        return cls(name, study, study.experiments(parameters), parameters["seed"])
+        folds = data_config(parameters).each_fold
+        return cls(name, study, study.experiments(parameters), parameters["seed"], folds)
 
     @property
     def arms(self) -> list[ExperimentConfig]:
@@ -59,11 +63,11 @@ class Plan:
 
     @property
     def runs(self) -> dict[str, Run]:
-        """Return the runs by the names of their nodes, in the order of seeds and arms."""
-        names = self.study.run_names(self.first_seed)
+        """Return the runs by the names of their nodes, in the order of seeds, folds and arms."""
+        names = self.study.run_names(self.first_seed, self.folds)
         return {
-            name: Run(label, self.experiments[label].model_copy(update={"seed": seed}))
-            for name, (label, seed) in names.items()
+            name: Run(label, self.experiments[label].model_copy(update={"seed": seed}), fold)
+            for name, (label, seed, fold) in names.items()
         }
 
     def in_words(self, kept: Collection[str], paces: Paces) -> str:
@@ -79,9 +83,11 @@ class Plan:
         configs = [run.config for run in missing]
         epochs = sum(config.training.epochs for config in configs)
         seeds: dict[str, list[str]] = {}
-        for label, config in missing:
-            seeds.setdefault(label, []).append(str(config.seed))
-        named = ", ".join(f"{label} (seed {' '.join(own)})" for label, own in seeds.items())
+        for label, config, fold in missing:
+            own = str(config.seed) if fold is None else f"{config.seed} fold {fold}"
+            seeds.setdefault(label, []).append(own)
+        between = ", " if self.folds else " "
+        named = ", ".join(f"{label} (seed {between.join(own)})" for label, own in seeds.items())
         return (
             f"{self.name}: {there}; {len(missing)} to train, {epochs:,} epochs, "
             f"{_how_long(configs, paces)}: {named}"

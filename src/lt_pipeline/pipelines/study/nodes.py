@@ -1,19 +1,22 @@
 """The runs of a study. One that was killed goes on where it was: finished ones are kept.
 
-They are kept by what was run and not by study: studies that share an arm train it once.
+They are kept by what was run and not by study: studies that share an arm train it once. On folds
+every run makes its own fold's data, from the images that are decoded once.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import mlflow
 
-from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig, PreparedData, make
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
@@ -27,15 +30,26 @@ LOGGER = logging.getLogger(__name__)
 # the column of a run that failed: why
 FAILED = "failed"
 
+# and the folder in the store of a run on a fold, whose answers are pooled
+KEPT_IN = "kept_in"
+
 Values = dict[str, Any]
 
 
 def plan_runs(study: str) -> Callable[..., Plan]:
-    """Return the node that resolves the arms of ``study``, and says what is about to be trained."""
+    """Return the node that resolves the arms of ``study``, and says what is about to be trained.
 
-    def plan(parameters: Values, card: DataCard, finished_arms: Path) -> Plan:
+    On folds it is told where images are, raw and packed, too.
+    """
+
+    def plan(parameters: Values, card: DataCard, finished_arms: Path, *folders: Path) -> Plan:
         found, store = Plan.of(study, parameters), Store(finished_arms)
-        kept = [name for name, run in found.runs.items() if _kept(store, run, card)]
+        cards = {fold: _card_of(card, fold, *folders) for fold in found.folds}
+        kept = [
+            name
+            for name, run in found.runs.items()
+            if _kept(store, run, card if run.fold is None else cards[run.fold])
+        ]
         LOGGER.info(found.in_words(kept, earlier_paces()))
         if kept:
             LOGGER.info(
@@ -62,33 +76,71 @@ def train_run(name: str) -> Callable[..., Values]:
         raw_folder: Path,
         finished_arms: Path,
     ) -> Values:
-        run, store = plan.runs[name], Store(finished_arms)
-        sets, kept = Sets(train, validation, test, auxiliary), _kept(store, run, card)
-        done = f"{sorted(plan.runs).index(name) + 1}/{len(plan.runs)}"
-        LOGGER.info("%s  %s%s", done, run.title, ", kept from before" * kept)
-        row: Values = {"arm": run.label, "seed": run.config.seed}
-        try:
-            with _nested_run(run, kept), tracking.epochs():
-                experiment = Experiment(run.config, card)
-                metrics = run_experiment(experiment, sets, raw_folder, store, tracking.log_epoch)
-                tracking.log_metrics(metrics)
-        except Exception as error:
-            # a bug of ours, too, must not take the other arms with it
-            LOGGER.error(
-                "%s failed: %s", run.title, error, exc_info=not isinstance(error, UserError)
-            )
-            return {**row, FAILED: str(error).partition("\n")[0] or type(error).__name__}
-        return {**row, **metrics}
+        sets = Sets(train, validation, test, auxiliary)
+        return _train(plan, name, card, sets, raw_folder, Store(finished_arms))
 
     return train
+
+
+def train_fold(name: str) -> Callable[..., Values]:
+    """Return the node that does the run ``name`` on its own fold, as ``train_run`` does."""
+
+    def train(
+        plan: Plan, card: DataCard, finished_arms: Path, raw_folder: Path, packed_folder: Path
+    ) -> Values:
+        fold = plan.runs[name].fold
+        made = _prepared(_settings(card, fold), raw_folder, packed_folder)
+        sets, store = (
+            Sets(made.train, made.validation, made.test, made.auxiliary),
+            Store(finished_arms),
+        )
+        row = _train(plan, name, made.card, sets, raw_folder, store)
+        return {**row, "fold": fold}
+
+    return train
+
+
+def _train(
+    plan: Plan, name: str, card: DataCard, sets: Sets, raw_folder: Path, store: Store
+) -> Values:
+    """Do the run ``name``, unless it is kept, and return what is known of it."""
+    run = plan.runs[name]
+    experiment, kept = Experiment(run.config, card), _kept(store, run, card)
+    done = f"{sorted(plan.runs).index(name) + 1}/{len(plan.runs)}"
+    LOGGER.info("%s  %s%s", done, run.title, ", kept from before" * kept)
+    row: Values = {"arm": run.label, "seed": run.config.seed}
+    try:
+        with _nested_run(run, kept, card), tracking.epochs():
+            metrics = run_experiment(experiment, sets, raw_folder, store, tracking.log_epoch)
+            tracking.log_metrics(metrics)
+    except Exception as error:
+        # a bug of ours, too, must not take the other arms with it
+        LOGGER.error("%s failed: %s", run.title, error, exc_info=not isinstance(error, UserError))
+        return {**row, FAILED: str(error).partition("\n")[0] or type(error).__name__}
+    where = {} if run.fold is None else {KEPT_IN: store.folder_of(experiment).name}
+    return {**row, **where, **metrics}
 
 
 def _kept(store: Store, run: Run, card: DataCard) -> bool:
     return store.metrics(Experiment(run.config, card)) is not None
 
 
+def _settings(card: DataCard, fold: int | None) -> str:
+    return json.dumps({**card.settings, "fold": fold})
+
+
+@lru_cache(maxsize=1)
+def _prepared(settings: str, raw_folder: Path, packed_folder: Path) -> PreparedData:
+    """Return the data of a fold; all its runs come one after the other."""
+    return make(DataConfig.model_validate_json(settings), raw_folder, packed_folder)
+
+
+def _card_of(card: DataCard, fold: int, raw_folder: Path, packed_folder: Path) -> DataCard:
+    return _prepared(_settings(card, fold), raw_folder, packed_folder).card
+
+
 @contextmanager
-def _nested_run(run: Run, kept: bool) -> Iterator[None]:
+def _nested_run(run: Run, kept: bool, card: DataCard) -> Iterator[None]:
     """Log what happens inside to a run of its own below the active one; without one, nowhere.
 
     It has the names of a method's own run, and its tags: they can be compared.
@@ -98,8 +150,10 @@ def _nested_run(run: Run, kept: bool) -> Iterator[None]:
         yield
         return
     tags = mlflow.MlflowClient().get_run(parent.info.run_id).data.tags
+    on = {} if run.fold is None else {"fold": run.fold, "data_hash": card.data_hash}
     with mlflow.start_run(run_name=run.title, nested=True):
         tracking.set_tags({key: tags[key] for key in tracking.INHERITED if key in tags})
         tracking.set_tags({"seed": config.seed, "method": config.method, "kept_from_before": kept})
+        tracking.set_tags(on)
         tracking.log_params(tracking.by_method(config.model_dump(mode="json")))
         yield

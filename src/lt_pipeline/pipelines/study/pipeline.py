@@ -1,4 +1,7 @@
-"""The DAG of a study: plan -> a node a run -> summarise -> draw, and put papers beside them."""
+"""The DAG of a study: plan -> a node a run -> summarise -> draw, and put papers beside them.
+
+On folds they are pooled in place of papers' figures, which are of other test sets.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,35 @@ from collections.abc import Iterable
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.study.nodes import plan_runs, train_run
+from lt_pipeline.pipelines.study.folds import pool, tabulate_folds
+from lt_pipeline.pipelines.study.nodes import plan_runs, train_fold, train_run
 from lt_pipeline.pipelines.study.results import draw, summarise, tabulate
 
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 
-def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
+def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) -> Pipeline:
     """Return the pipeline of ``study``, in a namespace of its name; ``runs`` name its runs' nodes.
 
-    They follow from its block in conf/: ``StudyConfig.run_names``.
+    They follow from its block in conf/: ``StudyConfig.run_names``. Where it is ``folded`` they are
+    on folds, and what is tested once in all of them is pooled.
     """
-    names = list(runs)
+    names, images = list(runs), ["raw_folder", "packed_folder"]
+    one = train_fold if folded else train_run
+    given = ["finished_arms", *images] if folded else [*SETS, "raw_folder", "finished_arms"]
     return Pipeline(
         [
             Node(
                 plan_runs(study),
-                inputs=["parameters", "data_card", "finished_arms"],
+                inputs=["parameters", "data_card", "finished_arms", *(images if folded else ())],
                 outputs="plan",
                 name="plan",
                 tags="training",
             ),
             *(
                 Node(
-                    train_run(name),
-                    inputs=["plan", "data_card", *SETS, "raw_folder", "finished_arms"],
+                    one(name),
+                    inputs=["plan", "data_card", *given],
                     outputs=f"{name}_run",
                     name=name,
                     tags="training",
@@ -44,13 +51,7 @@ def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
                 name="summarise",
                 tags="reporting",
             ),
-            Node(
-                tabulate,
-                inputs=["plan", "data_card", "runs", "summary", "papers"],
-                outputs=["standing", "markdown"],
-                name="tabulate",
-                tags="reporting",
-            ),
+            *(_pooled() if folded else [_beside_papers()]),
             Node(
                 draw,
                 inputs=["plan", "data_card", "summary"],
@@ -60,6 +61,35 @@ def create_pipeline(study: str, runs: Iterable[str]) -> Pipeline:
             ),
         ],
         namespace=study,
-        inputs={*SETS, "data_card", "raw_folder", "finished_arms", "papers"},
+        inputs={"data_card", *given, *([] if folded else ["papers"])},
         parameters={"parameters"},
     )
+
+
+def _beside_papers() -> Node:
+    return Node(
+        tabulate,
+        inputs=["plan", "data_card", "runs", "summary", "papers"],
+        outputs=["standing", "markdown"],
+        name="tabulate",
+        tags="reporting",
+    )
+
+
+def _pooled() -> list[Node]:
+    return [
+        Node(
+            pool,
+            inputs=["plan", "data_card", "runs", "finished_arms"],
+            outputs=["pooled", "pooled_classes"],
+            name="pool",
+            tags="reporting",
+        ),
+        Node(
+            tabulate_folds,
+            inputs=["plan", "runs", "summary", "pooled"],
+            outputs=["standing", "markdown"],
+            name="tabulate",
+            tags="reporting",
+        ),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from lt_pipeline.learning.studies.comparison import over_seeds, with_differences
 from lt_pipeline.learning.studies.config import slug
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.learning.studies.published import beside_arms, read_papers, why_none
-from lt_pipeline.pipelines.study.nodes import FAILED
+from lt_pipeline.pipelines.study.nodes import FAILED, KEPT_IN
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.reports.documents import markdown, table_rows
 
@@ -32,7 +33,8 @@ JUDGED = METRICS["test/accuracy"]
 def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Values]:
     """Return all runs, their mean, deviation and paired differences by arm, and that for MLflow.
 
-    Failed runs are in the first table only.
+    Failed runs are in the first table only. On folds means and deviations are over those, of means
+    over seeds, and there are no differences: ``pool`` has them.
 
     Raises:
         UserError: if every run failed.
@@ -42,7 +44,12 @@ def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Va
     if finished.empty:
         raise UserError(f"every run of {plan.name} failed; the first one: {runs[FAILED][0]}")
     reference = plan.study.reference
-    table = over_seeds(finished, "arm", list(finished.columns.drop(["arm", "seed"])))
+    metrics = [n for n in map(str, finished) if n not in ("arm", "seed", "fold", KEPT_IN)]
+    if plan.folds:
+        of_folds = finished.groupby(["arm", "fold"], sort=False)[metrics].mean().reset_index()
+        table = over_seeds(of_folds, "arm", metrics)
+        return runs, table.reset_index(), _by_arm(table)
+    table = over_seeds(finished, "arm", metrics)
     tested = [key for key in shown_by_study(table, ()) if key.startswith("test/")]
     arms = _by_arm(table)
     if reference in table.index:
@@ -53,6 +60,16 @@ def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Va
 def _finished(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that did not fail."""
     return runs[runs[FAILED].isna()].drop(columns=FAILED) if FAILED in runs else runs
+
+
+def failed_runs(runs: pd.DataFrame) -> list[str]:
+    """Return the runs that failed, and why, in words."""
+    rows = runs.dropna(subset=[FAILED]).to_dict("records") if FAILED in runs else ()
+    return [f"{row['arm']} · seed {row['seed']}{_on(row)} failed: {row[FAILED]}" for row in rows]
+
+
+def _on(row: Mapping[Any, Any]) -> str:
+    return f" · fold {row['fold']}" if "fold" in row else ""
 
 
 def _by_arm(table: pd.DataFrame) -> Values:
@@ -87,10 +104,7 @@ def tabulate(
     none = why_none(plan.name, configs, published, data)
     floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
     told = [LEGEND.capitalize()] if paired.there(summary) else []
-    failed = [
-        f"{row['arm']} · seed {row['seed']} failed: {row[FAILED]}"
-        for row in (runs.dropna(subset=[FAILED]).to_dict("records") if FAILED in runs else ())
-    ]
+    failed = failed_runs(runs)
     notes = [floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
     standing = {
         "headings": headings,
@@ -106,7 +120,8 @@ def draw(plan: Plan, card: DataCard, summary: pd.DataFrame) -> dict[str, Figure]
     """Return the pictures of the summary, by file name."""
     found = plan.study
     title = f"{found.title}: {card.config.title}"
-    rows = summary.to_dict("records")
+    over = {"over": "folds"} if plan.folds else {}
+    rows = [{**row, **over} for row in summary.to_dict("records")]
     metrics = {f"{metric.picture}.png": metric for metric in pictured(summary)}
     if not found.sweep:
         return {name: by_arm(rows, metric, title) for name, metric in metrics.items()}

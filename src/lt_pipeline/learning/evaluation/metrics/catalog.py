@@ -151,6 +151,9 @@ _TABLE = (
     # of the 95 % interval (metrics.intervals)
     Metric("test/mean_recall_low", "mean recall, low"),
     Metric("test/mean_recall_high", "mean recall, high"),
+    # of a study over folds, in which every image is tested once
+    Metric("pooled/mean_recall", "pooled mean recall"),
+    Metric("pooled/accuracy", "pooled accuracy"),
     Metric("test/groups", "groups", unit="", digits=0, better=None),
     Metric(
         "test/classes", "classes", unit="", digits=0, better=None, from_recalls=recalls.classes

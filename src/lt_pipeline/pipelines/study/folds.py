@@ -1,0 +1,161 @@
+"""What came out of a study on folds: pooled over all images, and by fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lt_pipeline.learning.data.prepare import DataCard
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.experiments.store import Store
+from lt_pipeline.learning.schema import UserError, numbers
+from lt_pipeline.learning.studies.config import slug
+from lt_pipeline.learning.studies.plan import Plan
+from lt_pipeline.learning.studies.pooled import Pooled, class_rows, pool_table, pooled
+from lt_pipeline.pipelines.study.nodes import KEPT_IN
+from lt_pipeline.pipelines.study.results import failed_runs
+from lt_pipeline.reports.documents import Row as Line
+from lt_pipeline.reports.documents import markdown
+from lt_pipeline.tracking import client as tracking
+
+Values = dict[str, Any]
+Row = Mapping[Any, Any]
+RECALL, ACCURACY = METRICS["pooled/mean_recall"], METRICS["pooled/accuracy"]
+OF_FOLD, HELD_OUT = METRICS["test/mean_recall"], METRICS[OBJECTIVE]
+AHEAD = f"{RECALL.key} difference"
+
+
+def pool(
+    plan: Plan, card: DataCard, runs: pd.DataFrame, finished_arms: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row an arm, and a row an arm and class; tell MLflow of the first.
+
+    Of an arm count the seeds that have a run on every fold; one without is left out.
+
+    Raises:
+        UserError: if no arm has.
+    """
+    store, arms = Store(finished_arms), dict[str, Pooled]()
+    for label in plan.experiments:
+        own = runs[(runs["arm"] == label) & runs[KEPT_IN].notna()].sort_values("fold")
+        whole = [
+            [store.answers(name) for name in of_seed[KEPT_IN]]
+            for _, of_seed in own.groupby("seed")
+            if list(of_seed["fold"]) == list(plan.folds)
+        ]
+        if whole:
+            arms[label] = pooled(whole)
+    if not arms:
+        raise UserError(f"{plan.name}: no arm has a run on each of {len(plan.folds)} folds")
+    table = pool_table(arms, plan.study.reference)
+    told = {slug(row["arm"]): _told(row) for row in table.to_dict("records")}
+    tracking.log_metrics(numbers({"arms": told}))
+    if len(told) == 1:
+        tracking.log_metrics(numbers(*told.values()))
+    names = card.longtail.class_names
+    rows = [row for label, one in arms.items() for row in class_rows(label, one, names)]
+    return table, pd.DataFrame(rows)
+
+
+def _told(row: Row) -> Values:
+    """Return what MLflow is told of an arm."""
+    named = {name.replace(" ", "_"): value for name, value in row.items() if "/" in name}
+    found = {**named, "pooled/classes": row["classes"]}
+    return {name: value for name, value in found.items() if not _missing(value)}
+
+
+def tabulate_folds(
+    plan: Plan, runs: pd.DataFrame, summary: pd.DataFrame, pooled: pd.DataFrame
+) -> tuple[Values, str]:
+    """Return a row an arm, pooled and by fold: for the screen, and in Markdown."""
+    reference, count = plan.study.reference, len(plan.folds)
+    over = summary.set_index("arm")
+    by_fold = runs.groupby(["arm", "fold"])[OF_FOLD.key].mean()
+    versus = len(pooled) > 1 and AHEAD in pooled
+    headings = [
+        "arm",
+        RECALL.column,
+        *([f"minus {reference}"] if versus else []),
+        ACCURACY.column,
+        f"mean of {count} folds",
+        *(f"fold {fold}" for fold in plan.folds),
+        HELD_OUT.column,
+    ]
+    rows = [
+        Line(
+            [
+                row["arm"],
+                _pooled(row),
+                *([_ahead(row)] if versus else []),
+                ACCURACY.number(row[ACCURACY.key]),
+                _over(over, row["arm"], OF_FOLD.key),
+                *(OF_FOLD.number(by_fold[row["arm"], fold]) for fold in plan.folds),
+                _over(over, row["arm"], HELD_OUT.key),
+            ],
+            of_paper=False,
+        )
+        for row in pooled.to_dict("records")
+    ]
+    failed = failed_runs(runs)
+    notes = [*_notes(pooled, runs), *failed]
+    standing = {
+        "of": f"{count} folds",
+        "about": "pooled: every image is tested once, by the model that has not seen it; "
+        "of folds and the hold-out: mean ± standard deviation over folds",
+        "headings": headings,
+        "rows": [row._asdict() for row in rows],
+        "beside_papers": [],
+        "notes": notes,
+        "failed": failed,
+    }
+    return standing, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
+
+
+def _missing(value: Any) -> bool:
+    return bool(pd.isna(value))
+
+
+def _pooled(row: Row) -> str:
+    text, spread = RECALL.number(row[RECALL.key]), row[f"{RECALL.key} sd"]
+    seeds = "" if _missing(spread) else f" ± {RECALL.number(spread)} over {row['seeds']} seeds"
+    return f"{text}{seeds}{_ends(row, RECALL.key, RECALL.number)}"
+
+
+def _ahead(row: Row) -> str:
+    if _missing(row[AHEAD]):
+        return ""
+    return f"{RECALL.change(row[AHEAD])}{_ends(row, AHEAD, RECALL.change)}"
+
+
+def _ends(row: Row, key: str, said: Any) -> str:
+    ends = [row[f"{key} {end}"] for end in ("low", "high")]
+    return "" if _missing(ends[0]) or ends[0] == ends[1] else f" [{', '.join(map(said, ends))}]"
+
+
+def _over(summary: pd.DataFrame, arm: str, key: str) -> str:
+    if key not in summary:
+        return "-"
+    mean, spread = (OF_FOLD.number(summary[name].to_dict()[arm]) for name in (key, f"{key} sd"))
+    return f"{mean} ± {spread}"
+
+
+def _notes(pooled: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    first, own = pooled.to_dict("records")[0], runs["test/classes"].dropna().astype(int)
+    of = f"{first['images']} images"
+    of += "" if _missing(first["groups"]) else f" in {first['groups']:.0f} groups"
+    each = f"{own.min()}" if own.min() == own.max() else f"{own.min()} to {own.max()}"
+    what = "images" if _missing(first["groups"]) else "groups"
+    ends = first[f"{RECALL.key} low"]
+    sure = (
+        f"No interval: {first['groups']:.0f} groups are tested, and it takes five"
+        if _missing(ends)
+        else f"In brackets: 95 % intervals by drawing {what} again, the same for all arms; it says "
+        f"nothing of another training"
+    )
+    return [
+        f"{RECALL.heading} is over {first['classes']} classes, {of}; a fold's own over {each}",
+        sure,
+    ]

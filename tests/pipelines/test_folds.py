@@ -1,0 +1,110 @@
+"""Folds, end to end: from a folder of photos to one table that every image is in once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+COUNTS = {"blue": 20, "red": 14, "rare": 8}
+GIVEN = "data.folds=3,training.epochs=1,training.batch_size=8,evaluation.ood=false"
+
+
+@pytest.fixture
+def photos(project):
+    """Colours by class, two images a group; audited, so that there is an environment."""
+    random = np.random.default_rng(0)
+    for c, (name, count) in enumerate(COUNTS.items()):
+        for k in range(count):
+            pixels = random.integers(0, 60, (20, 24, 3), np.uint8)
+            pixels[..., c] += 150
+            path = project.folder / "photos" / name / f"t{k // 2}_{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    project.kedro(
+        "--pipelines=audit",
+        r"--params=data.path=photos,data.group='(\w+/t\d+)_',data.size=16",
+    )
+    return project
+
+
+def results(project, name, study):
+    (file,) = (project.folder / "data/08_reporting").glob(f"*/{study}/{name}.csv")
+    return pd.read_csv(file)
+
+
+def test_folds_of_an_audited_folder_are_one_table_and_go_on_where_they_were(photos):
+    said = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN}")
+    assert "ce_over_folds on photos: 3 folds, last epoch, %" in said
+    assert "pooled: every image is tested once" in said
+    assert "In brackets: 95 % intervals by drawing groups again" in said
+    assert "pooled mean recall is over 3 classes, 42 images in 21 groups" in said
+    pooled = results(photos, "pooled", "ce_over_folds").iloc[0]
+    assert (pooled["images"], pooled["groups"], pooled["classes"]) == (42, 21, 3)
+    assert pooled["pooled/mean_recall low"] <= pooled["pooled/mean_recall"]
+    classes = results(photos, "pooled_classes", "ce_over_folds")
+    assert dict(zip(classes["name"], classes["images"], strict=True)) == COUNTS
+    assert classes["groups"].tolist() == [10, 4, 7]
+    assert classes["recall_low"].isna().tolist() == [False, True, False]
+    assert classes["recall"].mean() == pytest.approx(pooled["pooled/mean_recall"])
+    weighted = (classes["recall"] * classes["images"]).sum() / 42
+    assert weighted == pytest.approx(pooled["pooled/accuracy"])
+    runs = photos.runs
+    (parent,) = (run for run in runs if run.data.tags.get("mlflow.runName", "").startswith("ce_"))
+    below = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.data.tags["fold"] for run in below) == ["0", "1", "2"]
+    assert len({run.data.tags["data_hash"] for run in below}) == 3
+    told = parent.data.metrics["pooled/mean_recall"]
+    assert told == pytest.approx(pooled["pooled/mean_recall"], abs=1e-6)
+    assert len(list((photos.folder / "data/02_intermediate").glob("*.npy"))) == 1
+
+    again = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN}")
+    assert "3 of them there; nothing is trained" in again
+
+
+def test_one_fold_by_itself_is_a_plain_run(photos):
+    said = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN},data.fold=2")
+    assert "photos: test set of fold 2 (0 to 2), last epoch, %" in said
+    (table,) = (photos.folder / "data/08_reporting").glob("*/ce/class_table.csv")
+    assert {"recall_low", "recall_high", "test_groups"} <= set(pd.read_csv(table))
+    (metrics,) = (photos.folder / "data/08_reporting").glob("*/ce/metrics.json")
+    found = json.loads(metrics.read_text())
+    assert found["test"]["classes"] == found["validation"]["classes"] == 3
+    (manifest,) = (photos.folder / "data/03_primary").glob("photos+*/manifest.csv")
+    rows = pd.read_csv(manifest)
+    assert set(rows["fold"][rows["split"] == "test"]) == {2}
+    assert set(rows["fold"][rows["split"] == "validation"]) == {0}
+    groups = rows["group"][rows["split"] == "test"].nunique()
+    assert f"by drawing {groups} groups again" in said
+    assert found["test"]["groups"] == groups
+
+
+def test_a_study_on_folds_pairs_its_arms(photos):
+    (photos.folder / "conf/photos/parameters_studies.yml").write_text(
+        "studies:\n  heads:\n    title: Heads\n    seeds: 1\n    arms:\n"
+        "      CE: {method: ce}\n      LA: {method: logit_adjustment}\n"
+    )
+    said = photos.kedro("--pipelines=heads", "--env=photos", f"--params={GIVEN}")
+    assert "minus CE" in said
+    pooled = results(photos, "pooled", "heads").set_index("arm")
+    ahead = pooled["pooled/mean_recall"]["LA"] - pooled["pooled/mean_recall"]["CE"]
+    assert pooled["pooled/mean_recall difference"]["LA"] == pytest.approx(ahead)
+    low, high = (pooled[f"pooled/mean_recall difference {end}"]["LA"] for end in ("low", "high"))
+    assert low <= ahead <= high
+    assert results(photos, "runs", "heads").groupby(["arm", "fold"]).size().tolist() == [1] * 6
+
+
+def test_a_split_that_a_person_gave_is_not_folded(photos):
+    env = photos.folder / "conf" / "photos" / "parameters.yml"
+    env.write_text(env.read_text().replace("split: made", "split: given"))
+    code, output = photos.run(
+        "kedro", "run", "--pipelines=ce", "--env=photos", "--params=data.folds=3"
+    )
+    assert code == 1
+    assert "data.folds makes its own parts, but these images have a split" in output
+    assert "Traceback" not in output
