@@ -12,7 +12,10 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 COUNTS = {"blue": 20, "red": 14, "rare": 8}
-GIVEN = "data.folds=3,training.epochs=1,training.batch_size=8,evaluation.ood=false"
+GIVEN = (
+    "data.folds=3,training.epochs=1,training.batch_size=8,training.features=none,"
+    "model.backbone=resnet8,model.weights=none,evaluation.ood=false"
+)
 
 
 @pytest.fixture
