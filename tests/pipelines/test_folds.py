@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+from arms import smoke
+from lt_pipeline.learning.data.prepare import make
+from lt_pipeline.learning.experiments import run as module
+from lt_pipeline.learning.experiments.config import data_config
+from lt_pipeline.learning.experiments.store import Store
+from lt_pipeline.learning.schema import UserError
+from lt_pipeline.pipelines.study.folds import pool
+from lt_pipeline.pipelines.study.nodes import KEPT_IN, plan_runs, train_fold
+from lt_pipeline.pipelines.study.results import failed_runs, summarise
 
 COUNTS = {"blue": 20, "red": 14, "rare": 8}
 GIVEN = (
@@ -18,17 +26,22 @@ GIVEN = (
 )
 
 
-@pytest.fixture
-def photos(project):
-    """Colours by class, two images a group; audited, so that there is an environment."""
+def write_photos(folder):
+    """Colours by class, two images a group."""
     random = np.random.default_rng(0)
     for c, (name, count) in enumerate(COUNTS.items()):
         for k in range(count):
             pixels = random.integers(0, 60, (20, 24, 3), np.uint8)
             pixels[..., c] += 150
-            path = project.folder / "photos" / name / f"t{k // 2}_{k}.png"
+            path = folder / name / f"t{k // 2}_{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(project):
+    """Audited, so that there is an environment."""
+    write_photos(project.folder / "photos")
     project.kedro(
         "--pipelines=audit",
         r"--params=data.path=photos,data.group='(\w+/t\d+)_',data.size=16",
@@ -41,6 +54,7 @@ def results(project, name, study):
     return pd.read_csv(file)
 
 
+@pytest.mark.slow
 def test_folds_of_an_audited_folder_are_one_table_and_go_on_where_they_were(photos):
     said = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN}")
     assert "ce_over_folds on photos: 3 folds, last epoch, %" in said
@@ -70,6 +84,7 @@ def test_folds_of_an_audited_folder_are_one_table_and_go_on_where_they_were(phot
     assert "3 of them there; nothing is trained" in again
 
 
+@pytest.mark.slow
 def test_one_fold_by_itself_is_a_plain_run(photos):
     said = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN},data.fold=2")
     assert "photos: test set of fold 2 (0 to 2), last epoch, %" in said
@@ -87,6 +102,7 @@ def test_one_fold_by_itself_is_a_plain_run(photos):
     assert found["test"]["groups"] == groups
 
 
+@pytest.mark.slow
 def test_a_study_on_folds_pairs_its_arms(photos):
     (photos.folder / "conf/photos/parameters_studies.yml").write_text(
         "studies:\n  heads:\n    title: Heads\n    seeds: 1\n    arms:\n"
@@ -102,6 +118,7 @@ def test_a_study_on_folds_pairs_its_arms(photos):
     assert results(photos, "runs", "heads").groupby(["arm", "fold"]).size().tolist() == [1] * 6
 
 
+@pytest.mark.slow
 def test_a_split_that_a_person_gave_is_not_folded(photos):
     env = photos.folder / "conf" / "photos" / "parameters.yml"
     env.write_text(env.read_text().replace("split: made", "split: given"))
@@ -111,3 +128,71 @@ def test_a_split_that_a_person_gave_is_not_folded(photos):
     assert code == 1
     assert "data.folds makes its own parts, but these images have a split" in output
     assert "Traceback" not in output
+
+
+class Nodes:
+    """A study on three folds without Kedro: its nodes, in the order in which they run."""
+
+    def __init__(self, folder):
+        write_photos(folder / "photos")
+        self.parameters = smoke({"seeds": 1, "arms": {"CE": {"method": "ce"}}})
+        self.parameters["training"]["batch_size"] = 8
+        self.parameters["data"] = {
+            "path": str(folder / "photos"), "group": r"(\w+/t\d+)_", "size": 8, "folds": 3,
+        }  # fmt: skip
+        self.folders = folder / "raw", folder / "packed"
+        self.store = folder / "arms"
+        self.card = make(data_config(self.parameters), *self.folders).card
+
+    def run(self):
+        self.plan = plan_runs("s")(self.parameters, self.card, self.store, *self.folders)
+        rows = [
+            train_fold(name)(self.plan, self.card, self.store, *self.folders)
+            for name in sorted(self.plan.runs)
+        ]
+        self.runs, self.summary, _ = summarise(self.plan, *rows)
+        return pool(self.plan, self.card, self.runs, self.store)
+
+
+def test_what_was_killed_in_a_fold_goes_on_there(tmp_path, monkeypatch, caplog):
+    study, trained, once = Nodes(tmp_path), [], module.finish
+
+    def finish(experiment, train, validation, test, checkpoint):
+        trained.append(experiment.card.settings["fold"])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return once(experiment, train, validation, test, checkpoint)
+
+    monkeypatch.setattr(module, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    with caplog.at_level("INFO"):
+        pooled, classes = study.run()
+    assert trained == [0, 1, 1, 2]
+    assert "3 runs, 1 of them there; 2 to train" in caplog.text
+    assert "CE (seed 0 fold 1, 0 fold 2)" in caplog.text
+    assert "CE · seed 0 · fold 0, kept from before" in caplog.text
+    assert pooled["images"].tolist() == [sum(COUNTS.values())]
+    assert dict(zip(classes["name"], classes["images"], strict=True)) == COUNTS
+    # the pooled accuracy is the folds' own, weighed by their images
+    answers = [Store(study.store).answers(name) for name in study.runs[KEPT_IN]]
+    right = sum((one["label"] == one["predicted"]).sum() for one in answers)
+    assert pooled["pooled/accuracy"][0] == pytest.approx(right / sum(COUNTS.values()))
+    means = study.runs["test/mean_recall"]
+    assert study.summary["test/mean_recall"][0] == pytest.approx(means.mean())
+    assert study.summary["test/mean_recall sd"][0] == pytest.approx(means.std())
+    assert study.summary["runs"].tolist() == [3]
+
+
+def test_an_arm_without_one_of_its_folds_is_not_pooled(tmp_path, monkeypatch):
+    study, once = Nodes(tmp_path), module.finish
+
+    def finish(experiment, *rest):
+        if experiment.card.settings["fold"] == 1:
+            raise UserError("the disk is full")
+        return once(experiment, *rest)
+
+    monkeypatch.setattr(module, "finish", finish)
+    with pytest.raises(UserError, match="no arm has a run on each of 3 folds"):
+        study.run()
+    assert failed_runs(study.runs) == ["CE · seed 0 · fold 1 failed: the disk is full"]

@@ -113,7 +113,7 @@ def test_fewer_than_five_groups_have_no_interval_and_all_right_is_not_certain():
     few = alike(4, 30, 2)
     assert few.class_interval(0) is None
     assert few.interval() is None
-    assert interval_report(few) == {}
+    assert interval_report(few) == {"groups": 4.0}
     assert few.groups_of(0) == 4
     assert alike(8, 30, 8).class_interval(0) == wilson(8, 8)
     assert alike(8, 30, 0).class_interval(0) == wilson(0, 8)
