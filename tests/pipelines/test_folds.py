@@ -59,6 +59,7 @@ def test_folds_of_an_audited_folder_are_one_table_and_go_on_where_they_were(phot
     said = photos.kedro("--pipelines=ce", "--env=photos", f"--params={GIVEN}")
     assert "ce_over_folds on photos: 3 folds, last epoch, %" in said
     assert "pooled: every image is tested once" in said
+    assert said.count("data.folds=3 parts groups anew: the split that is there is left aside") == 1
     assert "In brackets: 95 % intervals by drawing groups again" in said
     assert "pooled mean recall is over 3 classes, 42 images in 21 groups" in said
     pooled = results(photos, "pooled", "ce_over_folds").iloc[0]

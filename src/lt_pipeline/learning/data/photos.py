@@ -67,6 +67,8 @@ def in_folds(
             "data.folds makes its own parts, but these images have a split of their own: leave "
             "data.folds out to use it, or set data.split=made if its test images may be learned"
         )
+    if listing.has_split:
+        LOGGER.info("data.folds=%d parts groups anew: the split that is there is left aside", folds)
     if rare == "drop":
         listing = _without_rare(listing)
     table = listing.table
