@@ -248,3 +248,39 @@ def test_what_is_affordable():
     # 2e12 = 1 * F^3 at two classes: the bound is 1e13
     assert affordable(2, 21_544)
     assert not affordable(2, 21_545)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.01, 1e-5, 0.0])
+@pytest.mark.parametrize("unit", [True, False])
+def test_with_fewer_images_than_features_the_short_way_agrees_with_the_long_one(
+    monkeypatch, spread, unit
+):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([40, 25, 9, 2]))
+    features = torch.randn(4, 120, generator=generator)[labels]
+    features += spread * torch.randn(len(labels), 120, generator=generator)
+    measured = partial(class_separability, features, labels, 4, unit=unit)
+    asked = []
+    monkeypatch.setattr(module, "_fisher_of_few", _counted(module._fisher_of_few, asked))
+    short = measured()
+    assert len(asked) == 1
+    monkeypatch.setattr(
+        module,
+        "_fisher_of_few",
+        lambda means, members, seen: module._fisher(means, module._shrunk(members, seen)),
+    )
+    torch.testing.assert_close(short, measured(), rtol=1e-6, atol=0)
+
+
+def test_as_many_images_as_features_go_the_long_way(monkeypatch):
+    monkeypatch.setattr(module, "_fisher_of_few", None)
+    x, labels = classes_of([30, 20, 10], 50)
+    assert class_separability(x, labels, 3).isfinite().all()
+
+
+def _counted(function, calls):
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, combinations
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,11 @@ def class_separability(
     if len(usable) > 1:
         members = [features[labels == c] for c in usable]
         means = torch.stack([x.mean(0) for x in members])  # [U, F]
-        covariances = _shrunk(members, features) if shrinkage else _plain(members, usable)
-        criterion = _fisher(means, covariances)  # [U, U]
+        if shrinkage and sum(sorted(map(len, members))[-2:]) < features.shape[1]:
+            criterion = _fisher_of_few(means, members, features)  # [U, U]
+        else:
+            covariances = _shrunk(members, features) if shrinkage else _plain(members, usable)
+            criterion = _fisher(means, covariances)
         separability[usable] = criterion.sum(1) / (len(usable) - 1)
     return separability
 
@@ -94,13 +98,45 @@ def _shrunk(members: Sequence[Tensor], features: Tensor) -> Tensor:
     # here, because scikit-learn takes a second to import
     from sklearn.covariance import OAS
 
-    rounding = torch.finfo(torch.float32).eps ** 2 * float(features.square().mean())
-    floor = (rounding or 1.0) * torch.eye(features.shape[1], dtype=torch.float64)
+    floor = _rounding(features) * torch.eye(features.shape[1], dtype=torch.float64)
     shrink = OAS(store_precision=False)
     estimates = [torch.from_numpy(shrink.fit(x.numpy()).covariance_) for x in members]
     return torch.stack(
         [s * len(x) / (len(x) - 1) + floor for x, s in zip(members, estimates, strict=True)]
     )
+
+
+def _rounding(features: Tensor) -> float:
+    """Return the least variance: the square of float32's rounding error of the features."""
+    return torch.finfo(torch.float32).eps ** 2 * float(features.square().mean()) or 1.0
+
+
+def _fisher_of_few(means: Tensor, members: Sequence[Tensor], features: Tensor) -> Tensor:
+    """Return J of all pairs, ``[U, U]``, of classes with fewer images than features.
+
+    What ``_fisher`` gives for ``_shrunk`` covariances, without a factor of F x F a pair: with Z the
+    centred images of both classes, scaled, Sigma_i + Sigma_j = Z^T Z + c I, and by Woodbury's
+    identity J = (|d|^2 - v^T (Z Z^T + c I)^-1 v) / c for the gap d and v = Z d.
+    """
+    from sklearn.covariance import OAS
+
+    shrink, scaled, level = OAS(store_precision=False), [], []
+    for x, mean in zip(members, means, strict=True):
+        estimate, degrees = shrink.fit(x.numpy()), len(x) - 1
+        variance = float(estimate.covariance_.trace()) / x.shape[1]
+        scaled.append(((1 - estimate.shrinkage_) / degrees) ** 0.5 * (x - mean))
+        level.append(estimate.shrinkage_ * variance * len(x) / degrees + _rounding(features))
+    z, ends = torch.cat(scaled), [0, *accumulate(map(len, members))]
+    gram, projected = z @ z.T, z @ means.T  # [N, N], [N, U]
+    criterion = torch.zeros(len(means), len(means), dtype=means.dtype)
+    for i, j in combinations(range(len(means)), 2):
+        rows = torch.cat([torch.arange(ends[k], ends[k + 1]) for k in (i, j)])
+        both, gap = level[i] + level[j], (means[i] - means[j]).square().sum()
+        v = (projected[rows, i] - projected[rows, j])[:, None]
+        inner = gram[rows][:, rows] + both * torch.eye(len(rows), dtype=gram.dtype)
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), v, upper=False)
+        criterion[i, j] = criterion[j, i] = (gap - white.square().sum()).clamp(min=0) / both
+    return criterion
 
 
 def _plain(members: Sequence[Tensor], names: Sequence[int]) -> Tensor:
