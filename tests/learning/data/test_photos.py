@@ -54,6 +54,22 @@ def test_a_folder_becomes_three_sets_that_part_no_group(folder, tmp_path):
     assert images[:, 0, 0, 0].tolist() == (60 * kept["label"] + number).tolist()
 
 
+@pytest.mark.parametrize("part", ["val", "train"])
+def test_a_hold_out_may_be_a_share_or_the_files_own(folder, tmp_path, part):
+    assert not config(folder).holds_out
+    assert config(folder, validation=0.2).holds_out
+    assert config(folder, folds=3).holds_out
+    split = tmp_path / "split.csv"
+    rows = listed(config(folder)).table.assign(
+        label=lambda t: t["label"].map(list("abc").__getitem__)
+    )
+    first = rows[rows["split"] == "train"].groupby("label").head(1)["group"]
+    rows.loc[rows["group"].isin(first) & (rows["label"] == "b"), "split"] = part
+    rows.to_csv(split, index=False)
+    given = DataConfig(source="csv", path=str(folder), labels=str(split), **NATURAL)
+    assert given.holds_out == (part == "val")
+
+
 def test_what_is_expected_is_what_comes(folder, tmp_path):
     chosen = config(folder)
     card = prepare(load_photos(chosen, tmp_path / "cache"), chosen).card

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.listing import TRAIN, Listing, list_folder, list_table
+from lt_pipeline.learning.data.listing import TRAIN, VALIDATION, Listing, list_folder, list_table
 from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, auxiliary_images, check_name
 from lt_pipeline.learning.data.photos import (
@@ -213,8 +213,10 @@ class DataConfig(Config):
 
     @property
     def holds_out(self) -> bool:
-        """Return whether images are held out to choose by, as far as parameters say."""
-        return bool(self.validation or self.folds)
+        """Return whether images are held out to choose by: by a share, or the files' own split."""
+        if self.validation or self.folds:
+            return True
+        return self.source in PHOTOS and VALIDATION in set(listed(self).table["split"])
 
     @property
     def test_set(self) -> str:
