@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import yaml
 
@@ -11,7 +13,7 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
-from lt_pipeline.pipelines.audit.nodes import RECIPE
+from lt_pipeline.pipelines.audit.nodes import FINE_TUNING, RECIPE
 from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tracking.config import TrackingConfig
@@ -102,8 +104,20 @@ def test_a_methods_parameters_are_the_codes(base, method):
     assert data_config({}) == data_config(base)
 
 
-def test_every_recipe_is_of_an_environment():
+def test_every_recipe_is_of_an_environment_that_there_is_or_that_an_audit_speaks_of():
     files = [yaml.safe_load(path.read_text()) for path in PROJECT.glob("conf/*/globals.yml")]
-    used = {RECIPE, *(name for file in files for name in file.get("uses", []))}
+    used = {RECIPE, FINE_TUNING, *(name for file in files for name in file.get("uses", []))}
     (recipes,) = [file["recipes"] for file in files if "recipes" in file]
     assert recipes.keys() == used
+
+
+@pytest.mark.parametrize("uses", [FINE_TUNING, f"{RECIPE}, {FINE_TUNING}"])
+def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, uses):
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    (tmp_path / "conf/mine").mkdir()
+    (tmp_path / "conf/mine/globals.yml").write_text(f"run: mine\nuses: [{uses}]\n")
+    found = ConfLoader(str(tmp_path / "conf"), "mine", **CONFIG_LOADER_ARGS)["parameters"]
+    for method in METHODS:
+        training = ExperimentConfig.resolve(method, found).training
+        assert (training.optimizer.name, training.freeze_batchnorm) == ("adamw", True)
+        assert (training.features, training.augment.resizes) == ("none", True)

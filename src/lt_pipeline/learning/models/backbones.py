@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -95,8 +96,11 @@ def check_backbone(name: str) -> None:
         return
     known = _timm_names()
     if name.split(".")[0] not in known:
-        more = "" if known else "; timm's need the extra photos: pip install 'lt_pipeline[photos]'"
-        raise UserError(unknown("backbone", name, (*BACKBONES, *known)) + more)
+        near = get_close_matches(name, (*BACKBONES, *sorted(known)), n=1)
+        more = f"or one of timm's {len(known)}"  # too many to be read
+        if not known:
+            more = "timm's need the extra photos: pip install 'lt_pipeline[photos]'"
+        raise UserError(f"{unknown('backbone', name, BACKBONES, next(iter(near), None))}; {more}")
 
 
 def check_weights(name: str, channels: int, weights: str) -> None:
