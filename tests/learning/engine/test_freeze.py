@@ -192,6 +192,13 @@ def test_what_is_not_there_or_all_there_is_is_refused(freeze, message):
         fit(method(), STAGE, toy_images(), config(freeze=freeze), seed=0, device=CPU)
 
 
+def test_of_features_there_is_nothing_more_to_freeze():
+    trained = method()
+    with pytest.raises(UserError, match="^training.freeze: must be 0: features=cached freezes"):
+        with_frozen(trained, STAGE, config(freeze=1, features="cached"))
+    assert with_frozen(trained, STAGE, config(freeze=0, features="cached")) == STAGE
+
+
 def test_a_second_stage_of_which_nothing_is_left_is_refused_before_the_first():
     settings = ExperimentConfig.resolve("crt", {"training": {"freeze": ["head"]}})
     with pytest.raises(UserError, match="nothing is left to learn in phase 'classifier'"):

@@ -40,6 +40,8 @@ def _frozen(method: Learner, config: TrainingConfig) -> Iterator[str]:
     """Yield the names in ``method`` of what ``config.freeze`` means."""
     if isinstance(config.freeze, int):
         layers: Any = method.net.layers if config.freeze else ()
+        if config.freeze and config.features == "cached":
+            raise UserError("training.freeze: must be 0: features=cached freezes the backbone")
         if config.freeze > len(layers):
             raise UserError(
                 f"training.freeze: must be at most the backbone's {len(layers)} layers, but is "
