@@ -94,7 +94,10 @@ def test_what_a_person_has_edited_stays(photos):
 )
 def test_the_network_is_the_one_whose_weights_were_asked_for(tmp_path, model, wanted):
     facts = pd.DataFrame({"path": ["a/1.jpg"], "label": ["a"], "group": ["1"], "split": ["train"]})
-    data = {"source": "folder", "path": "photos"}
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "files" / name)
+    data = {"source": "folder", "path": str(tmp_path / "files"), "name": "photos"}
     found = write_environment(data, model, facts, tmp_path)
     assert found == {"name": "photos", "split": "conf/photos/split.csv"}
     files = [tmp_path / "photos" / f"{name}.yml" for name in ("globals", "parameters")]
