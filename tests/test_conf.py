@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import yaml
 
@@ -9,15 +11,15 @@ from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
-from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, flatten
+from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, UserError, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
-from lt_pipeline.pipelines.audit.nodes import RECIPE
+from lt_pipeline.pipelines.audit.nodes import FINE_TUNING, RECIPE
 from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from lt_pipeline.tracking.config import TrackingConfig
 from lt_pipeline.tracking.models import EvaluateConfig
 from lt_pipeline.tuning.config import TuneConfig
-from toys import PROJECT
+from toys import PROJECT, toy_card
 
 PLAIN = ExperimentConfig(method="ce")
 SHARED: dict[str, Config] = {
@@ -102,8 +104,46 @@ def test_a_methods_parameters_are_the_codes(base, method):
     assert data_config({}) == data_config(base)
 
 
-def test_every_recipe_is_of_an_environment():
+def test_every_recipe_is_of_an_environment_that_there_is_or_that_an_audit_speaks_of():
     files = [yaml.safe_load(path.read_text()) for path in PROJECT.glob("conf/*/globals.yml")]
-    used = {RECIPE, *(name for file in files for name in file.get("uses", []))}
+    used = {RECIPE, FINE_TUNING, *(name for file in files for name in file.get("uses", []))}
     (recipes,) = [file["recipes"] for file in files if "recipes" in file]
     assert recipes.keys() == used
+
+
+def using(tmp_path, *recipes):
+    """Return the parameters of an environment that lies over the recipes."""
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    (tmp_path / "conf/mine").mkdir()
+    text = yaml.safe_dump({"run": "mine", "uses": [*recipes]})
+    (tmp_path / "conf/mine/globals.yml").write_text(text)
+    return ConfLoader(str(tmp_path / "conf"), "mine", **CONFIG_LOADER_ARGS)["parameters"]
+
+
+@pytest.mark.parametrize("recipes", [[FINE_TUNING], [RECIPE, FINE_TUNING]])
+def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, recipes):
+    found = using(tmp_path, *recipes)
+    for method in METHODS:
+        training = ExperimentConfig.resolve(method, found).training
+        assert (training.optimizer.name, training.freeze_batchnorm) == ("adamw", True)
+        assert (training.features, training.augment.resizes) == ("none", True)
+
+
+def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own(tmp_path):
+    found = using(tmp_path, RECIPE)
+    found["model"] |= {"backbone": "resnet18", "weights": "default"}
+    card, refused, tuned = toy_card((100, 50, 30, 20), channels=3), {}, {}
+    for method in METHODS:
+        experiment = ExperimentConfig.resolve(method, found)
+        if experiment.training.features == "none":
+            tuned[method] = experiment.training
+        try:
+            experiment._check_fit(card, (3, 32, 32))
+        except UserError as error:
+            refused[method] = str(error)
+    assert refused.keys() == {"ride", "sade"}
+    assert all("no part of their own: set the method's option" in said for said in refused.values())
+    assert tuned.keys() == {"more", "dqroute", "lgla", "darl", "bcl"}
+    recipe = using(tmp_path / "other", FINE_TUNING)
+    for method, training in tuned.items():
+        assert training == ExperimentConfig.resolve(method, recipe).training

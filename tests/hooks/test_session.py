@@ -71,3 +71,20 @@ def test_parameters_that_nothing_reads_are_said(names, given, said, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(said)
     assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"training": {"epochs": 3}}, ["training.epochs has no effect: ce.training.epochs is 10"]),
+        ({"training": {"epochs": 10, "batch_size": 3}}, []),
+        ({"training": {"epochs": 3}, "ce": {"training": {"epochs": 10}}}, []),
+    ],
+)
+def test_what_a_methods_own_block_overrules_is_said(given, said, caplog):
+    conf = parameters()
+    conf["ce"] = {**conf["ce"], "training": {"epochs": 10}}
+    with caplog.at_level(logging.WARNING):
+        say_without_effect(SimpleNamespace(runtime_params=given), ["ce"], conf)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(",")[0] for line in lines] == said

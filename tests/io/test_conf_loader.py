@@ -7,6 +7,7 @@ import pytest
 
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 from toys import PROJECT
 
@@ -106,8 +107,8 @@ def test_recipes_lie_over_conf_base_the_later_over_the_earlier_and_all_below_its
     # of the first, of the second and of conf/base
     assert found["model"] == {**found["model"], "backbone": "resnet32", "head": "linear"}
     assert training["augment"] == {
-        **{"crop_padding": 4, "flip": 0.5, "autoaugment": True},
-        **{"autoaugment_fill": 128, "cutout": 16},
+        **AugmentConfig().model_dump(mode="json"),
+        **{"crop_padding": 4, "flip": 0.5, "autoaugment": True, "cutout": 16},
     }
     assert loader.as_written() == found
 

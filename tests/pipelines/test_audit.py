@@ -8,7 +8,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
+
+from lt_pipeline.learning.schema import UserError
+from lt_pipeline.pipelines.audit.nodes import look, write_environment
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +82,42 @@ def test_what_a_person_has_edited_stays(photos):
     said = photos.kedro("--pipelines=audit", "--params=data.path=photos")
     assert "is there already and stays as it is" in said
     assert split.read_text() == edited
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ({"backbone": "resnet8"}, {"backbone": "tf_efficientnet_lite0"}),
+        ({"backbone": "resnet18", "weights": "default"}, None),
+        ({"backbone": "resnet34", "weights": "mine.safetensors"}, None),
+    ],
+)
+def test_the_network_is_the_one_whose_weights_were_asked_for(tmp_path, model, wanted):
+    facts = pd.DataFrame({"path": ["a/1.jpg"], "label": ["a"], "group": ["1"], "split": ["train"]})
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "files" / name)
+    data = {"source": "folder", "path": str(tmp_path / "files"), "name": "photos"}
+    found = write_environment(data, model, facts, tmp_path)
+    assert found == {"name": "photos", "split": "conf/photos/split.csv"}
+    files = [tmp_path / "photos" / f"{name}.yml" for name in ("globals", "parameters")]
+    told, own = (yaml.safe_load(file.read_text()) for file in files)
+    assert told == {"run": "photos", "uses": ["photos"]}
+    assert "[photos, fine_tuning]" in files[0].read_text()
+    assert own["model"] | (wanted or model) == own["model"]
+    assert own["model"]["weights"] != "none"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"backbone": "resnet19"}, "^model.backbone: unknown backbone 'resnet19'"),
+        ({"backbone": "resnet8", "weights": "default"}, "resnet8 has no public weights"),
+    ],
+)
+def test_a_network_that_there_is_not_is_refused_before_the_images_are_read(model, message):
+    with pytest.raises(UserError, match=message):
+        look({"source": "folder", "path": "nowhere"}, model)
 
 
 @pytest.mark.parametrize(

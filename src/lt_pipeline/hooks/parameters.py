@@ -17,7 +17,7 @@ from lt_pipeline.hooks.keys import check_config
 from lt_pipeline.io.conf_loader import ConfLoader, environments
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, method_options
-from lt_pipeline.learning.schema import UserError, block_of, flatten, named, unknown
+from lt_pipeline.learning.schema import UserError, block_of, flatten, named, shown, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 
@@ -72,7 +72,7 @@ def say_without_effect(
 ) -> None:
     """Say which parameters of the command line the pipelines ``names`` do not read.
 
-    They may be of another method than is run.
+    They may be of another method than is run, or be overruled by its own block.
     """
     known = {*methods.available()}
     if not {*names} <= known:
@@ -85,6 +85,13 @@ def say_without_effect(
             LOGGER.warning(
                 "%s.* has no effect: %s does not read it", name, " and ".join(sorted(names))
             )
+    given = dict(flatten(loader.runtime_params or {}, "."))
+    for name in names:
+        for path, value in flatten(block_of(parameters, name), "."):
+            if given.get(path, value) != value and f"{name}.{path}" not in given:
+                LOGGER.warning(
+                    "%s has no effect: %s.%s is %s, set that one", path, name, path, shown(value)
+                )
 
 
 def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:

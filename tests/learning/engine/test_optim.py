@@ -32,7 +32,7 @@ KINDS = {
     "adamw": {"name": "adamw"},
     "ema": {"ema": 0.8},
     "accumulate": {"accumulate": 3},
-    "layer_decay": {"layer_decay": 0.5},
+    "layer_decay": {"layer_decay": 0.5, "backbone_rate": 0.7},
     "all": {"name": "adamw", "ema": 0.8, "accumulate": 2, "layer_decay": 0.5},
 }
 each_kind = pytest.mark.parametrize("optimizer", KINDS.values(), ids=KINDS)
@@ -215,6 +215,49 @@ def test_layers_of_timms_networks_are_as_timm_groups_them(name, layers):
     names = {id(p): name for name, p in net.named_parameters()}
     first = {names[id(p)] for p in net.layers[0]}
     assert any("stem" in n or "patch_embed" in n or "conv1" in n for n in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("caformer_s18", "stem", "head"), ("pit_ti_224", "pos_embed", "norm")],
+)
+def test_layers_of_which_timm_does_not_say_are_the_parts_in_order(name, first, last):
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    assert not hasattr(backbone.net, "group_matcher")
+    names = {id(p): name for name, p in backbone.net.named_parameters()}
+    layers = [[names[id(p)] for p in layer] for layer in backbone.layers]
+    assert sorted(name for layer in layers for name in layer) == sorted(names.values())
+    assert layers[0][0].startswith(first)
+    assert layers[-1][0].startswith(last)
+    assert len(layers) > 4
+
+
+def test_the_backbone_has_a_rate_of_its_own_under_that_of_its_layers():
+    values = {"layer_decay": 0.8, "backbone_rate": 0.1}
+    _, by_name = groups(method(), config(values))
+    wanted = {"stem": 0.8**4, "bn": 0.8**4, "stage1": 0.8**3, "stage2": 0.8**2, "stage3": 0.8}
+    for name, (rate, _) in by_name.items():
+        factor = 0.1 * wanted[name.split(".")[2]] if "backbone" in name else 1.0
+        assert rate == pytest.approx(0.02 * factor), name
+    _, whole = groups(method(), config({"backbone_rate": 0.1}))
+    rates = {name: rate for name, (rate, _) in whole.items()}
+    assert rates["net.backbone.stem.weight"] == pytest.approx(0.002)
+    assert rates["net.head.weight"] == 0.02
+
+
+def test_adamw_leaves_what_timm_says_alone_and_sgd_as_ever_does_not():
+    pytest.importorskip("timm")
+    trained = method(backbone="vit_tiny_patch16_224")
+    free = {"net.backbone.net.pos_embed", "net.backbone.net.cls_token"}
+    for name, decayed in (("adamw", 0), ("sgd", 2)):
+        _, by_name = groups(trained, config({"name": name}))
+        assert sum(by_name[one][1] > 0 for one in free) == decayed
+    assert by_name.keys() > free
+    _, by_name = groups(trained, config({"name": "adamw"}))
+    matrices = {n for n, p in trained.named_parameters() if p.ndim > 1} - free
+    assert {n for n, (_, decay) in by_name.items() if decay} == matrices
 
 
 def test_layers_are_in_the_order_of_the_computation():

@@ -16,8 +16,8 @@ ALL = Stage(
     "last", ("first",), role="branch", group="many", folded=("source",), anew=("source.net.head",),
     subset=Subset((1,), 5), sampler=class_balanced, pair=class_balanced, outliers=0.5,
     mix=MixConfig(), remainder=True, trainable=("", "scale"), adapts=("net",), rates={"scale": 2.0},
-    epochs=3, share=0.5, training={"batch_size": 7}, objective="routing", step="merge",
-    decides="source", recipe=Recipe(left_out=("sets",)),
+    frozen=("net.head",), epochs=3, share=0.5, training={"batch_size": 7}, objective="routing",
+    step="merge", decides="source", recipe=Recipe(left_out=("sets",)),
 )  # fmt: skip
 
 
@@ -34,14 +34,15 @@ def test_on_top_of_it_a_stage_has_the_names_that_its_own_method_gives_it():
     assert (found.name, found.start) == ("pretrain_last", ("pretrain_first",))
     assert (found.folded, found.anew) == (("source.source",), ("source.source.net.head",))
     assert (found.trainable, found.adapts) == (("source", "source.scale"), ("source.net",))
+    assert found.frozen == ("source.net.head",)
     assert found.rates == {"source.scale": 2.0}
     assert (found.objective, found.step) == ("source.routing", "source.merge")
     assert found.decides == "source.source"
     kept = {"role", "group", "subset", "sampler", "pair", "outliers", "mix", "remainder", "epochs",
             "share", "training"}  # fmt: skip
     assert all(getattr(found, name) == getattr(ALL, name) for name in kept)
-    named = {"name", "start", "folded", "anew", "trainable", "adapts", "rates", "objective", "step",
-             "decides", "recipe"}  # fmt: skip
+    named = {"name", "start", "folded", "anew", "trainable", "adapts", "frozen", "rates",
+             "objective", "step", "decides", "recipe"}  # fmt: skip
     assert kept | named == {field.name for field in fields(Stage)}, "and that is all there is"
 
 

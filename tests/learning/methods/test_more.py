@@ -10,9 +10,11 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
+from lt_pipeline.learning.methods._base import Method, MethodOptions
 from lt_pipeline.learning.methods.more import More, MoreOptions, discrepancy, schedule_weight
 from lt_pipeline.learning.models.low_rank import low_rank_parameters
 from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from toys import toy_card, toy_images
 
@@ -203,3 +205,74 @@ def test_a_stronger_penalty_leaves_less_of_the_tail_weights_on_head_classes():
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         MoreOptions(**options)
+
+
+def transformer(**options):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = ModelConfig(backbone="vit_tiny_patch16_224")
+    return More(MoreOptions(**options), model, toy_card(channels=3))
+
+
+def test_a_vision_transformers_linear_layers_are_decomposed_and_its_classifier_is_not():
+    method = transformer()
+    names = {name.partition(".parametrizations")[0] for name, _ in low_rank_parameters(method.net)}
+    blocks = [
+        f"backbone.net.blocks.{k}.{layer}"
+        for k in range(12)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ]
+    assert names == {*blocks, "backbone.net.patch_embed.proj"}
+    convolutions = transformer(layers="convolutions")
+    assert len(list(low_rank_parameters(convolutions.net))) == 2
+    # r = int(0.1 * 192) = 19, of fc1 A is [19, 192] and B [768, 19]
+    part = method.net.backbone.net.blocks[0].mlp.fc1.parametrizations.weight[0]
+    assert (part.down.shape, part.up.shape) == ((19, 192), (768, 19))
+
+
+def test_on_a_transformer_the_loss_is_that_of_equations_2_and_3_and_folding_is_exact():
+    method = with_tail_weights(transformer(amplitude=1.5)).double().train()
+    images = toy_images(channels=3, size=32)
+    index = torch.arange(0, len(images), 12)
+    seen = Batch(images.images[index], images.labels[index], index)
+    progress = 0.3
+    terms = method.loss(seen, progress)
+    method.eval()
+    with torch.no_grad():
+        full = method.score(seen.images)
+        general_net = transformer(amplitude=1.5).double().eval()  # B = 0: theta^g alone
+        general = general_net.score(seen.images)
+        assert not torch.allclose(full, general)
+        prior = method.card.longtail.prior[seen.labels]
+        amplitude = 1.5 * method.card.longtail.classes
+        alpha = amplitude * math.sin(math.pi * progress)
+        wanted = alpha * (prior * (full - general).square().sum(1)).mean()
+        torch.testing.assert_close(terms["rebalancing"].detach(), wanted, rtol=1e-6, atol=0)
+        method.fold()
+        torch.testing.assert_close(method.score(seen.images), full, rtol=0, atol=1e-12)
+    assert method.net.state_dict().keys() == plain_transformer().state_dict().keys()
+
+
+def plain_transformer():
+    return Method(MethodOptions(), ModelConfig(backbone="vit_tiny_patch16_224"), toy_card()).net
+
+
+def test_a_step_moves_a_transformers_b_first_as_l_base_alone_has_a_gradient_there():
+    method = transformer().train()
+    images = toy_images(channels=3, size=32)
+    index = torch.arange(0, len(images), 12)
+    seen = Batch(images.images[index], images.labels[index], index)
+    sum(method.loss(seen, 0.5).values()).backward()
+    for name, p in low_rank_parameters(method.net):
+        assert (p.grad.abs().sum() > 0) == name.endswith(".up"), name
+
+
+def test_a_backbone_without_such_layers_is_refused():
+    with pytest.raises(UserError, match="options.layers is linear, but resnet8 has none: set all"):
+        more(layers="linear")
+
+
+def test_a_resnet_has_nothing_but_convolutions_to_decompose():
+    states = [more(layers=layers).state_dict() for layers in ("all", "convolutions")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

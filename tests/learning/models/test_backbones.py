@@ -35,6 +35,13 @@ def test_what_does_not_exist_is_refused(arguments, message):
         build_backbone(**arguments)
 
 
+def test_of_timms_names_an_unknown_one_is_told_the_nearest_and_not_all():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="did you mean 'convnext_atto'.* one of timm's") as found:
+        build_backbone("convnext_ato")
+    assert len(str(found.value)) < 300
+
+
 @pytest.fixture
 def checkpoints(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))

@@ -77,6 +77,41 @@ def test_the_sum_is_equation_1_written_out():
     torch.testing.assert_close(layer.weight.double(), wanted.double())
 
 
+def test_a_linear_layers_sum_is_equation_1_written_out():
+    layer = nn.Linear(20, 30).double()
+    assert add_low_rank(nn.Sequential(layer), 0.1, "linear") == 2 * (20 + 30)
+    fill(layer)
+    part = layer.parametrizations.weight[0]
+    assert (part.down.shape, part.up.shape) == ((2, 20), (30, 2))
+    wanted = layer.parametrizations.weight.original + part.up @ part.down
+    torch.testing.assert_close(layer.weight, wanted, rtol=0, atol=0)
+    x = torch.rand(4, 20, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x @ wanted.T + layer.bias)
+    assert torch.linalg.matrix_rank(part(torch.zeros_like(layer.weight))) == 2
+
+
+@pytest.mark.parametrize(("layers", "count"), [("convolutions", 7), ("linear", 1), ("all", 8)])
+def test_which_layers_is_a_choice(layers, count):
+    net = network()
+    add_low_rank(net, 0.1, layers)
+    assert len(list(low_rank_parameters(net))) == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("layer", "rank"),
+    [
+        (nn.Conv2d(64, 64, 3, groups=64), 1),
+        (nn.Conv2d(128, 128, 3, groups=32), 3),
+        (nn.Conv2d(60, 72, 3, groups=3), 6),
+    ],
+)
+def test_in_groups_the_product_has_no_full_rank(layer, rank):
+    add_low_rank(nn.Sequential(layer), 0.1)
+    part = layer.parametrizations.weight[0]
+    assert part.up.shape[1] == rank * 3
+    assert len(part.up) > part.up.shape[1] or len(layer.weight) == layer.groups
+
+
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(3, 16, 7), nn.Conv2d(64, 8, 1)]
 )

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
+from lt_pipeline.learning.transforms import views
 from lt_pipeline.learning.transforms.augment import (
     AugmentConfig,
     augment,
@@ -18,6 +22,7 @@ from lt_pipeline.learning.transforms.augment import (
     random_flip,
 )
 from lt_pipeline.learning.transforms.autoaugment import autoaugment
+from lt_pipeline.learning.transforms.views import ContrastConfig, draw_crops, draw_jitter
 
 SHAPES = st.tuples(
     st.integers(1, 6), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)
@@ -270,3 +275,115 @@ def test_crop_flip_and_cutout_never_wait_for_the_device() -> None:
     assert torch.equal(on_device.cpu(), crop_at(images.cpu(), 4, dy, dx))
     on_device = cut_at(images, 16, dy.cuda(), dx.cuda())
     assert torch.equal(on_device.cpu(), cut_at(images.cpu(), 16, dy, dx))
+
+
+PHOTOS = AugmentConfig(crop_padding=0, crop_scale=(0.3, 1.0), flip=0.5, brightness=0.4, hue=0.1)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 48), (1, 28, 28)])
+@pytest.mark.parametrize("aspects", [(0.75, 1.333), (0.4, 2.5)])
+def test_resized_crops_are_torchvisions_box_by_box_to_a_grey_level(
+    shape: tuple[int, int, int], aspects: tuple[float, float]
+) -> None:
+    images = noise(60, *shape, low=0)
+    config = AugmentConfig(crop_padding=0, crop_scale=(0.1, 1.0), crop_ratio=aspects)
+    ours = augment(images, config, seeded(4))
+    boxes = draw_crops(images, (0.1, 1.0), seeded(4), aspects).T.tolist()
+    assert len({tuple(box) for box in boxes}) > 50
+    for crop, image, (top, left, height, width) in zip(ours, images, boxes, strict=True):
+        theirs = tv.resized_crop(image, top, left, height, width, list(shape[1:]))
+        assert int((crop.int() - theirs.int()).abs().max()) <= 1
+    assert ours.dtype == torch.uint8
+
+
+def test_aspects_of_crops_are_what_is_asked_for() -> None:
+    blank = torch.zeros(1, 1, 1, 1).expand(4000, 1, 2000, 2000)
+    _, _, height, width = draw_crops(blank, (0.05, 0.3), seeded(), (0.5, 3.0)).double()
+    aspect = (width / height).log()
+    assert -0.70 < float(aspect.min()) < -0.68
+    assert 1.08 < float(aspect.max()) < 1.11
+    assert float(aspect.mean()) == pytest.approx((math.log(3) - math.log(2)) / 2, abs=0.04)
+    _, _, height, width = draw_crops(blank[:5], (1.0, 1.0), seeded(), (2.0, 3.0))
+    assert {*zip(height.tolist(), width.tolist(), strict=True)} == {(1000, 2000)}
+
+
+@pytest.mark.parametrize(
+    ("name", "adjust"),
+    [
+        ("brightness", tv.adjust_brightness),
+        ("contrast", tv.adjust_contrast),
+        ("saturation", tv.adjust_saturation),
+        ("hue", tv.adjust_hue),
+    ],
+)
+def test_colours_are_torchvisions_factor_by_factor_to_a_grey_level(name: str, adjust: Any) -> None:
+    images = noise(80, 3, 20, 24, low=0)
+    config = AugmentConfig(crop_padding=0, **{name: 0.4})
+    ours = augment(images, config, seeded(5))
+    jitter = draw_jitter(
+        len(images),
+        ContrastConfig(**{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, name: 0.4}),
+        seeded(5),
+    )
+    kinds = ("brightness", "contrast", "saturation")
+    factors = jitter.hue if name == "hue" else jitter.factors[kinds.index(name)]
+    assert float(factors.max() - factors.min()) > 0.7
+    for changed, image, factor in zip(ours, images, factors.tolist(), strict=True):
+        gap = (changed.int() - adjust(image, factor).int()).abs()
+        assert int(gap.max()) <= 1
+    assert not torch.equal(ours, images)
+
+
+@pytest.mark.parametrize("more", [{}, {"trivialaugment": True}, {"autoaugment": True}])
+def test_photos_come_the_same_from_the_same_generator_and_pieces_do_not_matter(
+    more: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, config = noise(50, 3, 16, 16), PHOTOS.model_copy(update=more)
+    one, other = seeded(3), seeded(3)
+    first = augment(images, config, one)
+    monkeypatch.setattr(views, "SMALL", 7 * 16 * 16)
+    assert torch.equal(augment(images, config, other), first)
+    assert torch.equal(one.get_state(), other.get_state()), "resuming goes on from here"
+    assert not torch.equal(augment(images, config, one), first)
+    assert (first.dtype, first.shape) == (torch.uint8, images.shape)
+
+
+def test_a_resized_crop_takes_the_place_of_the_padded_one() -> None:
+    images = noise(20, 3, 16, 16)
+    values = {"crop_scale": (0.2, 0.9), "flip": 0.5}
+    padded, plain = (AugmentConfig(crop_padding=p, **values) for p in (9, 0))
+    assert torch.equal(augment(images, padded, seeded()), augment(images, plain, seeded()))
+    AugmentConfig(crop_padding=99, **values).check((3, 16, 16))
+
+
+def test_auxiliary_images_keep_their_colours() -> None:
+    config = AugmentConfig(
+        flip=0.5, hue=0.1, contrast=0.2, saturation=1, brightness=3, cutout=4, trivialaugment=True
+    )
+    assert config.for_noise == AugmentConfig(flip=0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"autoaugment": True, "trivialaugment": True}, "where autoaugment is true: choose one"),
+        ({"crop_scale": (0.9, 0.1)}, "the smallest must not exceed the largest"),
+        ({"crop_ratio": (0, 1)}, "greater than 0"),
+        ({"hue": 0.6}, "less than or equal to 0.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"saturation": 0.1}, "saturation needs images with 1 or 3 .* 2: set it to 0.0"),
+        ({"trivialaugment": True}, "trivialaugment needs images .* set it to false"),
+    ],
+)
+def test_colours_of_other_channels_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(**values).check((2, 32, 32))

@@ -33,6 +33,7 @@ class OptimizerConfig(Config):
         name: ``sgd`` has ``training.momentum`` and ``nesterov``; ``adamw``'s beta_1 is
             ``training.momentum``, its weight decay is decoupled and leaves biases and norms alone.
         beta2: of the mean squared gradient; adamw's only.
+        backbone_rate: factor of the learning rate for the whole backbone, beside the head.
         layer_decay: each layer of the backbone, from its output on, has so much of the learning
             rate of the one behind it; 1 is one rate for all, which the head has in any case.
         ema: decay, by step, of a moving average of weights and BatchNorm statistics, which is then
@@ -43,6 +44,7 @@ class OptimizerConfig(Config):
 
     name: Literal["sgd", "adamw"] = "sgd"
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    backbone_rate: float = Field(default=1.0, gt=0, le=1)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
     accumulate: PositiveInt = 1
@@ -55,6 +57,10 @@ class TrainingConfig(Config):
 
     Attributes:
         optimizer: what the gradients go through.
+        freeze: what of the network stays as it is, in every stage: how many of the backbone's
+            layers, from the images on, or names of submodules, as in ``[backbone]`` and
+            ``[backbone.layer1]``. Its parameters do not learn and its BatchNorm does not move.
+        freeze_batchnorm: that of the backbone does neither: for small batches.
         learning_rate: the rate after warm-up.
         momentum: of SGD's velocity, or AdamW's mean gradient.
         nesterov: SGD looks ahead along its velocity.
@@ -83,6 +89,8 @@ class TrainingConfig(Config):
     epochs: PositiveInt = 60
     batch_size: PositiveInt = 64
     optimizer: OptimizerConfig = OptimizerConfig()
+    freeze: NonNegativeInt | tuple[str, ...] = 0
+    freeze_batchnorm: bool = False
     learning_rate: PositiveFloat = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False

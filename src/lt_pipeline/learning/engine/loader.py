@@ -81,8 +81,7 @@ class Stream:
             beside = max(round(size * self.stage.outliers), 1)
             needed = self.steps * beside
             order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
-            # what AutoAugment and Cutout make of noise is no noise
-            plain = self.config.augment.model_copy(update={"autoaugment": False, "cutout": 0})
+            plain = self.config.augment.for_noise
             others = self._augmented(self.auxiliary, order, beside, augment=plain)
             found = (b._replace(outliers=o.images) for b, o in zip(found, others, strict=True))
         return found

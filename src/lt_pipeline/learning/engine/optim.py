@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.config import OptimizerConfig, TrainingConfig
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 
 
 def trained_parameters(method: Learner, stage: Stage) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield what learns in ``stage``, by its name in ``method``."""
-    learning = {id(p) for scope in stage.trainable for p in parameters_of(method, scope)}
+    learning = _ids(method, stage.trainable) - _ids(method, stage.frozen)
     for name, parameter in method.named_parameters():
         if id(parameter) in learning:
             yield name, parameter
@@ -34,6 +34,10 @@ def parameters_of(method: Learner, scope: str) -> Iterator[nn.Parameter]:
         yield from method.get_submodule(scope).parameters()
 
 
+def _ids(method: Learner, scopes: Iterable[str]) -> set[int]:
+    return {id(p) for scope in scopes for p in parameters_of(method, scope)}
+
+
 def choose_what_learns(method: Learner, stage: Stage) -> None:
     """Train what the stage trains; the rest is frozen, and its BatchNorm unless it adapts."""
     method.requires_grad_(False).eval()
@@ -47,6 +51,17 @@ def choose_what_learns(method: Learner, stage: Stage) -> None:
         for module in method.get_submodule(scope).modules():
             if isinstance(module, _BatchNorm):
                 module.train()
+    for module in _frozen(method, stage):
+        module.eval()
+
+
+def _frozen(method: Learner, stage: Stage) -> Iterator[nn.Module]:
+    """Yield the modules that are frozen themselves, or all of whose parameters are."""
+    frozen = _ids(method, stage.frozen)
+    for name, module in method.named_modules():
+        own = {id(p) for p in module.parameters()}
+        if name in stage.frozen or (own and own <= frozen):
+            yield module
 
 
 def build_optimizer(
@@ -59,15 +74,18 @@ def build_optimizer(
     """Return the optimizer of ``learning``: tensors by the names of their parameters in ``method``.
 
     AdamW (Loshchilov and Hutter, Decoupled weight decay regularization, ICLR 2019) decays neither
-    biases nor what has one dimension, as norms have.
+    biases, nor what has one dimension, as norms have, nor a transformer's tokens and positions.
     """
-    rates = _rates(method, stage, config.optimizer.layer_decay)
+    adamw = config.optimizer.name == "adamw"
+    rates = _rates(method, stage, config.optimizer)
     undecayed = {id(p) for p in objective_of(method, stage).no_weight_decay()}
+    if adamw:
+        undecayed |= {id(p) for _, m in method.named_modules() for p in getattr(m, "undecayed", ())}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, tensor in learning.items():
         own = method.get_parameter(name)
         vector = own.ndim < 2 or name.rpartition(".")[2] == "bias"
-        free = id(own) in undecayed or (vector and config.optimizer.name == "adamw")
+        free = id(own) in undecayed or (vector and adamw)
         decay = 0.0 if free else config.weight_decay
         groups.setdefault((rates.get(id(own), 1.0), decay), []).append(tensor)
     sorted_groups = [
@@ -79,7 +97,7 @@ def build_optimizer(
         for rate, decay in sorted(groups, reverse=True)
     ]
     fused = device.type == "cuda"
-    if config.optimizer.name == "adamw":
+    if adamw:
         betas = (config.momentum, config.optimizer.beta2)
         return torch.optim.AdamW(sorted_groups, lr=config.learning_rate, betas=betas, fused=fused)
     return torch.optim.SGD(
@@ -91,12 +109,13 @@ def build_optimizer(
     )
 
 
-def _rates(method: Learner, stage: Stage, layer_decay: float) -> dict[int, float]:
+def _rates(method: Learner, stage: Stage, config: OptimizerConfig) -> dict[int, float]:
     """Return the factors of the learning rate that parameters have, by their ids."""
     scopes = [({*parameters_of(method, scope)}, rate) for scope, rate in stage.rates.items()]
-    if layer_decay < 1:
+    whole, decay = config.backbone_rate, config.layer_decay
+    if whole < 1 or decay < 1:
         layers: Any = method.net.layers
-        scopes += [({*own}, layer_decay**k) for k, own in enumerate(reversed(layers), 1)]
+        scopes += [({*own}, whole * decay**k) for k, own in enumerate(reversed(layers), 1)]
     factors: dict[int, float] = {}
     for members, rate in scopes:
         for parameter in members:

@@ -18,6 +18,7 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import without_tf32
+from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms
@@ -61,7 +62,9 @@ def fit_together(
             batch, or a loss, a weight or a monitored score is no longer finite.
     """
     _check(method, stages, sets, seeds)
-    stage, config = stages[0], stage_config(config, stages[0])
+    config = stage_config(config, stages[0])
+    stages = [with_frozen(method, stage, config) for stage in stages]
+    stage = stages[0]
     if vmap is True or (vmap == "auto" and device.type != "cpu"):
         stacked = Vmapped(method, len(stages), stage, config, device)
         trainer = Trainer([stacked], stages, sets, seeds)

@@ -67,7 +67,8 @@ class Learner(Protocol):
     def net(self) -> nn.Module:
         """Return the part that is worth compiling and a memory format of its own.
 
-        Where rates fall by depth, its ``layers`` are lists of parameters, from the input on.
+        Where rates fall by depth, its ``layers`` are lists of parameters, from the input on; what
+        weight decay must leave alone in any of its modules is that module's ``undecayed``.
         """
 
     # and of nn.Module

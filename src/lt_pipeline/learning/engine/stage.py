@@ -56,6 +56,8 @@ class Stage:
         trainable: the submodules or parameters that learn. The rest is frozen, in eval mode: a
             criterion that learns (projection heads, difficulty) has to be named, too.
         adapts: frozen submodules whose BatchNorm statistics follow the batches nevertheless.
+        frozen: submodules or parameters that neither learn nor adapt, whatever those say: what
+            ``training.freeze`` means in the method.
         rates: factors of the learning rate, by the name of a submodule or parameter.
         epochs: passes over what the sampler gives; None is ``share`` of training.epochs.
         share: likewise; at least one epoch.
@@ -81,6 +83,7 @@ class Stage:
     remainder: bool = False
     trainable: tuple[str, ...] = ("",)
     adapts: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
     epochs: int | None = None
     share: float = 1.0
@@ -126,6 +129,7 @@ class Stage:
             anew=tuple(map(within, self.anew)),
             trainable=tuple(map(within, self.trainable)),
             adapts=tuple(map(within, self.adapts)),
+            frozen=tuple(map(within, self.frozen)),
             rates={within(name): rate for name, rate in self.rates.items()},
             objective=within(self.objective),
             step=within(self.step) if self.step else "",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import choose_what_learns
 from lt_pipeline.learning.engine.predict import accuracies
@@ -59,9 +60,11 @@ def fit(
 
     Raises:
         UserError: if the set does not fill one batch, the stage asks for outliers and there are
-            none, or a loss, a weight or a monitored score is no longer finite.
+            none, what is to be frozen is not there or is all that learns, or a loss, a weight or a
+            monitored score is no longer finite.
     """
     config = stage_config(config, stage)
+    stage = with_frozen(method, stage, config)
     step = Plain(method, stage, config, device)
     trainer = Trainer([step], [stage], [train], [seed], auxiliary)
     trainer.run(monitors or {}, resume, report)

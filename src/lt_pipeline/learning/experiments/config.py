@@ -26,6 +26,7 @@ from lt_pipeline.learning.data.ood import OOD_SETS
 from lt_pipeline.learning.data.ood_files import Wanted
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected, facts
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import steps_of
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.trainer import stage_config
@@ -237,8 +238,12 @@ class ExperimentConfig(Config):
             if views:
                 with named("training.contrast: "):
                     training.contrast.check(shape)
-            if stage.trains and not stage.subset:
-                steps_of(stage, images, stage_config(training, stage).batch_size)
+            if not stage.trains:
+                continue
+            own = stage_config(training, stage)
+            with_frozen(method, stage, own)
+            if not stage.subset:
+                steps_of(stage, images, own.batch_size)
         for name in self.evaluation.detectors if self.evaluation.ood_names else ():
             check_neighbours(name, self.evaluation.detector, images)
             if name == "vim":

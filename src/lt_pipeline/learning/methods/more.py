@@ -1,8 +1,8 @@
 """MORE (Luo et al., Long-tailed Recognition with Model Rebalancing, 2025), equations 1 to 6.
 
-Every convolution becomes W = W^g + B A (equation 1). A discrepancy between the network with and
-without B A, weighted by the class prior, pushes what head classes need into W^g and leaves B A to
-the tail. After training B A is added into W: the deployed network is the plain one.
+Every layer of the backbone becomes W = W^g + B A (equation 1). A discrepancy between the network
+with and without B A, weighted by the class prior, pushes what head classes need into W^g and leaves
+B A to the tail. After training B A is added into W: the deployed network is the plain one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lt_pipeline.learning.methods._options import MethodOptions
 from lt_pipeline.learning.models.backbones import Features
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.learning.models.low_rank import (
+    Layers,
     add_low_rank,
     fold_low_rank,
     freeze_general,
@@ -50,7 +51,9 @@ class MoreOptions(MethodOptions):
 
     Attributes:
         criterion: the base loss L_base.
-        rank: rank r as a share of a convolution's smaller channel count (the paper's 0.1).
+        rank: rank r as a share of a layer's smaller number of channels (the paper's 0.1).
+        layers: of the backbone, which are decomposed: ``all`` are convolutions, which are all that
+            the paper's ResNets have, and linear ones, as a vision transformer's.
         amplitude: A' = A / C, the peak of the rebalancing loss; 0 drops the loss and keeps the
             decomposition, the paper's ablation.
         schedule: alpha(t) of equation 5: ``sin``, or the ablations ``cos`` and ``constant``.
@@ -71,6 +74,7 @@ class MoreOptions(MethodOptions):
 
     criterion: CriterionConfig = LogitAdjustmentConfig()
     rank: float = Field(default=0.1, gt=0, lt=1)
+    layers: Layers = "all"
     amplitude: NonNegativeFloat = 2.0
     schedule: Literal["sin", "cos", "constant"] = "sin"
     discrepancy: Literal["l2", "kl"] = "l2"
@@ -115,7 +119,7 @@ def discrepancy(full: Tensor, general: Tensor, kind: str) -> Tensor:
 
 
 class More(Method):
-    """A base criterion plus the model-rebalancing loss on low-rank decomposed convolutions."""
+    """A base criterion plus the model-rebalancing loss on low-rank decomposed layers."""
 
     Options = MoreOptions
     options: MoreOptions
@@ -127,15 +131,18 @@ class More(Method):
         self.rebalancing_weight: Tensor
 
     def build(self) -> Network:
-        """Return the network with every convolution decomposed (equation 1).
+        """Return the network with the layers of its backbone decomposed (equation 1).
 
         Raises:
-            UserError: if the network has none, as one of features.
+            UserError: if it has none of those that are to be, as one of features.
         """
-        net = super().build()
+        net, options = super().build(), self.options
         if isinstance(net.backbone, Features):
             raise UserError("there is no layer to decompose: set training.features to none")
-        add_low_rank(net, self.options.rank)
+        if not add_low_rank(net.backbone, options.rank, options.layers):
+            raise UserError(
+                f"options.layers is {options.layers}, but {self.model.backbone} has none: set all"
+            )
         return net
 
     def no_weight_decay(self) -> Collection[nn.Parameter]:
@@ -158,10 +165,11 @@ class More(Method):
         if self.options.freeze_general_after is None:
             return
         adapting = epoch >= self.options.freeze_general_after * epochs
-        for _, parameter in low_rank_parameters(self.net):
-            parameter.requires_grad_(adapting)
         if adapting:
             freeze_general(self.net)
+            return
+        for _, parameter in low_rank_parameters(self.net):
+            parameter.requires_grad_(False)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return L_base and alpha(t) * L_MORE (equations 3, 5, 6); ``progress`` is t / T."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -94,8 +96,11 @@ def check_backbone(name: str) -> None:
         return
     known = _timm_names()
     if name.split(".")[0] not in known:
-        more = "" if known else "; timm's need the extra photos: pip install 'lt_pipeline[photos]'"
-        raise UserError(unknown("backbone", name, (*BACKBONES, *known)) + more)
+        near = get_close_matches(name, (*BACKBONES, *sorted(known)), n=1)
+        more = f"or one of timm's {len(known)}"  # too many to be read
+        if not known:
+            more = "timm's need the extra photos: pip install 'lt_pipeline[photos]'"
+        raise UserError(f"{unknown('backbone', name, BACKBONES, next(iter(near), None))}; {more}")
 
 
 def check_weights(name: str, channels: int, weights: str) -> None:
@@ -151,17 +156,39 @@ class TimmBackbone(nn.Module):
 
     @property
     def layers(self) -> list[list[nn.Parameter]]:
-        """Return the parameters of the stem and each block, as timm groups them."""
+        """Return the parameters of the stem and each block, as timm groups them.
+
+        Those of a network of which it does not say are its parts, as they are written down.
+        """
         from timm.models import group_parameters
 
+        if not hasattr(self.net, "group_matcher"):
+            return [*_parts(self.net)]
         matcher = self.net.group_matcher(coarse=False)
         grouped = group_parameters(self.net, matcher, return_values=True)
         return [grouped[depth] for depth in sorted(grouped)]
+
+    @property
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return what timm keeps from weight decay, such as tokens and position embeddings."""
+        names = self.net.no_weight_decay() if hasattr(self.net, "no_weight_decay") else ()
+        return [p for name, p in self.net.named_parameters() if name in names]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the pooled features ``[B, F]`` of normalised ``images`` ``[B, C, H, W]``."""
         features: Tensor = self.net(images)
         return features
+
+
+def _parts(net: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Yield the parameters of each part of ``net``, its own ones with the first part's."""
+    own = list(net.parameters(recurse=False))
+    for child in net.children():
+        steps = child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else (child,)
+        for step in steps:
+            if found := [*own, *step.parameters()]:
+                yield found
+                own = []
 
 
 def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:

@@ -2,38 +2,99 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt
+from pydantic import AfterValidator, Field, NonNegativeInt, field_validator
+from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_pipeline.learning.schema import Config, UserError
 
 
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise UserError(f"the smallest must not exceed the largest, but they are {limits}")
+    return limits
+
+
+# what is on colours, and how it is off
+COLOURS: dict[str, Any] = {
+    **{"autoaugment": False, "trivialaugment": False},
+    **{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+}
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+Shares = Annotated[tuple[_Share, _Share], AfterValidator(_ordered)]
+Range = Annotated[tuple[_Positive, _Positive], AfterValidator(_ordered)]
+Strength = Annotated[float, Field(ge=0)]
+HalfTurn = Annotated[float, Field(ge=0, le=0.5)]
+
+
 class AugmentConfig(Config):
     """What ``augment`` does to training images; zeros and false turn a part off.
 
-    ``crop_padding`` is in pixels on each side, ``flip`` the probability of a horizontal flip,
-    ``autoaugment_fill`` the pixel value that AutoAugment's geometric operations bring in, and
-    ``cutout`` the side of the square in pixels.
+    Attributes:
+        crop_padding: pixels on each side that images are padded with, to be cropped to their size.
+        crop_scale: in its place a crop of such a share of the area, resized; (1, 1) is off.
+        crop_ratio: of that crop's width to its height.
+        flip: the probability of a horizontal flip.
+        brightness: its factor is uniform in 1 - value, at least 0, to 1 + value.
+        contrast: likewise.
+        saturation: likewise.
+        hue: the share of a full circle that hues turn by, at most, either way.
+        autoaugment: CIFAR-10's policy.
+        trivialaugment: one of 14 operations at a strength of its own for every image.
+        autoaugment_fill: the pixel value that geometric operations of the two bring in.
+        cutout: the side of the black square in pixels.
     """
 
     crop_padding: NonNegativeInt = 1
+    crop_scale: Shares = (1.0, 1.0)
+    crop_ratio: Range = (0.75, 1.333)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    brightness: Strength = 0.0
+    contrast: Strength = 0.0
+    saturation: Strength = 0.0
+    hue: HalfTurn = 0.0
     autoaugment: bool = False
+    trivialaugment: bool = False
     autoaugment_fill: Annotated[int, Field(ge=0, le=255)] = 128
     cutout: NonNegativeInt = 0
+
+    @field_validator("trivialaugment")
+    @classmethod
+    def _alone(cls, chosen: bool, info: ValidationInfo) -> bool:
+        if chosen and info.data.get("autoaugment"):
+            raise UserError("must be false where autoaugment is true: choose one")
+        return chosen
+
+    @property
+    def resizes(self) -> bool:
+        """Return whether crops are resized."""
+        return self.crop_scale != (1, 1)
+
+    @property
+    def jitters(self) -> bool:
+        """Return whether colours are jittered."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+    @property
+    def for_noise(self) -> AugmentConfig:
+        """Return what leaves noise what it is: crop and flip."""
+        return self.model_copy(update={**COLOURS, "cutout": 0})
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""
         channels, height, width = shape
-        if self.autoaugment:
-            from lt_pipeline.learning.transforms.autoaugment import check_channels
-
-            check_channels(channels)
-        if self.crop_padding >= min(height, width):
+        coloured = [name for name in COLOURS if getattr(self, name)]
+        if coloured and channels not in (1, 3):
+            raise UserError(
+                f"{coloured[0]} needs images with 1 or 3 channels, but these have {channels}: set "
+                f"it to {str(COLOURS[coloured[0]]).lower()}"
+            )
+        if not self.resizes and self.crop_padding >= min(height, width):
             raise UserError(
                 f"crop_padding must be smaller than the image, {height} x {width}, but is "
                 f"{self.crop_padding}: a crop could be all padding"
@@ -48,24 +109,40 @@ class AugmentConfig(Config):
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Return ``images`` uint8 ``[N, C, H, W]``, each cropped, flipped and so on by its own draw.
 
-    N >= 1. The order is crop, flip, AutoAugment, Cutout. Cutout is last and before normalisation,
-    so that its square is black. ``generator`` lives on the device of ``images``. The input stays as
-    it is; when all is off, it is what returns. Of features ``[N, F, V, 1]`` each has one view left:
-    the second, which is the mirror image's, with the probability of a flip.
+    N >= 1. The order is crop, flip, colours, AutoAugment or TrivialAugment, Cutout. Cutout is last
+    and before normalisation, so that its square is black. ``generator`` lives on the device of
+    ``images``. The input stays as it is; when all is off, it is what returns. Of features
+    ``[N, F, V, 1]`` each has one view left: the second, which is the mirror image's, with the
+    probability of a flip.
     """
     if images.is_floating_point():
         return one_view(images, config.flip, generator)
-    if config.crop_padding:
-        images = random_crop(images, config.crop_padding, generator)
-    if config.flip:
-        images = random_flip(images, config.flip, generator)
+    images = _crop_and_colour(images, config, generator)
     if config.autoaugment:
         # here, because torchvision takes two seconds to import
         from lt_pipeline.learning.transforms.autoaugment import autoaugment
 
         images = autoaugment(images, generator, config.autoaugment_fill)
+    if config.trivialaugment:
+        from lt_pipeline.learning.transforms.trivialaugment import trivialaugment
+
+        images = trivialaugment(images, generator, config.autoaugment_fill)
     if config.cutout:
         images = cutout(images, config.cutout, generator)
+    return images
+
+
+def _crop_and_colour(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    from lt_pipeline.learning.transforms import views  # which is made of this module
+
+    if config.resizes:
+        images = views.random_resized_crop(images, config, generator)
+    elif config.crop_padding:
+        images = random_crop(images, config.crop_padding, generator)
+    if config.flip:
+        images = random_flip(images, config.flip, generator)
+    if config.jitters:
+        images = views.color_jitter(images, config, generator)
     return images
 
 

