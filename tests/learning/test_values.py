@@ -36,7 +36,7 @@ FREE = {
     *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "CriterionBase.name"),
     *(f"ColumnsConfig.{name}" for name in ("path", "label", "group", "split")),
     *(f"DataConfig.{name}" for name in ("name", "path", "labels", "group")),
-    *("ModelConfig.weights", "_Figures.method", "_Figures.reason"),
+    *("ModelConfig.weights", "TrainingConfig.freeze", "_Figures.method", "_Figures.reason"),
     *(
         "Figures.method",
         "Figures.reason",
