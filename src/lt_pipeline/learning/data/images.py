@@ -30,7 +30,7 @@ class ImageSet:
         """Refuse other types, shapes, or labels that name no class."""
         if self.images.dtype != self.dtype or self.images.ndim != 4:
             raise ValueError(
-                f"images must be {self.dtype} [N, channels, height, width], but are "
+                f"images must be {str(self.dtype)[6:]} [N, channels, height, width], but are "
                 f"{self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
