@@ -145,7 +145,7 @@ _STUDY = ("validation", "test", "ood", "best_epoch", "cost")
 _TABLE = (
     Metric(
         "test/accuracy", "accuracy", _MAIN | {"stages", "sweep"}, from_recalls=recalls.accuracy,
-        words="accuracy on the balanced test set", by_group="test/{group}", picture="accuracy",
+        words="accuracy on the test set", by_group="test/{group}", picture="accuracy",
     ),
     Metric("test/mean_recall", "mean recall", from_recalls=recalls.mean_recall),
     # of the 95 % interval (metrics.intervals)
