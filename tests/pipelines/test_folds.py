@@ -106,17 +106,18 @@ def test_one_fold_by_itself_is_a_plain_run(photos):
 @pytest.mark.slow
 def test_a_study_on_folds_pairs_its_arms(photos):
     (photos.folder / "conf/photos/parameters_studies.yml").write_text(
-        "studies:\n  heads:\n    title: Heads\n    seeds: 1\n    arms:\n"
+        "studies:\n  two_heads:\n    title: Heads\n    seeds: 1\n    arms:\n"
         "      CE: {method: ce}\n      LA: {method: logit_adjustment}\n"
     )
-    said = photos.kedro("--pipelines=heads", "--env=photos", f"--params={GIVEN}")
+    said = photos.kedro("--pipelines=two_heads", "--env=photos", f"--params={GIVEN}")
     assert "minus CE" in said
-    pooled = results(photos, "pooled", "heads").set_index("arm")
+    pooled = results(photos, "pooled", "two_heads").set_index("arm")
     ahead = pooled["pooled/mean_recall"]["LA"] - pooled["pooled/mean_recall"]["CE"]
     assert pooled["pooled/mean_recall difference"]["LA"] == pytest.approx(ahead)
     low, high = (pooled[f"pooled/mean_recall difference {end}"]["LA"] for end in ("low", "high"))
     assert low <= ahead <= high
-    assert results(photos, "runs", "heads").groupby(["arm", "fold"]).size().tolist() == [1] * 6
+    runs = results(photos, "runs", "two_heads")
+    assert runs.groupby(["arm", "fold"]).size().tolist() == [1] * 6
 
 
 @pytest.mark.slow
