@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.longtail import CountGroups, LongTail
@@ -13,6 +14,20 @@ from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 
 PROJECT = Path(__file__).parents[1]
 COUNTS = (40, 20, 10, 5)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def scenes(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Gradients under noise in a range of their own: photographs more than white noise is."""
+    generator = seeded(7)
+    low = torch.randint(0, 90, (count, channels, 1, 1), generator=generator)
+    slope = torch.linspace(0, 100, height)[:, None] + torch.linspace(0, 40, width)
+    grain = torch.randint(0, 25, (count, channels, height, width), generator=generator)
+    return (low + slope + grain).to(torch.uint8)
 
 
 def toy_images(counts=COUNTS, *, channels=1, size=8, seed=0, noise=40.0) -> ImageSet:

@@ -324,7 +324,7 @@ def test_tau_normalisation(inputs, expected, case):
     plain.net.head = nn.Linear(*weight.T.shape).double()
     with torch.no_grad():
         plain.net.head.weight.copy_(weight)
-    plain.normalise(float(case.removeprefix("tau_")))
+    plain.change(float(case.removeprefix("tau_")))
     close(plain.net.head.weight.detach(), tensor(expected))
     assert not plain.net.head.bias.any()
 

@@ -9,13 +9,12 @@ from safetensors.torch import save_file
 from confs import parameters
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.protocol import in_order, take
+from lt_pipeline.learning.data.protocol import digests, in_order, take
 from lt_pipeline.learning.engine.features import (
     BATCH,
     REMEMBERED,
     FeatureCache,
     FeatureSet,
-    digests,
 )
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import FEATURES_OF, Experiment, Sets

@@ -21,21 +21,9 @@ from lt_pipeline.learning.transforms.autoaugment import (
     autoaugment,
     draw,
 )
+from toys import scenes, seeded
 
 THEIRS = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=128)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def scenes(count: int, channels: int, height: int, width: int) -> Tensor:
-    """Gradients under noise in a range of their own: photographs more than white noise is."""
-    generator = seeded(7)
-    low = torch.randint(0, 90, (count, channels, 1, 1), generator=generator)
-    slope = torch.linspace(0, 100, height)[:, None] + torch.linspace(0, 40, width)
-    grain = torch.randint(0, 25, (count, channels, height, width), generator=generator)
-    return (low + slope + grain).to(torch.uint8)
 
 
 def their_magnitude(name: str, level: int | None, height: int, width: int) -> float:

@@ -15,25 +15,13 @@ from lt_pipeline.learning.transforms.trivialaugment import (
     draw,
     trivialaugment,
 )
+from toys import scenes, seeded
 
 THEIRS = TrivialAugmentWide(fill=90)
 # of which torchvision cuts grey levels off on the way where images are bytes: compared as floats
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 SHAPES = [(3, 64, 48), (1, 28, 28), (3, 34, 40)]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def scenes(count: int, channels: int, height: int, width: int) -> Tensor:
-    """Gradients under noise, the channels unlike one another."""
-    generator = seeded(7)
-    low = torch.randint(0, 90, (count, channels, 1, 1), generator=generator)
-    slope = torch.linspace(0, 100, height)[:, None] + torch.linspace(0, 40, width)
-    grain = torch.randint(0, 25, (count, channels, height, width), generator=generator)
-    return (low + slope + grain).to(torch.uint8)
 
 
 def every_level(name: str) -> Draws:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
-from lt_pipeline.learning.data.packed import Mapped, PackedImages, mapped, pack
+from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
+from lt_pipeline.learning.data.protocol import digests
 from lt_pipeline.learning.data.sources import Source
 from lt_pipeline.learning.data.splits import fold_groups, split_groups
 from lt_pipeline.learning.schema import UserError
@@ -176,34 +177,29 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
             f"{why}. Mend or remove them, or set data.unreadable=skip"
         )
     table = listing.table.drop(index=list(unreadable))
-    _check_content(table, mapped(file))
     groups, names = table["group"].factorize()
-    if len(names) < len(table):
-        table = table.assign(number=groups)
-    parts = [table[table["split"] == part] for part in ORDER]
-    array = mapped(file)
+    whole = PackedImages(
+        mapped(file),
+        torch.tensor(table.index.to_numpy(copy=True)),
+        torch.tensor(table["label"].to_numpy(copy=True)),
+        listing.class_names,
+        torch.from_numpy(groups) if len(names) < len(table) else None,
+    )
+    _check_content(table, whole)
     train, validation, test = (
-        PackedImages(
-            array,
-            torch.tensor(part.index.to_numpy(copy=True)),
-            torch.tensor(part["label"].to_numpy(copy=True)),
-            listing.class_names,
-            torch.tensor(part["number"].to_numpy(copy=True)) if "number" in part else None,
-        )
-        for part in parts
+        whole[torch.tensor((table["split"] == part).to_numpy(copy=True))] for part in ORDER
     )
     rows = table.assign(**{"class": [listing.class_names[label] for label in table["label"]]})
-    rows = rows.drop(columns="number", errors="ignore")
     return Source(train, test, validation, rows)
 
 
-def _check_content(table: pd.DataFrame, images: Mapped) -> None:
-    """Refuse images in two parts whose pixels are equal; a row's index is its place in ``images``.
+def _check_content(table: pd.DataFrame, images: PackedImages) -> None:
+    """Refuse ``images``, a row each, whose pixels are equal and that are in two parts.
 
     Raises:
         UserError: naming two.
     """
-    content = [blake2b(images[row].data, digest_size=16).digest() for row in table.index]
+    content = digests(images)
     parted = table["split"].groupby(content).transform("nunique") > 1
     if parted.any():
         first = int(parted.argmax())

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # images that are hashed at a time
 HASHED = 256
+# bytes that stand for one
+DIGEST = 16
 
 
 class Pixels(Protocol):
@@ -91,6 +93,15 @@ def in_order(data: Pixels | Tensor, size: int) -> Iterator[Tensor]:
 def take(data: Pixels | Tensor, order: Tensor) -> Tensor:
     """Return the images at ``order`` int64 ``[M]``, all of them in one tensor."""
     return next(fetch_parts(data, order, max(len(order), 1)))
+
+
+def digests(data: Pixels, flip: bool = False) -> list[bytes]:
+    """Return what stands for each image's pixels, [N], as they are or flipped left to right."""
+    found = list[bytes]()
+    for batch in in_order(data, HASHED):
+        pixels = (batch.flip(3) if flip else batch).cpu().contiguous().numpy()
+        found += [hashlib.blake2b(image.data, digest_size=DIGEST).digest() for image in pixels]
+    return found
 
 
 def content_hash(data: Images) -> str:

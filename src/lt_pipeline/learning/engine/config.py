@@ -112,6 +112,11 @@ class TrainingConfig(Config):
     monitor_test: bool = False
 
     @property
+    def on_features(self) -> bool:
+        """Return whether the backbone is frozen, and its features are computed once."""
+        return self.features == "cached"
+
+    @property
     def milestones_are_epochs(self) -> bool:
         """Return whether milestones count epochs; fractions of the run lie below 1."""
         return self.milestones[:1] >= (1,)

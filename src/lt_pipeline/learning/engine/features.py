@@ -21,21 +21,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.protocol import Images, fetch_parts
+from lt_pipeline.learning.data.protocol import DIGEST, Images, digests, fetch_parts
 from lt_pipeline.learning.engine.checkpoint import atomic_path
 from lt_pipeline.learning.progress import track
 
 # images that go through the network at a time, and are kept at a time: what a killed run loses
 BATCH, KEPT = 64, 4096
-DIGEST = 16  # bytes
 PIECES = "*.safetensors"
 
 # sets whose features are at hand: a sweep's trials ask for the same ones, and to name all of their
 # images by content takes as long as to train a head; with the sets, so that their ids stay theirs
 REMEMBERED = 8
-_RECENT: dict[
-    tuple[int, Path, bool], tuple[Images, FeatureSet]
-] = {}  # the set, so that its id stays
+_RECENT: dict[tuple[int, Path, bool], tuple[Images, FeatureSet]] = {}
 
 Extract = Callable[[Tensor], Tensor]
 
@@ -118,15 +115,6 @@ class FeatureCache:
             for piece in sorted(self.folder.glob(PIECES))
             for row, name in enumerate(_names(piece))
         }
-
-
-def digests(data: Images, flip: bool = False) -> list[bytes]:
-    """Return what stands for each image's pixels, [N], as they are or flipped left to right."""
-    found = list[bytes]()
-    for batch in fetch_parts(data, torch.arange(len(data)), BATCH):
-        pixels = (batch.flip(3) if flip else batch).cpu().contiguous().numpy()
-        found += [blake2b(image.data, digest_size=DIGEST).digest() for image in pixels]
-    return found
 
 
 @cache

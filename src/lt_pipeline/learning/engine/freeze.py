@@ -40,7 +40,7 @@ def _frozen(method: Learner, config: TrainingConfig) -> Iterator[str]:
     """Yield the names in ``method`` of what ``config.freeze`` means."""
     if isinstance(config.freeze, int):
         layers: Any = method.net.layers if config.freeze else ()
-        if config.freeze and config.features == "cached":
+        if config.freeze and config.on_features:
             raise UserError("training.freeze: must be 0: features=cached freezes the backbone")
         if config.freeze > len(layers):
             raise UserError(

@@ -230,7 +230,7 @@ class ExperimentConfig(Config):
         method = self._untrained(card)
         for stage in method.stages(self.options):
             views = stage.trains and objective_of(method, stage).views
-            if views and training.features == "cached":
+            if views and training.on_features:
                 raise UserError(
                     f"{self.method} contrasts views of images, and training.features=cached has "
                     f"none: set it to none"
@@ -252,7 +252,7 @@ class ExperimentConfig(Config):
 
     def _check_features(self) -> None:
         """Refuse what the features of a frozen backbone leave nothing to do for."""
-        if self.training.features == "none":
+        if not self.training.on_features:
             return
         if self.model.weights == NONE:
             raise UserError(
@@ -268,7 +268,7 @@ class ExperimentConfig(Config):
     def _untrained(self, card: DataCard) -> Method:
         """Return the method as it begins, without what would be downloaded."""
         plain = self.model.model_copy(update={"weights": NONE})
-        if self.training.features == "cached":
+        if self.training.on_features:
             plain = on_features(plain)
         with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)

@@ -59,19 +59,6 @@ def evaluate(
     test: Images,
     finish_report: Values,
     histories: Sequence[History],
-) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
-    """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
-    metrics, judged = judge(experiment, model, validation, test, finish_report, histories)
-    return metrics, judged.table, judged.confusion, judged.reliability
-
-
-def judge(
-    experiment: Experiment,
-    model: StateDict,
-    validation: Images,
-    test: Images,
-    finish_report: Values,
-    histories: Sequence[History],
 ) -> tuple[Values, Judged]:
     """Return all metrics, and what they rest on.
 

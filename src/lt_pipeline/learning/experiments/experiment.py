@@ -71,7 +71,7 @@ class Experiment:
     @property
     def on_features(self) -> bool:
         """Return whether the backbone is frozen, and its features are computed once."""
-        return self.config.training.features == "cached"
+        return self.config.training.on_features
 
     def seen(self, data: Images, *, training: bool = False) -> Images:
         """Return ``data`` as the method sees them: as they are, or the frozen backbone's features.

@@ -17,7 +17,7 @@ from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History, Report, fit
-from lt_pipeline.learning.experiments.evaluate import judge
+from lt_pipeline.learning.experiments.evaluate import evaluate
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.geometry import geometry
 from lt_pipeline.learning.experiments.ood import examine, headline
@@ -223,7 +223,7 @@ def run_experiment(
     checkpoints, histories = run_stages(experiment, stages, sets, folder, store, report)
     train, validation, test, _ = sets
     model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
-    metrics, judged = judge(experiment, model, validation, test, finished, histories)
+    metrics, judged = evaluate(experiment, model, validation, test, finished, histories)
     shape, _ = geometry(experiment, model, test)
     strange = examine(experiment, model, images.train, images.test, raw_folder)
     result = numbers({**metrics, "geometry": shape, "ood": headline(strange)})

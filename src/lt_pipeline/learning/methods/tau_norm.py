@@ -5,20 +5,17 @@ w_c is divided by its length to the power tau; the bias is dropped.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.predict import accuracies
-from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
-from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
+from lt_pipeline.learning.methods._chosen import Chosen, ChosenOptions
 from lt_pipeline.learning.schema import UserError
 
 
-class TauNormOptions(PretrainedOptions):
+class TauNormOptions(ChosenOptions):
     """What tau-normalisation can be told.
 
     Attributes:
@@ -27,14 +24,8 @@ class TauNormOptions(PretrainedOptions):
         candidates: the powers to choose from.
     """
 
-    criterion: CrossEntropyConfig = CrossEntropyConfig()
     tau: float | None = Field(default=1.0, ge=0, le=1)
     candidates: tuple[float, ...] = Field(default=tuple(t / 10 for t in range(11)), min_length=1)
-
-    @property
-    def wants_validation(self) -> bool:
-        """Return whether a hold-out is needed: to choose tau."""
-        return self.tau is None or super().wants_validation
 
     @model_validator(mode="after")
     def _powers(self) -> Self:
@@ -53,37 +44,11 @@ class TauNormOptions(PretrainedOptions):
             raise UserError("tau: a cosine head's weights have no length: set model.head = linear")
 
 
-class TauNormalisation(Pretrained):
+class TauNormalisation(Chosen):
     """Plain training, then w_c / |w_c|^tau in place of the classifier's weights."""
 
     Options = TauNormOptions
     options: TauNormOptions
-    used: float | None = None  # the tau that was, for a note
-
-    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
-        """Normalise the classifier's weights; return tau and, where it was chosen, among what.
-
-        Raises:
-            UserError: if tau is to be chosen and there is no hold-out.
-        """
-        options = self.options
-        self.used = options.tau
-        if options.tau is not None:
-            self.normalise(options.tau)
-            return {"tau": options.tau}
-        if not len(validation):
-            raise UserError("tau is null and chosen on a hold-out: set data.validation > 0")
-        kept = {name: value.clone() for name, value in self.state_dict().items()}
-        recalls = {}
-        for tau in options.candidates:
-            self.normalise(tau)
-            self.to(device)
-            found = accuracies(self, self.score, validation, device=device)
-            recalls[tau] = found["mean_recall"]
-            self.load_state_dict(kept)
-        self.used = max(recalls, key=lambda tau: recalls[tau])
-        self.normalise(self.used)
-        return {"tau": self.used, "validation_mean_recall": {str(t): r for t, r in recalls.items()}}
 
     def notes(self) -> list[str]:
         """Say which tau was chosen."""
@@ -92,7 +57,7 @@ class TauNormalisation(Pretrained):
         return [*super().notes(), f"tau = {self.used:g} has the best mean recall on the hold-out"]
 
     @torch.no_grad()
-    def normalise(self, tau: float) -> None:
+    def change(self, tau: float) -> None:
         """Divide the weights ``[..., C, F]`` by their lengths to the power ``tau``; drop the bias.
 
         Factors of logits that were learned before become 1. With tau = 0 only the bias is gone.

@@ -117,8 +117,11 @@ def evaluate(
 ) -> tuple[Values, Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the first of them, the table of classes, confusion and reliability bins."""
     experiment = Experiment(config, card)
-    found = judging.evaluate(experiment, model, validation, test, finish_report, histories)
-    return found[0], judging.first_of_all(found[0]), *found[1:]
+    metrics, judged = judging.evaluate(
+        experiment, model, validation, test, finish_report, histories
+    )
+    first = judging.first_of_all(metrics)
+    return metrics, first, judged.table, judged.confusion, judged.reliability
 
 
 def draw(

@@ -5,7 +5,8 @@ On folds they are pooled in place of papers' figures, which are of other test se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
@@ -23,6 +24,7 @@ def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) ->
     on folds, and what is tested once in all of them is pooled.
     """
     names, images = list(runs), ["raw_folder", "packed_folder"]
+    beside = ["plan", "data_card", "runs", "summary", "papers"]
     one = train_fold if folded else train_run
     given = ["finished_arms", *images] if folded else [*SETS, "raw_folder", "finished_arms"]
     return Pipeline(
@@ -51,7 +53,7 @@ def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) ->
                 name="summarise",
                 tags="reporting",
             ),
-            *(_pooled() if folded else [_beside_papers()]),
+            *(_pooled() if folded else [_tabulated(tabulate, beside)]),
             Node(
                 draw,
                 inputs=["plan", "data_card", "summary"],
@@ -66,13 +68,9 @@ def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) ->
     )
 
 
-def _beside_papers() -> Node:
+def _tabulated(function: Callable[..., Any], inputs: list[str]) -> Node:
     return Node(
-        tabulate,
-        inputs=["plan", "data_card", "runs", "summary", "papers"],
-        outputs=["standing", "markdown"],
-        name="tabulate",
-        tags="reporting",
+        function, inputs, outputs=["standing", "markdown"], name="tabulate", tags="reporting"
     )
 
 
@@ -85,11 +83,5 @@ def _pooled() -> list[Node]:
             name="pool",
             tags="reporting",
         ),
-        Node(
-            tabulate_folds,
-            inputs=["plan", "runs", "summary", "pooled"],
-            outputs=["standing", "markdown"],
-            name="tabulate",
-            tags="reporting",
-        ),
+        _tabulated(tabulate_folds, ["plan", "runs", "summary", "pooled"]),
     ]
