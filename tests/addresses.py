@@ -22,7 +22,9 @@ def wait_for(address: str, server: subprocess.Popen[str] | subprocess.Popen[byte
             with urllib.request.urlopen(address, timeout=2):
                 return
         except OSError:
-            ended = server.poll() is not None
-            if ended or time.monotonic() > deadline:
-                raise TimeoutError(f"{address}: {'it ended' if ended else 'no answer'}") from None
+            if server.poll() is not None:
+                said = "".join(str(line) for line in server.stdout or ())
+                raise ChildProcessError(f"{address}: it ended and said {said}") from None
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{address}: no answer") from None
             time.sleep(0.2)

@@ -139,11 +139,16 @@ def logged(experiment, tmp_path_factory, empty_database):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """The environment of a machine without this package."""
+    """The environment of a machine without this package, with what stands beside its Python.
+
+    MLflow starts its server by name, and CI's PATH is not that of an activated environment.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "lt_pipeline").mkdir()
     (folder / "lt_pipeline" / "__init__.py").write_text("raise ImportError('is not installed')")
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    binaries = Path(sys.executable).parent
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
 
 
 @pytest.fixture(scope="module")
