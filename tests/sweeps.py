@@ -20,7 +20,7 @@ def parameters(method="ce", epochs=1, search=None, **tune):
     """The smoke environment's, for ``method``, on a short schedule."""
     found = confs.parameters("smoke")
     found["method"] = method
-    found["training"] |= {"epochs": epochs, "warmup_epochs": 0}
+    found["training"] |= {"epochs": epochs, "warmup_epochs": 0, "checkpoint_every": 0}
     found["tune"] |= tune
     if search is not None:
         found[search_of(method)] = search

@@ -49,7 +49,7 @@ def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
 
 
 def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
-    first = project.start(*CE, "--params=training.epochs=200")
+    first = project.start(*CE, "--params=training.epochs=200,training.checkpoint_every=0")
     folder = own("training.epochs=200")
     wait_for(project.file("06_models", folder, "ce", "progress", "*.pt"), first)
     code, output = project.run(*CE, "--params=training.epochs=2e2,seed=0")

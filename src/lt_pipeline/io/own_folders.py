@@ -16,7 +16,10 @@ INDIFFERENT = (
     *("device", "evaluation", "evaluate", "tracking", "serve", "compare", "method", "tune"),
 )
 # of a training, what no weight depends on
-FOLLOWED = ("training.checkpoint_every", "training.monitor_every", "training.monitor_test")
+FOLLOWED = tuple(
+    f"training.{name}"
+    for name in ("checkpoint_every", "monitor_every", "monitor_seconds", "monitor_test")
+)
 OVER_SEEDS = "_over_seeds"  # the study that a method with several seeds is
 OVER_FOLDS = "_over_folds"  # and on several folds
 SEARCHED = "_search"  # a sweep's own name says what it searches

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.device import autocast, without_tf32
+from lt_pipeline.learning.engine.device import autocast, enough_threads, memory_format, without_tf32
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
@@ -109,3 +113,66 @@ def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(way, kind, f
     assert Seeing.forward_pass == forward
     assert Seeing.backward == forward[1:]
     assert switches() == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [((64, 1, 8, 8), 1), ((256, 1, 8, 8), 2), ((64, 3, 32, 32), 4), ((64, 2048), 1)],
+)
+def test_threads_are_as_many_as_a_batch_is_worth_and_no_more_than_there_were(shape, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with enough_threads(CPU, shape):
+            assert torch.get_num_threads() == threads
+        with pytest.raises(RuntimeError, match="mine"), enough_threads(CPU, shape):
+            raise RuntimeError("mine")
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)
+        with enough_threads(CPU, shape):
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_wait_sleep_unless_it_is_said_otherwise():
+    show = "import lt_pipeline, os; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        rest = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        said = subprocess.run(
+            [sys.executable, "-c", show], env=rest | given, check=True, capture_output=True
+        )
+        assert said.stdout.decode().strip() == found
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "there", "wanted"),
+    [
+        ({}, "cpu", True, torch.channels_last),
+        ({}, "cpu", False, torch.contiguous_format),
+        ({}, "cuda", False, torch.channels_last),
+        ({}, "mps", True, torch.contiguous_format),
+        ({"features": "cached"}, "cpu", True, torch.contiguous_format),
+        ({"channels_last": False}, "cuda", True, torch.contiguous_format),
+        ({"channels_last": True}, "cpu", False, torch.channels_last),
+    ],
+)
+def test_images_lie_channels_last_where_convolutions_are_faster_so(
+    monkeypatch, values, device, there, wanted
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: there)
+    assert memory_format(TrainingConfig(**values), torch.device(device)) == wanted
+
+
+def test_channels_last_is_the_same_training_to_noise():
+    trained = []
+    for channels_last in ("auto", False):
+        torch.manual_seed(0)
+        method = Method(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+        config = TrainingConfig(epochs=1, warmup_epochs=0, channels_last=channels_last)
+        fit(method, Stage("train", epochs=1), toy_images(), config, seed=0, device=CPU)
+        trained.append(method.state_dict())
+    layout = trained[0]["net.backbone.stem.weight"]
+    assert layout.is_contiguous(memory_format=torch.channels_last)
+    for name, value in trained[1].items():
+        torch.testing.assert_close(trained[0][name], value, rtol=1e-3, atol=1e-5, msg=name)

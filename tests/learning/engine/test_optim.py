@@ -419,7 +419,7 @@ class Interrupted(Exception):
 @each_kind
 @each_way
 def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, way, optimizer):
-    training = config(optimizer, epochs=3)
+    training = config(optimizer, epochs=3, checkpoint_every=0)
     whole = together(method(), training, way)
 
     def break_off(phase, epoch, values):

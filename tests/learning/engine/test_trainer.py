@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.samplers import class_balanced
+from lt_pipeline.learning.engine import trainer
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.optim import choose_what_learns, parameters_of
@@ -25,6 +27,7 @@ PLAIN = AugmentConfig(crop_padding=0, flip=0.0)
 
 def config(**values):
     defaults = {"epochs": 3, "batch_size": 25, "learning_rate": 0.05, "warmup_epochs": 1}
+    defaults["checkpoint_every"] = 0  # a state after each
     return TrainingConfig(**{**defaults, "schedule": "cosine", "augment": PLAIN, **values})
 
 
@@ -114,6 +117,65 @@ def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path, stop):
     assert same(resumed.state_dict(), whole.state_dict())
     for name in ("train/cross_entropy", "train/learning_rate"):
         assert continued[name] == history[name]
+
+
+class Clock:
+    """A clock by which every look at it is a second later."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0, [1, 2, 3, 4]), (1e6, [4]), (7, [2, 4])])
+def test_states_are_kept_by_time_and_at_the_end(tmp_path, monkeypatch, seconds, kept):
+    # an epoch looks at the clock twice, and its end once
+    monkeypatch.setattr(trainer, "time", Clock())
+    resume, found = ResumeFile(tmp_path / "train.pt", "run"), []
+
+    class Kept(ResumeFile):
+        def save(self, state):
+            found.append(state["epoch"])
+
+    run(
+        method(),
+        config(epochs=4, checkpoint_every=seconds, monitor_every=0),
+        resume=Kept(resume.path, "run"),
+    )
+    assert found == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"monitor_every": 3}, [3, 6, 7]),
+        ({"monitor_every": 1, "monitor_seconds": 1e6}, [7]),
+        ({"monitor_every": 2, "monitor_seconds": 1e6}, [7]),
+        ({"monitor_every": 0, "monitor_seconds": 0}, []),
+    ],
+)
+def test_the_last_epoch_is_looked_at_whatever_lies_between(values, steps):
+    history = run(method(), config(epochs=7, **values), monitors={"test": toy_images()})
+    assert [p["step"] for p in history.get("test/accuracy", [])] == steps
+
+
+@pytest.mark.gpu
+def test_what_is_looked_at_comes_to_the_device_once():
+    moved = []
+
+    class Counted(ImageSet):
+        def to(self, device):
+            moved.append(device.type)
+            return ImageSet.to(self, device)
+
+    trained, device = method(), torch.device("cuda")
+    phase, data = Stage("train", epochs=3), toy_images()
+    looked_at = Counted(data.images, data.labels, data.class_names)
+    fit(trained, phase, data, config(), seed=0, device=device, monitors={"test": looked_at})
+    assert moved == ["cuda"]
 
 
 def test_only_what_the_phase_trains_moves_its_statistics_neither():
@@ -575,7 +637,7 @@ def test_statistics_of_frozen_parts_follow_the_batches_where_they_adapt():
 def test_statistics_that_adapt_are_those_of_the_same_batches_seen_in_training_mode():
     adapting, reference = method(kind=Witness), method()
     phase = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
-    run(adapting, config(epochs=1), phase=phase)
+    run(adapting, config(epochs=1, channels_last=False), phase=phase)
     reference.train()
     with torch.no_grad():
         for batch in adapting.seen:

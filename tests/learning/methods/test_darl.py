@@ -215,7 +215,7 @@ def test_the_note_says_which_imbalance_a_step_shows():
 def test_a_killed_run_ends_with_the_same_weights(tmp_path, ambiguity):
     config = TrainingConfig(
         epochs=3, batch_size=25, learning_rate=0.05, warmup_epochs=1, schedule="cosine",
-        augment={"crop_padding": 1, "flip": 0.5},
+        augment={"crop_padding": 1, "flip": 0.5}, checkpoint_every=0,
     )  # fmt: skip
 
     def run(method, resume=None, report=None):

@@ -450,7 +450,7 @@ def test_resume_keeps_every_statistic(tmp_path, difficulty):
     options = {"difficulty": difficulty, "gamma": 0.5}
     phase = Stage("train", epochs=4)
     whole, broken, resumed = (create(**options) for _ in range(3))
-    arguments = (phase, toy_images(), training(epochs=4))
+    arguments = (phase, toy_images(), training(epochs=4, checkpoint_every=0))
     common = {"seed": 0, "device": CPU, "monitors": held_out}
     history = fit(whole, *arguments, **common)
     assert len(history["difficulty/effective_classes"]) == 4

@@ -77,9 +77,14 @@ class TrainingConfig(Config):
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
             in rounding, as MORE's, is computed in float32 in any case.
         compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
-        channels_last: memory format of the images; ``auto`` is true on CUDA.
-        checkpoint_every: epochs between the states that a killed run resumes from.
-        monitor_every: epochs between accuracies on the hold-out, if there is one; 0 is never.
+        channels_last: memory format of images and weights; ``auto`` is true where convolutions
+            are faster in it: on CUDA, and on CPUs with oneDNN; not for cached features.
+        checkpoint_every: seconds, at least, between the states that a killed run resumes from, of
+            which the last epoch always leaves one; 0 is one an epoch.
+        monitor_every: epochs between accuracies on the hold-out, if there is one, and the last
+            epoch always has one; 0 is never.
+        monitor_seconds: at least so many between two of those, however few epochs that are. What
+            is seen then depends on the machine: the curve, the best epoch, what a sweep stops.
         monitor_test: follow the accuracy on the test set, too. It is for the best-epoch figure
             that papers print; nothing is ever selected by it.
     """
@@ -107,8 +112,9 @@ class TrainingConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     channels_last: bool | Literal["auto"] = "auto"
-    checkpoint_every: PositiveInt = 1
+    checkpoint_every: NonNegativeFloat = 30.0
     monitor_every: NonNegativeInt = 1
+    monitor_seconds: NonNegativeFloat = 0.0
     monitor_test: bool = False
 
     @property

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
 
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.schema import UserError
+
+# Pixels of a batch, on a CPU, that are worth a thread: with fewer, threads wait for one another.
+PIXELS_A_THREAD = 8192
 
 
 def choose_device(name: str) -> torch.device:
@@ -61,10 +65,33 @@ def without_tf32(wanted: bool = True) -> Iterator[None]:
 
 
 def memory_format(config: TrainingConfig, device: torch.device) -> torch.memory_format:
-    """Return the memory format of image tensors."""
+    """Return the memory format of image tensors, and of the weights that they meet."""
     wanted = config.channels_last
-    wanted = device.type == "cuda" if wanted == "auto" else wanted
+    if wanted == "auto":
+        # PyTorch's own convolutions on a CPU, without oneDNN, would copy every image back
+        one_dnn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+        wanted = (device.type == "cuda" or one_dnn) and not config.on_features
     return torch.channels_last if wanted else torch.contiguous_format
+
+
+@contextmanager
+def enough_threads(device: torch.device, shape: Sequence[int]) -> Iterator[None]:
+    """Compute on a CPU inside with as many threads as a batch is worth, and no more than before.
+
+    It is of ``shape`` [images, channels, height, width], or [rows, features]. How many follows
+    from this alone, not from what else the machine does: equal runs add up in equal order. The
+    switch is the process's, and is as before afterwards.
+    """
+    before = torch.get_num_threads()
+    wanted = max(shape[0] * prod(shape[2:]) // PIXELS_A_THREAD, 1)
+    if device.type != "cpu" or wanted >= before:
+        yield
+        return
+    try:
+        torch.set_num_threads(wanted)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_mib(device: torch.device) -> float:

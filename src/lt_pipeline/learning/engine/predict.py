@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
+from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 from lt_pipeline.learning.progress import track
 
@@ -33,7 +34,10 @@ def predict(
     """
     module.eval()
     parts = track(in_order(data, batch_size), NAME, max(-(-len(data) // batch_size), 1))
-    found = [score(part.to(device)).float().cpu() for part in parts]
+    found = []
+    for part in parts:
+        with enough_threads(device, part.shape):
+            found.append(score(part.to(device)).float().cpu())
     scores = torch.cat(found)
     check_finite_scores(scores)
     return scores

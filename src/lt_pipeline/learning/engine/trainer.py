@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import choose_what_learns
@@ -52,10 +53,11 @@ def fit(
 ) -> History:
     """Minimise what ``stage`` has for its objective in ``method``; return the history.
 
-    With ``resume``, the state is kept there after every ``config.checkpoint_every`` epochs; a
-    stage that was killed goes on from it and ends with the same weights; ``report`` is called for
-    the epochs before, too. ``monitors`` are sets whose accuracy and mean recall are recorded as
-    ``<name>/accuracy`` and ``<name>/mean_recall`` every ``config.monitor_every`` epochs.
+    With ``resume``, the state is kept there after an epoch, every ``config.checkpoint_every``
+    seconds and at the end; a stage that was killed goes on from it and ends with the same weights;
+    ``report`` is called for the epochs before, too. ``monitors`` are sets whose accuracy and mean
+    recall are recorded as ``<name>/accuracy`` and ``<name>/mean_recall`` every
+    ``config.monitor_every`` epochs, and after the last.
     ``auxiliary`` are images of no class, for stages that ask for outliers.
 
     Raises:
@@ -67,7 +69,8 @@ def fit(
     stage = with_frozen(method, stage, config)
     step = Plain(method, stage, config, device)
     trainer = Trainer([step], [stage], [train], [seed], auxiliary)
-    trainer.run(monitors or {}, resume, report)
+    with enough_threads(device, [config.batch_size, *train.shape]):
+        trainer.run(monitors or {}, resume, report)
     return trainer.histories[0]
 
 
@@ -138,7 +141,13 @@ class Trainer:
             # of the epochs that an earlier run did, too: a tracker has the whole curve
             for epoch in range(1, self.epoch + 1):
                 self.tell(report, epoch)
+        # once, and not a batch at a time whenever they are looked at
+        looked_at = {
+            name: data if data.labels.device == self.device else data.to(self.device)
+            for name, data in monitors.items()
+        }
         left = range(self.epoch, self.epochs)
+        keep, look = Due(self.config.checkpoint_every), Due(self.config.monitor_seconds)
         total = len(left) * self.steps_per_epoch * len(self.stages)
         with shown(self.title, total, patience=0) as progress:
             for epoch in left:
@@ -147,11 +156,11 @@ class Trainer:
                     objective = objective_of(method, stage)
                     objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
                     values |= objective.follow()
-                if self.config.monitor_every and (epoch + 1) % self.config.monitor_every == 0:
-                    self.monitor(found, monitors)
+                last, every = epoch + 1 == self.epochs, self.config.monitor_every
+                if every and (last or ((epoch + 1) % every == 0 and look())):
+                    self.monitor(found, looked_at)
                 self.record(found)
-                last = self.epoch == self.epochs
-                if resume and (last or self.epoch % self.config.checkpoint_every == 0):
+                if resume and (last or keep()):
                     resume.save(self.state())
                 if report:
                     self.tell(report, self.epoch)
@@ -250,6 +259,21 @@ class Trainer:
         for stage, history in zip(self.stages, self.histories, strict=True):
             points = [(name, p) for name, series in history.items() for p in series]
             report(stage.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
+
+
+class Due:
+    """Says whether so many seconds are over since it last said so, or since it was made."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self) -> bool:
+        """Return whether it is time, and begin anew if so."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
 
 
 def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
+from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.methods._roles import Classifier
 from lt_pipeline.learning.models.experts import ExpertHeads
@@ -185,8 +186,11 @@ def _odin(fitting: Fitting) -> Detector:
 
     def score(seen: Seen) -> Tensor:
         method.eval()
-        parts = in_order(seen.images, BATCH)
-        return torch.cat([-found.predict(part.to(device).float()).cpu() for part in parts])
+        scores = []
+        for part in in_order(seen.images, BATCH):
+            with enough_threads(device, part.shape):
+                scores.append(-found.predict(part.to(device).float()).cpu())
+        return torch.cat(scores)
 
     return score
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.protocol import Images, content_hash
 from lt_pipeline.learning.engine.checkpoint import ResumeFile, atomic_path
+from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -32,6 +33,8 @@ ANSWERS = "answers.csv"
 KEY_DIGITS = 16
 # where it is computed changes no result, and how it is judged no training
 PLACE, JUDGING = {"device"}, {"device", "evaluation"}
+# nor does how often it is kept; earlier versions counted epochs
+KEEPING = "checkpoint_every"
 
 Values = dict[str, Any]
 
@@ -55,6 +58,8 @@ def run_key(config: ExperimentConfig, data: DataConfig) -> str:
 
 
 def _decisive(config: ExperimentConfig, indifferent: Collection[str] = PLACE) -> Values:
+    usual = {KEEPING: TrainingConfig.model_fields[KEEPING].default}
+    config = config.model_copy(update={"training": config.training.model_copy(update=usual)})
     return {name: value for name, value in canonical(config).items() if name not in indifferent}
 
 
@@ -76,7 +81,8 @@ class MadeOf:
         self.shared = recipe.shared
         self._own = {"method": recipe.method or config.method, "above": recipe.above}
         self._own["data"] = experiment.card.data_hash
-        self._left_out = {*JUDGING, *(f"options.{name}" for name in recipe.left_out)}
+        self._left_out = {*JUDGING, f"training.{KEEPING}"}
+        self._left_out |= {f"options.{name}" for name in recipe.left_out}
         options = recipe.options or config.options
         found = ExperimentConfig.model_construct(**{**dict(config), "options": options})
         self.fingerprint = _digest(self._decisive(canonical(found)))
