@@ -127,8 +127,23 @@ def test_tiles_lose_nothing_of_colours(tmp_path):
     assert train.class_names == ("a", "b")
 
 
+@pytest.mark.slow
+def test_an_environment_brings_the_studies_of_its_paper():
+    from benchmarks.gpu import pack
+
+    recipe, parameters = pack._loaded("cifar100_lt_btm", ["training.epochs=3"])
+    asked = Namespace(studies=None, methods=["btm", "x:btm:btm.options.branches.sets=2"])
+    *studies, named = pack._studies(recipe, parameters, asked)
+    assert {name.partition("_")[0] for name, *_ in studies} == {"btm"}
+    assert "table_btm_2" in studies[0][1].tables
+    assert named[0] == "methods"
+    assert named[2]["x"].options.branches.sets == 2
+    assert named[2]["btm"].training.epochs == 3
+    assert named[2]["btm"].training.monitor_test, "the best test epoch is printed, too"
+
+
 def test_every_dependency_is_packed_or_there_or_not_needed():
-    from benchmarks.gpu.pack import WHEELS
+    from benchmarks.gpu.packs import WHEELS
 
     text = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.match(r"[\w-]+", line)[0] for line in text}
@@ -138,7 +153,7 @@ def test_every_dependency_is_packed_or_there_or_not_needed():
 @pytest.fixture
 def queue(tmp_path):
     from benchmarks.gpu.packs import jobs
-    from benchmarks.gpu.table import Queue
+    from benchmarks.gpu.schedule import Queue
 
     def build(entry, seconds, seeds=(0,)):
         return Queue(jobs([entry], seeds, "cpu"), Namespace(work=tmp_path), time.time() + seconds)
@@ -188,6 +203,18 @@ def test_a_stage_that_arms_share_is_trained_by_one_of_them(queue, tmp_path):
     assert found.next().label == "lws"
 
 
+def test_as_many_runs_at_once_as_were_fastest(tmp_path):
+    from benchmarks.gpu.table import best_of
+
+    assert best_of(tmp_path) == (8, True)
+    rows = [("step", 9e9), ("1 at once by MPS", 10), ("16 at once by MPS", 50)]
+    table = pd.DataFrame([*rows, ("4 at once in turns", 60)], columns=["part", "value"])
+    table[:3].to_csv(tmp_path / "throughput.csv")
+    assert best_of(tmp_path) == (16, True)
+    table.to_csv(tmp_path / "throughput.csv")
+    assert best_of(tmp_path) == (4, False)
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_its_whole_curve(tmp_path):
     from benchmarks.gpu import tiles
@@ -231,7 +258,7 @@ def test_the_prepared_command_runs_on_a_bare_machine(tmp_path, bare, monkeypatch
         ["throughput", *given, "--steps", "1", "--epochs", "1", "--side", "1", "2"],
         ["profile", *given, "--arms", "more", "--steps", "2"],
     )
-    assert "2 runs, 0 of them there" in said
+    assert "2 runs, 0 of them there; 0.0 million images" in said
     assert "4 runs, 2 of them there" in said
     text = (tmp_path / "out/table.md").read_text()
     assert "| CE | 2 |" in text

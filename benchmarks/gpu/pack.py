@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu import tiles
-from benchmarks.gpu.packs import METHODS, PLAN, Entry, Pack, command
+from benchmarks.gpu.packs import METHODS, PLAN, WHEELS, Entry, Pack, command
 from benchmarks.variants import PROJECT, Variant, dotted
 
 from lt_pipeline.io.conf_loader import ConfLoader
@@ -34,12 +34,6 @@ from lt_pipeline.settings import CONFIG_LOADER_ARGS
 RAW = PROJECT / "data/01_raw"
 # what every run is told beside its recipe: the best test epoch is printed, and no set is outside
 TOLD = ("training.monitor_test=true", "evaluation.ood=false")
-# what a machine with PyTorch, torchvision, scikit-learn, torchmetrics, pandas, rich, safetensors
-# and matplotlib lacks
-WHEELS = (
-    *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
-    "pytorch-ood",
-)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -84,7 +78,7 @@ def _loaded(env: str, params: list[str]) -> tuple[str, dict[str, Any]]:
     loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
     parameters = merged(loader["parameters"], dotted([*TOLD, *params]))
     check_parameters(parameters)
-    return [*loader.recipes(), ""][-1] if loader.recipes() else "", parameters
+    return next(reversed(loader.recipes()), ""), parameters
 
 
 def _studies(

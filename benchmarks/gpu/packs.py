@@ -21,6 +21,12 @@ from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
 
 PLAN = "plan.json"
+# what a machine with PyTorch, torchvision, scikit-learn, torchmetrics, pandas, rich, safetensors
+# and matplotlib lacks
+WHEELS = (
+    *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
+    "pytorch-ood",
+)
 # the study of all methods, or of those that were named
 METHODS = "methods"
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig, make_from
-from lt_pipeline.learning.data.protocol import take
+from lt_pipeline.learning.data.protocol import content_hash, take
 from lt_pipeline.learning.data.sources import Source
 from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.learning.schema import UserError
 
 # images a tile is wide and high: of 16, 1.5 % more bytes; of 4, slower
 SIDE = 8
-LABELS, NAMES = "labels.npz", "classes.json"
+LABELS, NAMES, CONTENT = "labels.npz", "classes.json", "content.txt"
 
 
 class Prepared(NamedTuple):
@@ -36,11 +36,14 @@ class Prepared(NamedTuple):
 def write(source: Source, needed: Tensor, folder: Path) -> None:
     """Write into ``folder`` the test images, all labels, and the training images ``needed``.
 
-    ``needed`` int64 ``[M]`` are positions in the training set.
+    ``needed`` int64 ``[M]`` are positions in the training set. What is there already stays.
     """
+    train, test = source.train, source.test
+    content = content_hash(train[needed]) + content_hash(test)
+    if (folder / CONTENT).is_file() and (folder / CONTENT).read_text() == content:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    train, test = source.train, source.test
     np.savez_compressed(
         folder / LABELS, needed=needed, train=train.labels, test=test.labels, shape=train.shape
     )
@@ -49,6 +52,7 @@ def write(source: Source, needed: Tensor, folder: Path) -> None:
         for k, part in enumerate(images.split(SIDE * SIDE)):
             how = {"lossless": True, "method": 4, "quality": 75}
             _tile(part).save(folder / f"{name}-{k:04}.webp", **how)
+    (folder / CONTENT).write_text(content)
 
 
 @lru_cache(maxsize=1)

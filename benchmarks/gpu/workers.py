@@ -111,6 +111,8 @@ def do(job: Job, place: Place, conn: Connection) -> Finished:
     def report(stage: str, epoch: int, values: Mapping[str, float]) -> None:
         conn.send(Epoch(stage, epoch, dict(values)))
 
+    if experiment.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(experiment.device)  # of this run
     metrics = run_experiment(experiment, sets, place.pack, store, report)
     shutil.rmtree(store.folder_of(experiment))  # the row is kept instead
     seconds = time.monotonic() - began
@@ -155,7 +157,9 @@ def _forget(control: str, names: tuple[str, ...]) -> None:
 
 def _runs(words: list[str], said: str = "") -> bool:
     try:
-        done = subprocess.run(words, input=said, text=True, capture_output=True, timeout=60)
+        # no pipes to read: a daemon would hold them
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        done = subprocess.run(words, input=said, text=True, timeout=60, **quiet)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
