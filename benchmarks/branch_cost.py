@@ -25,6 +25,9 @@ import torch
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.prepare import DataCard, DataConfig
+from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import choose_device, peak_memory_mib
 from lt_pipeline.learning.engine.parallel import fit_together
@@ -32,9 +35,11 @@ from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods._base import Method
-from step_cost import CLASSES, RECIPE, cifar_like
+from lt_pipeline.learning.transforms.augment import AugmentConfig
 from variants import parameters
 
+CLASSES = 100
+RECIPE = AugmentConfig(crop_padding=4, flip=0.5, autoaugment=True, cutout=16)
 WAYS = ("sequential", "vmap", "side_by_side")
 
 
@@ -117,6 +122,18 @@ def build(arguments: argparse.Namespace, device: torch.device) -> Work:
         config.training.model_copy(update={"augment": RECIPE}),
         device,
     )
+
+
+def cifar_like(device: torch.device) -> tuple[ImageSet, DataCard]:
+    """Return random images with the counts of CIFAR-100-LT at IR 100, and their card."""
+    counts = profile_counts(Exponential(), classes=CLASSES, max_per_class=500, imbalance_ratio=100)
+    labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(counts))
+    images = torch.randint(0, 256, (len(labels), 3, 32, 32), dtype=torch.uint8)
+    names = tuple(str(c) for c in range(CLASSES))
+    card = DataCard(
+        LongTail.from_counts(counts), 3, (0.5,) * 3, (0.25,) * 3, DataConfig().model_dump(), ""
+    )
+    return ImageSet(images, labels, names).to(device), card
 
 
 def take_turns(

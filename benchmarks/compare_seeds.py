@@ -4,7 +4,8 @@
     python benchmarks/compare_seeds.py --env cifar100_lt --params training.epochs=20 ...
 
 An argument ``label:method:key=value,...`` to --methods is a variant with parameters of its own.
-Runs that FILE.csv already has are skipped, and one that was killed resumes.
+Runs that FILE.csv already has are skipped, and one that was killed resumes. Where conf/ cannot be
+read, as on a borrowed GPU, ``python -m benchmarks.gpu table`` does the studies (docs/gpu.md).
 """
 
 from __future__ import annotations

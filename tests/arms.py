@@ -11,7 +11,7 @@ from confs import parameters
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.pipelines.study.nodes import plan_runs, train_run
-from lt_pipeline.pipelines.study.results import summarise
+from lt_pipeline.reports.studies import summarise
 from toys import toy_images
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -259,28 +260,38 @@ def test_gpu_tests_are_run_where_cuda_is_and_fail_elsewhere(installed):
     assert (installed / "calls").read_text().splitlines()[-1] == "-m pytest -m gpu"
 
 
-def test_the_cost_step_writes_the_tables_of_both_scripts_to_the_page(tmp_path, monkeypatch):
-    """The scripts themselves take their arguments, but measure nothing."""
-    (tmp_path / "benchmarks").symlink_to(PROJECT / "benchmarks")
+def test_the_cost_step_writes_the_tables_of_both_benchmarks_to_the_page(tmp_path, monkeypatch):
+    """The benchmarks themselves take their arguments, but measure nothing."""
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")
-    program(
-        tmp_path / ".venv/bin/python",
-        'echo "$*" >> calls\nfor out; do :; done\necho "table of $1" > "$out"',
-    )
+    monkeypatch.syspath_prepend(PROJECT)
+    text = """
+        echo "$*" >> calls
+        for out; do :; done
+        case "$out" in gpu-reports) out=gpu-reports/throughput.csv ;; build/*) exit ;; esac
+        echo "table of $1 $2" > "$out"
+    """
+    program(tmp_path / ".venv/bin/python", text)
     page = tmp_path / "summary.md"
-    text = script("gpu-tests.yml", "test", "Cost of a step")
-    done = bash(text, tmp_path, GITHUB_STEP_SUMMARY=str(page))
+    done = bash(
+        script("gpu-tests.yml", "test", "Cost of a step"), tmp_path, GITHUB_STEP_SUMMARY=str(page)
+    )
     assert done.returncode == 0, done.stderr
-    assert sorted(page.read_text().splitlines()) == [
-        "table of benchmarks/branch_cost.py",
-        "table of benchmarks/step_cost.py",
+    assert page.read_text().splitlines() == [
+        "table of benchmarks/branch_cost.py --backbone",
+        "table of -m benchmarks.gpu",
     ]
-    for call in (tmp_path / "calls").read_text().splitlines():
-        name, *words = call.split()
-        monkeypatch.setattr(sys, "argv", [name, *words])
-        asked = importlib.import_module(Path(name).stem).parse()
-        assert asked.out.parent == Path("gpu-reports")
-        assert {*getattr(asked, "methods", [])} <= {*methods.available()}
+    packed, measured, branches = map(str.split, (tmp_path / "calls").read_text().splitlines())
+    asked = [told(words[2], words[3:]) for words in (packed, measured)]
+    assert asked[0].out == asked[1].pack, "what is packed is measured"
+    assert {*asked[0].methods} <= {*methods.available()}
+    monkeypatch.setattr(sys, "argv", branches)
+    assert importlib.import_module("branch_cost").parse().out.parent == asked[1].out
+
+
+def told(command: str, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"benchmarks.gpu.{command}").add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def test_every_script_of_the_gpu_workflows_is_run_here():

@@ -15,7 +15,7 @@ from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.plan import Plan
-from lt_pipeline.pipelines.study.results import summarise, tabulate
+from lt_pipeline.reports.studies import summarise, tabulate
 from toys import toy_card
 
 PAIR = """

@@ -17,7 +17,7 @@ from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.study.folds import pool
 from lt_pipeline.pipelines.study.nodes import KEPT_IN, plan_runs, train_fold
-from lt_pipeline.pipelines.study.results import failed_runs, summarise
+from lt_pipeline.reports.studies import failed_runs, summarise
 
 COUNTS = {"blue": 20, "red": 14, "rare": 8}
 GIVEN = (

@@ -20,7 +20,7 @@ from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.learning.schema import numbers
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipelines import method
-from lt_pipeline.pipelines.study.results import summarise, tabulate
+from lt_pipeline.reports.studies import summarise, tabulate
 from toys import FromAfar, toy_card
 
 

@@ -55,7 +55,6 @@ from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
-from lt_pipeline.pipelines.study.nodes import FAILED
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.audit import summary
 from lt_pipeline.reports.console import (
@@ -65,6 +64,7 @@ from lt_pipeline.reports.console import (
     print_study,
 )
 from lt_pipeline.reports.screen import console
+from lt_pipeline.reports.studies import FAILED
 from lt_pipeline.serving.config import BLOCK as SERVE
 from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.tracking import client as tracking

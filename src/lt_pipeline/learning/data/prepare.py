@@ -337,6 +337,15 @@ def make(config: DataConfig, raw_folder: Path, packed_folder: Path) -> PreparedD
     """
     files = config.source in PHOTOS
     source = load_photos(config, packed_folder) if files else load_source(config.source, raw_folder)
+    return make_from(source, config, raw_folder)
+
+
+def make_from(source: Source, config: DataConfig, raw_folder: Path) -> PreparedData:
+    """Return the data that ``config`` describes of a ``source``; arguments are as in ``make``.
+
+    Raises:
+        UserError: as ``prepare`` does, or if files of the auxiliary set are missing.
+    """
     auxiliary = None
     if config.auxiliary:
         chosen, shape = config.auxiliary, source.train.shape

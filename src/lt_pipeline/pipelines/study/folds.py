@@ -15,10 +15,9 @@ from lt_pipeline.learning.schema import UserError, numbers
 from lt_pipeline.learning.studies.config import slug
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.learning.studies.pooled import Pooled, class_rows, pool_table, pooled
-from lt_pipeline.pipelines.study.nodes import KEPT_IN
-from lt_pipeline.pipelines.study.results import failed_runs
 from lt_pipeline.reports.documents import Row as Line
 from lt_pipeline.reports.documents import markdown
+from lt_pipeline.reports.studies import KEPT_IN, failed_runs
 from lt_pipeline.tracking import client as tracking
 
 Values = dict[str, Any]

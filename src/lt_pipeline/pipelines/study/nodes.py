@@ -23,15 +23,11 @@ from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.plan import Plan, Run
+from lt_pipeline.reports.studies import FAILED, KEPT_IN
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking.runs import earlier_paces
 
 LOGGER = logging.getLogger(__name__)
-# the column of a run that failed: why
-FAILED = "failed"
-
-# and the folder in the store of a run on a fold, whose answers are pooled
-KEPT_IN = "kept_in"
 
 Values = dict[str, Any]
 

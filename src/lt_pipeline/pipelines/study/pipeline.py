@@ -12,7 +12,7 @@ from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.pipelines.study.folds import pool, tabulate_folds
 from lt_pipeline.pipelines.study.nodes import plan_runs, train_fold, train_run
-from lt_pipeline.pipelines.study.results import draw, summarise, tabulate
+from lt_pipeline.reports.studies import draw, summarise, tabulate
 
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 

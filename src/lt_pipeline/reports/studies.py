@@ -21,11 +21,14 @@ from lt_pipeline.learning.studies.comparison import over_seeds, with_differences
 from lt_pipeline.learning.studies.config import slug
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.learning.studies.published import beside_arms, read_papers, why_none
-from lt_pipeline.pipelines.study.nodes import FAILED, KEPT_IN
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.reports.documents import markdown, table_rows
 
 Values = dict[str, Any]
+# the column of a run that failed: why
+FAILED = "failed"
+# and the folder in the store of a run on a fold, whose answers are pooled
+KEPT_IN = "kept_in"
 # what arms' differences are of in the table; the file has the other metrics' as well
 JUDGED = METRICS["test/accuracy"]
 
