@@ -3,21 +3,33 @@ from __future__ import annotations
 import io
 from itertools import pairwise
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.profiles import Exponential, profile_counts
-from lt_pipeline.learning.evaluation.metrics.classification import class_table
+from lt_pipeline.learning.evaluation.metrics.classification import (
+    class_table,
+    confusion_matrix,
+    confusion_of,
+    confusion_table,
+)
+from lt_pipeline.learning.figures.compare import recall_by_class as compared
 from lt_pipeline.learning.figures.distribution import class_distribution
 from lt_pipeline.learning.figures.evaluation import (
+    LARGEST,
     confusion,
     recall_by_class,
+    recall_by_count,
     reliability_diagram,
 )
+from lt_pipeline.learning.figures.geometry import separability_by_class
 from lt_pipeline.learning.figures.style import GROUP_COLOURS
 from lt_pipeline.learning.figures.training import training_curves
 
@@ -124,10 +136,88 @@ def test_classes_are_drawn_by_count_and_not_by_index():
 
 
 def test_bars_touch_where_gaps_would_swallow_them():
-    longtail = LongTail.from_counts([5] * 1000)
-    table = class_table(torch.eye(1000, dtype=torch.int64), longtail)
+    longtail = LongTail.from_counts([5] * 400)
+    table = class_table(torch.eye(400, dtype=torch.int64), longtail)
     for figure in (recall_by_class(table, longtail, "x"), class_distribution(longtail, "x")):
         assert {bar.get_width() for bar in bars(figure)} == {1.0}
+
+
+def of_many(classes: int) -> tuple[LongTail, torch.Tensor]:
+    """Classes of three test images each: a hundred with the most are right, others taken for 7."""
+    counts = [200] * 100 + [50] * 300 + [5] * (classes - 400)
+    labels = torch.arange(classes).repeat_interleave(3)
+    predicted = torch.where((labels < 100) | (torch.arange(len(labels)) % 3 == 0), labels, 7)
+    names = [f"a species of a rather long name, {c}" for c in range(classes)]
+    scores = torch.eye(classes)[predicted]
+    return LongTail.from_counts(counts, names), confusion_matrix(scores, labels)
+
+
+def test_bars_of_many_classes_are_of_neighbours_and_few():
+    longtail, counts = of_many(1000)
+    table = class_table(counts, longtail)
+    for figure in (
+        recall_by_class(table, longtail, "x"),
+        class_distribution(longtail, "x"),
+        separability_by_class(torch.arange(1000.0), longtail, "x"),
+    ):
+        steps = [p.get_data() for p in figure.axes[0].patches if isinstance(p, StepPatch)]
+        assert [len(data.values) for data in steps] == [20, 60, 120]
+        assert [data.edges[-1] for data in steps] == [99.5, 399.5, 999.5]
+        assert "a bar: mean of 5 neighbours" in texts(figure)
+        assert is_png(figure)
+    recall = recall_by_class(table, longtail, "x").axes[0].patches
+    recall = [p.get_data().values for p in recall if isinstance(p, StepPatch)]
+    assert (recall[0] == 100).all()
+    assert recall[2] == pytest.approx([100 / 3] * 120)
+
+
+def test_points_of_many_classes_are_of_neighbours():
+    longtail, counts = of_many(1000)
+    axes = recall_by_count(class_table(counts, longtail), longtail, "x").axes[0]
+    points = [points.get_offsets() for points in axes.collections]
+    assert [len(some) for some in points] == [20, 60, 120]
+    assert points[0].tolist() == [[200, 100]] * 20
+    np.testing.assert_allclose(points[2], [[5, 100 / 3]] * 120)
+    assert "a point: mean of 5 neighbours" in axes.get_xlabel()
+
+
+def test_the_confusions_of_many_classes_are_drawn_by_group_and_the_largest_by_name():
+    longtail, counts = of_many(600)
+    # ten images more make one of them the largest
+    more = torch.sparse_coo_tensor([[450], [451]], [10], counts.shape, check_invariants=True)
+    counts = (counts + more).coalesce()
+    figure = confusion(counts, longtail, "x")
+    groups, pairs = figure.axes
+    assert legend(groups) == ["right", "→ many", "→ few"]
+    widths = [[bar.get_width() for bar in part] for part in groups.containers]
+    few = 200 * 3 + 10
+    assert widths[0] == pytest.approx([100, 100 / 3, 100 * 200 / few])
+    assert widths[1] == pytest.approx([0, 200 / 3, 100 * 400 / few])
+    assert widths[2] == pytest.approx([0, 0, 100 * 10 / few])
+    labels = [label.get_text() for label in pairs.get_yticklabels()]
+    assert len(labels) == LARGEST
+    assert labels[0] == "a species of a rather l… → a species of a rather l…"
+    assert pairs.containers[0][0].get_width() == 10
+    assert to_hex(pairs.containers[0][0].get_facecolor()).upper() == GROUP_COLOURS["few"]
+    assert is_png(figure)
+    again = confusion_of(confusion_table(counts, longtail.class_names), 600)
+    drawn = confusion(again, longtail, "x").axes[1]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == labels
+
+
+def test_recalls_of_many_classes_are_averaged_where_they_share_a_pixel():
+    table = pd.DataFrame(
+        {"name": "x", "training_images": range(4000, 0, -1), "recall": [1.0, 0.0] * 2000}
+    )
+    figure = compared({"ce": table, "more": table}, "x")
+    figure.colorbar = None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.axes[0].get_window_extent()
+    height = canvas.buffer_rgba().shape[0]
+    row = np.asarray(canvas.buffer_rgba())[height - int(box.y0 + box.height / 4)]
+    seen = row[int(box.x0) + 5 : int(box.x1) - 5, :3].astype(int)
+    assert np.ptp(seen, axis=0).max() < 60
 
 
 def test_a_class_without_a_test_image_has_no_bar_and_is_in_no_mean():

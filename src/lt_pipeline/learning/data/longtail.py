@@ -13,6 +13,9 @@ from torch import Tensor
 from lt_pipeline.learning.schema import Config, UserError
 
 GROUP_NAMES = ("many", "medium", "few")
+# above it a table of all pairs of classes is mostly empty and a bar a class narrower than a pixel:
+# tables are of the pairs that occur, pictures of neighbours and groups
+MANY_CLASSES = 500
 
 
 class CountGroups(Config):

@@ -23,11 +23,14 @@ from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.classification import (
     class_table,
     confusion_matrix,
+    confusion_of,
+    confusion_table,
     interval_report,
     report,
     score_report,
 )
 from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes
+from lt_pipeline.learning.evaluation.metrics.recalls import right_images
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures import methods as of_method
@@ -109,7 +112,7 @@ def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     started = time.monotonic()
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
-    matrix, names = confusion_matrix(scores, test.labels), longtail.class_names
+    matrix = confusion_matrix(scores, test.labels)
     answers = _answers(test, scores)
     tested = outcomes_of(answers)
     return Judged(
@@ -119,7 +122,7 @@ def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
             **score_report(scores, test.labels, how.calibration_bins),
         },
         pd.DataFrame(class_table(matrix, longtail, tested)),
-        pd.DataFrame(matrix.numpy(), index=names, columns=names),
+        confusion_table(matrix, longtail.class_names),
         reliability(scores, test.labels, how.calibration_bins),
         seconds,
         answers,
@@ -164,8 +167,8 @@ def draw(
     """Return the pictures, by file name."""
     longtail, title = experiment.card.longtail, experiment.title
     trained = [stage for stage in experiment.stages if stage.trains]
-    matrix = torch.from_numpy(confusion.to_numpy())
-    reported = float(matrix.trace() / matrix.sum())
+    matrix = confusion_of(confusion, longtail.classes)
+    reported = float(right_images(matrix).sum() / matrix.sum())
     drawn = {
         "training_curves": training_curves(line_of(trained, histories), title, reported),
         **of_method.draw(experiment.config.method, finish_report, longtail, title),
@@ -179,7 +182,7 @@ def draw_judged(
 ) -> dict[str, Figure]:
     """Return the pictures of what the method makes of the test set, by file name."""
     longtail, title = experiment.card.longtail, experiment.title
-    matrix = torch.from_numpy(confusion.to_numpy())
+    matrix = confusion_of(confusion, longtail.classes)
     drawn = {
         "recall_by_class": figures.recall_by_class(table.to_dict("records"), longtail, title),
         "recall_by_count": figures.recall_by_count(table.to_dict("records"), longtail, title),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
-    affordable,
     class_separability,
+    measured_against,
     separability_by_group,
 )
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -26,8 +27,8 @@ def geometry(
 ) -> tuple[Values, dict[str, Figure]]:
     """Return numbers by group and pictures of the test images' features (DBM, figure 4, table 6).
 
-    Where there are too many classes and features for the separability of all pairs, it is left
-    out and ``left_out`` says why.
+    Where there are too many classes and features for the separability of all pairs, it is of some,
+    and ``separability_of`` says of how many, or left out, and ``left_out`` says why.
     """
     method, device = experiment.finished(model), experiment.device
     longtail, test = method.card.longtail, experiment.seen(test)
@@ -39,7 +40,10 @@ def geometry(
     numbers: Values = angle_summary(angles, test.labels, longtail)
     drawn = {"angles.png": angle_distribution(angles, test.labels, longtail, title)}
     classes, width = centres.shape
-    if affordable(classes, width):
+    others = measured_against(test.labels, classes, width)
+    if others:
+        if others < int((torch.bincount(test.labels.cpu()) > 1).sum()) - 1:
+            numbers["separability_of"] = f"each class and {others} others"
         separability = class_separability(features, test.labels, classes)
         numbers["separability"] = separability_by_group(separability, longtail)
         if not separability.isnan().all():

@@ -156,7 +156,8 @@ def finish(
     return dict(deployed.state_dict()), {
         "parameters_trained": parameters,
         "parameters_deployed": parameter_count(deployed),
-        "largest_score_change": float((after - before).abs().max()),
+        # in place, as each has a number an image and class
+        "largest_score_change": float(after.sub_(before).abs_().max()),
         "finished": finished,
         "diagnostics": diagnosed,
         "series": series,

@@ -14,7 +14,7 @@ from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.evaluation.metrics.catalog import placed
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
-from lt_pipeline.learning.evaluation.metrics.recalls import class_recall
+from lt_pipeline.learning.evaluation.metrics.recalls import class_recall, true_images
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
 from lt_pipeline.learning.methods._base import Method
@@ -95,7 +95,7 @@ def _measure(
     scores = predict(method.to(device), method.score, test, device=device)
     matrix = confusion_matrix(scores, test.labels)
     metrics = report(matrix, method.card.longtail, floor=judged.recall_floor)
-    untested = matrix.sum(1) == 0
+    untested = true_images(matrix) == 0
     return metrics, class_recall(matrix).masked_fill(untested, torch.nan).tolist()
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from lt_pipeline.learning.data.longtail import MANY_CLASSES
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure
@@ -54,7 +55,9 @@ def recall_by_class(recalls: Mapping[str, pd.DataFrame], title: str) -> Figure:
     names, counts = classes["name"].tolist(), classes["training_images"].tolist()
     figure, axes = new_figure(title, width=8.6, height=1.9 + 0.34 * len(recalls))
     rows = [RECALL.scaled(own.loc[classes.index, RECALL.key]) for own in recalls.values()]
-    image = axes.imshow(rows, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="none")
+    # of many classes a column of pixels is the mean of neighbours, not one of them
+    how = "none" if len(counts) <= MANY_CLASSES else "antialiased"
+    image = axes.imshow(rows, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation=how)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_yticks(range(len(recalls)), list(recalls))

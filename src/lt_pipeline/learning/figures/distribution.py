@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.longtail import MANY_CLASSES, LongTail
 from lt_pipeline.learning.figures.style import ABOVE, GROUP_COLOURS, legend_above, new_figure
 
 NAMED_CLASSES = 30
+Array = np.ndarray[Any, np.dtype[Any]]
+# the bars of a picture of more than MANY_CLASSES classes, of which each is of neighbours
+BARS = 200
 
 
 def class_distribution(longtail: LongTail, title: str) -> Figure:
@@ -65,26 +69,52 @@ def by_group(
     values: Mapping[int, float], longtail: LongTail
 ) -> Iterator[tuple[str, list[int], list[float]]]:
     """Yield each group, where its classes with a value stand in ``by_count``, and these values."""
-    order = by_count(longtail)
+    places = {c: place for place, c in enumerate(by_count(longtail))}
     for name, classes in longtail.groups.items():
         known = [c for c in classes if c in values]
-        yield name, [order.index(c) for c in known], [values[c] for c in known]
+        yield name, [places[c] for c in known], [values[c] for c in known]
 
 
 def bars(
     axes: Axes, places: Sequence[int], heights: Sequence[float], longtail: LongTail, *name: str
 ) -> None:
-    """Draw the bars of a group's classes; ``name`` is the group's, and the legend's if another."""
+    """Draw the bars of a group's classes; ``name`` is the group's, and the legend's if another.
+
+    Above ``MANY_CLASSES`` a bar is the mean of neighbours.
+    """
+    if longtail.classes > MANY_CLASSES and places:
+        parts = neighbours(places, heights, longtail)
+        edges = [*(where[0] - 0.5 for where, _ in parts), parts[-1][0][-1] + 0.5]
+        look: dict[str, Any] = {"fill": True, "color": GROUP_COLOURS[name[0]], "linewidth": 0}
+        axes.stairs([own.mean() for _, own in parts], edges, label=name[-1], **look)
+        return
     # gaps would be too narrow to be drawn evenly
     width = 0.85 if longtail.classes <= NAMED_CLASSES else 1.0
     axes.bar(places, heights, width, color=GROUP_COLOURS[name[0]], linewidth=0, label=name[-1])
+
+
+def neighbours(places: Sequence[float], values: Sequence[float], longtail: LongTail) -> list[Array]:
+    """Return ``places`` in order and the ``values`` there, ``[2, n]`` of neighbours at a time."""
+    both = np.stack([places, values])[:, np.argsort(places, kind="stable")]
+    return np.array_split(both, max(len(places) // _together(longtail), 1), axis=1)
+
+
+def of_neighbours(longtail: LongTail, what: str) -> str:
+    """Return in words of how many classes ``what`` is drawn; nothing where it is of one."""
+    several = longtail.classes > MANY_CLASSES
+    return f"; a {what}: mean of {_together(longtail)} neighbours" if several else ""
+
+
+def _together(longtail: LongTail) -> int:
+    return -(-longtail.classes // BARS)
 
 
 def class_axis(axes: Axes, longtail: LongTail) -> None:
     """Label the x axis, of classes by count, with their names where they fit, else with ranks."""
     axes.set_xlim(-0.6, longtail.classes - 0.4)
     if longtail.classes > NAMED_CLASSES:
-        axes.set_xlabel("rank of the class by training images (0 has most)")
+        rank = "rank of the class by training images (0 has most)"
+        axes.set_xlabel(rank + of_neighbours(longtail, "bar"))
         return
     names = [longtail.class_names[c] for c in by_count(longtail)]
     level = max(map(len, names)) <= 4

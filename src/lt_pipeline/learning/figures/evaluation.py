@@ -6,14 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.longtail import GROUP_NAMES, MANY_CLASSES, LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
-from lt_pipeline.learning.figures.distribution import NAMED_CLASSES, by_count, group_bars
+from lt_pipeline.learning.evaluation.metrics.recalls import true_images
+from lt_pipeline.learning.figures.distribution import (
+    NAMED_CLASSES,
+    by_count,
+    group_bars,
+    neighbours,
+    of_neighbours,
+)
 from lt_pipeline.learning.figures.style import (
     ABOVE,
     GREY,
@@ -21,9 +29,13 @@ from lt_pipeline.learning.figures.style import (
     legend_above,
     new_figure,
     percent,
+    plain,
+    titled,
 )
 
 ECE = METRICS["test/expected_calibration_error"]
+# of many classes: the confusions that are drawn, and how much of a name
+LARGEST, LETTERS = 20, 24
 # a strip of a group's colour, above the frame
 EDGE: dict[str, Any] = {"linewidth": 5, "clip_on": False, "zorder": 3}
 
@@ -53,9 +65,14 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     rows = [row for row in table if row["test_images"]]
     for name, classes in longtail.groups.items():
         own = [row for row in rows if row["class"] in classes]
+        counts = [row["training_images"] for row in own]
+        recalls = RECALL.scaled(row[RECALL.key] for row in own)
+        if longtail.classes > MANY_CLASSES and own:
+            parts = [part.mean(1) for part in neighbours(counts, recalls, longtail)]
+            counts, recalls = np.stack(parts, 1).tolist()
         axes.scatter(
-            [row["training_images"] for row in own],
-            RECALL.scaled(row[RECALL.key] for row in own),
+            counts,
+            recalls,
             s=24,
             color=GROUP_COLOURS[name],
             label=name,
@@ -68,7 +85,8 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 100)
     known = "" if math.isnan(rank) else f"; Spearman's rank correlation {rank:.2f}"
-    axes.set_xlabel(f"training images of the class (log scale){known}")
+    several = of_neighbours(longtail, "point")
+    axes.set_xlabel(f"training images of the class (log scale){known}{several}")
     axes.set_ylabel(RECALL.axis)
     legend_above(axes)
     return figure
@@ -78,8 +96,11 @@ def confusion(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
     """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images.
 
     Classes stand from most to fewest training images, with lines between the groups,
-    whose colours are at the edge.
+    whose colours are at the edge. Of more than ``MANY_CLASSES`` classes, whose matrix is sparse, it
+    draws what each group is taken for, and the largest confusions.
     """
+    if matrix.is_sparse:
+        return _largest_confusions(matrix, longtail, title)
     order = by_count(longtail)
     matrix, names = matrix[order][:, order], [longtail.class_names[c] for c in order]
     figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=ABOVE)
@@ -104,6 +125,63 @@ def confusion(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
                     column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
                 )
     return figure
+
+
+def _largest_confusions(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
+    (true, predicted), images = matrix.indices().numpy(), matrix.values().numpy()
+    figure = titled(f"Confusion: {title}", width=13, height=5.4, wspace=0.04)
+    groups, pairs = figure.subplots(1, 2)
+    places = longtail.group_places.numpy()
+    _taken_for(groups, true, predicted, images, places)
+    wrong = np.flatnonzero(true != predicted)
+    share = images / true_images(matrix).numpy()[true]
+    wrong = wrong[np.lexsort((-share[wrong], -images[wrong]))][:LARGEST]
+    plain(pairs, "x")
+    pairs.barh(
+        range(len(wrong)),
+        images[wrong],
+        color=[GROUP_COLOURS[GROUP_NAMES[place]] for place in places[true[wrong]]],
+    )
+    for row, (count, part) in enumerate(zip(images[wrong], share[wrong], strict=True)):
+        pairs.annotate(f" {100 * part:.0f} %", (count, row), va="center", fontsize=8)
+    names = [_shortened(name) for name in longtail.class_names]
+    both = zip(true[wrong], predicted[wrong], strict=True)
+    labels = [f"{names[a]} → {names[b]}" for a, b in both]
+    pairs.set_yticks(range(len(wrong)), labels, fontsize=8)
+    pairs.invert_yaxis()
+    pairs.margins(x=0.15)
+    pairs.xaxis.get_major_locator().set_params(integer=True)
+    pairs.set_xlabel("test images of the largest confusions (%: of the true class's)")
+    pairs.set_ylabel("true class → predicted class")
+    return figure
+
+
+def _taken_for(axes: Axes, true: Any, predicted: Any, images: Any, places: Any) -> None:
+    """Draw a line a group: how much of it is right, and for which group's classes it is taken."""
+    plain(axes, "x")
+    wrong = np.where(true == predicted, 0, places[predicted] + 1)
+    found = np.zeros((len(GROUP_NAMES), len(GROUP_NAMES) + 1))
+    np.add.at(found, (places[true], wrong), images)
+    known = np.flatnonzero(found.sum(1))
+    shares = 100 * found[known] / found[known].sum(1, keepdims=True)
+    names = [GROUP_NAMES[place] for place in known]
+    left = np.zeros(len(known))
+    looks = {"right": "#999999", **{f"→ {name}": GROUP_COLOURS[name] for name in GROUP_NAMES}}
+    for part, (label, colour) in zip(shares.T, looks.items(), strict=True):
+        if part.any():
+            drawn = axes.barh(names, part, left=left, color=colour, label=label, height=0.6)
+            written = [f"{value:.0f}" if value >= 4 else "" for value in part]
+            axes.bar_label(drawn, written, label_type="center", color="white", fontsize=9)
+        left += part
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the group's test images, %: right, or group of the predicted class")
+    axes.set_ylabel("group of the true class")
+    legend_above(axes)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def _group_borders(axes: Axes, longtail: LongTail, order: list[int]) -> None:

@@ -97,9 +97,10 @@ def class_rows(label: str, own: Pooled, names: Sequence[str]) -> list[Values]:
     images = np.bincount(outcomes.labels, minlength=len(names))
     right = np.bincount(outcomes.labels, outcomes.right, minlength=len(names))
     rows: list[Values] = []
+    sure, counted = outcomes.class_intervals(len(names)), outcomes.groups_by_class(len(names))
     for c, name in enumerate(names):
-        low, high = outcomes.class_interval(c) or (None, None)
-        groups = {} if outcomes.groups is None else {"groups": outcomes.groups_of(c)}
+        low, high = sure[c] or (None, None)
+        groups = {} if outcomes.groups is None else {"groups": counted[c]}
         recall = right[c] / images[c] if images[c] else None
         row = {"arm": label, "class": c, "name": name, "images": int(images[c]), **groups}
         rows.append({**row, "recall": recall, "recall_low": low, "recall_high": high})

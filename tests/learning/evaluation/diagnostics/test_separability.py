@@ -13,8 +13,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.evaluation.diagnostics import separability as module
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
-    affordable,
     class_separability,
+    measured_against,
     separability_by_group,
 )
 
@@ -241,13 +241,44 @@ def test_groups_average_their_known_classes():
     assert separability_by_group(torch.tensor([nan] * 5), longtail) == {}
 
 
-def test_what_is_affordable():
-    assert affordable(100, 64)
-    assert affordable(365, 512)
-    assert not affordable(1000, 2048)
-    # 2e12 = 1 * F^3 at two classes: the bound is 1e13
-    assert affordable(2, 21_544)
-    assert not affordable(2, 21_545)
+@pytest.mark.parametrize(
+    ("classes", "images", "features", "others"),
+    [
+        (100, 100, 64, 99),
+        (100, 100, 512, 99),
+        (365, 100, 64, 364),
+        (700, 100, 64, 699),
+        (2000, 3, 64, 1999),
+        (1000, 50, 512, 32),
+        (1000, 50, 2048, 8),
+        (8142, 3, 512, 100),
+        # the covariances would be 34 GB, a pair a minute
+        (1000, 2000, 2048, 0),
+        (2, 50_000, 10_000, 0),
+    ],
+)
+def test_as_many_pairs_are_measured_as_ten_seconds_are_enough_for(
+    classes, images, features, others
+):
+    labels = torch.arange(classes).repeat_interleave(images)
+    assert measured_against(labels, classes, features) == others
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_some_pairs_are_near_all_pairs_and_a_class_has_as_many_as_another(monkeypatch, few):
+    x, labels = classes_of([9] * 200, 40 if few else 6)
+    whole = class_separability(x, labels, 200)
+    monkeypatch.setattr(module, "_others", lambda images, features, shrinkage: 60)
+    some = class_separability(x, labels, 200)
+    assert float(torch.corrcoef(torch.stack([whole, some]))[0, 1]) > 0.9
+    assert float(some.mean()) == pytest.approx(float(whole.mean()), rel=0.02)
+    asked = []
+    found = module._mean_over_others(_counted(lambda i, j: (i + j).double(), asked), 50, 12, 7)
+    pairs = [{a, b} for i, j in asked for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs) == 50 * 12 / 2
+    assert all(sum(c in pair for pair in pairs) == 12 for c in range(50))
+    mean_of_0 = sum(sum(pair) for pair in pairs if 0 in pair) / 12
+    assert float(found[0]) == pytest.approx(mean_of_0)
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.01, 1e-5, 0.0])
@@ -261,21 +292,31 @@ def test_with_fewer_images_than_features_the_short_way_agrees_with_the_long_one(
     features += spread * torch.randn(len(labels), 120, generator=generator)
     measured = partial(class_separability, features, labels, 4, unit=unit)
     asked = []
-    monkeypatch.setattr(module, "_fisher_of_few", _counted(module._fisher_of_few, asked))
+    monkeypatch.setattr(module, "_of_few", _counted(module._of_few, asked))
     short = measured()
     assert len(asked) == 1
     monkeypatch.setattr(
         module,
-        "_fisher_of_few",
-        lambda means, members, seen: module._fisher(means, module._shrunk(members, seen)),
+        "_of_few",
+        lambda means, members, seen: partial(module._fisher, means, module._shrunk(members, seen)),
     )
     torch.testing.assert_close(short, measured(), rtol=1e-6, atol=0)
 
 
 def test_as_many_images_as_features_go_the_long_way(monkeypatch):
-    monkeypatch.setattr(module, "_fisher_of_few", None)
+    monkeypatch.setattr(module, "_of_few", None)
     x, labels = classes_of([30, 20, 10], 50)
     assert class_separability(x, labels, 3).isfinite().all()
+
+
+@pytest.mark.parametrize(("images", "features"), [(2, 9), (5, 64), (40, 50)])
+def test_the_shrinkage_of_few_images_is_scikit_learns(images, features):
+    x, _ = classes_of([images], features)
+    centred = x - x.mean(0)
+    shrinkage, variance = module._oas(centred)
+    covariance, wanted = oas(centred.numpy(), assume_centered=True)
+    assert shrinkage == pytest.approx(wanted, rel=1e-12)
+    assert variance == pytest.approx(np.trace(covariance) / features, rel=1e-12)
 
 
 def _counted(function, calls):

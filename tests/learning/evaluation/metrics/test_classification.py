@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 import warnings
 
+import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
@@ -15,6 +16,8 @@ from lt_pipeline.learning.evaluation.metrics.classification import (
     class_recall,
     class_table,
     confusion_matrix,
+    confusion_of,
+    confusion_table,
     report,
 )
 
@@ -22,6 +25,8 @@ LONGTAIL = LongTail.from_counts([200, 50, 10, 5])
 MATRIX = torch.tensor([[8, 2, 0, 0], [1, 9, 0, 0], [5, 0, 5, 0], [4, 4, 2, 0]])
 
 
+# the first one imports torchmetrics
+@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 1000))
 def test_the_matrix_and_recalls_are_scikit_learns(classes, images, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -86,6 +91,38 @@ def test_a_test_set_without_images_is_refused():
 def test_a_matrix_of_other_classes_is_refused(use, counts):
     with pytest.raises(ValueError, match=r"must be \[\d, \d\].* but is \[4, 4\]"):
         use(MATRIX, LongTail.from_counts(counts))
+
+
+def test_the_matrix_of_many_classes_is_sparse_and_says_the_same():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 600, (4000,), generator=generator)
+    labels[labels == 5] = 6
+    predicted = torch.where(torch.rand(4000, generator=generator) < 0.4, labels, labels // 3)
+    sparse = confusion_matrix(torch.eye(600)[predicted], labels)
+    dense = torch.from_numpy(reference.confusion_matrix(labels, predicted, labels=range(600)))
+    assert sparse.is_sparse
+    assert torch.equal(sparse.to_dense(), dense)
+    longtail = LongTail.from_counts([300] * 200 + [50] * 200 + [5] * 200)
+    assert report(sparse, longtail) == report(dense, longtail)
+    assert class_table(sparse, longtail) == class_table(dense, longtail)
+
+
+def test_the_table_of_a_sparse_matrix_has_the_largest_confusions_first(tmp_path):
+    labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 2 + [599])
+    predicted = torch.tensor([0, 0, 9, 9, 9, 8, 8, 8, 1, 4, 4, 599])
+    matrix = confusion_matrix(torch.eye(600)[predicted], labels)
+    names = tuple(f"{c:03}" for c in range(600))
+    confusion_table(matrix, names).to_csv(tmp_path / "confusion.csv")
+    table = pd.read_csv(tmp_path / "confusion.csv", index_col=0)
+    pairs = list(zip(table.index, table["predicted"], table["images"], strict=True))
+    wrong, right = [(1, 8, 3), (0, 9, 3), (2, 4, 2)], [(0, 0, 2), (599, 599, 1), (1, 1, 1)]
+    assert pairs == wrong + right
+    assert table["share"].tolist() == pytest.approx([3 / 4, 3 / 5, 1, 2 / 5, 1, 1 / 4])
+    assert torch.equal(confusion_of(table, 600).to_dense(), matrix.to_dense())
+    small = confusion_table(MATRIX, tuple("abcd"))
+    assert small.to_numpy().tolist() == MATRIX.tolist()
+    assert list(small.index) == list(small.columns) == list("abcd")
+    assert torch.equal(confusion_of(small, 4), MATRIX)
 
 
 def test_the_table_has_a_row_a_class():

@@ -46,8 +46,8 @@ def test_groups_that_are_right_or_wrong_as_a_whole_are_a_binomial_draw(groups, f
     expected = np.array(drawn.ppf([0.025, 0.975])) / groups
     for size in (1, 9):
         tested = alike(groups, size, found)
-        assert tested.class_interval(0) == pytest.approx(tuple(expected), abs=1.01 / groups)
-        assert tested.class_interval(0) == tested.class_interval(0)
+        assert tested.class_intervals(4)[0] == pytest.approx(tuple(expected), abs=1.01 / groups)
+        assert tested.class_intervals(4)[0] == tested.class_intervals(4)[0]
         means = tested.drawn(20_000)
         assert means.mean() == pytest.approx(found / groups, abs=0.005)
         assert means.std() == pytest.approx(drawn.std() / groups, rel=0.03)
@@ -56,8 +56,8 @@ def test_groups_that_are_right_or_wrong_as_a_whole_are_a_binomial_draw(groups, f
 def test_images_of_a_group_say_less_than_images_that_are_independent():
     """By the square root of the design effect, which is the group's size where all are alike."""
     tested = alike(40, 16, 20)
-    low, high = tested.class_interval(0)
-    lower, higher = Outcomes(tested.labels, tested.right).class_interval(0)
+    low, high = tested.class_intervals(4)[0]
+    lower, higher = Outcomes(tested.labels, tested.right).class_intervals(4)[0]
     assert (high - low) / (higher - lower) == pytest.approx(4, rel=0.15)
 
 
@@ -111,13 +111,13 @@ def test_a_group_of_several_classes_is_drawn_as_a_whole():
 
 def test_fewer_than_five_groups_have_no_interval_and_all_right_is_not_certain():
     few = alike(4, 30, 2)
-    assert few.class_interval(0) is None
+    assert few.class_intervals(4)[0] is None
     assert few.interval() is None
     assert interval_report(few) == {"groups": 4.0}
-    assert few.groups_of(0) == 4
-    assert alike(8, 30, 8).class_interval(0) == wilson(8, 8)
-    assert alike(8, 30, 0).class_interval(0) == wilson(0, 8)
-    assert few.class_interval(3) is None
+    assert few.groups_by_class(2) == [4, 0]
+    assert alike(8, 30, 8).class_intervals(4)[0] == wilson(8, 8)
+    assert alike(8, 30, 0).class_intervals(4)[0] == wilson(0, 8)
+    assert few.class_intervals(4)[3] is None
 
 
 def test_the_table_of_classes_says_how_sure_it_is():
@@ -133,7 +133,7 @@ def test_the_table_of_classes_says_how_sure_it_is():
     grouped = Outcomes(labels.numpy(), right, np.arange(16) // 2)
     rows = class_table(matrix, longtail, grouped)
     assert [row["test_groups"] for row in rows] == [6, 2, 0]
-    assert (rows[0]["recall_low"], rows[0]["recall_high"]) == grouped.class_interval(0)
+    assert (rows[0]["recall_low"], rows[0]["recall_high"]) == grouped.class_intervals(4)[0]
     assert rows[1]["recall_low"] is None
 
 
@@ -143,6 +143,5 @@ def test_twenty_thousand_images_take_seconds():
     tested = Outcomes(labels, random.integers(0, 2, 20_000).astype(float), groups)
     started = time.process_time()
     tested.interval()
-    for label in range(100):
-        tested.class_interval(label)
+    tested.class_intervals(100)
     assert time.process_time() - started < 30

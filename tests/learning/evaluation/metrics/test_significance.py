@@ -115,6 +115,14 @@ def test_what_is_no_pair_is_refused(first, second):
         paired_difference(first, second)
 
 
+def test_the_interval_of_many_classes_is_that_of_few_with_as_many_images():
+    """Classes of equal recall are one class; without any to merge, nothing changes."""
+    low, high = recall_interval([0.5, 0.8], [6000, 3000])
+    many = recall_interval([0.5] * 600 + [0.8] * 300, [10] * 900)
+    assert many == pytest.approx((low, high), abs=2e-3)
+    assert recall_interval([0.5, 0.8], [6000, 3000], resamples=50) != many
+
+
 def test_the_interval_is_the_normal_one_where_there_are_many_images():
     low, high = recall_interval([0.5, 0.9], [4000, 1000])
     variance = (4000 * 0.5 * 0.5 + 1000 * 0.9 * 0.1) / 5000**2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, combinations
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,37 @@ from torch import Tensor
 from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.schema import UserError
 
-MAX_OPERATIONS = 1e13
+# what is worth its time: as many operations take about ten seconds on one core
+MAX_OPERATIONS = 1.3e11
+# others that each class is measured against where not all are: at least, and at most
+FEWEST_OTHERS, MOST_OTHERS = 8, 100
+MAX_NUMBERS = 2**27  # 1 GiB of float64 for the covariances [C, F, F]
 CHUNK_NUMBERS = 2**20  # 8 MiB of float64 for the [P, F, F] of one chunk of pairs
+# J of pairs of classes [P]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
-def affordable(classes: int, features: int) -> bool:
-    """Say whether ``class_separability`` of C ``classes`` and F ``features`` is worth its time.
+def measured_against(labels: Tensor, classes: int, features: int) -> int:
+    """Return how many others ``class_separability`` measures each class with images against.
 
-    It factorises C(C-1)/2 matrices of F x F, and is worth it up to ``MAX_OPERATIONS`` = 1e13
-    operations, counted as C(C-1)/2 F^3: some minutes on one core. CIFAR-100 with 64 features
-    needs 1.3e9, ImageNet-LT with 2,048 needs 4e15 (and 34 GB for the covariances).
+    All of them, where ``MAX_OPERATIONS`` are enough: a pair is counted as s^2 F + 50 s F + 2e4, s
+    being the features F or, where that is less, the images of both. Else as many as they are enough
+    for, up to ``MOST_OTHERS``; 0 is too few to say something, or too much memory.
     """
-    return classes * (classes - 1) / 2 * features**3 <= MAX_OPERATIONS
+    counts = torch.bincount(labels.cpu(), minlength=classes)
+    return _others([n for n in counts.tolist() if n > 1], features)
+
+
+def _others(images: Sequence[int], features: int, shrinkage: bool = True) -> int:
+    classes = len(images)
+    side = min(sum(sorted(images)[-2:]) if shrinkage else features, features)
+    if side == features and classes * features**2 > MAX_NUMBERS:
+        return 0
+    each = side**2 * features + 50 * side * features + 2e4
+    if classes * (classes - 1) / 2 * each <= MAX_OPERATIONS:
+        return classes - 1
+    found = min(2 * int(MAX_OPERATIONS / each / classes), MOST_OTHERS)
+    return found if FEWEST_OTHERS <= found < classes - 1 else 0
 
 
 def class_separability(
@@ -52,6 +71,10 @@ def class_separability(
     - Ledoit-Wolf shrinkage by class is as good from 36 images on, but too weak below (with 5
       images S was 1.7 to 2.0 times too high, with ``OAS`` 1.3 to 1.5) and none at all with 2.
 
+    Where all pairs are too many for ``MAX_OPERATIONS``, as ``measured_against`` says, the mean is
+    over some other classes: those that stand next to it in a random order, the same for equal
+    numbers of classes. Both sides of a pair count it, and a class has as many as another.
+
     What remains is that the means of few images lie too far apart: compare S between methods on
     the same test images, never between test sets.
 
@@ -66,20 +89,28 @@ def class_separability(
             without ``shrinkage``, for a pair of classes whose covariances' sum is singular.
     """
     _check(features, labels, classes)
-    features, labels = features.detach().double().cpu(), labels.cpu()
-    if unit:
-        features = F.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
-    usable = torch.bincount(labels, minlength=classes).ge(2).nonzero().squeeze(1).tolist()
+    labels = labels.cpu()
+    counts = torch.bincount(labels, minlength=classes)
+    usable = counts.ge(2).nonzero().squeeze(1)
     separability = torch.full((classes,), torch.nan, dtype=torch.float64)
-    if len(usable) > 1:
-        members = [features[labels == c] for c in usable]
-        means = torch.stack([x.mean(0) for x in members])  # [U, F]
-        if shrinkage and sum(sorted(map(len, members))[-2:]) < features.shape[1]:
-            criterion = _fisher_of_few(means, members, features)  # [U, U]
-        else:
-            covariances = _shrunk(members, features) if shrinkage else _plain(members, usable)
-            criterion = _fisher(means, covariances)
-        separability[usable] = criterion.sum(1) / (len(usable) - 1)
+    if len(usable) < 2:
+        return separability
+    ordered = features.detach().cpu()[labels.argsort(stable=True)].double()
+    if unit:
+        F.normalize(ordered, dim=1, eps=torch.finfo(ordered.dtype).tiny, out=ordered)
+    whole = ordered.split(counts.tolist())
+    members = [whole[c] for c in usable]
+    means = torch.stack([x.mean(0) for x in members])  # [U, F]
+    images, width = [len(x) for x in members], features.shape[1]
+    if shrinkage and sum(sorted(images)[-2:]) < width:
+        criterion, numbers = _of_few(means, members, ordered), 2 * max(images) * width
+    else:
+        covariances = _shrunk(members, ordered) if shrinkage else _plain(members, usable.tolist())
+        criterion, numbers = partial(_fisher, means, covariances), width**2
+    # who asks for what is not worth it gets it
+    others = _others(images, width, shrinkage) or len(usable) - 1
+    size = max(1, CHUNK_NUMBERS // numbers)
+    separability[usable] = _mean_over_others(criterion, len(usable), others, size)
     return separability
 
 
@@ -100,50 +131,71 @@ def _shrunk(members: Sequence[Tensor], features: Tensor) -> Tensor:
 
     floor = _rounding(features) * torch.eye(features.shape[1], dtype=torch.float64)
     shrink = OAS(store_precision=False)
-    estimates = [torch.from_numpy(shrink.fit(x.numpy()).covariance_) for x in members]
-    return torch.stack(
-        [s * len(x) / (len(x) - 1) + floor for x, s in zip(members, estimates, strict=True)]
-    )
+    found = floor.new_empty(len(members), *floor.shape)
+    for place, x in zip(found, members, strict=True):
+        estimate = torch.from_numpy(shrink.fit(x.numpy()).covariance_)
+        torch.add(estimate * len(x) / (len(x) - 1), floor, out=place)
+    return found
 
 
 def _rounding(features: Tensor) -> float:
     """Return the least variance: the square of float32's rounding error of the features."""
-    return torch.finfo(torch.float32).eps ** 2 * float(features.square().mean()) or 1.0
+    mean_square = float(features.norm()) ** 2 / features.numel()
+    return torch.finfo(torch.float32).eps ** 2 * mean_square or 1.0
 
 
-def _fisher_of_few(means: Tensor, members: Sequence[Tensor], features: Tensor) -> Tensor:
-    """Return J of all pairs, ``[U, U]``, of classes with fewer images than features.
+def _of_few(means: Tensor, members: Sequence[Tensor], features: Tensor) -> Criterion:
+    """Return what gives J of pairs of classes with fewer images than features.
 
     What ``_fisher`` gives for ``_shrunk`` covariances, without a factor of F x F a pair: with Z the
     centred images of both classes, scaled, Sigma_i + Sigma_j = Z^T Z + c I, and by Woodbury's
     identity J = (|d|^2 - v^T (Z Z^T + c I)^-1 v) / c for the gap d and v = Z d.
     """
-    from sklearn.covariance import OAS
+    images, floor, levels = torch.tensor([len(x) for x in members]), _rounding(features), []
+    # the last row fills up classes of fewer images than others, and changes nothing
+    z = means.new_zeros(int(images.sum()) + 1, means.shape[1])
+    parts = z[:-1].split(images.tolist())
+    for x, mean, own in zip(members, means, parts, strict=True):
+        torch.sub(x, mean, out=own)
+        shrinkage, variance = _oas(own)
+        own *= ((1 - shrinkage) / (len(x) - 1)) ** 0.5
+        levels.append(shrinkage * variance * len(x) / (len(x) - 1) + floor)
+    level = means.new_tensor(levels)
+    first, place = images.cumsum(0) - images, torch.arange(int(images.max()))
+    rows = torch.where(place < images[:, None], first[:, None] + place, len(z) - 1)  # [U, n]
 
-    shrink, scaled, level = OAS(store_precision=False), [], []
-    for x, mean in zip(members, means, strict=True):
-        estimate, degrees = shrink.fit(x.numpy()), len(x) - 1
-        variance = float(estimate.covariance_.trace()) / x.shape[1]
-        scaled.append(((1 - estimate.shrinkage_) / degrees) ** 0.5 * (x - mean))
-        level.append(estimate.shrinkage_ * variance * len(x) / degrees + _rounding(features))
-    z, ends = torch.cat(scaled), [0, *accumulate(map(len, members))]
-    gram, projected = z @ z.T, z @ means.T  # [N, N], [N, U]
-    criterion = torch.zeros(len(means), len(means), dtype=means.dtype)
-    for i, j in combinations(range(len(means)), 2):
-        rows = torch.cat([torch.arange(ends[k], ends[k + 1]) for k in (i, j)])
-        both, gap = level[i] + level[j], (means[i] - means[j]).square().sum()
-        v = (projected[rows, i] - projected[rows, j])[:, None]
-        inner = gram[rows][:, rows] + both * torch.eye(len(rows), dtype=gram.dtype)
-        white = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), v, upper=False)
-        criterion[i, j] = criterion[j, i] = (gap - white.square().sum()).clamp(min=0) / both
+    def criterion(i: Tensor, j: Tensor) -> Tensor:
+        both, gap = z[torch.cat([rows[i], rows[j]], 1)], means[i] - means[j]
+        sums = level[i] + level[j]
+        inner = both @ both.mT + sums[:, None, None] * torch.eye(both.shape[1], dtype=z.dtype)
+        white = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(inner), both @ gap[:, :, None], upper=False
+        )
+        found: Tensor = (gap.square().sum(1) - white.square().sum((1, 2))).clamp(min=0) / sums
+        return found
+
     return criterion
+
+
+def _oas(centred: Tensor) -> tuple[float, float]:
+    """Return scikit-learn's ``OAS`` shrinkage of ``[n, F]`` and the mean variance.
+
+    Without the covariance, F x F: the squares of X^T X add up to those of X X^T (Chen et al. 2010,
+    equation 23).
+    """
+    images, features = centred.shape
+    gram = centred @ centred.T / images
+    variance, square = float(gram.trace()) / features, float(gram.square().sum()) / features**2
+    spread = (images + 1) * (square - variance**2 / features)
+    shrinkage = min((square + variance**2) / spread, 1.0) if spread > 0 else 1.0
+    return shrinkage, variance
 
 
 def _plain(members: Sequence[Tensor], names: Sequence[int]) -> Tensor:
     """Return each class's unbiased covariance ``[U, F, F]``; refuse pairs with a singular sum."""
     features = members[0].shape[1]
     covariances = torch.stack([x.T.cov().reshape(features, features) for x in members])
-    for i, j in _pairs(len(members), features):
+    for i, j in _pairs(len(members), max(1, CHUNK_NUMBERS // features**2)):
         factors, failed = torch.linalg.cholesky_ex(covariances[i] + covariances[j])
         pivots = factors.diagonal(dim1=1, dim2=2).square()  # [P, F]
         noise = features * torch.finfo(torch.float64).eps
@@ -159,22 +211,35 @@ def _plain(members: Sequence[Tensor], names: Sequence[int]) -> Tensor:
     return covariances
 
 
-def _pairs(classes: int, features: int) -> list[tuple[Tensor, Tensor]]:
-    """Return all pairs i < j, in chunks whose ``[P, F, F]`` matrices have bounded memory."""
+def _pairs(classes: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Return all pairs i < j, ``size`` at a time, so that their matrices have bounded memory."""
     first, second = torch.triu_indices(classes, classes, offset=1)
-    size = max(1, CHUNK_NUMBERS // features**2)
     return list(zip(first.split(size), second.split(size), strict=True))
 
 
-def _fisher(means: Tensor, covariances: Tensor) -> Tensor:
-    """Return J of all pairs, ``[U, U]`` with a zero diagonal, of ``[U, F]`` and ``[U, F, F]``."""
-    criterion = torch.zeros(len(means), len(means), dtype=means.dtype)
-    for i, j in _pairs(*means.shape):
-        factors = torch.linalg.cholesky(covariances[i] + covariances[j])  # [P, F, F]
-        gaps = (means[i] - means[j]).unsqueeze(2)  # [P, F, 1]
-        white = torch.linalg.solve_triangular(factors, gaps, upper=False)
-        criterion[i, j] = criterion[j, i] = white.square().sum((1, 2))
-    return criterion
+def _fisher(means: Tensor, covariances: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Return J of the pairs ``i``, ``j``, ``[P]``, of ``[U, F]`` and ``[U, F, F]``."""
+    factors = torch.linalg.cholesky(covariances[i] + covariances[j])  # [P, F, F]
+    gaps = (means[i] - means[j]).unsqueeze(2)  # [P, F, 1]
+    found: Tensor = torch.linalg.solve_triangular(factors, gaps, upper=False)
+    return found.square().sum((1, 2))
+
+
+def _mean_over_others(criterion: Criterion, classes: int, others: int, size: int) -> Tensor:
+    """Return each class's mean of ``criterion`` over ``others``; ``size`` pairs at a time."""
+    if others == classes - 1:
+        found = torch.zeros(classes, classes, dtype=torch.float64)
+        for i, j in _pairs(classes, size):
+            found[i, j] = found[j, i] = criterion(i, j)
+        return found.sum(1) / others
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
+    total = torch.zeros(classes, dtype=torch.float64)
+    for step in range(1, others // 2 + 1):
+        for i, j in zip(order.split(size), order.roll(-step).split(size), strict=True):
+            one = criterion(i, j)
+            total[i] += one
+            total[j] += one
+    return total / others
 
 
 def separability_by_group(separability: Tensor, longtail: LongTail) -> dict[str, float]:

@@ -4,29 +4,74 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.longtail import MANY_CLASSES, LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes, wilson
-from lt_pipeline.learning.evaluation.metrics.recalls import Recalls, class_recall
+from lt_pipeline.learning.evaluation.metrics.recalls import (
+    Recalls,
+    class_recall,
+    predicted_images,
+    right_images,
+    true_images,
+)
 from lt_pipeline.learning.schema import UserError
 
 
 def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
     """Return images by true class (row) and class of the highest score (column), int64 ``[C, C]``.
 
-    ``scores`` is ``[N, C]``, ``labels`` ``[N]``.
+    ``scores`` is ``[N, C]``, ``labels`` ``[N]``. Above ``MANY_CLASSES`` classes it is a sparse
+    tensor, as no test set has images for all of its cells.
 
     Raises:
         UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
-    # here, because importing it takes a second that the start of a run can spare
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
+    predicted, classes = scores.argmax(1), scores.shape[1]
+    if classes <= MANY_CLASSES:
+        # here, because importing it takes a second that the start of a run can spare
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    return multiclass_confusion_matrix(scores.argmax(1), labels, num_classes=scores.shape[1])
+        return multiclass_confusion_matrix(predicted, labels, num_classes=classes)
+    cells = torch.stack([labels.to(predicted.device), predicted])
+    images, shape = torch.ones_like(predicted), (classes, classes)
+    return torch.sparse_coo_tensor(cells, images, shape, check_invariants=True).coalesce()
+
+
+def confusion_table(confusion: Tensor, names: tuple[str, ...]) -> pd.DataFrame:
+    """Return the matrix ``[C, C]``; of a sparse one a row a cell that has images.
+
+    The largest confusions come first, what is right last. Rows are by the number of the ``true``
+    class; ``share`` is that of its images.
+    """
+    if not confusion.is_sparse:
+        return pd.DataFrame(confusion.numpy(), index=list(names), columns=list(names))
+    true, predicted = confusion.indices()
+    images = confusion.values()
+    cells = {"true": true, "predicted": predicted, "images": images}
+    table = pd.DataFrame({name: column.numpy() for name, column in cells.items()})
+    table["share"] = (images.double() / true_images(confusion)[true]).numpy()
+    for column in ("true", "predicted"):
+        table[f"{column}_name"] = [names[c] for c in table[column]]
+    right = table["true"] == table["predicted"]
+    return table.iloc[np.lexsort((-table["share"], -table["images"], right))].set_index("true")
+
+
+def confusion_of(table: pd.DataFrame, classes: int) -> Tensor:
+    """Return the matrix that ``confusion_table`` made ``table`` of."""
+    if table.shape == (classes, classes):
+        return torch.from_numpy(table.to_numpy(copy=True))
+    cells = torch.from_numpy(table.reset_index()[["true", "predicted"]].to_numpy().T.copy())
+    images = torch.from_numpy(table["images"].to_numpy(copy=True))
+    return torch.sparse_coo_tensor(
+        cells, images, (classes, classes), check_invariants=True
+    ).coalesce()
 
 
 def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[str, float]:
@@ -79,18 +124,19 @@ def class_table(
         UserError: if the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
-    sure = [_interval(confusion, tested, c) for c in range(longtail.classes)]
+    sure = _intervals(confusion, tested)
     recall = class_recall(confusion).tolist()
-    predicted = confusion.sum(0)
-    precision = (confusion.diagonal().double() / predicted.clamp(min=1)).tolist()
+    images, predicted = true_images(confusion).tolist(), predicted_images(confusion).tolist()
+    taken = predicted_images(confusion).clamp(min=1)
+    precision = (right_images(confusion).double() / taken).tolist()
     return [
         {
             "class": c,
             "name": longtail.class_names[c],
             "group": longtail.class_groups[c],
             "training_images": longtail.class_counts[c],
-            "test_images": int(confusion[c].sum()),
-            "predicted_images": int(predicted[c]),
+            "test_images": images[c],
+            "predicted_images": predicted[c],
             "recall": recall[c],
             "precision": precision[c],
             **sure[c],
@@ -99,14 +145,19 @@ def class_table(
     ]
 
 
-def _interval(confusion: Tensor, tested: Outcomes | None, label: int) -> dict[str, Any]:
-    right, images = int(confusion[label, label]), int(confusion[label].sum())
+def _intervals(confusion: Tensor, tested: Outcomes | None) -> list[dict[str, Any]]:
+    """Return the columns of every class that say how sure its recall is."""
     if tested is None or tested.groups is None:
-        found, groups = wilson(right, images) if images else None, {}
+        both = zip(right_images(confusion).tolist(), true_images(confusion).tolist(), strict=True)
+        found = [wilson(right, images) if images else None for right, images in both]
+        groups: list[dict[str, int]] = [{} for _ in found]
     else:
-        found, groups = tested.class_interval(label), {"test_groups": tested.groups_of(label)}
-    low, high = found or (None, None)
-    return {"recall_low": low, "recall_high": high, **groups}
+        found = tested.class_intervals(len(confusion))
+        groups = [{"test_groups": n} for n in tested.groups_by_class(len(confusion))]
+    return [
+        dict(zip(("recall_low", "recall_high"), ends or (None, None), strict=True)) | of
+        for ends, of in zip(found, groups, strict=True)
+    ]
 
 
 def _check_classes(confusion: Tensor, longtail: LongTail) -> None:

@@ -7,7 +7,7 @@ Davison and Hinkley 1997, section 3.8), by percentiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -19,6 +19,7 @@ from lt_pipeline.learning.data.splits import GROUPS_FOR_INTERVALS
 from lt_pipeline.learning.evaluation.metrics.significance import LEVEL
 
 DRAWS = 2_000
+ENDS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 # numbers drawn at a time, so that memory does not grow with the images
 AT_ONCE = 2**22
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -71,28 +72,45 @@ class Outcomes:
         images, right = np.bincount(self.labels), np.bincount(self.labels, self.right)
         return float((right[self.classes] / images[self.classes]).mean())
 
-    def groups_of(self, label: int) -> int:
-        """Return how many groups a class's images are of; without groups, how many images."""
-        own = self.labels == label
-        return int(own.sum() if self.groups is None else len(np.unique(self.groups[own])))
+    @cached_property
+    def cells(self) -> _Cells:
+        """Return what each group holds of each class; without groups every image is one."""
+        return _cells(self.labels, self.right, self.groups)
 
-    def class_interval(self, label: int, draws: int = DRAWS, seed: int = 0) -> Interval | None:
-        """Return the 95 % interval of the recall of a class; ``right`` must be 0 or 1.
+    def groups_by_class(self, classes: int) -> list[int]:
+        """Return of how many groups each class's images are; without groups, how many images."""
+        found: list[int] = np.bincount(self.cells.label, minlength=classes).tolist()
+        return found
+
+    def class_intervals(
+        self, classes: int, draws: int = DRAWS, seed: int = 0
+    ) -> list[Interval | None]:
+        """Return the 95 % interval of the recall of each class; ``right`` must be 0 or 1.
 
         None is where it has no image, or fewer than five groups. Where all images are right, or
         none, drawing again says nothing: then it is Wilson's, of as many images as groups.
         """
-        own = self.labels == label
-        right, images, count = float(self.right[own].sum()), int(own.sum()), self.groups_of(label)
-        if not images:
-            return None
-        if self.groups is None:
-            return wilson(right, images)
-        if count < GROUPS_FOR_INTERVALS:
-            return None
-        if right in (0, images):
-            return wilson(right / images * count, count)
-        return _percentiles(self._drawn_of(own, draws, seed))
+        images = np.bincount(self.labels, minlength=classes)
+        right = np.bincount(self.labels, self.right, classes)
+        found: list[Interval | None] = [None] * classes
+        drawn = dict[int, list[int]]()
+        for c, count in enumerate(self.groups_by_class(classes)):
+            if self.groups is None and count:
+                found[c] = wilson(right[c], images[c])
+            elif count < GROUPS_FOR_INTERVALS:
+                continue
+            elif right[c] in (0, images[c]):
+                found[c] = wilson(right[c] / images[c] * count, count)
+            else:
+                drawn.setdefault(count, []).append(c)
+        for members in drawn.values():
+            for start in range(0, len(members), AT_ONCE // draws):
+                some = members[start : start + AT_ONCE // draws]
+                recalls = self._drawn_of(some, draws, np.random.default_rng(seed))
+                ends = np.quantile(recalls, ENDS, axis=0).T.tolist()
+                for c, (low, high) in zip(some, ends, strict=True):
+                    found[c] = low, high
+        return found
 
     def interval(self, draws: int = DRAWS, seed: int = 0) -> Interval | None:
         """Return the 95 % interval of ``mean_recall``; None with fewer than five groups.
@@ -109,39 +127,51 @@ class Outcomes:
 
         Equal seeds draw equal groups, whatever is right.
         """
-        generator, place = np.random.default_rng(seed), np.searchsorted(self.classes, self.labels)
+        generator, place = np.random.default_rng(seed), self._place
         if self.groups is None and np.isin(self.right, (0, 1)).all():
             # of independent images as many are right as a binomial draw says
-            count = np.bincount(place)
-            share = np.bincount(place, self.right) / count
+            count = np.bincount(place(self.labels))
+            share = np.bincount(place(self.labels), self.right) / count
             found = generator.binomial(count, share, (draws, len(count))) / count
             return np.asarray(found.mean(1))
         sums = np.zeros((2, draws, len(self.classes)))
-        for own in _alike(_cells(place, self.right, self.groups)):
+        for own in _alike(self.cells._replace(label=place(self.cells.label))):
             columns, at = np.unique(own.label, return_inverse=True)
             rows = np.unique(own.group, return_inverse=True)[1]
             held = np.zeros((2, rows.max() + 1, len(columns)))
             held[0, rows, at], held[1, rows, at] = own.right, own.images
             for part, times in _times(held.shape[1], draws, generator):
                 sums[:, part[:, None], columns] += times @ held
-        right, images = sums
-        recalls = np.divide(right, images, out=np.full_like(right, np.nan), where=images > 0)
+        recalls, images = sums
+        # in place, as either is a hundred MB with thousands of classes
+        recalls[images == 0] = np.nan
+        np.divide(recalls, images, out=recalls, where=images > 0)
         return np.asarray(np.nanmean(recalls, axis=1))
 
-    def _drawn_of(self, own: Array, draws: int, seed: int) -> Array:
-        """Return the recall of the images ``own`` with their groups drawn again, ``[draws]``."""
-        groups = None if self.groups is None else self.groups[own]
-        cells = _cells(np.zeros(int(own.sum()), dtype=np.int64), self.right[own], groups)
-        generator = np.random.default_rng(seed)
-        parts = [
-            (times @ cells.right) / (times @ cells.images)
-            for _, times in _times(len(cells.group), draws, generator)
-        ]
-        return np.concatenate(parts)
+    def _place(self, labels: Array) -> Array:
+        return np.asarray(np.searchsorted(self.classes, labels))
+
+    @cached_property
+    def _by_class(self) -> Mapping[int, Array]:
+        """Return where in ``cells`` each class's are."""
+        order = np.argsort(self.cells.label, kind="stable")
+        ends = np.flatnonzero(np.diff(self.cells.label[order])) + 1
+        return dict(zip(self.classes.tolist(), np.split(order, ends), strict=True))
+
+    def _drawn_of(
+        self, classes: Sequence[int], draws: int, generator: np.random.Generator
+    ) -> Array:
+        """Return the recalls ``[draws, K]`` of K classes that have as many groups each."""
+        drawn, held = np.empty((draws, len(classes))), [self._by_class[c] for c in classes]
+        for part, times in _times(len(held[0]), draws, generator):
+            for place, own in enumerate(held):
+                found = (times @ self.cells.right[own]) / (times @ self.cells.images[own])
+                drawn[part, place] = found
+        return drawn
 
 
 def _percentiles(drawn: Array) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, ENDS)
     return float(low), float(high)
 
 
@@ -159,8 +189,10 @@ def _alike(cells: _Cells) -> Iterator[_Cells]:
     order = np.lexsort((cells.label, -cells.images, cells.group))
     groups, first = np.unique(cells.group[order], return_index=True)
     mostly = cells.label[order][first][np.searchsorted(groups, cells.group)]
-    for label in np.unique(mostly):
-        yield _Cells(*(column[mostly == label] for column in cells))
+    by_label = np.argsort(mostly, kind="stable")
+    ends = np.flatnonzero(np.diff(mostly[by_label])) + 1
+    for own in np.split(by_label, ends):
+        yield _Cells(*(column[own] for column in cells))
 
 
 def _times(count: int, draws: int, generator: np.random.Generator) -> Iterator[tuple[Array, Array]]:

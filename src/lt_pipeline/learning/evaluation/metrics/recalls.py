@@ -5,19 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import LongTail
 
 
+def right_images(confusion: Tensor) -> Tensor:
+    """Return how many images of each class were found, ``[C]``, of a dense or sparse ``[C, C]``."""
+    if not confusion.is_sparse:
+        return confusion.diagonal()
+    cells = confusion.coalesce()
+    (true, predicted), images = cells.indices(), cells.values()
+    own = true == predicted
+    return images.new_zeros(len(confusion)).index_put((true[own],), images[own])
+
+
+def true_images(confusion: Tensor) -> Tensor:
+    """Return how many images each class has, ``[C]``."""
+    return confusion.sum(1).to_dense()
+
+
+def predicted_images(confusion: Tensor) -> Tensor:
+    """Return how many images each class was taken for, ``[C]``."""
+    return confusion.sum(0).to_dense()
+
+
 def class_recall(confusion: Tensor) -> Tensor:
     """Return the share of each class's images that was found, float64 ``[C]``; 0 without images."""
-    return confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
+    return right_images(confusion).double() / true_images(confusion).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Recalls:
     """What a test set with images gave: ``confusion`` ``[C, C]`` of the classes of ``longtail``.
+
+    It may be sparse.
 
     ``floor`` is what a recall of zero counts as in means that it would make zero.
     """
@@ -29,7 +52,7 @@ class Recalls:
     @cached_property
     def tested(self) -> Tensor:
         """Return whether classes have a test image, bool ``[C]``."""
-        return self.confusion.sum(1) > 0
+        return true_images(self.confusion) > 0
 
     @cached_property
     def by_class(self) -> Tensor:
@@ -49,7 +72,7 @@ class Recalls:
 
 def accuracy(found: Recalls) -> float:
     """Return the share of all images that was found."""
-    return float(found.confusion.diagonal().sum().double() / found.confusion.sum())
+    return float(right_images(found.confusion).sum().double() / found.confusion.sum())
 
 
 def mean_recall(found: Recalls) -> float:
@@ -64,8 +87,9 @@ def classes(found: Recalls) -> float:
 
 def group_recall(found: Recalls, group: str) -> float | None:
     """Return the mean recall of a group's classes with a test image, None if there is none."""
-    classes = [c for c in found.longtail.groups.get(group, ()) if found.tested[c]]
-    return float(found.by_class[classes].mean()) if classes else None
+    classes = torch.tensor(found.longtail.groups.get(group, ()), dtype=torch.int64)
+    classes = classes[found.tested[classes]]
+    return float(found.by_class[classes].mean()) if len(classes) else None
 
 
 def harmonic_mean(found: Recalls) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lt_pipeline.learning.data.longtail import MANY_CLASSES
 from lt_pipeline.learning.schema import UserError
 
 # what intervals cover, and the share of studies in which a difference that is there is found
@@ -113,6 +114,10 @@ def recall_interval(
         raise UserError("an interval of the accuracy needs test images, but there are none")
     generator = np.random.default_rng(seed)
     shares = np.clip(np.asarray(recalls, dtype=float), 0, 1)
+    if len(counts) > MANY_CLASSES:
+        # a sum of binomials with one share is binomial
+        shares, place = np.unique(shares, return_inverse=True)
+        counts = np.bincount(place, counts).astype(np.int64)
     drawn = generator.binomial(counts, shares, size=(resamples, len(counts)))
     accuracies = drawn.sum(1) / counts.sum()
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
