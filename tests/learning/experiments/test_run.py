@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from matplotlib.figure import Figure
 
 from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
-from lt_pipeline.learning.experiments.run import Start, train_stages
+from lt_pipeline.learning.experiments.run import Start, run_experiment, train_stages
+from lt_pipeline.learning.experiments.store import Store
 from toys import toy_card, toy_images
 
 TRAINING = {
@@ -58,3 +60,15 @@ def test_a_first_stage_is_taken_up_whatever_follows_it(tmp_path):
     other = merged(crt().model_dump(mode="json"), {"training": {"learning_rate": 0.01}})
     other = ExperimentConfig.model_validate(other)
     assert train(other, "pretrain", tmp_path)[1] != history
+
+
+def test_an_arm_or_trial_draws_nothing(tmp_path, monkeypatch):
+    def drawn(*arguments, **named):
+        raise AssertionError("a picture that nobody looks at")
+
+    monkeypatch.setattr(Figure, "__init__", drawn)
+    config = ExperimentConfig.resolve("ce", {**SHORT, "evaluation": {"ood": False}})
+    nothing = toy_images((0, 0, 0, 0))
+    sets = Sets(toy_images(), nothing, toy_images(seed=1), nothing)
+    found = run_experiment(Experiment(config, toy_card()), sets, tmp_path, Store(tmp_path))
+    assert 0 < found["geometry/angle_mean/all"] < 180

@@ -23,9 +23,11 @@ Values = dict[str, Any]
 
 
 def geometry(
-    experiment: Experiment, model: StateDict, test: Images
+    experiment: Experiment, model: StateDict, test: Images, *, pictures: bool = True
 ) -> tuple[Values, dict[str, Figure]]:
     """Return numbers by group and pictures of the test images' features (DBM, figure 4, table 6).
+
+    There are none where nobody looks at ``pictures``, as of an arm of a study.
 
     Where there are too many classes and features for the separability of all pairs, it is of some,
     and ``separability_of`` says of how many, or left out, and ``left_out`` says why.
@@ -38,7 +40,9 @@ def geometry(
     angles = angles_to_centres(features, centres, test.labels)
     title = experiment.title
     numbers: Values = angle_summary(angles, test.labels, longtail)
-    drawn = {"angles.png": angle_distribution(angles, test.labels, longtail, title)}
+    drawn = dict[str, Figure]()
+    if pictures:
+        drawn["angles.png"] = angle_distribution(angles, test.labels, longtail, title)
     classes, width = centres.shape
     others = measured_against(test.labels, classes, width)
     if others:
@@ -46,7 +50,7 @@ def geometry(
             numbers["separability_of"] = f"each class and {others} others"
         separability = class_separability(features, test.labels, classes)
         numbers["separability"] = separability_by_group(separability, longtail)
-        if not separability.isnan().all():
+        if pictures and not separability.isnan().all():
             picture = separability_by_class(separability, longtail, title)
             drawn["separability.png"] = picture
     else:

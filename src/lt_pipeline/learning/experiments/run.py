@@ -225,7 +225,7 @@ def run_experiment(
     train, validation, test, _ = sets
     model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
     metrics, judged = evaluate(experiment, model, validation, test, finished, histories)
-    shape, _ = geometry(experiment, model, test)
+    shape, _ = geometry(experiment, model, test, pictures=False)
     strange = examine(experiment, model, images.train, images.test, raw_folder)
     result = numbers({**metrics, "geometry": shape, "ood": headline(strange)})
     if len(stages) > 1:
