@@ -88,7 +88,7 @@ def entry(**arms):
 
 
 def arm(method, epochs=2, **options):
-    training = TrainingConfig(epochs=epochs, batch_size=32, warmup_epochs=0)
+    training = TrainingConfig(epochs=epochs, batch_size=32, warmup_epochs=0, checkpoint_every=0)
     return ExperimentConfig(method=method, training=training, options=options)
 
 
