@@ -38,7 +38,9 @@ def parts_of(classes, folder):
     """Return what is measured, by name, of made up results with so many classes."""
     import numpy as np
     import pandas as pd
+    import scipy.stats  # noqa: F401 - what one part imports and another need not counts for none
     import torch
+    import torchmetrics  # noqa: F401
 
     from lt_pipeline.learning.data.longtail import LongTail
     from lt_pipeline.learning.evaluation.diagnostics.separability import class_separability
