@@ -29,7 +29,7 @@ from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.store import Store, stage_resume
 from lt_pipeline.learning.studies.comparison import CompareConfig, choose
 from lt_pipeline.learning.studies.plan import Plan
-from lt_pipeline.tracking.runs import read_runs
+from lt_pipeline.tracking.runs import Runs
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +81,10 @@ def read(project, *parts):
 
 def test_its_runs_are_compared(before, server):
     experiment = server.get_experiment_by_name("digits-lt-ir10")
-    runs, recalls, notes = read_runs(experiment.experiment_id)
-    assert notes == []
+    found = Runs(experiment.experiment_id)
+    runs = found.table()
+    recalls = found.recalls(runs["run_id"])
+    assert found.notes == []
     assert sorted(runs["seed"]) == [0, 1]
     assert set(runs["title"]) == {"ce"}
     (last,) = runs.loc[runs["seed"] == 1].to_dict("records")

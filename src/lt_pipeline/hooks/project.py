@@ -71,6 +71,7 @@ from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tracking import store, views
 from lt_pipeline.tracking.config import BLOCK, TrackingConfig, in_effect
 from lt_pipeline.tracking.models import EvaluateConfig, Trained
+from lt_pipeline.tracking.runs import keep_recalls
 from lt_pipeline.tuning.config import method_name, tune_config
 
 LOGGER = logging.getLogger(__name__)
@@ -224,6 +225,8 @@ class ProjectHooks:
         """Log a method's metrics, how it meets OOD images and what its feature space looks like."""
         if dataset_name.endswith(".metrics"):
             tracking.log_metrics(numbers({**data, views.SUMMARY: first_of_all(data)}))
+        if dataset_name.endswith(".class_table"):
+            keep_recalls(data)
         if dataset_name.endswith(".ood"):
             tracking.log_metrics(numbers({"ood": headline(data), views.SUMMARY: _auroc(data)}))
         if dataset_name.endswith(".stages"):

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import json
 from ast import literal_eval
-from collections.abc import Iterator, Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import StringIO
+from pathlib import Path
 from statistics import median
 from typing import Any
+from zlib import compress, decompress
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.uri import is_local_uri
 from pydantic import ValidationError
 
 from lt_pipeline.learning.data.prepare import DataConfig
@@ -28,6 +34,10 @@ from lt_pipeline.tracking import client as tracking
 
 BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
 COMPARED = ("test/", "validation/", "cost/")
+# the tag with how many images of each class were right, in order
+RIGHT = "right_by_class"
+# what servers of earlier versions take
+MAX_TAG_LENGTH = 5000
 RECALLS = ("class", "name", "group", "training_images", "test_images", "recall")
 
 Values = dict[str, Any]
@@ -44,23 +54,81 @@ def finished_runs(*experiment_ids: str) -> Iterator[Run]:
     yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
 
 
-def read_runs(experiment_id: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Return a row a run, a row a run and class, and which runs cannot be read, in sentences."""
-    rows, classes, notes = [], [], []
-    for run in finished_runs(experiment_id):
+class Runs:
+    """The finished runs of an experiment, read by one query.
+
+    Configurations are the runs' parameters, and recalls by class a tag. Only what a run of an
+    earlier version has not, or the data's classes, are read from artifacts, which a server keeps
+    elsewhere.
+    """
+
+    def __init__(self, experiment_id: str) -> None:
+        self._runs = {run.info.run_id: run for run in finished_runs(experiment_id)}
+        self._classes: dict[Any, pd.DataFrame] = {}
+        # which runs cannot be read, in sentences
+        self.notes: list[str] = []
+
+    def table(self) -> pd.DataFrame:
+        """Return a row a run."""
+        found = self._each(self._runs, lambda run: _row(run, _config(run)))
+        return pd.DataFrame(list(found.values()))
+
+    def recalls(self, wanted: Iterable[str]) -> pd.DataFrame:
+        """Return a row a run and class of the runs ``wanted``, by their ids."""
+        found = self._each(wanted, self._recalls).items()
+        tables = [table.assign(run_id=run_id) for run_id, table in found]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=RECALLS)
+
+    def _each(self, wanted: Iterable[str], read: Callable[[Run], Any]) -> dict[str, Any]:
+        """Return what is read of each run, in order; what cannot be is noted and left out."""
+        found = {}
+        for run in map(self._runs.__getitem__, wanted):
+            try:
+                found[run.info.run_id] = read(run)
+            except (MlflowException, OSError):
+                self.notes.append(
+                    f"run {run.info.run_name} ({run.info.run_id[:8]}) is left out: it has no "
+                    f"config.json and class_table.csv, as it was of some nodes only"
+                )
+        return found
+
+    def _recalls(self, run: Run) -> pd.DataFrame:
+        tags, params = run.data.tags, run.data.params.items()
+        # images of one hash may be grouped in another way
+        groups = sorted(p for p in params if p[0].startswith("data.groups."))
+        of = (tags.get("data_hash"), *groups)
+        if RIGHT not in tags or of not in self._classes:
+            table = pd.read_csv(StringIO(_artifact(run, "class_table.csv")))[list(RECALLS)]
+            self._classes.setdefault(of, table)
+            return table
+        classes, right = self._classes[of], json.loads(decompress(b64decode(tags[RIGHT])))
+        return classes.assign(recall=np.divide(right, classes["test_images"].clip(lower=1)))
+
+
+def keep_recalls(table: pd.DataFrame) -> None:
+    """Tag the active run with how many images of each class were right, as ``Runs`` reads them."""
+    right = (table["recall"] * table["test_images"]).round().astype(int).tolist()
+    text = b64encode(compress(json.dumps(right, separators=(",", ":")).encode(), 9)).decode()
+    if len(text) <= MAX_TAG_LENGTH:
+        tracking.set_tags({RIGHT: text})
+
+
+def _config(run: Run) -> Values:
+    """Return the configuration that a run logged as parameters, else its file's."""
+    params, method = run.data.params, run.data.tags.get("method", "")
+    cut = any(len(value) >= tracking.MAX_PARAM_LENGTH for value in params.values())
+    if not cut and {"seed", "device", "training.epochs", "evaluation.recall_floor"} <= {*params}:
+        blocks = {name: block_logged(params, name) for name in ("model", "training", "evaluation")}
+        options = block_logged(params, method).get("options", {})
+        single = {name: _value(params[name]) for name in ("seed", "device")}
         try:
-            config = json.loads(_artifact(run, "config.json"))
-            table = pd.read_csv(StringIO(_artifact(run, "class_table.csv")))
-        except MlflowException:
-            notes.append(
-                f"run {run.info.run_name} ({run.info.run_id[:8]}) is left out: it has no "
-                f"config.json and class_table.csv, as it was of some nodes only"
+            found = ExperimentConfig.model_validate(
+                {"method": method, **single, **blocks, "options": options}
             )
-            continue
-        rows.append(_row(run, config))
-        classes.append(table[list(RECALLS)].assign(run_id=run.info.run_id))
-    recalls = pd.concat(classes, ignore_index=True) if classes else pd.DataFrame(columns=RECALLS)
-    return pd.DataFrame(rows), recalls, notes
+            return found.model_dump(mode="json")
+        except ValidationError:
+            pass
+    return dict(json.loads(_artifact(run, "config.json")))
 
 
 def data_of_runs() -> Iterator[tuple[str, Values]]:
@@ -117,7 +185,10 @@ def earlier_paces() -> dict[tuple[str, str], float]:
 
 
 def _artifact(run: Run, name: str) -> str:
-    return load_text(f"{run.info.artifact_uri}/{name}")
+    uri = run.info.artifact_uri
+    if is_local_uri(uri):
+        return (Path(local_file_uri_to_path(uri)) / name).read_text()
+    return load_text(f"{uri}/{name}")
 
 
 def _row(run: Run, config: Values) -> Values:

@@ -25,7 +25,7 @@ from lt_pipeline.learning.studies.published import beside_papers, read_papers
 from lt_pipeline.reports import documents
 from lt_pipeline.reports.differences import LEGEND, Paired
 from lt_pipeline.tracking import registry as champion
-from lt_pipeline.tracking.runs import data_of_runs, read_runs
+from lt_pipeline.tracking.runs import Runs, data_of_runs
 
 Values = dict[str, Any]
 
@@ -56,19 +56,21 @@ def collect(
     if active is None:
         raise UserError("compare reads the runs of an MLflow experiment, but no run is active")
     name = mlflow.get_experiment(active.info.experiment_id).name
-    runs, recalls, unread = read_runs(active.info.experiment_id)
+    found = Runs(active.info.experiment_id)
+    runs = found.table()
     chosen, left_out = comparison.choose(runs, options, card.data_hash) if len(runs) else (runs, [])
     if chosen.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
-        known = f" ({'; '.join([*unread, *left_out])})" if unread or left_out else ""
+        known = f" ({'; '.join([*found.notes, *left_out])})" if found.notes or left_out else ""
         raise UserError(
             f"there is nothing to compare: the MLflow experiment {name!r} has no finished run"
             f"{wanted} on these images{known}; {_elsewhere(card)}train first, as in kedro run "
             f"--pipelines=ce"
         )
+    recalls = found.recalls(chosen["run_id"])
+    chosen = chosen[chosen["run_id"].isin(recalls["run_id"])].reset_index(drop=True)
     labels = chosen.set_index("run_id")["label"]
-    recalls = recalls[recalls["run_id"].isin(labels.index)]
-    notes = [*unread, *left_out, *comparison.differing_settings(chosen)]
+    notes = [*found.notes, *left_out, *comparison.differing_settings(chosen)]
     candidates, _ = comparison.choose(runs, CompareConfig(variants=True), card.data_hash)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
 

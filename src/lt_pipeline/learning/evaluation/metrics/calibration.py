@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 
+# images
+AT_ONCE = 1024
+
 
 def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the mean of |accuracy - confidence| over equally wide bins, weighted by their images.
@@ -45,7 +48,9 @@ def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
         UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
-    confidence, predicted = scores.double().softmax(1).max(1)
+    # some at a time, as a copy of all in double precision may be gigabytes
+    parts = [part.double().softmax(1).max(1) for part in scores.split(AT_ONCE)]
+    confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
     right = (predicted == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
     images = torch.bincount(place, minlength=bins)
