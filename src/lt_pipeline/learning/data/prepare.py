@@ -29,6 +29,7 @@ from lt_pipeline.learning.data.photos import (
     in_parts,
     of_fold,
     say_untested,
+    with_long_tail,
 )
 from lt_pipeline.learning.data.profiles import (
     Cut,
@@ -87,7 +88,8 @@ class DataConfig(Config):
     profile is ``natural``. ``group``, a column or a pattern in paths, says what must
     not be parted; without a split of their own, images are split by groups: ``validation`` and
     ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
-    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it.
+    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it. With
+    ``long_tail``, an imbalance ratio, only so many are learned that the classes' counts fall by it.
 
     In place of shares there can be ``folds``, three or more: ``fold`` k tests, k + 1 validates, the
     others train; None is each of them in turn, and k = 0 where one set of data is asked for. A
@@ -120,6 +122,7 @@ class DataConfig(Config):
     fold: NonNegativeInt | None = None
     split: Literal["given", "made"] = "given"
     unreadable: Literal["stop", "skip"] = "stop"
+    long_tail: float | None = Field(default=None, ge=1)
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=20.0, ge=1)
     max_per_class: PositiveInt | None = None
@@ -152,6 +155,10 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _files_are_whole(self) -> DataConfig:
         natural = isinstance(self.profile, Natural)
+        if self.long_tail is not None and self.source not in PHOTOS:
+            raise UserError(
+                f"long_tail is of images in files; of {self.source} imbalance_ratio is the ratio"
+            )
         if self.source not in PHOTOS:
             if natural:
                 raise UserError(
@@ -249,7 +256,8 @@ class DataConfig(Config):
         """Return a name for people, as in ``digits, exponential, IR 20``."""
         if self.source in PHOTOS:
             given = self.path if self.source == "folder" else self.labels
-            return self.name or Path(given or "").stem
+            tail = "" if self.long_tail is None else f", IR {self.long_tail:g}"
+            return f"{self.name or Path(given or '').stem}{tail}"
         return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
 
 
@@ -409,9 +417,8 @@ def expected(config: DataConfig) -> DataCard:
     """
     shape, available, images = facts(config)
     names = [str(c) for c in range(len(available))]
-    cut_as_it_is = images is not None or config.source in PHOTOS
     counts, held = list(available), [0] * len(available)
-    if not cut_as_it_is:
+    if images is None:
         counts, held = cut(available, names, config)
     return DataCard(
         longtail=_longtail(counts, held, names, config, images),
@@ -434,9 +441,11 @@ def facts(config: DataConfig) -> Facts:
     if config.source not in PHOTOS:
         return FACTS[config.source]
     found = listed(config)
-    labels = found.table["label"][found.table["split"] == TRAIN]
+    of_label = found.by_label
+    labels = of_label["label"][of_label["split"] == TRAIN]
     counts = np.bincount(labels, minlength=len(found.class_names)).tolist()
-    return Facts((3, config.size, config.size), tuple(counts))
+    images = int((found.table["split"] == TRAIN).sum()) if found.several else None
+    return Facts((3, config.size, config.size), tuple(counts), images)
 
 
 def listed_raw(config: DataConfig) -> Listing:
@@ -467,18 +476,34 @@ def _listed(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
     if config.folds:
         found = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
-        return of_fold(found, config.folds, config.fold or 0)
+        return _tailed(of_fold(found, config.folds, config.fold or 0), config)
     found = listed_raw(config)
+    if found.several and config.rare == "drop":
+        raise UserError(
+            "data.rare=drop drops images with their one class, and these have several labels: "
+            "leave it out"
+        )
     parted = in_parts(found, config.validation, config.test, config.seed, config.rare)
     say_untested(parted)
-    return parted
+    return _tailed(parted, config)
+
+
+def _tailed(listing: Listing, config: DataConfig) -> Listing:
+    if config.long_tail is None:
+        return listing
+    return with_long_tail(listing, config.long_tail, config.seed)
 
 
 @lru_cache(maxsize=8)
 def _in_folds(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
-    made = config.split == "made"
-    return in_folds(listed_raw(config), config.folds, config.seed, config.rare, made)
+    made, found = config.split == "made", listed_raw(config)
+    if found.several:
+        raise UserError(
+            "data.folds pools what is said of each image, which is one class, and these images "
+            "have several labels: leave data.folds out (docs/multilabel.md)"
+        )
+    return in_folds(found, config.folds, config.seed, config.rare, made)
 
 
 def load_photos(config: DataConfig, cache: Path) -> Source:
