@@ -67,7 +67,7 @@ def _of_which_classes(first: Values, tested: Mapping[str, Values], card: DataCar
     over = f"Means are over {first['test']['classes']:.0f} of {card.longtail.classes} classes"
     if card.longtail.several:
         chosen = (
-            "from its class's probability of the best F1 on the hold-out on"
+            "from the probability on that has its class's best F1 on the hold-out"
             if "validation" in first
             else "where it is more likely than not"
         )
