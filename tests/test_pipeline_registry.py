@@ -9,10 +9,12 @@ import pytest
 from kedro.io import CatalogConfigResolver
 
 import confs
+from lt_pipeline.cli import where_it_belongs
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
-from lt_pipeline.pipeline_registry import Registry, makers, with_seeds
+from lt_pipeline.pipeline_registry import Registry, env_of, makers, with_seeds
+from toys import PROJECT
 
 ENVIRONMENTS = ("base", "smoke")
 # what no file is written of
@@ -235,3 +237,28 @@ def test_folds_make_a_method_a_study_of_a_run_on_each():
     # a study of several arms takes folds the same way
     found.shape({**given, "studies": {"s": {"title": "t", "arms": {"a": {"method": "ce"}}}}})
     assert {"s.s2_f1_a", "s.pool"} <= {node.name for node in found["s"].nodes}
+
+
+@pytest.mark.parametrize(
+    ("names", "env"),
+    [
+        (["more_multilabel"], "mosaics"),
+        (["table_more_2", None], "mosaics"),
+        (["more_rank"], None),
+        (["bce", None], None),
+        ([None], None),
+    ],
+)
+def test_a_study_says_which_environment_it_is_of(names, env, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert env_of(names) == env
+
+
+def test_kedro_run_takes_it_unless_it_is_told_another(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    taken = []
+    command = where_it_belongs(lambda **told: taken.append(told["env"]))
+    for env in (None, "smoke"):
+        command(env=env, conf_source=None, pipelines=["more_multilabel"], pipeline=None)
+    assert taken == ["mosaics", "smoke"]

@@ -92,3 +92,16 @@ def toy_card(counts=COUNTS, channels=1) -> DataCard:
         settings=DataConfig().model_dump(mode="json"),
         data_hash="0" * 64,
     )
+
+
+def toy_labels(images=120, classes=4, *, size=8, seed=0) -> ImageSet:
+    """Images of several labels: the sum of one blurred pattern for each that an image has."""
+    generator = torch.Generator().manual_seed(1234)
+    patterns = torch.rand(classes, 1, size, size, generator=generator) * 120
+    generator.manual_seed(seed)
+    shares = torch.linspace(0.8, 0.15, classes)
+    has = torch.rand(images, classes, generator=generator) < shares
+    noise = 10 * torch.randn(images, 1, size, size, generator=generator)
+    pixels = torch.einsum("nc,chwx->nhwx", has.float(), patterns) + noise
+    names = tuple(f"class {c}" for c in range(classes))
+    return ImageSet(pixels.clamp(0, 255).round().to(torch.uint8), has.to(torch.uint8), names)

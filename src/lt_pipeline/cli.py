@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
@@ -63,9 +64,24 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
+def where_it_belongs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``command``, run where a study that is asked for says, unless an env is told."""
+
+    @wraps(command)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        told = kwargs["env"] or os.environ.get("KEDRO_ENV") or kwargs["conf_source"]
+        if not told:
+            from lt_pipeline.pipeline_registry import env_of
+
+            kwargs["env"] = env_of([*kwargs["pipelines"], kwargs["pipeline"]])
+        return command(*args, **kwargs)
+
+    return placed
+
+
 run = copy(kedros)
 run.params = [_read(option) for option in kedros.params]
-run.callback = _told(kedros.callback) if kedros.callback else None
+run.callback = _told(where_it_belongs(kedros.callback)) if kedros.callback else None
 
 
 @click.command()

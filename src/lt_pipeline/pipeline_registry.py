@@ -100,6 +100,13 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
     return {**found, "__default__": found[DEFAULT]}
 
 
+def env_of(names: Iterable[str | None]) -> str | None:
+    """Return the environment that the studies among ``names`` run in unless told; mostly none."""
+    blocks = block_of(_written(), "studies") if {*names} - {*methods.available(), None} else {}
+    found = (block for name, block in blocks.items() if {name, *_tables(block)} & {*names})
+    return next((block["env"] for block in found if block.get("env")), None)
+
+
 def repeated(method: str, parameters: Mapping[str, Any]) -> str:
     """Return the study that runs ``method`` on each fold, or with each of the ``seeds``.
 

@@ -16,7 +16,7 @@ from lt_pipeline.io.image_files import mapped_images, write_images
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.packed import PackedImages
 from lt_pipeline.learning.data.protocol import content_hash, take
-from toys import toy_images
+from toys import toy_images, toy_labels
 
 
 @pytest.fixture
@@ -76,3 +76,17 @@ def test_what_images_are_of_comes_back_and_is_no_content(
     assert some.groups.tolist() == [166, 0, 1]
     assert torch.equal(found[found.labels == 1].groups, grouped.groups[300:])
     assert torch.equal(found.to(torch.device("cpu")).groups, grouped.groups)
+
+
+@pytest.mark.parametrize("limit", [2**30, 1])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_several_labels_come_back(tmp_path, monkeypatch, limit, in_memory):
+    monkeypatch.setattr(datasets, "IN_MEMORY", limit)
+    data = toy_labels()
+    held = PackedImages(data.images.numpy(), torch.arange(120), data.labels, data.class_names)
+    dataset = ImageSetDataset(str(tmp_path / "train.safetensors"))
+    dataset.save(data if in_memory else held)
+    found = dataset.load()
+    assert torch.equal(found.labels, data.labels)
+    assert found.labels.dtype == torch.uint8
+    assert content_hash(found) == content_hash(data)

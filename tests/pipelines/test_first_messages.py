@@ -67,15 +67,12 @@ def case(project):
 
 
 def several(project):
-    table(project, ["cat/0.png,cat;dog", "dog/0.png,dog"])
+    rows = [*(f"cat/{k}.png,cat;dog" for k in range(6)), *(f"dog/{k}.png,dog" for k in range(6))]
+    table(project, rows)
 
 
 def several_rows(project):
     table(project, ["cat/0.png,cat", "cat/0.png,dog", "dog/0.png,dog"])
-
-
-def several_columns(project):
-    table(project, ["cat/0.png,1,0", "dog/0.png,0,1"], "path,cat,dog")
 
 
 def other_weights(project):
@@ -104,9 +101,11 @@ MESSAGES = {
     ),
     no_test_images: (CSV, ["split has no test images of dog: move a group of it there"]),
     case: (CSV, ["the labels 'Cat', 'cat' of labels.csv differ in case", "one name"]),
-    several: (CSV, ["cat/0.png has several labels (cat;dog) in labels.csv", "not there yet"]),
-    several_rows: (CSV, ["cat/0.png has several labels (cat and dog) in labels.csv", "one label"]),
-    several_columns: (CSV, ["a column of 0 and 1 for each of several labels, as 'cat', 'dog'"]),
+    several: (CSV, ["images of one label, and those of labels have several: cross_entropy is of"]),
+    several_rows: (
+        CSV,
+        ["labels.csv lists cat/0.png twice, as cat and dog", "one row with cat;dog"],
+    ),
     other_weights: (
         "data.path=photos,model.weights=weights.pt",
         ["weights.pt does not fit model.backbone: of its 42 tensors 0", "name the backbone"],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import mlflow
+import numpy as np
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
+from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import key
 from lt_pipeline.serving.export import LATEST, deploy
-from toys import FromAfar, toy_card, toy_images
+from toys import FromAfar, toy_card, toy_images, toy_labels
 
 REGISTERED = f"ce-{toy_card().config.slug}"
 METRICS = {"test": {"accuracy": 0.5}}
@@ -70,3 +74,27 @@ def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
 def test_what_is_finished_does_not_depend_on_it():
     told = ({}, {"tracking": {"register": True}}, {"tracking": {"register": False}})
     assert len({key(experiment(**more)) for more in told}) == 1
+
+
+def test_a_model_of_several_labels_names_those_that_are_probable_enough(run):
+    images = toy_labels()
+    longtail = replace(LongTail.from_counts([90, 60, 40, 20], images.class_names), images=120)
+    given = {"model": {"backbone": "resnet8"}}
+    config = ExperimentConfig.resolve("bce", given)
+    found = Experiment(config, replace(toy_card(), longtail=longtail))
+    method = found.build()
+    method.fold()
+    method.eval()
+    probabilities = method.score(images.images[:6]).sigmoid().double()
+    thresholds = probabilities.mean(0).tolist()
+    metrics = {"test": {"mean_average_precision": 0.5}, "thresholds": thresholds}
+    logged = deploy(found, dict(method.state_dict()), images, metrics, {"register": False}, {})
+    model = mlflow.pyfunc.load_model(logged["model_uri"])
+    answer = model.predict(images.images[:6].numpy())
+    assert answer["probabilities"] == pytest.approx(probabilities.detach().numpy(), abs=1e-5)
+    above = answer["probabilities"] >= torch.tensor(thresholds).numpy()
+    said = [";".join(np.array(images.class_names)[row]) for row in above]
+    assert list(answer["class"]) == said
+    assert len({*said}) > 1
+    assert answer["ood_score"] == pytest.approx(answer["probabilities"].max(1))
+    assert model.metadata.metadata == {"mean_average_precision": 0.5}

@@ -39,7 +39,7 @@ from lt_pipeline.hooks.session import (
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.io.own_folders import differences, in_words
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.data.prepare import DataConfig, expected
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
@@ -157,6 +157,7 @@ class ProjectHooks:
                 self.experiments = [self.evaluated.config.judged(*judged)]
             used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
+            _check_task(pipeline, parameters)
             if "raw_folder" in pipeline.inputs():
                 _check_files(used, parameters, catalog.load("raw_folder"))
             for experiment in self.experiments:
@@ -347,6 +348,19 @@ def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None
         experiment.check_data(data)
     for line in dict.fromkeys(experiment.training.reading for experiment in used):
         LOGGER.info(line)
+
+
+def _check_task(pipeline: Pipeline, parameters: dict[str, Any]) -> None:
+    """Refuse what rests on one label an image where images have several."""
+    rests = {COMPARE: "recalls of classes", "tune": "the mean recall on the hold-out"}
+    asked = [COMPARE] if COMPARE in _subjects(pipeline) else []
+    asked += ["tune"] if tuned_method(pipeline) else []
+    data = data_config(parameters)
+    if asked and expected(data).longtail.several:
+        raise UserError(
+            f"{asked[0]} rests on {rests[asked[0]]}, and the images of {data.title} have several "
+            f"labels each: compare arms of a study, as more_multilabel (docs/multilabel.md)"
+        )
 
 
 def _check_files(

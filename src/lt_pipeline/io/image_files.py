@@ -17,18 +17,21 @@ from lt_pipeline.learning.engine.checkpoint import atomic_path
 # the format's: a length of 8 bytes, a header of JSON as long, the tensors as it says
 LENGTH = 8
 BATCH = 256
+# what the format calls the types that there are
+NAMES = {"int64": "I64", "uint8": "U8"}
 
 
 def write_images(path: Path, data: Images, metadata: Mapping[str, str]) -> None:
     """Write a set's tensors as safetensors does, with no more than a batch of images in memory."""
     shape = [len(data), *data.shape]
     held = {"labels": data.labels, **({} if data.groups is None else {"groups": data.groups})}
-    small = {name: tensor.cpu().numpy() for name, tensor in held.items()}
+    small = {name: tensor.cpu().contiguous().numpy() for name, tensor in held.items()}
     sizes = [array.nbytes for array in small.values()]
     ends = np.cumsum([0, *sizes, int(np.prod(shape))]).tolist()
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    for place, name in enumerate(small):
-        header[name] = {"dtype": "I64", "shape": shape[:1], "data_offsets": ends[place : place + 2]}
+    for place, (name, array) in enumerate(small.items()):
+        about = {"dtype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        header[name] = {**about, "data_offsets": ends[place : place + 2]}
     header["images"] = {"dtype": "U8", "shape": shape, "data_offsets": ends[-2:]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % LENGTH)
@@ -50,12 +53,13 @@ def mapped_images(path: Path, class_names: tuple[str, ...]) -> PackedImages:
         length = int.from_bytes(file.read(LENGTH), "little")
         header = json.loads(file.read(length))
 
-    def part(name: str, dtype: type[Any]) -> Any:
+    def part(name: str) -> Any:
         about = header[name]
+        dtype = next(known for known, called in NAMES.items() if called == about["dtype"])
         offset = LENGTH + length + about["data_offsets"][0]
         return np.memmap(path, dtype, "r", offset, tuple(about["shape"]))
 
-    labels = torch.from_numpy(np.array(part("labels", np.int64)))
-    groups = torch.from_numpy(np.array(part("groups", np.int64))) if "groups" in header else None
+    labels = torch.from_numpy(np.array(part("labels")))
+    groups = torch.from_numpy(np.array(part("groups"))) if "groups" in header else None
     positions = torch.arange(len(labels))
-    return PackedImages(part("images", np.uint8), positions, labels, class_names, groups)
+    return PackedImages(part("images"), positions, labels, class_names, groups)

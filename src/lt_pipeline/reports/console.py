@@ -12,7 +12,9 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics.catalog import (
     METRICS,
     OBJECTIVE,
+    OBJECTIVES,
     Metric,
+    of_task,
     placed,
     shown,
 )
@@ -36,7 +38,7 @@ def print_results(
     """
     tested = {name: {f"test/{n}": v for n, v in m["test"].items()} for name, m in finished.items()}
     metrics = shown("run", [key for values in tested.values() for key in values])
-    if not card.config.balanced:
+    if not (card.config.balanced or card.longtail.several):
         # accuracy is that of the frequent classes there
         metrics = {MEAN_RECALL: METRICS[MEAN_RECALL], **metrics}
     rows = [
@@ -48,14 +50,9 @@ def print_results(
     console = _begin()
     console.print(table)
     _print_groups(console, card)
-    first, zero = next(iter(finished.values())), METRICS["test/zero_recall_classes"]
-    console.print(
-        f"Means are over {first['test']['classes']:.0f} of {card.longtail.classes} classes and "
-        f"take a recall of zero as {first['test']['recall_floor']:g}; {zero.words}: "
-        + ", ".join(f"{name} {values[zero.key]:.0f}" for name, values in tested.items())
-        + "."
-    )
-    if not card.config.balanced:
+    first = next(iter(finished.values()))
+    console.print(_of_which_classes(first, tested, card))
+    if not (card.config.balanced or card.longtail.several):
         console.print(_of_what(first["test"]))
     for name, values in finished.items():
         for line in _remarks(values):
@@ -63,6 +60,22 @@ def print_results(
         if strange.get(name, {}).get("averaged_over"):
             _print_ood(console, name, strange[name])
     _print_where(console, where)
+
+
+def _of_which_classes(first: Values, tested: Mapping[str, Values], card: DataCard) -> str:
+    """Return which classes means are over, and what must be known to read them."""
+    over = f"Means are over {first['test']['classes']:.0f} of {card.longtail.classes} classes"
+    if card.longtail.several:
+        chosen = (
+            "from the probability on that has its class's best F1 on the hold-out"
+            if "validation" in first
+            else "where it is more likely than not"
+        )
+        return f"{over}; a label is said {chosen}."
+    zero = METRICS["test/zero_recall_classes"]
+    counts = ", ".join(f"{name} {values[zero.key]:.0f}" for name, values in tested.items())
+    floor = first["test"]["recall_floor"]
+    return f"{over} and take a recall of zero as {floor:g}; {zero.words}: {counts}."
 
 
 def _with_interval(metric: Metric, values: Values) -> str:
@@ -86,7 +99,9 @@ def _of_what(test: Values) -> str:
 
 def _remarks(values: Values) -> Iterable[str]:
     """Yield what is to be known of a method's metrics beside the table."""
-    best, objective = values.get("best_epoch", {}).get("test"), METRICS[OBJECTIVE]
+    held_out = values.get("validation", {})
+    objective = of_task(OBJECTIVES, [f"validation/{name}" for name in held_out])
+    best = values.get("best_epoch", {}).get("test")
     if best:
         label = METRICS["best_epoch/test/accuracy"]
         reached = f"the {label.heading} had {label.said(best['accuracy'])}"
@@ -94,16 +109,17 @@ def _remarks(values: Values) -> Iterable[str]:
             f"{reached} (epoch {best['epoch']:.0f}); for comparison with papers only, nothing is "
             f"chosen by it"
         )
-    if "validation" in values:
-        reached = objective.said(values["validation"][objective.name])
-        of = f"{values['validation']['classes']} classes"
+    if held_out:
+        reached = objective.said(held_out[objective.name])
+        of = f"{held_out['classes']} classes"
         yield f"{objective.words}, to choose by: {reached} (mean over {of})"
     yield from values.get("notes", [])
 
 
 def print_stages(name: str, stages: pd.DataFrame) -> None:
     """Print what each stage of a method led to, in per cent; of branches, their mean."""
-    metrics, branches = placed("stages"), stages["role"] == "branch"
+    branches = stages["role"] == "branch"
+    metrics = [metric for metric in placed("stages") if metric.name in stages]
     table = screen.table(["stage", *(metric.heading for metric in metrics)])
     mean = stages[branches][[metric.name for metric in metrics]].mean().to_dict()
     before = {"merge": {"stage": f"mean of {branches.sum()} branches", **mean}}

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics.catalog import (
-    METRICS,
-    OBJECTIVE,
+    HEADLINES,
+    OBJECTIVES,
+    of_task,
     pictured,
     shown_by_study,
 )
@@ -29,8 +30,6 @@ Values = dict[str, Any]
 FAILED = "failed"
 # and the folder in the store of a run on a fold, whose answers are pooled
 KEPT_IN = "kept_in"
-# what arms' differences are of in the table; the file has the other metrics' as well
-JUDGED = METRICS["test/accuracy"]
 
 
 def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Values]:
@@ -81,7 +80,7 @@ def _by_arm(table: pd.DataFrame) -> Values:
     arms: Values = {}
     for label, row in table.iterrows():
         arm = arms.setdefault(slug(str(label)), {})
-        for name in (OBJECTIVE, *drawn):
+        for name in (*OBJECTIVES, *drawn):
             if name in row:
                 arm[name] = {"mean": float(row[name])}
             if name in row and row["runs"] > 1:
@@ -101,14 +100,16 @@ def tabulate(
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
     metrics = shown_by_study(summary, found.columns)
-    paired = Paired(JUDGED, found.reference)
+    # what arms' differences are of in the table; the file has the other metrics' as well
+    paired = Paired(of_task(HEADLINES, summary), found.reference)
     headings, rows = table_rows(own, beside, metrics, "arm", gaps=True, paired=paired)
     reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
     none = why_none(plan.name, configs, published, data)
-    floor = f"The harmonic mean takes a recall of zero as {summary['test/recall_floor'][0]:g}"
+    floors = list(summary["test/recall_floor"][:1]) if "test/recall_floor" in summary else []
+    floor = [f"The harmonic mean takes a recall of zero as {value:g}" for value in floors]
     told = [LEGEND.capitalize()] if paired.there(summary) else []
     failed = failed_runs(runs)
-    notes = [floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
+    notes = [*floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
     standing = {
         "headings": headings,
         "rows": [row._asdict() for row in rows],

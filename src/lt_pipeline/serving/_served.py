@@ -32,9 +32,10 @@ class ImageClassifier(PythonModel):
 
     They are uint8 ``[N, channels, H, W]``, or, where the model was logged with ``decode``, files:
     a table with the column ``image``, bytes. ``class`` ``[N]`` is the name of the most probable
-    class, ``probabilities`` ``[N, C]`` are float32, ``ood_score`` ``[N]`` is the higher the more an
-    image looks like the training classes. A model that has more to say, as which expert decided,
-    adds it. Of files the answer is a table, with ``probability``, that of the class, and ``error``:
+    class, or, where images have several labels, of each that is probable enough, as in ``cat;dog``;
+    ``probabilities`` ``[N, C]`` are float32, ``ood_score`` ``[N]`` is the higher the more an image
+    looks like the training classes. A model that has more to say, as which expert decided, adds it.
+    Of files the answer is a table, with ``probability``, that of the class, and ``error``:
     a file that is no image has that and nothing else.
     """
 
@@ -42,6 +43,8 @@ class ImageClassifier(PythonModel):
         """Load the exported network, the class names, and what reads files."""
         self.network = torch.export.load(context.artifacts["network"]).module()
         self.class_names = json.loads(Path(context.artifacts["class_names"]).read_text())
+        said = context.artifacts.get("thresholds")
+        self.thresholds = json.loads(Path(said).read_text()) if said else None
         reader = context.artifacts.get("decode")
         self.decode = _module(reader) if reader else None
         self.settings = context.model_config
@@ -61,6 +64,9 @@ class ImageClassifier(PythonModel):
         return {name: value.numpy() for name, value in found.items()}
 
     def _names(self, answer: dict[str, np.ndarray[Any, Any]]) -> list[str]:
+        if self.thresholds:
+            said = answer["probabilities"] >= np.array(self.thresholds)
+            return [";".join(np.array(self.class_names)[row]) for row in said]
         return [self.class_names[c] for c in answer["probabilities"].argmax(1).tolist()]
 
     def _of_files(self, files: Sequence[Any]) -> pd.DataFrame:

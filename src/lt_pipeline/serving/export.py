@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lt_pipeline.learning.data import decode
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.protocol import Images, take
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, of_task
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods._base import Method
 from lt_pipeline.learning.models.merging import StateDict
@@ -95,16 +96,21 @@ def deploy(
         taken = _takes_files(served, data.config, example, answer)
     else:
         taken = _takes_tensors(example, answer, data.longtail.class_names)
+    reached = of_task(HEADLINES, [f"test/{name}" for name in metrics["test"]]).name
     with TemporaryDirectory() as folder:
         network, classes = Path(folder, "network.pt2"), Path(folder, "class_names.json")
         torch.export.save(program, network)
         classes.write_text(json.dumps(data.longtail.class_names))
         taken["artifacts"] |= {"network": str(network), "class_names": str(classes)}
+        if "thresholds" in metrics:
+            said = Path(folder, "thresholds.json")
+            said.write_text(json.dumps(metrics["thresholds"]))
+            taken["artifacts"]["thresholds"] = str(said)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_CODE),
             registered_model_name=registered,
-            metadata={"accuracy": metrics["test"]["accuracy"]},
+            metadata={reached: metrics["test"][reached]},
             **taken,
         )
     if registered:

@@ -27,6 +27,7 @@ from mlflow.utils.uri import is_local_uri
 from pydantic import ValidationError
 
 from lt_pipeline.learning.data.prepare import DataConfig
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.renamed import renamed
 from lt_pipeline.learning.schema import nested
@@ -49,9 +50,10 @@ def finished_runs(*experiment_ids: str) -> Iterator[Run]:
     Arms of studies and trials of sweeps are below others: their parents compare them. A sweep
     itself has the metrics of its best trial, and is no run of a method either.
     """
-    only = "attributes.status = 'FINISHED' and metrics.\"test/accuracy\" >= 0"
-    found = tracking.find_runs(mlflow.MlflowClient(), [*experiment_ids], only)
-    yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
+    client, ended = mlflow.MlflowClient(), "attributes.status = 'FINISHED' and "
+    for key in HEADLINES:  # of images with one label, and with several: no experiment has both
+        found = tracking.find_runs(client, [*experiment_ids], f'{ended}metrics."{key}" >= 0')
+        yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
 
 
 class Runs:

@@ -54,3 +54,13 @@ def test_the_hash_follows_images_labels_shape_and_names(train):
     ]
     hashes = {content_hash(other) for other in others} | {content_hash(train)}
     assert len(hashes) == 5
+
+
+def test_labels_are_one_an_image_or_each_there_or_not(train):
+    images, names = train.images[:3], train.class_names
+    several = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]], dtype=torch.uint8)
+    data = ImageSet(images, several, names)
+    assert torch.equal(data[torch.tensor([2, 0])].labels, several[[2, 0]])
+    for wrong in (several.long(), several[:, :3], several[:2], several * 2):
+        with pytest.raises(ValueError, match="labels must"):
+            ImageSet(images, wrong, names)

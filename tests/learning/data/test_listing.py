@@ -109,7 +109,7 @@ def test_a_table_of_parquet_and_a_folder_of_its_own(tmp_path):
     [
         ("path,species\n1.png,a\n", r"no column 'label', but 'path', 'species': .*columns\.label"),
         ("path,label\n1.png,a\n3.png,b\n", r"1 rows .* the first is 3\.png, perhaps .*\.png"),
-        ("path,label\n1.png,a;b\n", r"1\.png has several labels \(a;b\)"),
+        ("path,label\n1.png,a\n1.png,b\n", r"lists 1\.png twice, as a and b: .*one row with a;b"),
         ("path,label\n1.png,\n2.png,a\n", r"1\.png has no label"),
         ("path,label\n1.png,a\n1.png,a\n", r"lists 1\.png twice"),
         ("path,label\n1.png,a\n2.png,A\n", "differ in case or blanks only"),
@@ -120,6 +120,34 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path, text, said):
     touch(tmp_path, "1.png", "2.png")
     with pytest.raises(UserError, match=said):
         list_table(table(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,group\n1.png,b;a,g\n2.png,,h\n3.png,c | a,h\n",
+        "path,a,b,c,group\n1.png,1,1,0,g\n2.png,0,0,0,h\n3.png,1,0,1,h\n",
+    ],
+)
+def test_several_labels_stand_in_a_cell_or_in_columns(tmp_path, text):
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    found = list_table(table(tmp_path, text))
+    assert found.several
+    assert found.class_names == ("a", "b", "c")
+    assert found.table["label"].tolist() == [(0, 1), (), (0, 2)]
+    assert found.table["group"].tolist() == ["g", "h", "h"]
+    assert found.named(found.table["label"]) == ["a;b", "", "a;c"]
+    rows = found.by_label
+    assert list(zip(rows["path"], rows["label"], strict=True)) == [
+        ("1.png", 0), ("1.png", 1), ("3.png", 0), ("3.png", 2)
+    ]  # fmt: skip
+
+
+def test_a_label_column_counts_whatever_other_columns_say(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    found = list_table(table(tmp_path, "path,label,night,wet\n1.png,a,1,0\n2.png,b,0,0\n"))
+    assert not found.several
+    assert found.by_label is found.table
 
 
 def test_what_is_not_there_is_said(tmp_path):

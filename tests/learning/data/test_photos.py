@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -205,3 +207,70 @@ def test_a_table_of_parquet_is_read_alike(folder, tmp_path):
         source="csv", labels=str(tmp_path / "split.parquet"), path=str(folder), **NATURAL
     )
     assert listed(chosen).class_names == ("a", "b", "c")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A table of 90 images of up to two of three labels, every tenth without one."""
+    rows = []
+    for k in range(90):
+        photo(tmp_path / "photos" / f"{k:02}.png", 2 * k)
+        labels = [name for name, every in (("a", 1), ("b", 2), ("c", 6)) if k % every == 0]
+        rows.append((f"{k:02}.png", ";".join(labels[-2:]) if k % 10 else "", f"g{k // 2}"))
+    table = tmp_path / "labels.csv"
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(table, index=False)
+    return {"labels": str(table), "path": str(tmp_path / "photos"), "size": 8, "validation": 0.2}
+
+
+def test_several_labels_come_from_a_table_and_no_group_is_parted(labelled, tmp_path):
+    chosen = DataConfig(**labelled)
+    made = prepare(load_photos(chosen, tmp_path / "cache"), chosen)
+    assert made.train.labels.dtype == torch.uint8
+    assert made.train.class_names == ("a", "b", "c")
+    rows = made.manifest()
+    assert rows.groupby("group")["split"].nunique().max() == 1
+    kept = rows[rows["split"] == "train"].reset_index(drop=True)
+    for labels, name in zip(made.train.labels, kept["class"], strict=True):
+        here = [made.train.class_names[c] for c in labels.nonzero().squeeze(1).tolist()]
+        assert ";".join(here) == name
+    assert (rows["class"] == "").sum() == 9
+    longtail = made.card.longtail
+    assert longtail.several
+    assert longtail.images == len(made.train)
+    assert longtail == replace(expected(chosen).longtail, class_names=longtail.class_names)
+    whole = sum(part.labels.sum(0) for part in (made.train, made.validation, made.test))
+    for part, share in ((made.train, 0.6), (made.validation, 0.2), (made.test, 0.2)):
+        assert (part.labels.sum(0) / whole).tolist() == pytest.approx([share] * 3, abs=0.16)
+
+
+def test_a_long_tail_is_cut_from_what_is_learned_alone(labelled, tmp_path):
+    plain, cut = (DataConfig(**labelled, long_tail=ratio) for ratio in (None, 16))
+    found = [prepare(load_photos(c, tmp_path / "cache"), c) for c in (plain, cut)]
+    before, after = (made.card.longtail for made in found)
+    assert after.imbalance_ratio > 1.5 * before.imbalance_ratio
+    assert after.class_counts == expected(cut).longtail.class_counts
+    assert torch.equal(found[0].test.labels, found[1].test.labels)
+    assert len(found[0].validation) == len(found[1].validation)
+    assert (plain.title, cut.title) == ("labels", "labels, IR 16")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"folds": 3, "validation": 0.0}, "data.folds pools"), ({"rare": "drop"}, "data.rare=drop")],
+)
+def test_what_rests_on_one_label_is_refused(labelled, given, said):
+    with pytest.raises(UserError, match=said):
+        expected(DataConfig(**{**labelled, **given}))
+
+
+def test_a_split_of_several_labels_is_checked_by_label(labelled):
+    table = pd.read_csv(labelled["labels"], keep_default_na=False)
+    parts = ["test" if k % 4 == 0 else "train" for k in range(45)]
+    table["split"] = [parts[k // 2] for k in range(90)]
+    table.to_csv(labelled["labels"], index=False)
+    assert listed(DataConfig(**labelled)).several
+    has = table["label"].str.contains("c") & (table["split"] == "test")
+    table.loc[has, "label"] = "a"
+    table.to_csv(labelled["labels"], index=False)
+    with pytest.raises(UserError, match="no test images of c"):
+        listed(DataConfig(**labelled, seed=1))

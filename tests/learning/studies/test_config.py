@@ -10,7 +10,7 @@ from lt_pipeline.pipeline_registry import makers
 
 ARMS = {"a": {"method": "ce"}, "b": {"method": "dbm", "options": {"variant": "ce"}}}
 # that measures a cost, and this is for folds
-ONCE = ("more_overhead", "heads")
+ONCE = ("more_overhead", "more_multilabel", "heads")
 SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 0.3]}
 
 

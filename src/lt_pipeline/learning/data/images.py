@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images ``uint8 [N, channels, height, width]`` with labels ``int64 [N]``.
+    """Images ``uint8 [N, channels, height, width]`` with labels as ``protocol.Images`` has them.
 
     ``class_names`` has one entry a class, in label order; a class need not have an image here.
     ``groups`` int64 ``[N]`` number what images are of, where they are not independent.
@@ -33,22 +33,26 @@ class ImageSet:
                 f"images must be {str(self.dtype)[6:]} [N, channels, height, width], but are "
                 f"{self.images.dtype} {list(self.images.shape)}"
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 [{len(self.images)}], one an image, but are "
-                f"{self.labels.dtype} {list(self.labels.shape)}"
-            )
-        if self.groups is not None and self.groups.shape != self.labels.shape:
+        self._check_labels(len(self.images), len(self.class_names))
+        if self.groups is not None and self.groups.shape != self.labels.shape[:1]:
             raise ValueError(
                 f"groups must be [{len(self.labels)}], one an image, but are "
                 f"{list(self.groups.shape)}"
             )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.class_names
-        ):
+
+    def _check_labels(self, images: int, classes: int) -> None:
+        labels, shape = self.labels, tuple(self.labels.shape)
+        several = labels.dtype == torch.uint8 and shape == (images, classes)
+        if not several and (labels.dtype != torch.int64 or shape != (images,)):
             raise ValueError(
-                f"labels must lie in 0..{len(self.class_names) - 1}, but range from "
-                f"{int(self.labels.min())} to {int(self.labels.max())}"
+                f"labels must be int64 [{images}], one an image, or uint8 [{images}, {classes}], "
+                f"but are {labels.dtype} {list(shape)}"
+            )
+        last = 1 if several else classes - 1
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+            raise ValueError(
+                f"labels must lie in 0..{last}, but range from {int(labels.min())} to "
+                f"{int(labels.max())}"
             )
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -26,9 +27,8 @@ PARTS = {
 CLASSES = "classes.txt"
 COLUMNS = ("path", "label", "group", "split")
 # of a column of labels, what stands between several labels of one image
-SEVERAL = re.compile(r"[;|]")
+SEVERAL, BETWEEN = re.compile(r"[;|]"), ";"
 SEPARATORS = ",;\t"
-ONE = "several labels a picture are not there yet (docs/own_photos.md)"
 FEW = 3  # names that a message shows
 
 
@@ -36,14 +36,29 @@ FEW = 3  # names that a message shows
 class Listing:
     """Images in files.
 
-    ``table`` has a row an image: ``path`` relative to ``folder``, ``label`` (a class's index),
-    ``group`` (images that must not be parted; the path itself where nothing is known) and ``split``
-    (``train``, ``validation``, ``test``, or empty). ``class_names`` are in label order.
+    ``table`` has a row an image: ``path`` relative to ``folder``, ``label`` (a class's index, or
+    where images may have ``several``, a tuple of those that it has), ``group`` (images that must
+    not be parted; the path itself where nothing is known) and ``split`` (``train``,
+    ``validation``, ``test``, or empty). ``class_names`` are in label order.
     """
 
     folder: Path
     table: pd.DataFrame
     class_names: tuple[str, ...]
+    several: bool = False
+
+    @property
+    def by_label(self) -> pd.DataFrame:
+        """Return the table with a row for each label of an image."""
+        if not self.several:
+            return self.table
+        rows = self.table.explode("label").dropna(subset="label")
+        return rows.astype({"label": "int64"})
+
+    def named(self, labels: Iterable[Any]) -> list[str]:
+        """Return what ``labels`` of the table are called, several as in ``cat;dog``."""
+        own = ((label if self.several else (label,)) for label in labels)
+        return [BETWEEN.join(self.class_names[c] for c in classes) for classes in own]
 
     @property
     def has_split(self) -> bool:
@@ -96,20 +111,26 @@ def list_table(
 
     Columns are ``path``, ``label`` and, where there are, ``group`` and ``split``; ``columns`` says
     what they are called there. Paths are relative to ``folder``, the file's own unless told.
-    ``group`` is a column, or a pattern as in ``list_folder``.
+    ``group`` is a column, or a pattern as in ``list_folder``. Images have several labels where one
+    does, as in ``cat;dog`` or ``cat|dog``, or where there is no column of labels and two or more of
+    zeros and ones, which are called as the classes; an image may then have none.
 
     Raises:
         MissingFileError: if there is no such file.
-        UserError: if a column is missing, a row names no file or has several labels, names differ
-            in case only, or a file is listed twice.
+        UserError: if a column is missing, a row names no file, names differ in case only, or a
+            file is listed twice.
     """
     read = _read_table(file)
     called = {name: (columns or {}).get(name, name) for name in COLUMNS}
     if group and group in read.columns:
         called["group"], group = group, None
+    flags = _flags(read, called.values())
+    if called["label"] not in read.columns and flags:
+        rows = (read[flags].astype(str) == "1").to_numpy()
+        cells = ["".join(flags[k] + BETWEEN for k in row.nonzero()[0]) for row in rows]
+        read = read.assign(**{str(called["label"]): cells})
     for name in ("path", "label"):
         if called[name] not in read.columns:
-            _check_one_label(read, file)
             raise UserError(
                 f"data.labels: {file} has no column {called[name]!r}, but {_few(read.columns)}: "
                 f"say by data.columns.{name} which one it is"
@@ -117,21 +138,33 @@ def list_table(
     there = {name: read[own] for name, own in called.items() if own in read.columns}
     table = pd.DataFrame(there).reindex(columns=list(COLUMNS)).fillna("").astype(str)
     folder = folder or file.parent
-    _check_rows(table, folder, file)
+    several = bool(table["label"].str.contains(SEVERAL).any())
+    _check_rows(table, folder, file, several)
     table["split"] = [_part(value, file) for value in table["split"]]
-    return _listing(folder, table, group, file)
+    return _listing(folder, table, group, file, several)
 
 
-def _listing(folder: Path, table: pd.DataFrame, group: str | None, source: Path) -> Listing:
-    names = _label_order(folder, table["label"].unique(), source)
+def _listing(
+    folder: Path, table: pd.DataFrame, group: str | None, source: Path, several: bool = False
+) -> Listing:
+    own = [_labels(cell) if several else [cell] for cell in table["label"]]
+    names = _label_order(folder, {name for labels in own for name in labels}, source)
     index = {name: label for label, name in enumerate(names)}
     if group:
         table["group"] = _by_pattern(table["path"], group)
-    own = table["group"] == ""
-    table.loc[own, "group"] = table.loc[own, "path"]
-    table["label"] = table["label"].map(index).astype("int64")
+    alone = table["group"] == ""
+    table.loc[alone, "group"] = table.loc[alone, "path"]
+    if several:
+        table["label"] = [tuple(sorted({index[name] for name in labels})) for labels in own]
+    else:
+        table["label"] = table["label"].map(index).astype("int64")
     table = table.sort_values("path", ignore_index=True)
-    return Listing(folder, table, names)
+    return Listing(folder, table, names, several)
+
+
+def _labels(cell: str) -> list[str]:
+    """Return the labels that stand in a cell, which may be none."""
+    return [name for part in SEVERAL.split(cell) if (name := part.strip())]
 
 
 def _label_order(folder: Path, found: Iterable[str], source: Path) -> tuple[str, ...]:
@@ -188,40 +221,29 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise UserError(f"data.labels: {file} cannot be read as a table: {error}") from error
 
 
-def _check_rows(table: pd.DataFrame, folder: Path, file: Path) -> None:
-    several = table["label"].str.contains(SEVERAL)
-    if several.any():
-        row = table[several].iloc[0]
-        raise UserError(_several(row["path"], row["label"], file))
-    if (table["label"] == "").any():
+def _check_rows(table: pd.DataFrame, folder: Path, file: Path, several: bool) -> None:
+    if not several and (table["label"] == "").any():
         raise UserError(f"data.labels: {table['path'][table['label'] == ''].iloc[0]} has no label")
     twice = table["path"].duplicated()
     if twice.any():
         path = table["path"][twice].iloc[0]
         labels = table["label"][table["path"] == path].unique()
         if len(labels) > 1:
-            raise UserError(_several(path, " and ".join(labels), file))
+            raise UserError(
+                f"data.labels: {file} lists {path} twice, as {' and '.join(labels)}: take one row "
+                f"out, or, if it has several labels, write one row with {BETWEEN.join(labels)}"
+            )
         raise UserError(f"data.labels: {file} lists {path} twice: take one row out")
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
         raise UserError(_missing(missing, folder, file))
 
 
-def _several(path: str, labels: str, file: Path) -> str:
-    return (
-        f"data.labels: {path} has several labels ({labels}) in {file}, and {ONE}: give each "
-        f"picture one label, or take it out"
-    )
-
-
-def _check_one_label(read: pd.DataFrame, file: Path) -> None:
-    """Refuse a table with a column of zeros and ones for each label."""
-    binary = [name for name in read.columns if read[name].astype(str).isin(("0", "1")).all()]
-    if len(binary) > 1:
-        raise UserError(
-            f"data.labels: {file} has a column of 0 and 1 for each of several labels, as "
-            f"{_few(binary)}, and {ONE}: write a column label with the class of each picture"
-        )
+def _flags(read: pd.DataFrame, others: Iterable[str | None]) -> list[str]:
+    """Return the columns of zeros and ones, each a label, none where there are not two."""
+    known = [str(name) for name in read.columns if name not in {*others}]
+    found = [name for name in known if read[name].astype(str).isin(("0", "1")).all()]
+    return found if len(found) > 1 else []
 
 
 def _missing(missing: Sequence[str], folder: Path, file: Path) -> str:

@@ -96,13 +96,15 @@ class LongTail:
     """The class distribution of a training set. It travels with the data to whatever needs it.
 
     ``class_counts`` and ``class_names`` are in label order; ``class_groups`` names each class's
-    group and ``group_rule`` says how it was found.
+    group and ``group_rule`` says how it was found. ``images`` is how many training images there
+    are where one may have several labels, or none; else it is None, as the counts add up to it.
     """
 
     class_counts: tuple[int, ...]
     class_names: tuple[str, ...]
     class_groups: tuple[str, ...]
     group_rule: str
+    images: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a class without an image, and names or groups that do not fit the counts."""
@@ -140,14 +142,29 @@ class LongTail:
         return len(self.class_counts)
 
     @property
+    def several(self) -> bool:
+        """Return whether an image may have several labels: the task follows from the data."""
+        return self.images is not None
+
+    @property
+    def training_images(self) -> int:
+        """Return the number of training images, N."""
+        return sum(self.class_counts) if self.images is None else self.images
+
+    @property
     def counts(self) -> Tensor:
         """Return training images by class, float64 ``[C]``."""
         return torch.tensor(self.class_counts, dtype=torch.float64)
 
     @property
     def prior(self) -> Tensor:
-        """Return class frequencies pi_c = n_c / N, float64 ``[C]``."""
+        """Return class frequencies pi_c = n_c / sum n, float64 ``[C]``; they sum to 1."""
         return self.counts / self.counts.sum()
+
+    @property
+    def frequency(self) -> Tensor:
+        """Return the share of the images that have each label, n_c / N, float64 ``[C]``."""
+        return self.counts / self.training_images
 
     @property
     def log_prior(self) -> Tensor:
@@ -174,12 +191,15 @@ class LongTail:
         return torch.tensor([GROUP_NAMES.index(name) for name in self.class_groups])
 
     def group_members(self, labels: Tensor) -> Mapping[str, Tensor]:
-        """Return, by group, which of ``labels`` ``[N]`` belong to it, bool ``[N]``.
+        """Return, by group, which images of ``labels`` ``[N]`` belong to it, bool ``[N]``.
 
-        Groups that none of them belongs to are left out.
+        One of several labels, ``[N, C]``, belongs to the group of each. Groups that none belongs
+        to are left out.
         """
         masks = {
-            name: torch.isin(labels, labels.new_tensor(classes))
+            name: labels[:, list(classes)].bool().any(1)
+            if labels.ndim == 2
+            else torch.isin(labels, labels.new_tensor(classes))
             for name, classes in self.groups.items()
         }
         return {name: mask for name, mask in masks.items() if mask.any()}
@@ -200,8 +220,10 @@ class LongTail:
         rank = torch.arange(1, self.classes + 1, dtype=torch.float64)
         gini = (2 * (rank * counts).sum() / counts.sum() - (self.classes + 1)) / self.classes
         beta = 0.9999
+        several = {"labels_per_image": float(counts.sum()) / self.training_images}
         return {
-            "images": float(counts.sum()),
+            "images": float(self.training_images),
+            **(several if self.several else {}),
             "classes": float(self.classes),
             "largest_class": float(counts[-1]),
             "smallest_class": float(counts[0]),
@@ -213,5 +235,16 @@ class LongTail:
 
 
 def class_counts(labels: Tensor, classes: PositiveInt) -> Tensor:
-    """Return images by class, int64 ``[classes]``, of ``labels`` ``[N]``."""
-    return torch.bincount(labels.cpu(), minlength=classes)
+    """Return images by class, int64 ``[classes]``, of ``labels`` ``[N]`` or ``[N, classes]``."""
+    return torch.bincount(of_each_label(labels.cpu())[1], minlength=classes)
+
+
+def of_each_label(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return image and class of every label, int64 ``[L]`` each, in the order of the images.
+
+    ``labels`` are int64 ``[N]``, one an image, or ``[N, C]``, not 0 where an image has the label.
+    """
+    if labels.ndim == 1:
+        return torch.arange(len(labels), device=labels.device), labels
+    image, label = labels.nonzero(as_tuple=True)
+    return image, label

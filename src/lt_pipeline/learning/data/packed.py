@@ -73,8 +73,9 @@ def _decoded(
 class PackedImages:
     """Those images of a mapped ``array`` that lie at ``positions`` ``[N]``, with their labels.
 
-    ``array`` is uint8 ``[M, channels, height, width]``; ``positions`` and ``labels`` are int64
-    ``[N]``; ``class_names`` has one entry a class, in label order; ``groups`` are as in ``Images``.
+    ``array`` is uint8 ``[M, channels, height, width]``; ``positions`` are int64 ``[N]``;
+    ``class_names`` has one entry a class, in label order; ``labels`` and ``groups`` are as in
+    ``Images``.
     """
 
     array: Mapped

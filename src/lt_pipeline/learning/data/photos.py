@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
@@ -20,6 +21,7 @@ from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
 from lt_pipeline.learning.data.protocol import digests
 from lt_pipeline.learning.data.sources import Source
 from lt_pipeline.learning.data.splits import fold_groups, split_groups
+from lt_pipeline.learning.data.stratify import stratify, thinned
 from lt_pipeline.learning.schema import UserError
 
 LOGGER = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ def in_parts(
 ) -> Listing:
     """Return ``listing`` with a part for each image: its own, which are checked, or by groups.
 
-    ``rare`` says what becomes of classes that are in one group: ``train``, or ``drop``.
+    ``rare`` says what becomes of classes that are in one group: ``train``, or ``drop``. Images of
+    several labels are split by iterative stratification.
 
     Raises:
         UserError: if a given split has images without a part, parts a group, or leaves a class
@@ -47,8 +50,27 @@ def in_parts(
     shares = {TRAIN: 1 - validation - test, VALIDATION: validation, TEST: test}
     shares = {part: share for part, share in shares.items() if share > 0}
     table = listing.table
-    parts = split_groups(table["label"].tolist(), table["group"].tolist(), shares, seed)
+    given = table["label"].tolist(), table["group"].tolist()
+    if listing.several:
+        names = list(shares)
+        parts = [names[part] for part in stratify(*given, list(shares.values()), seed)]
+    else:
+        parts = split_groups(*given, shares, seed)
     return replace(listing, table=table.assign(split=parts))
+
+
+def with_long_tail(listing: Listing, imbalance_ratio: float, seed: int) -> Listing:
+    """Return ``listing`` without the images to train on that a long tail has no room for.
+
+    Raises:
+        UserError: if a class would keep no image.
+    """
+    learned = listing.table["split"] == TRAIN
+    own = listing.table["label"][learned]
+    labels = own.tolist() if listing.several else [(label,) for label in own]
+    stays = np.ones(len(listing.table), dtype=bool)
+    stays[learned] = thinned(labels, len(listing.class_names), imbalance_ratio, seed)
+    return replace(listing, table=listing.table[stays].reset_index(drop=True))
 
 
 def in_folds(
@@ -149,6 +171,7 @@ def _check_split(listing: Listing) -> None:
             f"data: the given split parts {len(parted)} groups: {parted.index[0]} is in "
             f"{' and '.join(parted.iloc[0])}; what is learned would be tested on: move it to one"
         )
+    table = listing.by_label
     groups = table.groupby("label")["group"].nunique()
     for part, least in ((TRAIN, 1), (TEST, 2)):
         has = set(table["label"][table["split"] == part])
@@ -181,7 +204,7 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
     whole = PackedImages(
         mapped(file),
         torch.tensor(table.index.to_numpy(copy=True)),
-        torch.tensor(table["label"].to_numpy(copy=True)),
+        _label_tensor(table["label"], listing),
         listing.class_names,
         torch.from_numpy(groups) if len(names) < len(table) else None,
     )
@@ -189,8 +212,18 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
     train, validation, test = (
         whole[torch.tensor((table["split"] == part).to_numpy(copy=True))] for part in ORDER
     )
-    rows = table.assign(**{"class": [listing.class_names[label] for label in table["label"]]})
+    rows = table.assign(**{"class": listing.named(table["label"])})
     return Source(train, test, validation, rows)
+
+
+def _label_tensor(labels: pd.Series, listing: Listing) -> Tensor:
+    """Return ``labels`` of the table as ``Images`` has them."""
+    if not listing.several:
+        return torch.tensor(labels.to_numpy(copy=True))
+    found = torch.zeros(len(labels), len(listing.class_names), dtype=torch.uint8)
+    for row, own in zip(found, labels, strict=True):
+        row[list(own)] = 1
+    return found
 
 
 def _check_content(table: pd.DataFrame, images: PackedImages) -> None:
@@ -215,7 +248,7 @@ def _check_content(table: pd.DataFrame, images: PackedImages) -> None:
 
 def say_untested(listing: Listing) -> None:
     """Log which classes are learned only, as all their images are one or one group."""
-    table = listing.table
+    table = listing.by_label
     of_class = table.groupby("label")["group"].nunique()
     tested = set(table["label"][table["split"] == TEST])
     alone = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.listing import TRAIN, VALIDATION, Listing, list_folder, list_table
 from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
+from lt_pipeline.learning.data.mosaics import Drawn, draw_classes, make_mosaics, mosaic_facts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, auxiliary_images, check_name
 from lt_pipeline.learning.data.photos import (
     as_source,
@@ -28,6 +29,7 @@ from lt_pipeline.learning.data.photos import (
     in_parts,
     of_fold,
     say_untested,
+    with_long_tail,
 )
 from lt_pipeline.learning.data.profiles import (
     Cut,
@@ -42,6 +44,9 @@ from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, Source, loa
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
 PHOTOS = ("folder", "csv")
+# what has a hold-out of its own, as an image has several labels
+MOSAICS = "mosaics"
+KNOWN = (*SOURCES, MOSAICS, *PHOTOS)
 CHUNK = 2**20  # pixels of one channel that are counted at a time
 
 
@@ -77,12 +82,14 @@ class DataConfig(Config):
 
     Images in files (docs/own_photos.md) are of the source ``folder``, class folders in ``path``, or
     ``csv``, a table ``labels`` with paths relative to ``path``, whose columns ``columns`` names.
-    ``name`` is what experiment, model and folders are called. They come ``size`` pixels wide and
+    ``mosaics`` are images of several labels that are drawn with a long tail, not cut to one.
+    ``name`` is what experiment, model and folders are called. Files come ``size`` pixels wide and
     high, ``fit`` as ``read_image`` says; a ``path`` or ``labels`` alone say the source, and the
     profile is ``natural``. ``group``, a column or a pattern in paths, says what must
     not be parted; without a split of their own, images are split by groups: ``validation`` and
     ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
-    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it.
+    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it. With
+    ``long_tail``, an imbalance ratio, only so many are learned that the classes' counts fall by it.
 
     In place of shares there can be ``folds``, three or more: ``fold`` k tests, k + 1 validates, the
     others train; None is each of them in turn, and k = 0 where one set of data is asked for. A
@@ -115,6 +122,7 @@ class DataConfig(Config):
     fold: NonNegativeInt | None = None
     split: Literal["given", "made"] = "given"
     unreadable: Literal["stop", "skip"] = "stop"
+    long_tail: float | None = Field(default=None, ge=1)
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=20.0, ge=1)
     max_per_class: PositiveInt | None = None
@@ -140,13 +148,17 @@ class DataConfig(Config):
     @field_validator("source")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in (*SOURCES, *PHOTOS):
-            raise UserError(unknown("source", name, (*SOURCES, *PHOTOS)))
+        if name not in KNOWN:
+            raise UserError(unknown("source", name, KNOWN))
         return name
 
     @model_validator(mode="after")
     def _files_are_whole(self) -> DataConfig:
         natural = isinstance(self.profile, Natural)
+        if self.long_tail is not None and self.source not in PHOTOS:
+            raise UserError(
+                f"long_tail is of images in files; of {self.source} imbalance_ratio is the ratio"
+            )
         if self.source not in PHOTOS:
             if natural:
                 raise UserError(
@@ -158,6 +170,12 @@ class DataConfig(Config):
             raise UserError(f"{needed} must be given where source is {self.source}")
         if self.validation + self.test >= 1:
             raise UserError("validation and test are shares, and must leave some to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _mosaics_are_drawn(self) -> DataConfig:
+        if self.source == MOSAICS and self.index != "seeded":
+            raise UserError("index must be seeded: mosaics are drawn, and no code published some")
         return self
 
     @model_validator(mode="after")
@@ -238,7 +256,8 @@ class DataConfig(Config):
         """Return a name for people, as in ``digits, exponential, IR 20``."""
         if self.source in PHOTOS:
             given = self.path if self.source == "folder" else self.labels
-            return self.name or Path(given or "").stem
+            tail = "" if self.long_tail is None else f", IR {self.long_tail:g}"
+            return f"{self.name or Path(given or '').stem}{tail}"
         return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
 
 
@@ -335,8 +354,12 @@ def make(config: DataConfig, raw_folder: Path, packed_folder: Path) -> PreparedD
     Raises:
         UserError: as ``prepare`` does, or if files are missing or unreadable.
     """
-    files = config.source in PHOTOS
-    source = load_photos(config, packed_folder) if files else load_source(config.source, raw_folder)
+    if config.source == MOSAICS:
+        source = make_mosaics(_drawn(config), config.seed)
+    elif config.source in PHOTOS:
+        source = load_photos(config, packed_folder)
+    else:
+        source = load_source(config.source, raw_folder)
     return make_from(source, config, raw_folder)
 
 
@@ -359,7 +382,8 @@ def _as_split(
     """Return the sets as the source has them."""
     train, names = source.train, source.train.class_names
     counts = class_counts(train.labels, len(names)).tolist()
-    longtail = _longtail(counts, [0] * len(counts), names, config)
+    images = len(train) if train.labels.ndim == 2 else None
+    longtail = _longtail(counts, [0] * len(counts), names, config, images)
     sets = (train, validation, source.test, _auxiliary(auxiliary, train))
     index = torch.arange(len(train)), torch.arange(len(validation))
     return PreparedData(*sets, *index, _card(longtail, sets, config), source.listed)
@@ -391,10 +415,13 @@ def expected(config: DataConfig) -> DataCard:
     Raises:
         UserError: if the source cannot give such data, or the groups do not fit its classes.
     """
-    shape, available = facts(config)
+    shape, available, images = facts(config)
     names = [str(c) for c in range(len(available))]
+    counts, held = list(available), [0] * len(available)
+    if images is None:
+        counts, held = cut(available, names, config)
     return DataCard(
-        longtail=_longtail(*cut(available, names, config), names, config),
+        longtail=_longtail(counts, held, names, config, images),
         channels=shape[0],
         mean=(0.5,) * shape[0],
         std=(0.25,) * shape[0],
@@ -409,12 +436,16 @@ def facts(config: DataConfig) -> Facts:
     Raises:
         UserError: if they are files, and these are not what the configuration says.
     """
+    if config.source == MOSAICS:
+        return mosaic_facts(_drawn(config))
     if config.source not in PHOTOS:
         return FACTS[config.source]
     found = listed(config)
-    labels = found.table["label"][found.table["split"] == TRAIN]
+    of_label = found.by_label
+    labels = of_label["label"][of_label["split"] == TRAIN]
     counts = np.bincount(labels, minlength=len(found.class_names)).tolist()
-    return Facts((3, config.size, config.size), tuple(counts))
+    images = int((found.table["split"] == TRAIN).sum()) if found.several else None
+    return Facts((3, config.size, config.size), tuple(counts), images)
 
 
 def listed_raw(config: DataConfig) -> Listing:
@@ -445,18 +476,34 @@ def _listed(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
     if config.folds:
         found = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
-        return of_fold(found, config.folds, config.fold or 0)
+        return _tailed(of_fold(found, config.folds, config.fold or 0), config)
     found = listed_raw(config)
+    if found.several and config.rare == "drop":
+        raise UserError(
+            "data.rare=drop drops images with their one class, and these have several labels: "
+            "leave it out"
+        )
     parted = in_parts(found, config.validation, config.test, config.seed, config.rare)
     say_untested(parted)
-    return parted
+    return _tailed(parted, config)
+
+
+def _tailed(listing: Listing, config: DataConfig) -> Listing:
+    if config.long_tail is None:
+        return listing
+    return with_long_tail(listing, config.long_tail, config.seed)
 
 
 @lru_cache(maxsize=8)
 def _in_folds(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
-    made = config.split == "made"
-    return in_folds(listed_raw(config), config.folds, config.seed, config.rare, made)
+    made, found = config.split == "made", listed_raw(config)
+    if found.several:
+        raise UserError(
+            "data.folds pools what is said of each image, which is one class, and these images "
+            "have several labels: leave data.folds out (docs/multilabel.md)"
+        )
+    return in_folds(found, config.folds, config.seed, config.rare, made)
 
 
 def load_photos(config: DataConfig, cache: Path) -> Source:
@@ -468,8 +515,18 @@ def load_photos(config: DataConfig, cache: Path) -> Source:
     return as_source(listed(config), cache, config.size, config.fit, config.unreadable == "skip")
 
 
+def _drawn(config: DataConfig) -> Drawn:
+    """Return what mosaics show; their profile is a cut's, as ``DataConfig`` has seen to."""
+    told = config.imbalance_ratio, config.max_per_class, config.validation, config.seed
+    return draw_classes(cast("Cut", config.profile), *told)
+
+
 def _longtail(
-    counts: Sequence[int], held: Sequence[int], names: Sequence[str], config: DataConfig
+    counts: Sequence[int],
+    held: Sequence[int],
+    names: Sequence[str],
+    config: DataConfig,
+    images: int | None = None,
 ) -> LongTail:
     return LongTail(
         class_counts=tuple(n - h for n, h in zip(counts, held, strict=True)),
@@ -477,6 +534,7 @@ def _longtail(
         # By the counts before the hold-out, so that a class keeps its group when tuning.
         class_groups=tuple(config.groups.assign(counts)),
         group_rule=config.groups.describe(),
+        images=images,
     )
 
 

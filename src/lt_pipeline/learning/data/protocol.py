@@ -43,7 +43,11 @@ class Images(Pixels, Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Return the labels, int64 ``[N]``, on the device that the set is on."""
+        """Return the labels, on the device that the set is on.
+
+        They are int64 ``[N]``, one an image, or uint8 ``[N, C]``, where an image may have several
+        or none: 1 for each label that it has.
+        """
 
     @property
     def class_names(self) -> tuple[str, ...]:

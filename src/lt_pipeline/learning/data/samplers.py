@@ -4,6 +4,9 @@ Kang et al. (ICLR 2020): the next image is of class j with probability p_j ∝ n
 the images of class j, and is any image of that class. q = 1 is instance-balanced, 1/2 square-root,
 0 class-balanced. The reverse sampler of BBN (Zhou et al., CVPR 2020) is q = -1. Released codes, as
 Kang et al.'s and MiSLAS's, balance by taking classes and images in turn: ``class_aware``.
+
+Where an image has several labels, ``[N, C]``, it is an image of each of its classes, and one
+without a label of none: class-aware sampling as Wu et al. (ECCV 2020) have it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lt_pipeline.learning.data.longtail import of_each_label
 from lt_pipeline.learning.schema import Config
 
-# (labels [N], generator on the CPU, share of the stage's epochs that are over, in [0, 1))
+# (labels [N] or [N, C], generator on the CPU, share in [0, 1) of the stage's epochs that are over)
 # -> positions of one epoch, int64 [N]
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]
 
@@ -32,17 +36,17 @@ def instance_balanced(labels: Tensor, generator: torch.Generator, done: float = 
 
 def square_root(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
     """Draw N positions of ``labels`` ``[N]``, a class by the square root of its count."""
-    return draw(labels, class_probabilities(torch.bincount(labels), 0.5), generator)
+    return draw(labels, class_probabilities(_counts(labels), 0.5), generator)
 
 
 def class_balanced(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
     """Draw N positions of ``labels`` ``[N]``, every class that has any equally often."""
-    return draw(labels, class_probabilities(torch.bincount(labels), 0.0), generator)
+    return draw(labels, class_probabilities(_counts(labels), 0.0), generator)
 
 
 def reverse(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
     """Draw N positions of ``labels`` ``[N]``, a class by the inverse of its count (BBN)."""
-    return draw(labels, class_probabilities(torch.bincount(labels), -1.0), generator)
+    return draw(labels, class_probabilities(_counts(labels), -1.0), generator)
 
 
 def progressively_balanced(labels: Tensor, generator: torch.Generator, done: float) -> Tensor:
@@ -50,7 +54,7 @@ def progressively_balanced(labels: Tensor, generator: torch.Generator, done: flo
 
     Kang et al. (2020), equation 2: epoch t of T draws with (1 - t/T) p_IB + t/T p_CB.
     """
-    return draw(labels, progressive_probabilities(torch.bincount(labels), done), generator)
+    return draw(labels, progressive_probabilities(_counts(labels), done), generator)
 
 
 def class_aware(labels: Tensor, generator: torch.Generator, done: float = 0.0) -> Tensor:
@@ -60,17 +64,23 @@ def class_aware(labels: Tensor, generator: torch.Generator, done: float = 0.0) -
     new random order, and so is every round over the images of a class. Epochs are independent here;
     there, rounds go on over their borders.
     """
-    counts = torch.bincount(labels)
+    of_image, of_class = of_each_label(labels)
+    counts = torch.bincount(of_class)
     present = counts.nonzero().squeeze(1)
     turns = _rounds(present, -(-len(labels) // IN_A_ROW), generator)
     classes = turns.repeat_interleave(IN_A_ROW)[: len(labels)]
-    images = labels.argsort(stable=True).split(counts.tolist())
+    images = of_image[of_class.argsort(stable=True)].split(counts.tolist())
     wanted = torch.bincount(classes, minlength=len(counts)).tolist()
-    positions = torch.empty_like(labels)
+    positions = torch.empty_like(classes)
     positions[classes.argsort(stable=True)] = torch.cat(
         [_rounds(images[c], wanted[c], generator) for c in present.tolist()]
     )
     return positions
+
+
+def _counts(labels: Tensor) -> Tensor:
+    """Return images by class, int64, up to the last class that has any."""
+    return torch.bincount(of_each_label(labels)[1])
 
 
 def _rounds(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -105,12 +115,13 @@ def draw(labels: Tensor, probabilities: Tensor, generator: torch.Generator) -> T
     equally likely. Drawing the class first spares ``multinomial`` a category for each image, of
     which it takes at most 2^24.
     """
-    counts = torch.bincount(labels, minlength=len(probabilities))
+    of_image, of_class = of_each_label(labels)
+    counts = torch.bincount(of_class, minlength=len(probabilities))
     classes = torch.multinomial(probabilities, len(labels), replacement=True, generator=generator)
     share = torch.rand(len(labels), generator=generator, dtype=torch.float64)
     within = (share * counts[classes]).long()  # in float64 the product never rounds up to the count
     first = counts.cumsum(0) - counts
-    return labels.argsort(stable=True)[first[classes] + within]
+    return of_image[of_class.argsort(stable=True)[first[classes] + within]]
 
 
 def deferred(

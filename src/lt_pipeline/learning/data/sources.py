@@ -35,11 +35,13 @@ class Source(NamedTuple):
 class Facts(NamedTuple):
     """What is known of a source without its files.
 
-    ``shape`` is (channels, height, width), ``per_class`` the training images by class.
+    ``shape`` is (channels, height, width), ``per_class`` the training images by class; ``images``
+    is how many there are where one may have several labels, else None.
     """
 
     shape: tuple[int, int, int]
     per_class: tuple[int, ...]
+    images: int | None = None
 
 
 FACTS = {
@@ -68,8 +70,8 @@ def load_source(name: str, folder: Path) -> Source:
     return SOURCES[name](folder)
 
 
-def _digits(folder: Path) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, grey; it ships with the library."""
+def digits_source(folder: Path | None = None) -> Source:
+    """Return scikit-learn's 1,797 handwritten digits, 8 x 8, grey; it ships with the library."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -118,7 +120,7 @@ def _read_torchvision(dataset: str, folder: Path, put: str, *, train: bool) -> I
 
 
 SOURCES: dict[str, Callable[[Path], Source]] = {
-    "digits": _digits,
+    "digits": digits_source,
     "cifar10": _torchvision(
         "CIFAR10",
         "the files of cifar-10-python.tar.gz into {folder}/cifar-10-batches-py",

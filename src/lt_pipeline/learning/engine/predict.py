@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
 from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
+from lt_pipeline.learning.evaluation.metrics.several import average_precisions
 from lt_pipeline.learning.progress import track
 
 # of what a person sees who waits
@@ -48,13 +49,17 @@ def accuracies(
 ) -> dict[str, float]:
     """Return the ``accuracy`` on ``data`` and the ``mean_recall`` of the classes it has.
 
-    On a long-tailed hold-out the first is that of the frequent classes; choose by the second.
+    On a long-tailed hold-out the first is that of the frequent classes; choose by the second. Of
+    images with several labels it is the ``mean_average_precision`` of the classes there are.
 
     Raises:
         UserError: if a score is nan or infinite.
     """
-    labels = data.labels.cpu()
-    right = (predict(module, score, data, device=device).argmax(1) == labels).double()
+    labels, scores = data.labels.cpu(), predict(module, score, data, device=device)
+    if labels.ndim == 2:
+        precisions = average_precisions(scores, labels)
+        return {"mean_average_precision": float(precisions.nanmean())}
+    right = (scores.argmax(1) == labels).double()
     images = torch.bincount(labels)
     recall = torch.bincount(labels, right)[images > 0] / images[images > 0]
     return {"accuracy": float(right.mean()), "mean_recall": float(recall.mean())}

@@ -23,7 +23,7 @@ from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, METRICS, OBJECTIVES
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
 from lt_pipeline.learning.progress import shown
 from lt_pipeline.learning.schema import UserError, one_line_errors
@@ -288,7 +288,7 @@ def in_short(epoch: int, epochs: int, found: Sequence[Mapping[str, float]]) -> s
         if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
     ]
     parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
-    for name in (OBJECTIVE, "test/accuracy"):
+    for name in (*OBJECTIVES, *HEADLINES):
         if name in found[0]:
             words = name.replace("/", " ").replace("_", " ")
             parts.append(f"{words} {METRICS[name].said(mean(name))}")

@@ -206,6 +206,9 @@ class ExperimentConfig(Config):
         Raises:
             UserError: in one line, naming the parameters.
         """
+        card = expected(data)
+        if card.longtail.several:
+            self._check_several(data)
         if self.options.wants_auxiliary and data.auxiliary is None:
             raise UserError(
                 f"{self.method} trains on images of no class, but data.auxiliary is null: set it, "
@@ -216,7 +219,17 @@ class ExperimentConfig(Config):
                 f"{self.method}.options: difficulty is measured on the hold-out, but "
                 f"data.validation is 0: set it above 0, or difficulty to training"
             )
-        self._check_fit(expected(data), facts(data).shape)
+        self._check_fit(card, facts(data).shape)
+
+    def _check_several(self, data: DataConfig) -> None:
+        """Refuse images of several labels where the method is not for them."""
+        why = methods.get(self.method).why_one_label(self.options)
+        if why:
+            raise UserError(
+                f"{self.method} takes images of one label, and those of {data.title} have several: "
+                f"{why}. bce takes them, and more with more.options.criterion.name=bce "
+                f"(docs/multilabel.md)"
+            )
 
     def _check_fit(self, card: DataCard, shape: tuple[int, int, int]) -> None:
         """Refuse sizes that do not fit the data, by building what will be trained."""

@@ -12,25 +12,35 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.longtail import LongTail, of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.evaluation.metrics.calibration import reliability
-from lt_pipeline.learning.evaluation.metrics.catalog import placed
+from lt_pipeline.learning.evaluation.metrics.catalog import (
+    HEADLINES,
+    METRICS,
+    OBJECTIVES,
+    PRECISION,
+    RECALL,
+    of_task,
+    placed,
+)
 from lt_pipeline.learning.evaluation.metrics.classification import (
     class_table,
     confusion_matrix,
     confusion_of,
     confusion_table,
     interval_report,
+    label_report,
     report,
     score_report,
 )
 from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes
 from lt_pipeline.learning.evaluation.metrics.recalls import right_images
+from lt_pipeline.learning.evaluation.metrics.several import HALF, Decided, best_thresholds
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures import methods as of_method
@@ -44,7 +54,10 @@ Values = dict[str, Any]
 class Judged(NamedTuple):
     """What a method makes of the test set, and the seconds that this took.
 
-    ``answers`` has a row an image: ``label``, ``predicted`` and, where there are, ``group``.
+    ``answers`` has a row an image: ``label``, ``predicted`` and, where there are, ``group``. Where
+    images have several labels, those are the numbers of all that there are, as in ``0;3``, and
+    ``confusion`` has a row for a label that is there and a column for one that is said.
+    ``thresholds`` are then the probabilities from which on labels are said, by class.
     """
 
     metrics: dict[str, float]
@@ -53,6 +66,15 @@ class Judged(NamedTuple):
     reliability: Values
     seconds: float
     answers: pd.DataFrame
+    thresholds: list[float] | None = None
+
+    def told(self) -> Values:
+        """Return what is told of it beside the metrics."""
+        if self.thresholds is None:
+            return {}
+        left_out = self.table["name"][self.table["test_images"] == 0].tolist()
+        note = [f"no test image has {', '.join(left_out)}: left out of means"] if left_out else []
+        return {"thresholds": self.thresholds, "notes": note}
 
 
 def evaluate(
@@ -70,13 +92,15 @@ def evaluate(
     """
     method, device = experiment.finished(model), experiment.device
     stages = [stage for stage in experiment.stages if stage.trains]
-    judged = _judge_test(experiment, method.to(device), test)
+    judged = _judge_test(experiment, method.to(device), validation, test)
+    told = judged.told()
     metrics = {
+        **told,
         "test": judged.metrics,
         "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
         "best_epoch": best_epoch(line_of(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
-        "notes": finish_report["notes"],
+        "notes": [*finish_report["notes"], *told.get("notes", [])],
         **_groups(method.card.longtail),
         **_judge_hold_out(experiment, method, validation),
     }
@@ -87,8 +111,10 @@ def first_of_all(metrics: Values) -> dict[str, float]:
     """Return the few of ``evaluate``'s metrics that runs are told apart by at a glance."""
     test, names = metrics["test"], [metric.name for metric in placed("first")]
     found = {name: test[name] for name in names if name in test}
-    held_out = {"hold_out": metrics["validation"]["mean_recall"]} if "validation" in metrics else {}
-    return {**found, **held_out}
+    if held_out := metrics.get("validation", {}):
+        known = [f"validation/{name}" for name in held_out]
+        found["hold_out"] = held_out[of_task(OBJECTIVES, known).name]
+    return found
 
 
 def judge_again(
@@ -96,8 +122,9 @@ def judge_again(
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
-    judged = _judge_test(experiment, method, test)
+    judged = _judge_test(experiment, method, validation, test)
     metrics = {
+        **judged.told(),
         "test": judged.metrics,
         **_groups(method.card.longtail),
         **_judge_hold_out(experiment, method, validation),
@@ -105,15 +132,17 @@ def judge_again(
     return metrics, judged.table, judged.confusion, judged.reliability
 
 
-def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
+def _judge_test(experiment: Experiment, method: Method, validation: Images, test: Images) -> Judged:
     """Judge ``method``, which is where it is computed, on the test set."""
     how, longtail = experiment.config.evaluation, method.card.longtail
     test = experiment.seen(test)
     started = time.monotonic()
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
+    if longtail.several:
+        return _judge_labels(experiment, method, scores, validation, test)._replace(seconds=seconds)
     matrix = confusion_matrix(scores, test.labels)
-    answers = _answers(test, scores)
+    answers = _answers(test, scores.argmax(1))
     tested = outcomes_of(answers)
     return Judged(
         {
@@ -129,11 +158,49 @@ def _judge_test(experiment: Experiment, method: Method, test: Images) -> Judged:
     )
 
 
-def _answers(test: Images, scores: Tensor) -> pd.DataFrame:
-    """Return a row a test image, in its order: what it is, and what it was taken for."""
-    columns = {"label": test.labels, "predicted": scores.argmax(1)}
-    columns |= {} if test.groups is None else {"group": test.groups}
-    return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+def _judge_labels(
+    experiment: Experiment, method: Method, scores: Tensor, validation: Images, test: Images
+) -> Judged:
+    """Judge ``scores`` ``[N, C]`` of images with several labels, said as the hold-out says."""
+    longtail, labels = method.card.longtail, test.labels.cpu()
+    bins, names = experiment.config.evaluation.calibration_bins, longtail.class_names
+    decided = Decided(scores, labels, thresholds(experiment, method, validation), longtail)
+    return Judged(
+        {**label_report(decided), **score_report(scores, labels, bins)},
+        pd.DataFrame(decided.table()),
+        pd.DataFrame(decided.said_together().numpy(), index=names, columns=names),
+        reliability(scores, labels, bins),
+        seconds=0.0,
+        answers=_answers(test, decided.said),
+        thresholds=decided.thresholds.sigmoid().tolist(),
+    )
+
+
+def thresholds(experiment: Experiment, method: Method, validation: Images) -> Tensor:
+    """Return the logits from which on labels are said, float64 ``[C]``: those of the best F1.
+
+    They are chosen on the hold-out; without one a label is said where it is more likely than not.
+    """
+    seen = experiment.seen(validation)
+    if not len(seen):
+        return torch.full((method.card.longtail.classes,), HALF, dtype=torch.float64)
+    return best_thresholds(
+        predict(method, method.score, seen, device=experiment.device), seen.labels.cpu()
+    )
+
+
+def _answers(test: Images, predicted: Tensor) -> pd.DataFrame:
+    """Return a row a test image, in its order: what it is, and what it was ``predicted`` to be."""
+    columns = {"label": _as_column(test.labels), "predicted": _as_column(predicted)}
+    columns |= {} if test.groups is None else {"group": _as_column(test.groups)}
+    return pd.DataFrame(columns)
+
+
+def _as_column(labels: Tensor) -> Any:
+    if labels.ndim == 1:
+        return labels.cpu().numpy()
+    rows = labels.cpu().numpy()
+    return [";".join(map(str, row.nonzero()[0])) for row in rows]
 
 
 def outcomes_of(answers: pd.DataFrame) -> Outcomes:
@@ -149,7 +216,7 @@ def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) 
         return {}
     seen = experiment.seen(validation)
     found = accuracies(method, method.score, seen, device=experiment.device)
-    return {"validation": {**found, "classes": len(validation.labels.unique())}}
+    return {"validation": {**found, "classes": len(of_each_label(validation.labels)[1].unique())}}
 
 
 def _groups(longtail: LongTail) -> Values:
@@ -167,10 +234,15 @@ def draw(
     """Return the pictures, by file name."""
     longtail, title = experiment.card.longtail, experiment.title
     trained = [stage for stage in experiment.stages if stage.trains]
-    matrix = confusion_of(confusion, longtail.classes)
-    reported = float(right_images(matrix).sum() / matrix.sum())
+    matrix, line = confusion_of(confusion, longtail.classes), line_of(trained, histories)
+    if longtail.several:
+        tested = table[PRECISION.key][table["test_images"] > 0]
+        curves = training_curves(line, title, float(tested.mean()), METRICS[HEADLINES[1]])
+    else:
+        reported = float(right_images(matrix).sum() / matrix.sum())
+        curves = training_curves(line, title, reported)
     drawn = {
-        "training_curves": training_curves(line_of(trained, histories), title, reported),
+        "training_curves": curves,
         **of_method.draw(experiment.config.method, finish_report, longtail, title),
     }
     judged = draw_judged(experiment, table, confusion, reliability_bins)
@@ -182,12 +254,15 @@ def draw_judged(
 ) -> dict[str, Figure]:
     """Return the pictures of what the method makes of the test set, by file name."""
     longtail, title = experiment.card.longtail, experiment.title
+    rows = table.to_dict("records")
+    metric = PRECISION if longtail.several else RECALL
     matrix = confusion_of(confusion, longtail.classes)
+    has = torch.tensor(table["test_images"].to_numpy())
     drawn = {
-        "recall_by_class": figures.recall_by_class(table.to_dict("records"), longtail, title),
-        "recall_by_count": figures.recall_by_count(table.to_dict("records"), longtail, title),
-        "confusion": figures.confusion(matrix, longtail, title),
-        "reliability": figures.reliability_diagram(reliability_bins, title),
+        f"{metric.key}_by_class": figures.recall_by_class(rows, longtail, title, metric),
+        f"{metric.key}_by_count": figures.recall_by_count(rows, longtail, title, metric),
+        "confusion": figures.confusion(matrix, longtail, title, has),
+        "reliability": figures.reliability_diagram(reliability_bins, title, longtail.several),
     }
     return {f"{name}.png": figure for name, figure in drawn.items()}
 

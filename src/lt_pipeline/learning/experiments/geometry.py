@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from lt_pipeline.learning.data.longtail import of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
@@ -37,18 +38,21 @@ def geometry(
     method.to(device)
     centres = method.class_centres().detach().cpu()
     features = predict(method, method.features, test, device=device)
-    angles = angles_to_centres(features, centres, test.labels)
+    # an image of several labels is one of each
+    image, labels = of_each_label(test.labels)
+    features = features[image.cpu()]
+    angles = angles_to_centres(features, centres, labels)
     title = experiment.title
-    numbers: Values = angle_summary(angles, test.labels, longtail)
+    numbers: Values = angle_summary(angles, labels, longtail)
     drawn = dict[str, Figure]()
     if pictures:
-        drawn["angles.png"] = angle_distribution(angles, test.labels, longtail, title)
+        drawn["angles.png"] = angle_distribution(angles, labels, longtail, title)
     classes, width = centres.shape
-    others = measured_against(test.labels, classes, width)
+    others = measured_against(labels, classes, width)
     if others:
-        if others < int((torch.bincount(test.labels.cpu()) > 1).sum()) - 1:
+        if others < int((torch.bincount(labels.cpu()) > 1).sum()) - 1:
             numbers["separability_of"] = f"each class and {others} others"
-        separability = class_separability(features, test.labels, classes)
+        separability = class_separability(features, labels, classes)
         numbers["separability"] = separability_by_group(separability, longtail)
         if pictures and not separability.isnan().all():
             picture = separability_by_class(separability, longtail, title)

@@ -32,6 +32,7 @@ LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]
 # Gradients are compared of this many images a group, with as many of every OOD set.
 COMPARED = 200
+SEVERAL = "detectors are of a softmax, and images have several labels"
 # Conflicts of the report, and what the headline calls their cosines.
 CONFLICTS = {"conflict": "gradient_cosine", "conflict_adjusted": "gradient_cosine_adjusted"}
 
@@ -61,6 +62,10 @@ def examine(
 ) -> Values:
     """Return the report of ``judge``, all that its pictures are drawn from."""
     found, method = experiment.config, experiment.finished(model, whole=True)
+    if method.card.longtail.several:
+        LOGGER.info("Images of no class are not looked at: %s", SEVERAL)
+        why = dict.fromkeys(found.evaluation.ood_names, SEVERAL)
+        return {"left_out": why, "averaged_over": []}
     sets, left_out = _sets(found, method, test, raw_folder)
     for name, reason in left_out.items():
         LOGGER.info("OOD set %s is left out: %s", name, reason)

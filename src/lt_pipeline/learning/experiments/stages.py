@@ -12,9 +12,14 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies, predict
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.evaluation.metrics.catalog import placed
-from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
+from lt_pipeline.learning.evaluation.metrics.catalog import PRECISION, RECALL, placed
+from lt_pipeline.learning.evaluation.metrics.classification import (
+    confusion_matrix,
+    label_report,
+    report,
+)
 from lt_pipeline.learning.evaluation.metrics.recalls import class_recall, true_images
+from lt_pipeline.learning.evaluation.metrics.several import HALF, Decided
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
 from lt_pipeline.learning.methods._base import Method
@@ -34,12 +39,15 @@ def judge_stages(
     between = _between(experiment, test, by_name)
     title = experiment.title
     shown = [stage.name for stage in stages if not (stage.trains and stage.subset)][-4:]
-    floor = experiment.config.evaluation.recall_floor
+    floor, several = experiment.config.evaluation.recall_floor, experiment.card.longtail.several
     rows = [{**row, "aside": row["role"] != "line"} for row in _rows(table)]
     drawn = {
         "stages.png": by_stage(rows, f"Stages: {title}"),
         "recall_profiles.png": recall_profiles(
-            {name: recalls[name] for name in shown}, f"Recalls in order: {title}", floor
+            {name: recalls[name] for name in shown},
+            f"{'Average precisions' if several else 'Recalls'} in order: {title}",
+            floor,
+            PRECISION if several else RECALL,
         ),
     }
     return table, between, {**drawn, **_draw_between(between, table, title)}
@@ -68,6 +76,7 @@ def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
         f"stages/{row['stage']}/{metric.name}": float(row[metric.name])
         for row in _rows(table)
         for metric in placed("stages")
+        if metric.name in row
     }
 
 
@@ -83,16 +92,23 @@ def _judge(
     row: Values = {"stage": stage.name, "role": stage.role, **metrics}
     if len(validation):
         held_out = accuracies(method, method.score, validation, device=experiment.device)
-        row["validation_mean_recall"] = held_out["mean_recall"]
+        row |= {f"validation_{name}": v for name, v in held_out.items() if name.startswith("mean")}
     return row, recall
 
 
 def _measure(
     experiment: Experiment, method: Method, test: Images
 ) -> tuple[dict[str, float], list[float]]:
-    """Return the metrics and the recalls by class on ``test``, nan where a class has no image."""
+    """Return the metrics and the recalls by class on ``test``, nan where a class has no image.
+
+    Of images with several labels they are average precisions, labels said where they are likely.
+    """
     device, judged = experiment.device, experiment.config.evaluation
     scores = predict(method.to(device), method.score, test, device=device)
+    if method.card.longtail.several:
+        half = torch.full((method.card.longtail.classes,), HALF)
+        decided = Decided(scores, test.labels.cpu(), half, method.card.longtail)
+        return label_report(decided), decided.average_precision.tolist()
     matrix = confusion_matrix(scores, test.labels)
     metrics = report(matrix, method.card.longtail, floor=judged.recall_floor)
     untested = true_images(matrix) == 0

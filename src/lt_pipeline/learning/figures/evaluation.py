@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES, MANY_CLASSES, LongTail
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL, Metric
 from lt_pipeline.learning.evaluation.metrics.recalls import true_images
 from lt_pipeline.learning.figures.distribution import (
     NAMED_CLASSES,
@@ -40,33 +40,40 @@ LARGEST, LETTERS = 20, 24
 EDGE: dict[str, Any] = {"linewidth": 5, "clip_on": False, "zorder": 3}
 
 
-def recall_by_class(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
+def recall_by_class(
+    table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str, metric: Metric = RECALL
+) -> Figure:
     """Draw the recall of every class, from most to fewest training images, groups shaded.
 
-    ``table`` has the rows of ``metrics.classification.class_table``.
+    ``table`` has the rows of ``metrics.classification.class_table``; ``metric`` is another column
+    of it.
     """
-    figure, axes = new_figure(f"Recall by class: {title}", width=9, pad=ABOVE)
+    named = metric.plain.capitalize()
+    figure, axes = new_figure(f"{named} by class: {title}", width=9, pad=ABOVE)
     rows = [row for row in table if row["test_images"]]
-    recall = RECALL.scaled(row[RECALL.key] for row in rows)
+    recall = metric.scaled(row[metric.key] for row in rows)
     by_class = dict(zip((row["class"] for row in rows), recall, strict=True))
-    group_bars(axes, by_class, longtail, lambda mean: f"{mean:.{RECALL.digits}f} {RECALL.unit}")
+    group_bars(axes, by_class, longtail, lambda mean: f"{mean:.{metric.digits}f} {metric.unit}")
     axes.set_ylim(0, 100)
-    axes.set_ylabel(f"{RECALL.axis}\n(line: mean of the group)")
+    axes.set_ylabel(f"{metric.axis}\n(line: mean of the group)")
     return figure
 
 
-def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str) -> Figure:
+def recall_by_count(
+    table: Sequence[Mapping[Any, Any]], longtail: LongTail, title: str, metric: Metric = RECALL
+) -> Figure:
     """Draw the recall of every class over its training images (DQRoute, figure 1).
 
-    ``table`` has the rows of ``metrics.classification.class_table``. The rank correlation says how
-    far the counts explain the recalls.
+    ``table`` has the rows of ``metrics.classification.class_table``; ``metric`` is another column
+    of it. The rank correlation says how far the counts explain the values.
     """
-    figure, axes = new_figure(f"Recall and training images: {title}", pad=ABOVE)
+    named = metric.plain.capitalize()
+    figure, axes = new_figure(f"{named} and training images: {title}", pad=ABOVE)
     rows = [row for row in table if row["test_images"]]
     for name, classes in longtail.groups.items():
         own = [row for row in rows if row["class"] in classes]
         counts = [row["training_images"] for row in own]
-        recalls = RECALL.scaled(row[RECALL.key] for row in own)
+        recalls = metric.scaled(row[metric.key] for row in own)
         if longtail.classes > MANY_CLASSES and own:
             parts = [part.mean(1) for part in neighbours(counts, recalls, longtail)]
             counts, recalls = np.stack(parts, 1).tolist()
@@ -79,7 +86,7 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
             clip_on=False,
             zorder=3,
         )
-    counts, recalls = ([row[key] for row in rows] for key in ("training_images", "recall"))
+    counts, recalls = ([row[key] for row in rows] for key in ("training_images", metric.key))
     rank = pd.Series(counts).corr(pd.Series(recalls), method="spearman")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -87,24 +94,28 @@ def recall_by_count(table: Sequence[Mapping[Any, Any]], longtail: LongTail, titl
     known = "" if math.isnan(rank) else f"; Spearman's rank correlation {rank:.2f}"
     several = of_neighbours(longtail, "point")
     axes.set_xlabel(f"training images of the class (log scale){known}{several}")
-    axes.set_ylabel(RECALL.axis)
+    axes.set_ylabel(metric.axis)
     legend_above(axes)
     return figure
 
 
-def confusion(matrix: Tensor, longtail: LongTail, title: str) -> Figure:
+def confusion(
+    matrix: Tensor, longtail: LongTail, title: str, images: Tensor | None = None
+) -> Figure:
     """Draw the confusion matrix ``[C, C]``, every row as shares of its true class's images.
 
-    Classes stand from most to fewest training images, with lines between the groups,
-    whose colours are at the edge. Of more than ``MANY_CLASSES`` classes, whose matrix is sparse, it
-    draws what each group is taken for, and the largest confusions.
+    Those are the row's sum, or ``images`` ``[C]``, where one may have several labels. Classes stand
+    from most to fewest training images, with lines between the groups, whose colours are at the
+    edge. Of more than ``MANY_CLASSES`` classes, whose matrix is sparse, it draws what each group is
+    taken for, and the largest confusions.
     """
     if matrix.is_sparse:
         return _largest_confusions(matrix, longtail, title)
     order = by_count(longtail)
     matrix, names = matrix[order][:, order], [longtail.class_names[c] for c in order]
+    total = matrix.sum(1) if images is None else images[order]
     figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=ABOVE)
-    shares = 100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    shares = 100 * matrix.double() / total.clamp(min=1)[:, None]
     image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
     axes.grid(False)
@@ -197,8 +208,13 @@ def _group_borders(axes: Axes, longtail: LongTail, order: list[int]) -> None:
     legend_above(axes)
 
 
-def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Draw accuracy over confidence; ``bins`` is what ``metrics.calibration.reliability`` gave."""
+def reliability_diagram(
+    bins: Mapping[str, Sequence[float]], title: str, several: bool = False
+) -> Figure:
+    """Draw accuracy over confidence; ``bins`` is what ``metrics.calibration.reliability`` gave.
+
+    Of ``several`` labels an image each is a decision of its own.
+    """
     figure, axes = new_figure(f"Reliability: {title}", width=6.2, height=5.4)
     left, width, accuracy, confidence = (
         percent(bins[name]) for name in ("left_edge", "width", "accuracy", "confidence")
@@ -221,7 +237,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[float]], title: str) -> Figu
     )
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
-    axes.set_xlabel("confidence (highest probability), %")
-    axes.set_ylabel("accuracy, %")
+    axes.set_xlabel(f"confidence ({'each label' if several else 'highest'} probability), %")
+    axes.set_ylabel("images that have the label, %" if several else "accuracy, %")
     axes.legend(loc="upper left", frameon=False, title=f"{ECE.words} {error}")
     return figure

@@ -32,6 +32,9 @@ LOOKS = {
     HARMONIC: ("#D55E00", "^", 6, 3.2),
     GEOMETRIC: ("#0072B2", "o", 8, 3.1),
     ACCURACY: ("black", "|", 13, 3.0),
+    # where images have several labels, in the place of the others
+    METRICS["test/mean_average_precision"]: ("black", "D", 6, 3.2),
+    METRICS["test/macro_f1"]: ("#0072B2", "o", 8, 3.1),
 }
 CURVE_MARKERS = "osD^vP"
 # the part of its colour that a lighter marker keeps
@@ -67,13 +70,17 @@ def interpolation(
 
 
 def recall_profiles(
-    before_after: Mapping[str, Sequence[float]], title: str, floor: float = 1e-3
+    before_after: Mapping[str, Sequence[float]],
+    title: str,
+    floor: float = 1e-3,
+    metric: Metric = RECALL,
 ) -> Figure:
     """Draw the recalls of all classes from worst to best, a line a network (BTM, figure 3).
 
     ``before_after`` has the recalls ``[C]`` as fractions of 1, in any order; those that are not a
     number, of classes without a test image, are left out. Every network's classes are sorted on
     their own. The legend has the harmonic means, a recall below ``floor`` counted as ``floor``.
+    ``metric`` is what stands in the recalls' place.
 
     Raises:
         UserError: when there is no recall at all.
@@ -92,7 +99,7 @@ def recall_profiles(
         if recalls:
             axes.plot(
                 range(1, len(recalls) + 1),
-                RECALL.scaled(recalls),
+                metric.scaled(recalls),
                 color=colour,
                 marker=marker if classes <= NAMED_CLASSES else None,
                 markersize=5,
@@ -104,12 +111,13 @@ def recall_profiles(
                 zorder=3,
             )
     _rank_axis(axes, classes)
+    small = "a recall" if metric is RECALL else "one"
     axes.set_xlabel(
-        "rank of the class by recall (1: worst), in every network by itself\n"
-        f"{HARMONIC.plain}: a recall below {100 * floor:g} % counts as {100 * floor:g} %"
+        f"rank of the class by {metric.plain} (1: worst), in every network by itself\n"
+        f"{HARMONIC.plain}: {small} below {100 * floor:g} % counts as {100 * floor:g} %"
     )
     axes.set_ylim(0, 100)
-    axes.set_ylabel(RECALL.axis)
+    axes.set_ylabel(metric.axis)
     _legend_below(figure, axes)
     return figure
 

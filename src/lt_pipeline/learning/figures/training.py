@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, METRICS, Metric
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, plain, titled, words
 
 SHOWN_APART = ("train/learning_rate", "train/seconds", "train/images_per_second")
-ACCURACY, MONITORED = "/accuracy", METRICS["test/accuracy"]
+MONITORED = METRICS["test/accuracy"]
 # below this part of the largest one a loss term would be a line on the floor
 SMALL = 0.2
 
@@ -20,20 +20,25 @@ Points = Sequence[Mapping[str, float]]
 
 
 def training_curves(
-    history: Mapping[str, Points], title: str, reported: float | None = None
+    history: Mapping[str, Points],
+    title: str,
+    reported: float | None = None,
+    metric: Metric = MONITORED,
 ) -> Figure:
     """Draw loss terms, accuracies and learning rate over the epochs.
 
     ``history`` maps names to points ``{"step": epoch, "value": value}``; a panel without data is
     left out. Terms whose peak is below a fifth of the largest one's have a panel of their own.
-    ``reported`` is the accuracy on the test set after the last epoch, a fraction of 1.
+    ``reported`` is the accuracy on the test set after the last epoch, a fraction of 1; ``metric``
+    is what stands in its place.
     """
-    large, small = _by_size({n: points for n, points in history.items() if _is_loss(n)})
-    accuracies = [n for n in history if n.endswith(ACCURACY)]
+    accuracies = [n for n in history if n.endswith(f"/{metric.name}")]
+    losses = {n: ps for n, ps in history.items() if _is_loss(n) and n not in accuracies}
+    large, small = _by_size(losses)
     panels = [
         (large, "loss term (mean of the epoch)", 1.0),
         (small, "small loss term, on its own scale", 1.0),
-        (accuracies, f"{MONITORED.heading}, {MONITORED.unit}", MONITORED.factor),
+        (accuracies, f"{metric.heading}, {metric.unit}", metric.factor),
         (["train/learning_rate"] if "train/learning_rate" in history else [], "learning rate", 1.0),
     ]
     panels = [p for p in panels if p[0] or (p[0] is accuracies and reported is not None)]
@@ -43,14 +48,14 @@ def training_curves(
         _lines(axes, history, names, factor, len(large) if names is small else 0)
         axes.set_ylabel(label)
         if names is accuracies and reported is not None:
-            _mark(axes, _last_epoch(history), reported)
+            _mark(axes, _last_epoch(history), reported, metric)
         if names != ["train/learning_rate"]:
             axes.legend(frameon=False)
     return figure
 
 
 def _is_loss(name: str) -> bool:
-    return name.startswith("train/") and name not in SHOWN_APART and not name.endswith(ACCURACY)
+    return name.startswith("train/") and name not in SHOWN_APART
 
 
 def _by_size(terms: Mapping[str, Points]) -> tuple[list[str], list[str]]:
@@ -64,12 +69,19 @@ def _last_epoch(history: Mapping[str, Points]) -> float:
     return max((points[-1]["step"] for points in history.values()), default=0.0)
 
 
-def _mark(axes: Axes, epoch: float, reported: float) -> None:
+def _label(name: str) -> str:
+    """Return what a line's name says that its panel does not."""
+    for key in HEADLINES:
+        name = name.removesuffix(f"/{METRICS[key].name}")
+    return words(name.removeprefix("train/"))
+
+
+def _mark(axes: Axes, epoch: float, reported: float, metric: Metric) -> None:
     """Draw what is reported, which a training without monitors has no curve of."""
     alone = not axes.lines
-    label = f"test, last epoch: {MONITORED.number(reported)}"
+    label = f"test, last epoch: {metric.number(reported)}"
     axes.plot(
-        [epoch], MONITORED.scaled([reported]), "D", color=GREY, markersize=5, label=label, zorder=4
+        [epoch], metric.scaled([reported]), "D", color=GREY, markersize=5, label=label, zorder=4
     )
     if alone:
         axes.set_xlim(0, 1.05 * epoch)
@@ -88,7 +100,7 @@ def _lines(
             [factor * p["value"] for p in points],
             color=LINE_COLOURS[place % len(LINE_COLOURS)],
             marker="." if len(points) < 30 else None,
-            label=words(name.removesuffix(ACCURACY).removeprefix("train/")),
+            label=_label(name),
         )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

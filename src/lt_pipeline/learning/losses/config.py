@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lt_pipeline.learning.losses.binary import BinaryCriterion
 from lt_pipeline.learning.losses.contrastive import BalancedContrastiveConfig
 from lt_pipeline.learning.losses.criteria import (
     BalancedSoftmaxConfig,
@@ -26,6 +27,7 @@ CriterionConfig = Annotated[
     | DifficultyBalancedConfig
     | BalancedContrastiveConfig
     | LabelAwareSmoothingConfig
-    | GeometricMeanConfig,
+    | GeometricMeanConfig
+    | BinaryCriterion,
     Field(discriminator="name"),
 ]

@@ -46,12 +46,14 @@ class Criterion(nn.Module):
     What it knows or learns of the classes are buffers, so that a checkpoint is complete.
     ``views`` is how many contrastive views of every image it asks for, ``needs_features`` whether
     it looks at features and class centres. ``per_image`` says whether images have losses of their
-    own, which may be weighted; else only the mean over the batch has a meaning.
+    own, which may be weighted; else only the mean over the batch has a meaning. ``one_label`` says
+    why it does not take images of several labels, "" where it does.
     """
 
     views: ClassVar[int] = 0
     needs_features: ClassVar[bool] = False
     per_image: ClassVar[bool] = True
+    one_label: ClassVar[str] = "is of a softmax, in which one class is right"
 
     def __init__(self, config: Any, longtail: LongTail, head: Head) -> None:
         super().__init__()

@@ -39,6 +39,18 @@ class Method(Staged, Reported, Objective):
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    # why images of several labels are not for it, "" where that is for its criterion to say
+    one_label: ClassVar[str] = "what it does rests on the one right class of an image"
+
+    @classmethod
+    def why_one_label(cls, options: Any) -> str:
+        """Return why images of several labels are not for it, "" where they are.
+
+        ``options`` are of the method's kind.
+        """
+        criterion = options.criterion
+        of_criterion = criterion.kind.one_label and f"{criterion.name} {criterion.kind.one_label}"
+        return cls.one_label or of_criterion
 
     def __init__(self, options: MethodOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)

@@ -14,6 +14,8 @@ from lt_pipeline.learning.methods._options import MethodOptions
 class CriterionMethod(Method):
     """Plain training on one criterion, of which the parameters can be told and the name cannot."""
 
+    one_label = ""
+
     def __init_subclass__(cls, criterion: CriterionBase, **rest: Any) -> None:
         """Give the method its ``Options``, whose criterion is ``criterion`` unless told."""
         super().__init_subclass__(**rest)

@@ -109,6 +109,7 @@ class Decoupled(Pretrained):
 
     Options = DecoupledOptions
     options: DecoupledOptions
+    one_label = ""
 
     def __init__(self, options: DecoupledOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)

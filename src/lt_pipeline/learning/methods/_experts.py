@@ -63,6 +63,7 @@ class ExpertMethod(Method):
 
     Options = ExpertOptions
     options: ExpertOptions
+    one_label = "its experts are trained, and told apart, by the one class of an image"
 
     def build(self) -> Network:
         """Return the network of K experts."""

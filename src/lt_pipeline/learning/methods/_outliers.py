@@ -53,6 +53,7 @@ class OutlierMethod(Method):
 
     Options = OutlierOptions
     options: OutlierOptions
+    one_label = "it pushes images of no class to a softmax in which no class is right"
     exposed = True  # whether outliers count in the epoch that runs
 
     @classmethod

@@ -135,6 +135,13 @@ class Pretrained(Method):
     # what its own stages stand on
     END: ClassVar[Stage] = Stage("finish", folded=(SOURCE,))
 
+    @classmethod
+    def why_one_label(cls, options: Any) -> str:
+        """Return why images of several labels are not for it, or for what is trained first."""
+        below = methods.get(options.pretrain).why_one_label(options.pretrain_options)
+        first = below and f"{options.pretrain}, which is trained first: {below}"
+        return super().why_one_label(options) or first
+
     def compose(self) -> None:
         """Make the method that is trained first; it starts from the weights it has by itself."""
         below = methods.get(self.options.pretrain)

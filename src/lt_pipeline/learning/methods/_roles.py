@@ -40,16 +40,20 @@ class Classifier(nn.Module):
         return logits
 
     def score(self, images: Tensor) -> Tensor:
-        """Return what ranks the classes of every image, ``[B, C]``; softmax makes it probable."""
+        """Return what ranks the classes of every image, ``[B, C]``: see ``probable``."""
         return self.classify(self.net.features(images))
+
+    def probable(self, scores: Tensor) -> Tensor:
+        """Return how probable each class is by its ``scores`` ``[B, C]``: of one label an image."""
+        return scores.softmax(1)
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""
-        return {"probabilities": self.score(images).softmax(1)}
+        return {"probabilities": self.probable(self.score(images))}
 
     def ood_score(self, images: Tensor) -> Tensor:
         """Return how much every image looks like the training classes, ``[B]``; higher is more."""
-        return at_least_float32(self.score(images)).softmax(1).amax(1)
+        return self.probable(at_least_float32(self.score(images))).amax(1)
 
 
 class Staged(Classifier):
@@ -66,6 +70,10 @@ class Staged(Classifier):
     def __init__(self, options: MethodOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__()
         self.options, self.model, self.card = options, model, card
+
+    def probable(self, scores: Tensor) -> Tensor:
+        """Return how probable each class is, of several labels an image each by itself."""
+        return scores.sigmoid() if self.card.longtail.several else super().probable(scores)
 
     @classmethod
     def stages(cls, options: Any) -> tuple[Stage, ...]:

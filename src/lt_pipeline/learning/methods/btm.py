@@ -184,6 +184,7 @@ class BalancedTrainingAndMerging(Decoupled):
 
     Options = BtmOptions
     options: BtmOptions
+    one_label = "its subsets have as many images of each class, which one of several labels undoes"
 
     @classmethod
     def stages(cls, options: BtmOptions) -> tuple[Stage, ...]:

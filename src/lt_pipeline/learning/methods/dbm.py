@@ -79,3 +79,4 @@ class DifficultyAwareBalancingMargin(Method):
     """A margin by class, larger for hard images, on the angle to the true class's centre."""
 
     Options = DbmOptions
+    one_label = "its margins are of the angle to the one right class"

@@ -24,7 +24,8 @@ class LogisticRegressionOptions(MethodOptions):
     """What it can be told.
 
     Attributes:
-        criterion: fixed: cross-entropy with an L2 penalty, solved to its minimum.
+        criterion: fixed: cross-entropy with an L2 penalty, solved to its minimum; of several
+            labels an image, the binary one of each.
         class_weight: of an image's loss; ``balanced`` is inverse to its class's number of images.
         inverse_penalty: C, the weight of the loss against half the squared length of the weights.
         standardize: features have mean 0 and deviation 1 over the training set.
@@ -64,6 +65,11 @@ class LogisticRegression(Method):
     options: LogisticRegressionOptions
 
     @classmethod
+    def why_one_label(cls, options: Any) -> str:
+        """Return "": several labels are solved for one by one."""
+        return ""
+
+    @classmethod
     def stages(cls, options: Any) -> tuple[Stage, ...]:
         """Return the one stage, which has no gradients."""
         return (Stage("fit", step="fit"),)
@@ -85,14 +91,39 @@ class LogisticRegression(Method):
             C=options.inverse_penalty,
             class_weight=None if options.class_weight == "none" else options.class_weight,
             max_iter=options.iterations,
-        ).fit(((features - mean) / scale).numpy(), train.labels.cpu().numpy())
-        seen = torch.from_numpy(solver.classes_)
-        found, constant = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
-        if len(found) == 1:  # of two classes scikit-learn has the second one's only
-            found, constant = torch.cat([-found, found]) / 2, torch.cat([-constant, constant]) / 2
+        )
+        scaled, labels = ((features - mean) / scale).numpy(), train.labels.cpu()
+        solve = _one_by_one if labels.ndim == 2 else _at_once
+        seen, found, constant, iterations = solve(solver, scaled, labels)
         weight = torch.zeros(self.net.centres.shape, dtype=torch.float64)
         bias = torch.full((len(weight),), NEVER, dtype=torch.float64)
         weight[seen] = found / scale
         bias[seen] = constant - (found / scale * mean).sum(1)
         head.load_state_dict({"weight": weight, "bias": bias})
-        return {"iterations": int(max(solver.n_iter_))}
+        return {"iterations": iterations}
+
+
+def _at_once(solver: Any, features: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return the classes that there are, their weights and constants, and the steps it took."""
+    solver.fit(features, labels.numpy())
+    found, constant = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
+    if len(found) == 1:  # of two classes scikit-learn has the second one's only
+        found, constant = torch.cat([-found, found]) / 2, torch.cat([-constant, constant]) / 2
+    return torch.from_numpy(solver.classes_), found, constant, int(max(solver.n_iter_))
+
+
+def _one_by_one(solver: Any, features: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return the same of images with several labels ``[N, C]``: each against its absence.
+
+    A label that all images have is not solved for: it counts as one that none has.
+    """
+    images = labels.long().sum(0)
+    seen = ((images > 0) & (images < len(labels))).nonzero().squeeze(1)
+    solved = [solver.fit(features, labels[:, c].numpy()) and _solution(solver) for c in seen]
+    weights, constants, iterations = zip(*solved, strict=True)
+    return seen, torch.cat(weights), torch.cat(constants), max(iterations)
+
+
+def _solution(solver: Any) -> tuple[Tensor, Tensor, int]:
+    found = torch.from_numpy(solver.coef_.copy()), torch.from_numpy(solver.intercept_.copy())
+    return *found, int(max(solver.n_iter_))

@@ -50,6 +50,7 @@ class Mixup(Method):
 
     Options = MixupOptions
     options: MixupOptions
+    one_label = "a mixture is of two images' labels by its share, one each"
 
     @classmethod
     def stages(cls, options: MixupOptions) -> tuple[Stage, ...]:

@@ -106,13 +106,29 @@ def rebalancing_weight(longtail: LongTail, amplitude: float) -> Tensor:
     return (amplitude * longtail.classes * longtail.prior).float()
 
 
-def discrepancy(full: Tensor, general: Tensor, kind: str) -> Tensor:
+def image_weight(weight: Tensor, labels: Tensor) -> Tensor:
+    """Return the class ``weight`` ``[C]`` of every image, ``[B]``, of ``labels`` ``[B]``.
+
+    Of several labels, ``[B, C]``, it is the mean over those that the image has (equation 4), and 0
+    without one, where the equation is 0 / 0.
+    """
+    if labels.ndim == 1:
+        return weight[labels]
+    has = labels.to(weight.dtype)
+    return has @ weight / has.sum(1).clamp(min=1)
+
+
+def discrepancy(full: Tensor, general: Tensor, kind: str, several: bool = False) -> Tensor:
     """Return M(x) ``[B]`` between logits ``[B, C]`` of theta and of theta^g.
 
-    ``l2`` is equation 2, squared and summed over the classes; ``kl`` is KL(p || p^g).
+    ``l2`` is equation 2, squared and summed over the classes; ``kl`` is KL(p || p^g), of
+    ``several`` labels the sum of each one's, which is there or not.
     """
     if kind == "l2":
         return (full - general).square().sum(1)
+    if several:
+        gap = full.sigmoid() * (full - general) + F.softplus(general) - F.softplus(full)
+        return gap.sum(1)
     return F.kl_div(
         general.log_softmax(1), full.log_softmax(1), reduction="none", log_target=True
     ).sum(1)
@@ -123,6 +139,7 @@ class More(Method):
 
     Options = MoreOptions
     options: MoreOptions
+    one_label = ""
 
     def __init__(self, options: MoreOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
@@ -172,16 +189,18 @@ class More(Method):
             parameter.requires_grad_(False)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return L_base and alpha(t) * L_MORE (equations 3, 5, 6); ``progress`` is t / T."""
+        """Return L_base and alpha(t) * L_MORE (equations 3 to 6); ``progress`` is t / T."""
         outputs = self.outputs(batch)
         terms = self.criterion.terms(outputs, batch.labels)
         if self.options.amplitude:
             general = self._general_logits(batch)
             if self.options.detach_general:
                 general = general.detach()
-            gap = discrepancy(outputs.logits, general, self.options.discrepancy)
+            several = self.card.longtail.several
+            gap = discrepancy(outputs.logits, general, self.options.discrepancy, several)
             alpha = schedule_weight(self.options.schedule, progress)
-            terms["rebalancing"] = alpha * (self.rebalancing_weight[batch.labels] * gap).mean()
+            weight = image_weight(self.rebalancing_weight, batch.labels)
+            terms["rebalancing"] = alpha * (weight * gap).mean()
         return terms
 
     def diagnose(

@@ -35,6 +35,7 @@ class NearestClassMean(Pretrained):
 
     Options = NcmOptions
     options: NcmOptions
+    one_label = "the class of the nearest mean is one"
 
     def __init__(self, options: NcmOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)

@@ -35,6 +35,7 @@ class PostHocAdjustment(Chosen):
 
     Options = PostHocOptions
     options: PostHocOptions
+    one_label = "it lowers logits of which the highest is the answer, by a prior that sums to 1"
 
     def __init__(self, options: PostHocOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)

@@ -49,6 +49,7 @@ class TauNormalisation(Chosen):
 
     Options = TauNormOptions
     options: TauNormOptions
+    one_label = "it levels logits of which the highest is the answer, and drops their biases"
 
     def notes(self) -> list[str]:
         """Say which tau was chosen."""

@@ -81,6 +81,8 @@ class StudyConfig(Config):
         against: the arm that the others' paired differences are from; null is the first.
         columns: what its table shows beside accuracies, time and images of no class.
         tables: other names of its pipeline, as ``table_more_1``: the papers' tables that it is of.
+        env: the environment that ``kedro run`` takes for it where none is told, as it needs other
+            images than conf/base has.
     """
 
     title: str
@@ -91,6 +93,7 @@ class StudyConfig(Config):
     against: str | None = None
     columns: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    env: str | None = None
 
     @field_validator("arms", mode="before")
     @classmethod

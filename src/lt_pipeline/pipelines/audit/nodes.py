@@ -17,6 +17,7 @@ from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.models.backbones import check_weights
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.models.weights import DEFAULT, NONE
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.reports.audit import page
 
 Notes = dict[str, list[str]]
@@ -39,9 +40,13 @@ def look(
         UserError: before the files are read, for a network, or weights of it, that there is not.
     """
     config, _ = data_config({"data": data}), _network(model)
-    found = audit(
-        listed_raw(config), config.validation or HOLD_OUT, config.test, config.seed, config.size
-    )
+    listing = listed_raw(config)
+    if listing.several:
+        raise UserError(
+            f"an audit joins what looks alike within a class, and the images of {config.title} "
+            f"have several labels: train on them as they are (docs/multilabel.md)"
+        )
+    found = audit(listing, config.validation or HOLD_OUT, config.test, config.seed, config.size)
     names = dict(enumerate(found.classes["class"]))
     facts = found.facts.assign(label=found.facts["label"].map(names))
     return facts, found.pairs, found.classes, {"notes": found.notes}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.longtail import LongTail, of_each_label
 
 
 def logit_shift(
@@ -13,10 +14,10 @@ def logit_shift(
     """Return the mean of |f_y(x; theta) - f_y(x; theta^g)| over the images of each group.
 
     ``full`` and ``general`` are logits ``[N, C]`` of the same images, ``labels`` ``[N]`` their
-    true classes y. Groups without an image are left out.
+    true classes y; of several, ``[N, C]``, each counts. Groups without an image are left out.
     """
-    shift = (full - general).gather(1, labels[:, None]).squeeze(1).abs()
-    return by_group(shift, labels, longtail)
+    image, label = of_each_label(labels)
+    return by_group((full - general)[image, label].abs(), label, longtail)
 
 
 def discrepancy_by_group(
@@ -31,14 +32,22 @@ def changed_predictions(
 ) -> dict[str, float]:
     """Return the share of images, by group and of ``all``, that the two networks class otherwise.
 
-    A shift of the logits that changes no decision changes no recall.
+    A shift of the logits that changes no decision changes no recall. Where ``labels`` ``[N, C]``
+    are several, a decision is of an image and a class: on which side of a half its probability is.
     """
+    if labels.ndim == 2:
+        changed = ((full > 0) != (general > 0)).double()
+        every = torch.arange(longtail.classes).expand_as(changed)
+        return by_group_and_all(changed.flatten(), every.flatten(), longtail)
     changed = (full.argmax(1) != general.argmax(1)).double()
     return by_group_and_all(changed, labels, longtail)
 
 
 def by_group(values: Tensor, labels: Tensor, longtail: LongTail) -> dict[str, float]:
-    """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``."""
+    """Return the mean of ``values`` ``[N]`` by the group of the true class ``labels`` ``[N]``.
+
+    An image of several labels, ``[N, C]``, is in the group of each.
+    """
     members = longtail.group_members(labels)
     return {name: float(values[mask].double().mean()) for name, mask in members.items()}
 

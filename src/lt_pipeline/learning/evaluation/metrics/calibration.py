@@ -15,12 +15,17 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -
     """Return the mean of |accuracy - confidence| over equally wide bins, weighted by their images.
 
     Guo et al., On calibration of modern neural networks (ICML 2017), equation 3. ``scores``
-    ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``.
+    ``[N, C]`` are logits; confidence is the highest softmax probability. ``labels`` is ``[N]``, or
+    ``[N, C]``: of several labels every one is looked at, by how probable it is that it is there.
 
     Raises:
         UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
+    if labels.ndim == 2:
+        found = reliability(scores, labels, bins)
+        rows = zip(found["images"], found["confidence"], found["accuracy"], strict=True)
+        return sum(n * abs(c - a) for n, c, a in rows) / labels.numel()
     # here, because importing it takes a second that the start of a run can spare
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -42,16 +47,19 @@ def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
     """Return images, mean confidence and accuracy of every bin that has images, by its left edge.
 
     Bins are [k / bins, (k + 1) / bins), the last one with 1, as in the error above. ``scores``
-    ``[N, C]`` are logits, ``labels`` is ``[N]``.
+    ``[N, C]`` are logits, ``labels`` is as above; of several each counts as an image.
 
     Raises:
         UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
-    # some at a time, as a copy of all in double precision may be gigabytes
-    parts = [part.double().softmax(1).max(1) for part in scores.split(AT_ONCE)]
-    confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
-    right = (predicted == labels).double()
+    if labels.ndim == 2:
+        confidence, right = scores.double().sigmoid().flatten(), labels.double().flatten()
+    else:
+        # some at a time, as a copy of all in double precision may be gigabytes
+        parts = [part.double().softmax(1).max(1) for part in scores.split(AT_ONCE)]
+        confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+        right = (predicted == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
     images = torch.bincount(place, minlength=bins)
     used = images > 0

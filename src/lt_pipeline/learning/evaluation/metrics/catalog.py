@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from lt_pipeline.learning.data.longtail import GROUP_NAMES
-from lt_pipeline.learning.evaluation.metrics import ranking, recalls
+from lt_pipeline.learning.evaluation.metrics import ranking, recalls, several
 from lt_pipeline.learning.evaluation.metrics.calibration import expected_calibration_error
 from lt_pipeline.learning.evaluation.metrics.recalls import Recalls
+from lt_pipeline.learning.evaluation.metrics.several import Decided
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ class Metric:
         by_group: the key of the same of one ``{group}``'s classes, where there is one.
         picture: the file of the picture of it by group and arm, where there is one.
         from_recalls: how it follows from the confusion matrix, None where it is left out.
+        from_decided: likewise, where images have several labels, from what is decided on each.
         from_scores: how it follows from scores ``[N, C]``, labels ``[N]`` and a number of bins.
         from_detection: how it follows from scores ``[N]`` of test images and others' ``[M]``.
     """
@@ -61,6 +63,7 @@ class Metric:
     by_group: str = ""
     picture: str = ""
     from_recalls: Callable[[Recalls], float | None] | None = None
+    from_decided: Callable[[Decided], float | None] | None = None
     from_scores: Callable[[Tensor, Tensor, int], float] | None = None
     from_detection: Callable[[Tensor, Tensor], float] | None = None
 
@@ -137,8 +140,11 @@ _MEANS: frozenset[Place] = frozenset({"run", "stages", "comparison"})
 _COMPARED: frozenset[Place] = frozenset({"comparison"})
 _STUDIED: frozenset[Place] = frozenset({"study"})
 _ASKED: frozenset[Place] = frozenset({"column"})
-# the metric that models and trials are chosen by
-OBJECTIVE = "validation/mean_recall"
+# the metric that models and trials are chosen by; of images with several labels the second
+OBJECTIVES = ("validation/mean_recall", "validation/mean_average_precision")
+OBJECTIVE = OBJECTIVES[0]
+# what stands for a run on the test set, likewise
+HEADLINES = ("test/accuracy", "test/mean_average_precision")
 # the parts of a study's table, in order
 _STUDY = ("validation", "test", "ood", "best_epoch", "cost")
 
@@ -156,7 +162,31 @@ _TABLE = (
     Metric("pooled/accuracy", "pooled accuracy"),
     Metric("test/groups", "groups", unit="", digits=0, better=None),
     Metric(
-        "test/classes", "classes", unit="", digits=0, better=None, from_recalls=recalls.classes
+        "test/classes", "classes", unit="", digits=0, better=None, from_recalls=recalls.classes,
+        from_decided=several.classes,
+    ),
+    # of images with several labels, in the place of what is above and below
+    Metric(
+        "test/mean_average_precision", "mAP", _MAIN | {"stages", "sweep"},
+        words="mean average precision on the test set", by_group="test/mAP_{group}",
+        picture="mean_average_precision", from_decided=several.mean_average_precision,
+    ),
+    *(
+        Metric(
+            f"test/mAP_{g}", f"mAP {g}", _MAIN,
+            from_decided=partial(several.group_average_precision, group=g),
+        )
+        for g in GROUP_NAMES
+    ),
+    Metric("test/macro_f1", "macro F1", _MEANS | _STUDIED, from_decided=several.macro_f1),
+    Metric("test/micro_f1", "micro F1", _MEANS, from_decided=several.micro_f1),
+    Metric(
+        "test/ranking_loss", "ranking loss", frozenset({"run", "comparison"}), better="lower",
+        from_decided=several.ranking_loss,
+    ),
+    Metric(
+        "test/coverage_error", "coverage error", _COMPARED, unit="", digits=2, better="lower",
+        from_decided=several.coverage_error,
     ),
     *(
         Metric(f"test/{g}", g, _MAIN, from_recalls=partial(recalls.group_recall, group=g))
@@ -185,6 +215,10 @@ _TABLE = (
     Metric(
         OBJECTIVE, "hold-out mean recall", frozenset({"comparison", "screen", "study"}),
         words="mean recall on the hold-out",
+    ),
+    Metric(
+        OBJECTIVES[1], "hold-out mAP", frozenset({"comparison", "screen", "study"}),
+        words="mean average precision on the hold-out",
     ),
     Metric(
         "cost/training_seconds", "training", frozenset({"comparison", "screen", "study"}),
@@ -234,6 +268,15 @@ _TABLE = (
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 # of one class, in the table of classes
 RECALL = Metric("recall", "recall", words="recall on the test set")
+PRECISION = Metric(
+    "average_precision", "average precision", words="average precision on the test set"
+)
+
+
+def of_task(which: Sequence[str], columns: Iterable[object]) -> Metric:
+    """Return of ``which``, for one label and for several, the metric of runs with ``columns``."""
+    names = set(map(str, columns))
+    return METRICS[next((key for key in which if key in names), which[0])]
 
 
 def first_detector(columns: Iterable[object]) -> str | None:

@@ -20,6 +20,7 @@ from lt_pipeline.learning.evaluation.metrics.recalls import (
     right_images,
     true_images,
 )
+from lt_pipeline.learning.evaluation.metrics.several import Decided
 from lt_pipeline.learning.schema import UserError
 
 
@@ -92,8 +93,22 @@ def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[s
     return {**{name: v for name, v in values.items() if v is not None}, "recall_floor": floor}
 
 
+def label_report(decided: Decided) -> dict[str, float]:
+    """Return the metrics of a test set whose images have several labels, as fractions of 1.
+
+    A group without a class that has a test image is left out.
+
+    Raises:
+        UserError: if no image has a label.
+    """
+    if not decided.tested.any():
+        raise UserError("the test set must have images with a label, but has none")
+    values = {m.name: m.from_decided(decided) for m in METRICS.values() if m.from_decided}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def score_report(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
-    """Return the metrics that follow from scores ``[N, C]`` of images of ``labels`` ``[N]``.
+    """Return the metrics that follow from scores ``[N, C]`` of images of ``labels``.
 
     ``bins`` are those of calibration.
     """
