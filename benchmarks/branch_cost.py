@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.engine.config import TrainingConfig
@@ -34,7 +34,7 @@ from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from variants import parameters
 

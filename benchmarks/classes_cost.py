@@ -42,7 +42,7 @@ def parts_of(classes, folder):
     import torch
     import torchmetrics  # noqa: F401
 
-    from lt_pipeline.learning.data.longtail import LongTail
+    from lt_pipeline.learning.data.distribution import LongTail
     from lt_pipeline.learning.evaluation.diagnostics.separability import class_separability
     from lt_pipeline.learning.evaluation.metrics import classification
     from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes

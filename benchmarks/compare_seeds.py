@@ -29,7 +29,7 @@ from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
     data_config,
-    merged,
+    updated,
 )
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
@@ -57,8 +57,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for variant in arguments.methods:
             label, method, changes = Variant.parse(variant)
-            own = merged(base, changes)
-            own = merged(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
+            own = updated(base, changes)
+            own = updated(own, {"seed": seed, "data": {"seed": seed if arguments.vary_data else 0}})
             config, mark = resolve(method, own)
             if is_there(rows, label, seed, mark):
                 continue

@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.engine.device import choose_device
@@ -30,10 +30,10 @@ from lt_pipeline.learning.evaluation.detectors import (
     DETECTORS,
     DetectorConfig,
     build_detectors,
-    look,
+    extract_outputs,
 )
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from variants import parameters
 
 CLASSES, TRAIN, IMAGES = 100, 2000, 1000
@@ -48,7 +48,7 @@ def main() -> None:
     tasks = {"classify": lambda: predict(method, method.score, images, device=device)}
     found = build_detectors(tuple(DETECTORS), method, train, DetectorConfig(), device)
     for name, detector in found.items():
-        tasks[name] = lambda detector=detector: detector(look(method, images, device))
+        tasks[name] = lambda detector=detector: detector(extract_outputs(method, images, device))
     table = pd.DataFrame(measure(tasks, arguments.turns))
     table["method"], table["backbone"] = arguments.method, arguments.backbone
     table["device"] = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()

@@ -22,8 +22,8 @@ import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.trainer import fit

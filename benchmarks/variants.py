@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lt_pipeline.io.conf_loader import ConfLoader
-from lt_pipeline.learning.experiments.config import merged
+from lt_pipeline.learning.experiments.config import updated
 from lt_pipeline.reports.command_line import read
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
@@ -30,7 +30,7 @@ class Variant(NamedTuple):
 def parameters(environment: str, changes: list[str]) -> dict[str, Any]:
     """Return the parameters of ``conf/<environment>`` with ``changes`` such as ``a.b=1``."""
     loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS)
-    return merged(loader["parameters"], dotted(changes))
+    return updated(loader["parameters"], dotted(changes))
 
 
 def dotted(pairs: list[str]) -> dict[str, Any]:

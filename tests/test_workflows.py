@@ -95,7 +95,7 @@ BOTH = "method=dbm,tune.trials=7,tune.timeout=79200"
     ("worker", "more", "wanted"),
     [
         ("1", "", BOTH),
-        ("2", "", f"{BOTH},tune.judge=false"),
+        ("2", "", f"{BOTH},tune.test_best=false"),
         ("1", "training.epochs=5,seed=1", f"{BOTH},training.epochs=5,seed=1"),
     ],
 )
@@ -169,7 +169,7 @@ def sweep(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     trials_table(study, space).to_csv(folder / "trials.csv", index=False)
     judged = {"test/accuracy": 0.75, "validation/mean_recall": 0.5, "cost/seconds": 1.0}
-    (folder / "judged.json").write_text(json.dumps(judged))
+    (folder / "tested.json").write_text(json.dumps(judged))
     return folder
 
 
@@ -190,7 +190,7 @@ def test_the_summary_has_the_best_few_of_many_trials(sweep, monkeypatch):
 
 
 def test_a_machine_that_only_helped_has_no_empty_table(sweep):
-    (sweep / "judged.json").write_text("{}")
+    (sweep / "tested.json").write_text("{}")
     lines = markdown(sweep).splitlines()
     assert lines[-1].startswith("The test set is not read yet")
     assert not [line for line in lines if "test set |" in line]

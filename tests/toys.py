@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.data.distribution import CountGroups, LongTail
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import CountGroups, LongTail
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig
 
 PROJECT = Path(__file__).parents[1]

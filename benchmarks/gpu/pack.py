@@ -25,7 +25,7 @@ from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
     data_config,
-    merged,
+    updated,
 )
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import StudyConfig
@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _loaded(env: str, params: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the recipe that ``conf/<env>`` is of, by its paper, and its parameters."""
     loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
-    parameters = merged(loader["parameters"], dotted([*TOLD, *params]))
+    parameters = updated(loader["parameters"], dotted([*TOLD, *params]))
     check_parameters(parameters)
     return next(reversed(loader.recipes()), ""), parameters
 
@@ -104,7 +104,7 @@ def _methods(
     for label, method, changes in map(
         Variant.parse, methods.available() if asked is None else asked
     ):
-        config = ExperimentConfig.resolve(method, merged(parameters, changes))
+        config = ExperimentConfig.resolve(method, updated(parameters, changes))
         try:
             config.check_data(data_config(parameters))
         except UserError:
@@ -116,7 +116,7 @@ def _methods(
 
 def _data(parameters: dict[str, Any], ratios: Iterable[float]) -> Iterator[DataConfig]:
     for ratio in ratios:
-        yield data_config(merged(parameters, {"data": {"imbalance_ratio": ratio}}))
+        yield data_config(updated(parameters, {"data": {"imbalance_ratio": ratio}}))
 
 
 def _write_images(

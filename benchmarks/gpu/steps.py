@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
-from lt_pipeline.learning.engine.optim import choose_what_learns
+from lt_pipeline.learning.engine.optim import set_trainable
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.steps import Plain
@@ -43,7 +43,7 @@ class Training:
         self.method, stage = experiment.build(), experiment.stages[0]
         self.config = stage_config(config.training, stage)
         stage = with_frozen(self.method, stage, self.config)
-        self.method.start(stage, {})
+        self.method.load_weights(stage, {})
         self.device, objective = experiment.device, objective_of(self.method, stage)
         self.taken = Plain(self.method, stage, self.config, self.device)
         train, auxiliary = data.sets.train, data.sets.auxiliary
@@ -57,7 +57,7 @@ class Training:
             auxiliary=auxiliary,
         )
         self.taken.begin([self.stream])
-        choose_what_learns(self.method, stage)
+        set_trainable(self.method, stage)
         objective.start_epoch(0, self.config.epochs)
 
     def batches(self, count: int) -> Iterator[Batch]:
@@ -76,7 +76,7 @@ class Training:
         """Return what scores a batch, as evaluation does, with what is deployed."""
         images = next(self.batches(1)).images
         self.method.net.to(memory_format=torch.contiguous_format)
-        self.method.fold()
+        self.method.merge_for_inference()
         score = self.method.score
         return partial(predict, self.method, score, images, device=self.device, batch_size=10**6)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import LongTail
 from lt_pipeline.learning.data.prepare import DataConfig, prepare
 from lt_pipeline.learning.data.profiles import Exponential, Step, profile_counts
 from lt_pipeline.learning.data.sources import Source, load_source

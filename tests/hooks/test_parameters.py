@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 
-from lt_pipeline.hooks.parameters import check_environment, check_left_out, keep_to_the_study
+from lt_pipeline.hooks.parameters import check_environment, check_null_overrides, restrict_to_study
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.config import Arm, StudyConfig
@@ -35,7 +35,7 @@ def test_a_folder_without_conf_is_said_to_be_one(tmp_path, env):
 
 
 def left_out(**parameters):
-    check_left_out(
+    check_null_overrides(
         ConfLoader(
             conf_source=str(PROJECT / "conf"), runtime_params=parameters, **CONFIG_LOADER_ARGS
         )
@@ -84,7 +84,7 @@ def test_a_study_keeps_the_blocks_of_what_its_methods_stand_on():
     }  # fmt: skip
     catalog = DataCatalog({"parameters": MemoryDataset(parameters)})
     study = StudyConfig(title="one", arms={"a": Arm(method="crt")})
-    keep_to_the_study(catalog, "one", list(study.experiments(parameters).values()))
+    restrict_to_study(catalog, "one", list(study.experiments(parameters).values()))
     kept = catalog.load("parameters")
     assert kept["more"] == parameters["more"]
     assert "ce" not in kept

@@ -16,9 +16,9 @@ from lt_pipeline.io.datasets import (
     TypedDataset,
 )
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.protocol import content_hash
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.reports.errors import in_one_line
 from toys import PROJECT, toy_card
@@ -111,7 +111,7 @@ def conf():
     found = {"seed": 0}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = merged(found, yaml.safe_load(text))
+        found = updated(found, yaml.safe_load(text))
     return found
 
 

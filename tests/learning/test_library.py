@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch):
     config = ExperimentConfig.resolve("ce", {"model": {"backbone": "resnet8"}})
     card = expected(DataConfig(imbalance_ratio=10, max_per_class=60))
     method = Experiment(config, card).build()
-    method.fold()
+    method.merge_for_inference()
     for folder in (RUN, DATA):
         folder.mkdir(parents=True)
     (RUN / "config.json").write_text(config.model_dump_json())
@@ -103,7 +103,7 @@ def test_an_import_brings_no_more_than_it_needs(code, absent):
 
 
 def test_a_run_is_loaded_with_its_weights_and_a_file_that_is_missing_is_named(run):
-    assert load_finished(RUN, DATA).net.centres.equal(run.net.centres)
+    assert load_finished(RUN, DATA).net.prototypes.equal(run.net.prototypes)
     (RUN / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*ce/model\.safetensors: "):
         load_finished(RUN, DATA)

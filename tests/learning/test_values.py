@@ -20,7 +20,7 @@ import pytest
 import lt_pipeline
 from confs import parameters
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, updated
 from lt_pipeline.learning.schema import Config, one_line_errors, places
 
 POOL = (
@@ -182,7 +182,7 @@ def leaves(config: Config, path: str = ""):
 
 
 def asked(parameters, method):
-    given = merged(BASE, parameters)
+    given = updated(BASE, parameters)
     data_config(given)
     ExperimentConfig.resolve(method, given)
 
@@ -218,5 +218,5 @@ def test_symbols_stand_for_parameters_that_there_are():
 
 
 def test_merged_blocks_are_still_checked():
-    given = merged({"training": {"epochs": 3}}, {"training": {"epochs": "3"}})
+    given = updated({"training": {"epochs": 3}}, {"training": {"epochs": "3"}})
     assert refusal(asked, given, "ce") == "training.epochs: must be a whole number, but got '3'"

@@ -276,9 +276,9 @@ def test_arms_that_share_their_first_stages_train_them_once(tmp_path, monkeypatc
     trained = []
     once = module.fit
 
-    def fit(method, phase, *rest, **named):
-        trained.append(phase.name)
-        return once(method, phase, *rest, **named)
+    def fit(method, stage, *rest, **named):
+        trained.append(stage.name)
+        return once(method, stage, *rest, **named)
 
     monkeypatch.setattr(module, "fit", fit)
     found = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")

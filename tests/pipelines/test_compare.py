@@ -19,7 +19,7 @@ from lt_pipeline.learning.evaluation.metrics.catalog import Metric
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.pipelines.compare import nodes
 from lt_pipeline.reports.documents import Row, html_table, latex, markdown, table_rows
-from lt_pipeline.tracking.registry import crown
+from lt_pipeline.tracking.registry import promote
 from toys import toy_card
 
 CARD = replace(toy_card(), data_hash="d")
@@ -172,7 +172,7 @@ def test_table_pictures_and_report_hold_together(experiment):
     assert summary["label"].tolist() == ["more", "dbm bs", "ce"]
     assert summary["runs"].tolist() == [3, 1, 3]
     assert standing["first_two"]["pairs"] == 1
-    assert "an interval and a test need two" in standing["in_words"]
+    assert "an interval and a test need two" in standing["summary_sentence"]
     text, tex, fragment = nodes.write(summary, standing, CARD)
     assert "| more | 3 | 60 | resnet8 | 61.1 ± 1.1 |" in text
     assert "| *P & Q, table 1* |  |  |  | *70.0* |" in text
@@ -253,7 +253,7 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     best = log_run("ce", 1, recall=0.3, holdout=0.8, register=True)
     log_run("ce", 2, recall=0.3, holdout=0.6, register=True)
     log_run("dbm", recall=0.3, holdout=0.99)  # not deployed
-    found = crown(collect()[3], "digits-lt-ir20")
+    found = promote(collect()[3], "digits-lt-ir20")
     assert aliases() == {"digits-lt-ir20": {"champion": 1}}
     assert (found["run_id"], found["version"], found["value"]) == (best, 1, 0.8)
     assert found["sentence"] == (
@@ -263,15 +263,15 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     shown = mlflow.MlflowClient().get_model_version("digits-lt-ir20", "1").description
     assert shown.startswith("Copy of ce-digits-lt-ir20/2, of ce with seed 1, whose mean recall")
     # asked again, nothing changes
-    assert crown(collect()[3], "digits-lt-ir20") == found
+    assert promote(collect()[3], "digits-lt-ir20") == found
     # a better one of another method has the same address, and the one before is there below it
     log_run("more", 1, recall=0.9, holdout=0.95, register=True)
-    assert crown(collect()[3], "digits-lt-ir20")["model_uri"] == found["model_uri"]
+    assert promote(collect()[3], "digits-lt-ir20")["model_uri"] == found["model_uri"]
     assert aliases() == {"digits-lt-ir20": {"champion": 2}}
     sources = [mlflow.MlflowClient().get_model_version("digits-lt-ir20", k).source for k in "12"]
     assert sources == ["models:/ce-digits-lt-ir20/2", "models:/more-digits-lt-ir20/2"]
     # of another data set it is left alone
-    crown(collect()[3], "digits-lt-ir10")
+    promote(collect()[3], "digits-lt-ir10")
     assert aliases() == {"digits-lt-ir20": {"champion": 2}, "digits-lt-ir10": {"champion": 1}}
 
 
@@ -283,32 +283,32 @@ def test_what_is_compared_does_not_choose_the_champion(experiment):
     for options in ({}, {"methods": ["ce"]}, {"same_images": False}):
         runs, *_, candidates = collect(**options)
         assert best not in set(runs["run_id"]) or options == {"same_images": False}
-        assert crown(candidates, "digits-lt-ir20")["run_id"] == best, options
+        assert promote(candidates, "digits-lt-ir20")["run_id"] == best, options
 
 
 def test_a_champion_on_other_images_is_replaced_and_named(experiment):
     log_run("ce", holdout=0.9, register=True, data="other")
     with mlflow.start_run():
         card = replace(CARD, data_hash="other")
-        crown(nodes.collect({}, card)[3], "digits-lt-ir20")
+        promote(nodes.collect({}, card)[3], "digits-lt-ir20")
     new = log_run("more", holdout=0.5, register=True)
-    found = crown(collect()[3], "digits-lt-ir20")
+    found = promote(collect()[3], "digits-lt-ir20")
     assert found["run_id"] == new
     assert found["sentence"].endswith(
         "is 50.0 %. The one before, version 1, was judged by other images."
     )
-    assert "The one before" not in crown(collect()[3], "digits-lt-ir20")["sentence"]
+    assert "The one before" not in promote(collect()[3], "digits-lt-ir20")["sentence"]
 
 
 def test_without_a_hold_out_there_is_no_champion(experiment):
     log_run("ce", recall=0.9, register=True)
-    found = crown(collect()[3], "digits-lt-ir20")
+    found = promote(collect()[3], "digits-lt-ir20")
     assert found["model_uri"] is None
     assert "No champion is set: no run has a hold-out" in found["sentence"]
     assert "data.validation=0.1" in found["sentence"]
     assert aliases() == {}
     log_run("more", holdout=0.5)
-    found = crown(collect()[3], "digits-lt-ir20")
+    found = promote(collect()[3], "digits-lt-ir20")
     assert "no run with a hold-out has a registered model" in found["sentence"]
 
 

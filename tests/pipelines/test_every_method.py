@@ -14,7 +14,7 @@ from pipeline_projects import own
 from confs import parameters
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning import methods
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
@@ -46,7 +46,7 @@ def test_it_trains_and_is_evaluated_on_real_images(data, tmp_path, variant):
     name = variant["method"]
     block = {key: value for key, value in variant.items() if key != "method"}
     # five epochs: deferred re-weighting has its turn
-    own = merged(parameters("smoke"), {name: block, "training": {"epochs": 5}})
+    own = updated(parameters("smoke"), {name: block, "training": {"epochs": 5}})
     sets, card = data
     experiment = Experiment(ExperimentConfig.resolve(name, own), card)
     found = run_experiment(experiment, sets, tmp_path / "raw", Store(tmp_path))

@@ -28,7 +28,7 @@ PAIR = """
       b bad: {method: ce, training: {learning_rate: 1.0e+30}}
       c good: {method: balanced_softmax}
 """
-REASON = "the loss term 'cross_entropy' is nan in epoch 1 of phase 'train': lower training.learning"
+REASON = "the loss term 'cross_entropy' is nan in epoch 1 of stage 'train': lower training.learning"
 ENDED = f"1 of 3 runs failed: b bad · seed 0: {REASON}"
 
 

@@ -15,7 +15,7 @@ from pipeline_projects import experiment_of
 from safetensors.torch import load_file
 
 from lt_pipeline.io.datasets import ImageSetDataset
-from lt_pipeline.learning.data.longtail import class_counts
+from lt_pipeline.learning.data.distribution import class_counts
 from lt_pipeline.learning.models.network import ModelConfig, build_network, parameter_count
 from lt_pipeline.tracking import views
 

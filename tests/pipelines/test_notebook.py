@@ -32,7 +32,7 @@ class Catalog:
         card, test = toy_card(), toy_images((5,) * 4, seed=1)
         config = ExperimentConfig.resolve("more", {"model": {"backbone": "resnet8"}})
         method = Experiment(config, card).build()
-        method.fold()
+        method.merge_for_inference()
         table = pd.DataFrame(class_table(torch.full((4, 4), 5), card.longtail))
         self.kept = {"more.config": config, "more.model": method.state_dict()}
         self.kept |= {"more.class_table": table, "data_card": card, "test_set": test}

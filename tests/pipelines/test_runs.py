@@ -173,7 +173,7 @@ def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
 TOY = '''
 """A toy method."""
 
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 
 
 class Doubled(Method):

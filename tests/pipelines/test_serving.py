@@ -32,23 +32,23 @@ def finished_method(project):
 
 
 @pytest.fixture
-def crowned(finished):
+def promoted(finished):
     """The project, its model the champion of its data set."""
     project, _ = finished
     mlflow.set_tracking_uri(project.tracking_uri)
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
     run = {"run_id": version.run_id, "label": "more", "seed": 0, OBJECTIVE: 0.9}
-    found = champion.crown(pd.DataFrame([run]), "digits-lt-ir10")
+    found = champion.promote(pd.DataFrame([run]), "digits-lt-ir10")
     assert found["model_uri"] == "models:/digits-lt-ir10@champion"
     yield project
     client.delete_registered_model("digits-lt-ir10")
 
 
 @pytest.fixture
-def served(crowned):
+def served(promoted):
     """The address of `mlflow models serve` with the champion."""
-    project = crowned
+    project = promoted
     address = f"http://127.0.0.1:{(port := free_port())}"
     server = project.start(
         *("mlflow", "models", "serve", "-m", "models:/digits-lt-ir10@champion"),

@@ -15,7 +15,7 @@ import confs
 from arms import run_study, sets, smoke
 from lt_pipeline.hooks import parameters as in_effect
 from lt_pipeline.learning.experiments import run as module
-from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import Sets
 from lt_pipeline.learning.schema import numbers
 from lt_pipeline.learning.studies.plan import Plan
@@ -280,7 +280,7 @@ def test_a_wrong_arm_stops_the_run_at_once(project):
 )
 def test_wrong_names_are_found_in_studies_that_are_not_run(change, message):
     with pytest.raises(ValueError, match=message):
-        in_effect.studies(merged(confs.parameters("smoke"), change))
+        in_effect.studies(updated(confs.parameters("smoke"), change))
 
 
 def test_seeds_go_on_from_the_runs_own(tmp_path):

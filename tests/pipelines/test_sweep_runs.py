@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lt_pipeline.pipelines.tune.task import Task
-from lt_pipeline.tuning.runs import BELOW, PARENT, Tracked, publish_judged
+from lt_pipeline.tuning.runs import BELOW, PARENT, Tracked, publish_tested
 from lt_pipeline.tuning.study import RUN
 from sweeps import task
 
@@ -93,20 +93,20 @@ def test_the_run_that_began_a_sweep_ends_with_the_judgement_that_another_makes(t
         best = {"value": 0.5, "to_start": 0, "running": 0}
         one.tracked.publish(one.study.trials_dataframe(), best, {})
         assert client.get_run(first).info.status == "RUNNING"
-        publish_judged({})
+        publish_tested({})
         assert client.get_run(first).info.status == "RUNNING"
-        publish_judged({"test/accuracy": 0.25})
+        publish_tested({"test/accuracy": 0.25})
         assert mlflow.active_run().info.run_id == second.info.run_id
     found = client.get_run(first)
     assert (found.info.status, found.info.run_name) == ("FINISHED", "tune ce")
     assert found.data.metrics == {"best/validation/mean_recall": 0.5, "test/accuracy": 0.25}
     names = {artifact.path for artifact in client.list_artifacts(first)}
-    assert names == {"trials.csv", "best.json", "judged.json"}
+    assert names == {"trials.csv", "best.json", "tested.json"}
 
 
 def test_the_run_that_judges_its_own_sweep_has_it_once(client):
     with mlflow.start_run() as run:
-        publish_judged({"test/accuracy": 0.25})
+        publish_tested({"test/accuracy": 0.25})
         assert client.get_run(run.info.run_id).info.status == "RUNNING"
     assert client.get_run(run.info.run_id).data.metrics == {}
-    publish_judged({"test/accuracy": 0.25})
+    publish_tested({"test/accuracy": 0.25})

@@ -25,7 +25,7 @@ def test_a_sweep_through_kedro(project):
     folder = project.file("08_reporting", own("training.epochs=1"), "tune", "dbm")
     trials = pd.read_csv(folder / "trials.csv")
     best = json.loads((folder / "best.json").read_text())
-    judged = json.loads((folder / "judged.json").read_text())
+    judged = json.loads((folder / "tested.json").read_text())
     assert trials["trial"].tolist() == [0, 1, 2, 3]
     assert best["value"] == trials["validation/mean_recall"].max()
     assert judged["validation/mean_recall"] == best["value"]
@@ -50,7 +50,7 @@ def test_a_sweep_through_kedro(project):
         assert not [name for name in child.data.metrics if name.startswith("test/")]
     assert parent.data.metrics["test/accuracy"] == pytest.approx(judged["test/accuracy"])
     names = {a.path for a in project.client.list_artifacts(parent.info.run_id)}
-    assert {"trials.csv", "best.json", "judged.json", "figures"} <= names
+    assert {"trials.csv", "best.json", "tested.json", "figures"} <= names
     # the view that the sweep's address opens has what was searched, by the names that trials have
     tags = project.client.get_experiment(parent.info.experiment_id).tags
     columns = json.loads(tags["mlflow.sharedViewState.dbm-digits-lt-ir10"])["selectedColumns"]
@@ -135,7 +135,7 @@ def test_a_training_that_diverges_in_its_last_step_is_no_trial_of_a_sweep(projec
     path = project.folder / "conf" / "base" / "parameters_tune.yml"
     rates = "ce_search: {training: {learning_rate: {choices: [0.05, 1.0e+37]}}}"
     path.write_text(f"{path.read_text()}\n{rates}\n")
-    tune = "method=ce,tune.trials=4,tune.sampler=random,tune.judge=false"
+    tune = "method=ce,tune.trials=4,tune.sampler=random,tune.test_best=false"
     output = project.kedro("--pipelines=tune", "--env=smoke", f"--params={ONE_STEP},{tune}")
     trials = pd.read_csv(project.file("08_reporting", own(ONE_STEP), "tune", "ce", "trials.csv"))
     diverged = trials["training.learning_rate"] > 1

@@ -79,7 +79,7 @@ def test_it_is_in_a_comparison_that_can_be_in_its_order(toy, capsys):
     options = {"sort_by": "toy_spread"}
     summary, standing = nodes.tabulate(options, CARD, runs, recalls, [])
     assert summary["label"].tolist() == ["more", "ce"], "lower is better"
-    assert standing["in_words"].startswith("more minus ce: -25.00 points of toy spread")
+    assert standing["summary_sentence"].startswith("more minus ce: -25.00 points of toy spread")
     texts = nodes.write(summary, standing, CARD)
     assert all("25.0 ± 0.0" in text.replace(r"$\pm$", "±") for text in texts[:2])
     assert all("toy spread" in text for text in texts)

@@ -14,7 +14,7 @@ from lt_pipeline.cli import run
 from lt_pipeline.hooks.sweep import command
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.reports import command_line
-from lt_pipeline.reports.command_line import kedro_run, told
+from lt_pipeline.reports.command_line import kedro_run, to_params_option
 
 AWKWARD = [
     *("null", "None", "true", "1e5", "1:30", "2020-01-01", "yes", "", " ", " a ", "a b", "a, b"),
@@ -57,7 +57,7 @@ def read(text):
 @example({"training": {"milestones": [1, 2], "gamma": None, "name": "a b"}})
 @example({"a": {0: 1, "b": [[1, 2], {"c": "d, e"}]}, "e": {}})
 def test_kedro_reads_back_what_was_told(parameters):
-    text, left_out = told(parameters)
+    text, left_out = to_params_option(parameters)
     assert left_out == []
     assert ordered(read(text)) == ordered(parameters)
 
@@ -94,19 +94,19 @@ def test_lists_are_read_and_written_as_they_look():
         "evaluation": {"detectors": ["knn", "msp"]},
         "seeds": [0, 1],
     }
-    assert told({"a": [1, 2], "b": ["x", "y z"]})[0] == "a=[1, 2],b=[x, y z]"
+    assert to_params_option({"a": [1, 2], "b": ["x", "y z"]})[0] == "a=[1, 2],b=[x, y z]"
 
 
 def test_plain_values_are_written_plainly():
     given = {"a": {"b": 1e-05, "c": True, "d": "x"}, "e": [], "f": (1,), "g": np.float64(0.5)}
     wanted = "a.b=1e-05,a.c=True,a.d=x,e=[],f=[1],g=0.5"
-    assert told(given) == (wanted, [])
-    assert told({"a": None, "b": "null"})[0] == "a=null,b='null'"
+    assert to_params_option(given) == (wanted, [])
+    assert to_params_option({"a": None, "b": "null"})[0] == "a=null,b='null'"
 
 
 @pytest.mark.parametrize("name", ["a.b", "a[0]", "a=b", "a,b", " a", "", 1, None])
 def test_a_name_that_no_parameter_of_a_command_can_have_is_named(name):
-    assert told({name: 1, "seed": 2}) == ("seed=2", [str(name)])
+    assert to_params_option({name: 1, "seed": 2}) == ("seed=2", [str(name)])
 
 
 def test_what_cannot_be_told_is_said_behind_a_command_that_still_runs():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.reports.console import print_results, print_study, print_sweep
 from toys import toy_card
 

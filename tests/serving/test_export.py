@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import key
@@ -38,7 +38,7 @@ def finished():
     """An experiment and its weights."""
     found = experiment()
     method = found.build()
-    method.fold()
+    method.merge_for_inference()
     return found, dict(method.state_dict())
 
 
@@ -83,7 +83,7 @@ def test_a_model_of_several_labels_names_those_that_are_probable_enough(run):
     config = ExperimentConfig.resolve("bce", given)
     found = Experiment(config, replace(toy_card(), longtail=longtail))
     method = found.build()
-    method.fold()
+    method.merge_for_inference()
     method.eval()
     probabilities = method.score(images.images[:6]).sigmoid().double()
     thresholds = probabilities.mean(0).tolist()

@@ -22,7 +22,7 @@ def finished(name, **parameters):
     found = ExperimentConfig.resolve(name, {"model": {"backbone": "resnet8"}, **parameters})
     torch.manual_seed(0)
     method = methods.get(name)(found.options, found.model, toy_card())
-    method.fold()
+    method.merge_for_inference()
     # as after training: BatchNorm has statistics of its own
     method.train()
     with torch.no_grad():

@@ -124,7 +124,7 @@ def logged(experiment, tmp_path_factory, empty_database):
     mlflow.set_tracking_uri(uri)
     torch.manual_seed(0)
     method = experiment.build()
-    method.fold()
+    method.merge_for_inference()
     # sure of itself, so that another pixel would be seen
     more = {True: 20.0, False: 1.0}
     weights = {n: w * more["head" in n] for n, w in method.state_dict().items()}

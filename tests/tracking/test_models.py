@@ -226,7 +226,7 @@ def test_an_exported_network_has_all_weights(method):
     given = {"model": {"backbone": "resnet8"}, **own}
     experiment = Experiment(ExperimentConfig.resolve(method, given), toy_card())
     finished = experiment.build()
-    finished.fold()
+    finished.merge_for_inference()
     kept = {name: value.clone() for name, value in finished.state_dict().items()}
     found = weights_inside(export(finished, toy_images().images[:2]))
     assert found.keys() == kept.keys()

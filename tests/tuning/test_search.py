@@ -183,7 +183,7 @@ def test_a_trial_whose_last_step_spoils_the_weights_is_stopped_with_the_reason(
     assert states[0.05].state == TrialState.COMPLETE
     assert states[0.2].state == TrialState.PRUNED
     assert states[0.2].user_attrs[REASON] == (
-        "weights are nan or infinite in epoch 1 of phase 'train': lower training.learning_rate, or "
+        "weights are nan or infinite in epoch 1 of stage 'train': lower training.learning_rate, or "
         "set training.gradient_clip"
     )
 
@@ -392,11 +392,11 @@ def elsewhere(one, monkeypatch):
     return clock
 
 
-@pytest.mark.parametrize("judge", [True, False])
+@pytest.mark.parametrize("test_best", [True, False])
 def test_trials_that_run_elsewhere_are_waited_for_also_behind_the_timeout(
-    tmp_path, quick, monkeypatch, judge
+    tmp_path, quick, monkeypatch, test_best
 ):
-    one = replace(task(tmp_path, search=LINE, trials=1, judge=judge), deadline=1.0)
+    one = replace(task(tmp_path, search=LINE, trials=1, test_best=test_best), deadline=1.0)
     clock = elsewhere(one, monkeypatch)
     nodes._do_trials(one)
     # one that does not judge has else no best trial to end with
@@ -407,7 +407,7 @@ def test_trials_that_run_elsewhere_are_waited_for_also_behind_the_timeout(
 def test_a_machine_that_helps_does_not_wait_once_there_is_a_best_trial(
     tmp_path, quick, monkeypatch
 ):
-    found = parameters(search=LINE, trials=2, judge=False)
+    found = parameters(search=LINE, trials=2, test_best=False)
     one = task(tmp_path, found)
     clock = elsewhere(one, monkeypatch)
     _, best, _ = nodes.search(found, one.card, *one.sets, tmp_path)
@@ -419,7 +419,7 @@ def test_a_machine_that_helps_does_not_wait_once_there_is_a_best_trial(
 def test_the_test_set_is_not_read_while_trials_are_left(to_start, running, caplog):
     best = {"to_start": to_start, "running": running}
     with caplog.at_level("INFO"):
-        assert nodes.judge(parameters(), {}, best, *[None] * 6) == {}
+        assert nodes.test_best(parameters(), {}, best, *[None] * 6) == {}
     assert "The test set is not read: 1 trials are left" in caplog.text
 
 

@@ -66,7 +66,7 @@ def test_a_killed_worker_loses_only_its_own_trial(tmp_path):
     assert not {str(os.getpid())} & {key.split(":")[1] for key in processes}
     # it went on from the epoch that it was killed in
     logs = "".join(path.read_text() for path in tmp_path.glob("worker-*.log"))
-    assert "Phase train resumes after epoch" in logs
+    assert "Stage train resumes after epoch" in logs
     assert len(again.intermediate_values) == 25
 
 

@@ -43,7 +43,7 @@ def check_environment(context: KedroContext) -> None:
         raise UserError(unknown("environment", name, environments(conf)))
 
 
-def check_left_out(loader: AbstractConfigLoader) -> None:
+def check_null_overrides(loader: AbstractConfigLoader) -> None:
     """Refuse to take out, by null on the command line, what is not in conf/.
 
     Arms of studies and what sweeps search have names of their own; all others are checked where
@@ -119,14 +119,14 @@ def plan(name: str, parameters: dict[str, Any]) -> Plan:
         return Plan.of(name, parameters)
 
 
-def put_into_effect(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
+def apply_resolved(catalog: DataCatalog, experiment: ExperimentConfig) -> None:
     """Let the shared blocks be what the method makes of them: MLflow logs what nodes are given."""
     resolved = experiment.model_dump(mode="json")
     for name in ("model", "training", "evaluation"):
         catalog[f"params:{name}"].save(resolved[name])
 
 
-def keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentConfig]) -> None:
+def restrict_to_study(catalog: DataCatalog, study: str, arms: list[ExperimentConfig]) -> None:
     """Leave the parameters that no arm reads out of what the study's nodes, and MLflow, get."""
     parameters = catalog.load("parameters")
     kept = {name: parameters[name] for name in ("data", *SHARED) if name in parameters}
@@ -135,7 +135,7 @@ def keep_to_the_study(catalog: DataCatalog, study: str, arms: list[ExperimentCon
     catalog["parameters"].save({**kept, "studies": {study: parameters["studies"][study]}})
 
 
-def forget_finished(catalog: DataCatalog, name: str, pipeline: Pipeline) -> None:
+def reset_finished_stages(catalog: DataCatalog, name: str, pipeline: Pipeline) -> None:
     """Let stages that are run again by themselves train again; one that was killed resumes."""
     if f"{name}.config" in pipeline.all_outputs():
         return

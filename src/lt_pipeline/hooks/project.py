@@ -19,12 +19,12 @@ from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.hooks.evaluation import EVALUATE, parent_tags, to_evaluate
 from lt_pipeline.hooks.keys import check_card, check_config, seal
 from lt_pipeline.hooks.parameters import (
+    apply_resolved,
     check_environment,
-    check_left_out,
-    forget_finished,
-    keep_to_the_study,
+    check_null_overrides,
     plan,
-    put_into_effect,
+    reset_finished_stages,
+    restrict_to_study,
     say_without_effect,
     studies,
     take_saved,
@@ -47,7 +47,7 @@ from lt_pipeline.learning.experiments.config import (
     data_config,
 )
 from lt_pipeline.learning.experiments.evaluate import first_of_all
-from lt_pipeline.learning.experiments.ood import headline
+from lt_pipeline.learning.experiments.ood import summary_metrics
 from lt_pipeline.learning.experiments.stages import stage_numbers
 from lt_pipeline.learning.experiments.store import data_key, run_key
 from lt_pipeline.learning.schema import UserError, block_of, flatten, numbers, unknown
@@ -97,7 +97,7 @@ class ProjectHooks:
             _check_names(names, parameters)
             check_parameters(parameters, _method(names))
             ServeConfig.read(block_of(parameters, SERVE)).takes(data_config(parameters))
-            check_left_out(context.config_loader)
+            check_null_overrides(context.config_loader)
             say_without_effect(context.config_loader, names, parameters)
             _check_values(names, parameters)
             self.differs = _what_differs(context, parameters)
@@ -154,7 +154,7 @@ class ProjectHooks:
             ]
             if self.evaluated:
                 judged = parameters["evaluation"], parameters["device"]
-                self.experiments = [self.evaluated.config.judged(*judged)]
+                self.experiments = [self.evaluated.config.evaluated_as(*judged)]
             used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
             _check_task(pipeline, parameters)
@@ -164,9 +164,9 @@ class ProjectHooks:
                 partial = bool(run_params.get("only_missing_outputs"))
                 if not self.evaluated:
                     _take_up(catalog, experiment, pipeline, partial)
-                put_into_effect(catalog, experiment)
+                apply_resolved(catalog, experiment)
             for name, found in self.plans.items():
-                keep_to_the_study(catalog, name, found.arms)
+                restrict_to_study(catalog, name, found.arms)
 
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def describe_run(
@@ -229,7 +229,9 @@ class ProjectHooks:
         if dataset_name.endswith(".class_table"):
             keep_recalls(data)
         if dataset_name.endswith(".ood"):
-            tracking.log_metrics(numbers({"ood": headline(data), views.SUMMARY: _auroc(data)}))
+            tracking.log_metrics(
+                numbers({"ood": summary_metrics(data), views.SUMMARY: _auroc(data)})
+            )
         if dataset_name.endswith(".stages"):
             tracking.log_metrics(stage_numbers(data))
         if dataset_name.endswith((".geometry", ".arms")):
@@ -378,7 +380,7 @@ def _take_up(
     """Let ``pipeline`` run ``experiment``, on files of earlier runs where it is partial."""
     take_saved(catalog, experiment, pipeline, only_missing)
     if not only_missing:
-        forget_finished(catalog, experiment.method, pipeline)
+        reset_finished_stages(catalog, experiment.method, pipeline)
 
 
 def _tracking_uri(written: str | None) -> str:

@@ -15,7 +15,7 @@ from kedro.pipeline import Pipeline
 from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
-from lt_pipeline.learning.experiments.config import SHARED, merged, search_of
+from lt_pipeline.learning.experiments.config import SHARED, search_of, updated
 from lt_pipeline.learning.schema import nested
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
 from lt_pipeline.reports.command_line import kedro_run
@@ -62,17 +62,17 @@ class TuneHooks:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Log what the best trial reached on the hold-out, and its metrics once it is judged."""
+        """Log what the best trial reached on the hold-out, and its metrics once it is tested."""
         if not dataset_name.startswith(SPACE):
             return
         if dataset_name.endswith(".best"):
             tracking.log_metrics({f"best/{OBJECTIVE}": data["value"]})
             views.keep(data["study"], views.of_sweep(data["study"], _searched(data)))
-        if dataset_name.endswith(".judged"):
-            from lt_pipeline.tuning.runs import publish_judged
+        if dataset_name.endswith(".tested"):
+            from lt_pipeline.tuning.runs import publish_tested
 
             tracking.log_metrics(data)
-            publish_judged(data)
+            publish_tested(data)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(
@@ -84,7 +84,7 @@ class TuneHooks:
         """
         self.storage.close()
         method = tuned_method(pipeline)
-        if not method or f"{SPACE}{method}.judged" not in pipeline.all_outputs():
+        if not method or f"{SPACE}{method}.tested" not in pipeline.all_outputs():
             return
         best = catalog.load(f"{SPACE}{method}.best")
         again = command(best, run_params)
@@ -92,7 +92,7 @@ class TuneHooks:
         print_sweep(
             catalog.load(f"{SPACE}{method}.trials"),
             best,
-            catalog.load(f"{SPACE}{method}.judged"),
+            catalog.load(f"{SPACE}{method}.tested"),
             catalog.load("data_card"),
             again,
             views.where(best["study"]),
@@ -116,7 +116,7 @@ def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     searched = (*OWN, search_of(method))
     kept = {name: value for name, value in given.items() if name not in searched}
     found = {"data": {"validation": best["validation"]}, method: nested(best["params"], ".")}
-    again = {"pipeline_names": [method], "runtime_params": merged(kept, found)}
+    again = {"pipeline_names": [method], "runtime_params": updated(kept, found)}
     return kedro_run({**again, "env": run_params.get("env")})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 _NAMES = {
     "data.images": ("ImageSet",),
-    "data.longtail": ("CountGroups", "LongTail", "SplitGroups", "ThirdsGroups"),
+    "data.distribution": ("CountGroups", "LongTail", "SplitGroups", "ThirdsGroups"),
     "data.prepare": ("DataCard", "DataConfig"),
     "data.samplers": (
         *("SamplerConfig", "class_aware", "class_balanced", "instance_balanced"),
@@ -24,7 +24,7 @@ _NAMES = {
         "DetectorConfig",
         "OwnNetwork",
         "build_detectors",
-        "look",
+        "extract_outputs",
     ),
     "evaluation.metrics.calibration": ("expected_calibration_error",),
     "evaluation.metrics.classification": ("class_table", "confusion_matrix", "report"),

@@ -43,7 +43,7 @@ def kedro_run(run_params: Mapping[str, Any]) -> str:
             words.append(f"{option}={','.join(run_params[name])}")
     if run_params.get("env"):
         words.append(f"--env={run_params['env']}")
-    given, left_out = told(run_params.get("runtime_params") or {})
+    given, left_out = to_params_option(run_params.get("runtime_params") or {})
     if given:
         words.append(f"--params={given}")
     if run_params.get("only_missing_outputs"):
@@ -52,7 +52,7 @@ def kedro_run(run_params: Mapping[str, Any]) -> str:
     return f"{line}  # cannot be told: {', '.join(left_out)}" if left_out else line
 
 
-def told(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
+def to_params_option(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return ``parameters`` as ``--params`` takes them, and the paths of those it cannot take.
 
     ``read`` gives back what went in.

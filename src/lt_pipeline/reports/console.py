@@ -145,7 +145,7 @@ def print_comparison(
         console.print(f"({LEGEND})")
     console.print(screen.table(headings, rows))
     console.print(f"Groups: {card.longtail.group_rule}.")
-    for sentence in (standing["in_words"], champion["sentence"]):
+    for sentence in (standing["summary_sentence"], champion["sentence"]):
         console.print(sentence)
     for note in notes:
         console.print(f"Note: {note}.")
@@ -175,7 +175,7 @@ def print_study(name: str, standing: Values, card: DataCard, where: str) -> None
 def print_sweep(
     trials: pd.DataFrame,
     best: Values,
-    judged: Mapping[str, float],
+    tested: Mapping[str, float],
     card: DataCard,
     command: str,
     where: str,
@@ -192,8 +192,8 @@ def print_sweep(
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
     console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)
-    if judged:
-        reached = ", ".join(f"{m.heading} {m.said(judged[m.key])}" for m in placed("sweep"))
+    if tested:
+        reached = ", ".join(f"{m.heading} {m.said(tested[m.key])}" for m in placed("sweep"))
         console.print(
             f"Trial {best['trial']} on the {card.config.test_set}, which nothing was chosen by: "
             f"{reached}."

@@ -25,13 +25,13 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.protocol import Images, take
 from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, of_task
 from lt_pipeline.learning.experiments.experiment import Experiment
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.serving.config import IMAGE, ServeConfig
 from lt_pipeline.tracking.config import TrackingConfig
 
 # Runs in the serving process, where lt_pipeline need not be installed.
-SERVED_CODE = Path(__file__).with_name("_served.py")
+SERVED_CODE = Path(__file__).with_name("served.py")
 EXAMPLES = 2
 # the alias of the version that was registered last
 LATEST = "newest"
@@ -54,7 +54,7 @@ class Answer(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return ``probabilities`` ``[B, C]``, ``ood_score`` ``[B]`` and what the method adds."""
-        answer = self.method.answer(images)
+        answer = self.method.predictions(images)
         if type(self.method).ood_score is Method.ood_score:
             # the same number, without another pass through the network
             known = answer["probabilities"].float().amax(1)

@@ -27,7 +27,7 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.protocol import Images, take
 from lt_pipeline.learning.engine.checkpoint import atomic_path
 from lt_pipeline.learning.experiments.experiment import Experiment
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.reports.command_line import read, split
 from lt_pipeline.reports.errors import in_one_line

@@ -21,7 +21,7 @@ AT_ONCE = 50
 Values = dict[str, Any]
 
 
-def crown(runs: pd.DataFrame, slug: str) -> Values:
+def promote(runs: pd.DataFrame, slug: str) -> Values:
     """Make the model of the run with the highest recall on the hold-out the champion.
 
     ``runs`` are all on the same images, so that they share the hold-out.

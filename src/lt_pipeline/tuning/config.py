@@ -11,7 +11,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataConfig
-from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged, search_of
+from lt_pipeline.learning.experiments.config import (
+    ExperimentConfig,
+    data_config,
+    search_of,
+    updated,
+)
 from lt_pipeline.learning.schema import (
     Config,
     UserError,
@@ -52,7 +57,7 @@ class TuneConfig(Config):
             twice as long is lost, and tried again.
         retries: how often a trial whose process died is tried again.
         timeout: seconds after which no further trial starts, and those that run end; null is never.
-        judge: train the best once more and read the test set. False on machines that only help.
+        test_best: train the best once more and read the test set. False on machines that only help.
         search: the space of methods without one of their own, which stands beside a method's block
             in conf/: ``more_search`` is that of ``more``.
     """
@@ -72,7 +77,7 @@ class TuneConfig(Config):
     heartbeat: PositiveInt = 60
     retries: NonNegativeInt = 2
     timeout: PositiveFloat | None = None
-    judge: bool = True
+    test_best: bool = True
     search: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -121,7 +126,7 @@ class Sweep:
 
         It never looks at the test set.
         """
-        block = merged(self.parameters.get(self.method), nested(values, "."))
+        block = updated(self.parameters.get(self.method), nested(values, "."))
         found = ExperimentConfig.resolve(self.method, {**self.parameters, self.method: block})
         unseen = found.training.model_copy(update={"monitor_test": False})
         return found.model_copy(update={"training": unseen})
@@ -165,4 +170,4 @@ def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if data_config(parameters).holds_out:
         return dict(parameters)
     share = tune_config(parameters).validation
-    return {**parameters, "data": merged(parameters.get("data"), {"validation": share})}
+    return {**parameters, "data": updated(parameters.get("data"), {"validation": share})}

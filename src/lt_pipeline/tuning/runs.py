@@ -138,19 +138,19 @@ class Tracked:
         client.log_metric(self.parent, f"best/{OBJECTIVE}", best["value"])
 
 
-def publish_judged(judged: Mapping[str, float]) -> None:
+def publish_tested(tested: Mapping[str, float]) -> None:
     """Log the test set's metrics to the study's run, if the active one stands below it.
 
     That ends the sweep, and so that run: the process that began it may have been killed.
     """
     active = mlflow.active_run()
-    if active is None or not judged:
+    if active is None or not tested:
         return
     parent = mlflow.MlflowClient().get_run(active.info.run_id).data.tags.get(BELOW)
     if parent is not None:
         with mlflow.start_run(run_id=parent, nested=True):
-            tracking.log_metrics(judged)
-            mlflow.log_dict(dict(judged), "judged.json")
+            tracking.log_metrics(tested)
+            mlflow.log_dict(dict(tested), "tested.json")
 
 
 def _is_there(run: str, experiment: str) -> bool:

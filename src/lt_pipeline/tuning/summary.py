@@ -21,7 +21,7 @@ FOR_MACHINES = ["state", "repeats", "reason", "process"]
 
 
 def markdown(folder: Path) -> str:
-    """Return the best trials and, where it was judged, the test set's metrics.
+    """Return the best trials and, where it was tested, the test set's metrics.
 
     ``folder`` is a sweep's in data/08_reporting.
 
@@ -36,7 +36,7 @@ def markdown(folder: Path) -> str:
     best = METRICS[OBJECTIVE].best_first(ended).head(SHOWN)
     went = f"{len(trials)} trials, {len(ended)} of them to the end; the best {len(best)}:"
     parts = [went, _table(best.drop(columns=FOR_MACHINES))]
-    numbers = {n: v for n, v in _judged(folder).items() if n.startswith("test/")}
+    numbers = {n: v for n, v in _tested(folder).items() if n.startswith("test/")}
     if numbers:
         shown = pd.DataFrame({"metric": list(numbers), "test set": list(numbers.values())})
         parts += ["The best trial, trained once more, on the test set:", _table(shown)]
@@ -45,9 +45,9 @@ def markdown(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _judged(folder: Path) -> dict[str, float]:
+def _tested(folder: Path) -> dict[str, float]:
     """Return the metrics of the best trial; none where the sweep is not at its end."""
-    path = folder / "judged.json"
+    path = folder / "tested.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 

@@ -15,7 +15,7 @@ from torchvision import datasets
 from lt_pipeline.learning.data import ood_files
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.ood import InDistribution, load_ood
-from lt_pipeline.learning.data.ood_files import FILE_SETS, Wanted, chosen, image_files
+from lt_pipeline.learning.data.ood_files import FILE_SETS, SetRequest, image_files, subsample
 from lt_pipeline.learning.schema import UserError
 from toys import PROJECT
 
@@ -114,7 +114,7 @@ def test_a_limit_opens_only_the_chosen_files(tmp_path):
     for level in range(30):
         put_flat(tmp_path / "LSUN" / f"{level:02}.png", level)
     taken = {seed: levels(load("lsun_crop", tmp_path, limit=10, seed=seed)) for seed in (0, 1)}
-    assert taken[0] == sorted(set(taken[0])) == chosen(30, 10, 0).tolist()
+    assert taken[0] == sorted(set(taken[0])) == subsample(30, 10, 0).tolist()
     assert taken[0] != taken[1]
     for level in set(range(30)) - set(taken[0]):
         (tmp_path / "LSUN" / f"{level:02}.png").write_bytes(b"not an image")
@@ -124,12 +124,12 @@ def test_a_limit_opens_only_the_chosen_files(tmp_path):
 def test_images_are_chosen_without_repetition_and_all_alike():
     hits = torch.zeros(20)
     for seed in range(200):
-        picked = chosen(20, 5, seed)
+        picked = subsample(20, 5, seed)
         assert len(set(picked.tolist())) == 5
         assert torch.equal(picked, picked.sort().values)
         hits[picked] += 1
     assert hits.min() > 25
-    assert chosen(5, 5, 0).tolist() == chosen(5, 9, 1).tolist() == [0, 1, 2, 3, 4]
+    assert subsample(5, 5, 0).tolist() == subsample(5, 9, 1).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_arrays_are_read_resized_and_limited(name, tmp_path):
     assert levels(load(name, tmp_path)) == list(range(40))
     some = load(name, tmp_path, shape=(1, 5, 5), limit=7, seed=3)
     assert some.shape == (7, 1, 5, 5)
-    assert levels(some) == chosen(40, 7, 3).tolist()
+    assert levels(some) == subsample(40, 7, 3).tolist()
 
 
 @pytest.mark.parametrize(
@@ -419,15 +419,15 @@ def test_the_real_arrays_are_read(name, count):
     root = PROJECT / "data" / "01_raw"
     if not (root / "ood" / f"{name}.npz").exists():
         pytest.skip(f"{name}.npz is not in data/01_raw/ood")
-    found = FILE_SETS[name](Wanted(root, (3, 32, 32), 10_000, 0))
+    found = FILE_SETS[name](SetRequest(root, (3, 32, 32), 10_000, 0))
     assert found.shape == (count, 3, 32, 32)
     assert found.float().std() > 20
-    assert FILE_SETS[name](Wanted(root, (1, 8, 8), 50, 0)).shape == (50, 1, 8, 8)
+    assert FILE_SETS[name](SetRequest(root, (1, 8, 8), 50, 0)).shape == (50, 1, 8, 8)
 
 
 def test_the_other_real_cifar_is_a_set(raw_cifar):
     found = load("cifar10", raw_cifar, shape=(3, 32, 32), limit=100)
     with open(raw_cifar / "cifar-10-batches-py" / "test_batch", "rb") as file:
         data = pickle.load(file, encoding="latin1")["data"]
-    wanted = torch.from_numpy(data)[chosen(10_000, 100, 0)].view(-1, 3, 32, 32)
+    wanted = torch.from_numpy(data)[subsample(10_000, 100, 0)].view(-1, 3, 32, 32)
     assert torch.equal(found, wanted)

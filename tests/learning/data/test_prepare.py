@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from lt_pipeline.learning.data import prepare as module
-from lt_pipeline.learning.data.longtail import class_counts
+from lt_pipeline.learning.data.distribution import class_counts
 from lt_pipeline.learning.data.prepare import INDEX, DataCard, DataConfig, pixel_statistics, prepare
 from lt_pipeline.learning.data.sources import Source, load_source
 from toys import toy_images

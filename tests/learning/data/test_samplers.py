@@ -22,7 +22,7 @@ from lt_pipeline.learning.data.samplers import (
 
 COUNTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=30).filter(any)
 DRAWING = sorted(set(SAMPLERS) - {"instance_balanced"})
-HALFWAY = 0.5  # how much of the phase is over where a test does not say
+HALFWAY = 0.5  # how much of the stage is over where a test does not say
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -172,7 +172,7 @@ def test_the_generator_alone_decides(name: str) -> None:
     assert not torch.equal(first, sampler(labels, seeded(4), HALFWAY))
 
 
-def test_progressively_balanced_turns_to_the_tail_as_the_phase_goes_on() -> None:
+def test_progressively_balanced_turns_to_the_tail_as_the_stage_goes_on() -> None:
     counts = [9_000, 1_000]
     labels = labelled(counts)
     for done in (0.0, 0.25, 0.9):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from lt_pipeline.learning.data.longtail import class_counts
+from lt_pipeline.learning.data.distribution import class_counts
 from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, load_source
 
 

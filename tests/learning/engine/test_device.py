@@ -13,7 +13,7 @@ from lt_pipeline.learning.engine.device import autocast, enough_threads, memory_
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from toys import toy_card, toy_images
 
@@ -104,11 +104,11 @@ def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(way, kind, f
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     method = kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     config = TrainingConfig(epochs=1, batch_size=25, warmup_epochs=0, precision="bfloat16")
-    phase, data = Stage("train", epochs=1), toy_images()
+    stage, data = Stage("train", epochs=1), toy_images()
     if way == "alone":
-        fit(method, phase, data, config, seed=0, device=CPU)
+        fit(method, stage, data, config, seed=0, device=CPU)
     else:
-        given = [phase] * 2, [data] * 2, config
+        given = [stage] * 2, [data] * 2, config
         fit_together(method, *given, seeds=[0, 1], device=CPU, vmap=way == "stacked")
     assert Seeing.forward_pass == forward
     assert Seeing.backward == forward[1:]

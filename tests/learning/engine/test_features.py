@@ -16,11 +16,11 @@ from lt_pipeline.learning.engine.features import (
     FeatureCache,
     FeatureSet,
 )
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import FEATURES_OF, Experiment, Sets
 from lt_pipeline.learning.experiments.run import finish, run_experiment, run_stages
 from lt_pipeline.learning.experiments.store import Store
-from lt_pipeline.learning.methods._options import EVEN_MARGINS
+from lt_pipeline.learning.methods.families.options import EVEN_MARGINS
 from lt_pipeline.learning.models.backbones import build_backbone, width_of
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import one_view
@@ -71,12 +71,12 @@ def on_features(tmp_path, monkeypatch, weights):
         shared = {
             "device": "cpu",
             "model": {"backbone": "resnet8", "weights": weights},
-            "training": merged(training, changes.pop("training", {})),
+            "training": updated(training, changes.pop("training", {})),
             "evaluation": {"ood": False},
             name: {"options": changes.pop("options", {})},
         }
         own = {name: {k: v for k, v in parameters()[name].items() if k != "training"}}
-        config = ExperimentConfig.resolve(name, merged(merged(own, shared), changes))
+        config = ExperimentConfig.resolve(name, updated(updated(own, shared), changes))
         return Experiment(config, toy_card(channels=CHANNELS))
 
     return make

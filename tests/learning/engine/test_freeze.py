@@ -8,7 +8,7 @@ from torch import nn
 
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.freeze import with_frozen
-from lt_pipeline.learning.engine.optim import choose_what_learns, trained_parameters
+from lt_pipeline.learning.engine.optim import set_trainable, trained_parameters
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
@@ -16,7 +16,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_stages
 from lt_pipeline.learning.experiments.store import Store
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
@@ -104,7 +104,7 @@ def test_frozen_is_eval_and_not_in_the_optimizer_also_where_batchnorm_would_adap
     trained = method()
     stage = Stage("train", trainable=("net.head",), adapts=("net.backbone",))
     stage = with_frozen(trained, stage, config(freeze=2))
-    choose_what_learns(trained, stage)
+    set_trainable(trained, stage)
     backbone = trained.net.backbone
     assert not any(m.training for m in (backbone.stem, backbone.bn, *backbone.stage1.modules()))
     assert backbone.stage2[0].bn1.training
@@ -141,7 +141,7 @@ def test_frozen_low_rank_factors_have_no_gradient_in_loras_second_half():
     trained = Experiment(experiment, toy_card()).build()
     stage = with_frozen(trained, STAGE, config(freeze=3))
     for epoch in range(2):
-        choose_what_learns(trained, stage)
+        set_trainable(trained, stage)
         trained.start_epoch(epoch, 2)
         learns = {n for n, p in trained.named_parameters() if p.requires_grad}
         assert learns <= {n for n, _ in trained_parameters(trained, stage)}
@@ -182,7 +182,7 @@ def test_methods_of_every_kind_keep_a_frozen_backbone(name, tmp_path):
         (["backbon"], "unknown part of the network 'backbon': did you mean 'backbone'"),
         (["backbone.stage4"], ".*did you mean 'backbone.stage[123]'"),
         (9, "must be at most the backbone's 4 layers, but is 9"),
-        (["backbone", "head"], "nothing is left to learn in phase 'train'"),
+        (["backbone", "head"], "nothing is left to learn in stage 'train'"),
     ],
 )
 def test_what_is_not_there_or_all_there_is_is_refused(freeze, message):
@@ -201,5 +201,5 @@ def test_of_features_there_is_nothing_more_to_freeze():
 
 def test_a_second_stage_of_which_nothing_is_left_is_refused_before_the_first():
     settings = ExperimentConfig.resolve("crt", {"training": {"freeze": ["head"]}})
-    with pytest.raises(UserError, match="nothing is left to learn in phase 'classifier'"):
+    with pytest.raises(UserError, match="nothing is left to learn in stage 'classifier'"):
         settings._check_fit(toy_card(), (1, 8, 8))

@@ -16,7 +16,7 @@ from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, parts
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.engine.vmapped import Vmapped
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.backbones import build_backbone
 from lt_pipeline.learning.models.experts import build_expert_network
 from lt_pipeline.learning.models.low_rank import add_low_rank
@@ -339,14 +339,14 @@ class Watching(Plainest):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.seen, self.judged = [], []
+        self.seen, self.tested = [], []
 
     def loss(self, batch, progress):
         self.seen.append({n: v.clone() for n, v in self.state_dict().items()})
         return super().loss(batch, progress)
 
     def score(self, images):
-        self.judged.append(self.net.head.weight.detach().clone())
+        self.tested.append(self.net.head.weight.detach().clone())
         return super().score(images)
 
 
@@ -378,8 +378,8 @@ def test_monitors_judge_the_average():
     trained = method(Watching)
     run(trained, config({"ema": 0.8}), monitors={"validation": toy_images(seed=5)})
     first = [state["net.head.weight"] for state in trained.seen[1:4]]
-    torch.testing.assert_close(trained.judged[0], closed_form(first, 0.8), rtol=1e-12, atol=1e-14)
-    assert torch.equal(trained.judged[-1], trained.net.head.weight)
+    torch.testing.assert_close(trained.tested[0], closed_form(first, 0.8), rtol=1e-12, atol=1e-14)
+    assert torch.equal(trained.tested[-1], trained.net.head.weight)
 
 
 @each_way
@@ -422,7 +422,7 @@ def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, way, optimizer):
     training = config(optimizer, epochs=3, checkpoint_every=0)
     whole = together(method(), training, way)
 
-    def break_off(phase, epoch, values):
+    def break_off(stage, epoch, values):
         if epoch == 2:
             raise Interrupted
 

@@ -14,7 +14,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
@@ -51,7 +51,7 @@ def config(**values):
     return TrainingConfig(augment=AugmentConfig(crop_padding=1, flip=0.5), **values)
 
 
-def phases(count=3, epochs=3, trainable=("",), **training):
+def stages(count=3, epochs=3, trainable=("",), **training):
     given = {
         "batch_size": 12,
         "learning_rate": 0.05,
@@ -86,10 +86,10 @@ def together(trained, given, *, training=None, **extra):
 
 def one_by_one(start, given, training=None, monitors=None):
     found = []
-    for phase, data, seed in zip(given, subsets(len(given)), SEEDS, strict=False):
+    for stage, data, seed in zip(given, subsets(len(given)), SEEDS, strict=False):
         trained = copy.deepcopy(start)
         history = fit(
-            trained, phase, data, training or config(), seed=seed, device=CPU, monitors=monitors
+            trained, stage, data, training or config(), seed=seed, device=CPU, monitors=monitors
         )
         found.append((trained.state_dict(), history))
     return found
@@ -116,7 +116,7 @@ def same(a, b):
 @BOTH_WAYS
 @WHAT
 def test_the_networks_are_those_of_one_training_after_the_other(vmap, trains):
-    given, start = phases(trainable=(trains,)), method()
+    given, start = stages(trainable=(trains,)), method()
     held_out = {"validation": toy_images(seed=9)}
     found = together(start, given, monitors=held_out, vmap=vmap)
     close(found, one_by_one(start, given, monitors=held_out), rtol=1e-7, atol=1e-9)
@@ -133,10 +133,10 @@ def test_the_networks_are_those_of_one_training_after_the_other(vmap, trains):
 @BOTH_WAYS
 def test_gradients_are_clipped_by_network(vmap):
     # 0.6 is less than some networks' norms and more than others'
-    given, start = phases(gradient_clip=0.6), method()
+    given, start = stages(gradient_clip=0.6), method()
     found = together(start, given, vmap=vmap)
     close(found, one_by_one(start, given), rtol=1e-7, atol=1e-9)
-    free = together(start, phases(), vmap=vmap)
+    free = together(start, stages(), vmap=vmap)
     assert not torch.allclose(
         found[0][0]["net.head.weight"], free[0][0]["net.head.weight"], rtol=1e-3
     )
@@ -144,14 +144,14 @@ def test_gradients_are_clipped_by_network(vmap):
 
 @BOTH_WAYS
 def test_in_single_precision_they_agree_to_its_tolerance(vmap):
-    given, start = phases(), method().float()
+    given, start = stages(), method().float()
     close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_is_as_far_from_float32_as_it_is_alone():
     start = method().float()
-    exact = one_by_one(start, phases())
-    given = phases(precision="bfloat16")
+    exact = one_by_one(start, stages())
+    given = stages(precision="bfloat16")
     alone, found = one_by_one(start, given), together(start, given, vmap=True)
     name = "net.backbone.stem.weight"
     for (true, _), (expected, _), (state, _) in zip(exact, alone, found, strict=True):
@@ -162,7 +162,7 @@ def test_bfloat16_is_as_far_from_float32_as_it_is_alone():
 
 @BOTH_WAYS
 def test_one_network_is_fit(vmap):
-    given, start = phases(1), method()
+    given, start = stages(1), method()
     close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
 
 
@@ -174,7 +174,7 @@ class Undecayed(Plain):
 @BOTH_WAYS
 def test_batches_without_mixtures_and_rates_by_submodule(vmap):
     given = [
-        replace(phase, mix=None, remainder=False, rates={"net.head": 0.1}) for phase in phases()
+        replace(stage, mix=None, remainder=False, rates={"net.head": 0.1}) for stage in stages()
     ]
     start = method(Undecayed)
     close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
@@ -185,7 +185,7 @@ def test_the_method_has_its_start_again_and_no_network_shares_memory(vmap):
     start = method()
     before = {name: value.clone() for name, value in start.state_dict().items()}
     pointers = {name: value.data_ptr() for name, value in start.state_dict().items()}
-    found = together(start, phases(), vmap=vmap)
+    found = together(start, stages(), vmap=vmap)
     assert same(start.state_dict(), before)
     assert pointers == {name: value.data_ptr() for name, value in start.state_dict().items()}
     tensors = [value for state, _ in found for value in state.values()]
@@ -206,13 +206,13 @@ class Watching(Mixing):
     def end_epoch(self, epochs, validation, device):
         self.told[1] += self.net.head.weight.sum().item()
 
-    def follow(self):
+    def epoch_metrics(self):
         return {"told": float(self.told.sum())}
 
 
 @BOTH_WAYS
 def test_what_a_network_learns_between_epochs_is_its_own(vmap):
-    given, start = phases(), method(Watching)
+    given, start = stages(), method(Watching)
     found = together(start, given, vmap=vmap)
     close(found, one_by_one(start, given), rtol=1e-7, atol=1e-9)
     assert all(state["told"][0] == 6 for state, _ in found)
@@ -225,12 +225,12 @@ class Interrupted(Exception):
 
 @BOTH_WAYS
 def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, vmap):
-    given = phases(epochs=4)
+    given = stages(epochs=4)
     training = config(checkpoint_every=0)
     whole, reported = together(method(), given, training=training, vmap=vmap), []
 
-    def break_off(phase, epoch, values):
-        if (phase, epoch) == ("branch_1", 3):
+    def break_off(stage, epoch, values):
+        if (stage, epoch) == ("branch_1", 3):
             raise Interrupted
 
     resume = ResumeFile(tmp_path / "branches.pt", "run")
@@ -243,10 +243,10 @@ def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, vmap):
         training=training,
         vmap=vmap,
         resume=resume,
-        report=lambda phase, epoch, values: reported.append((epoch, phase, values)),
+        report=lambda stage, epoch, values: reported.append((epoch, stage, values)),
     )
     assert [r[:2] for r in reported] == [
-        (epoch, phase.name) for epoch in range(1, 5) for phase in given
+        (epoch, stage.name) for epoch in range(1, 5) for stage in given
     ]
     for k, ((state, history), (true_state, true_history)) in enumerate(
         zip(resumed, whole, strict=True)
@@ -262,7 +262,7 @@ def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, vmap):
 
 
 def test_a_state_of_the_other_way_is_not_used(tmp_path):
-    given, resume = phases(epochs=1), ResumeFile(tmp_path / "branches.pt", "run")
+    given, resume = stages(epochs=1), ResumeFile(tmp_path / "branches.pt", "run")
     found = [together(method(), given, vmap=vmap, resume=resume) for vmap in (True, False)]
     close(found[1], found[0], rtol=1e-7, atol=1e-9)
 
@@ -278,13 +278,13 @@ def test_threads_are_as_many_as_torch_had_and_are_left_as_they_were():
 
     try:
         torch.set_num_threads(2)
-        found = together(method(Counting), phases(epochs=1))
+        found = together(method(Counting), stages(epochs=1))
         assert torch.get_num_threads() == 2
         # a thread's own number hides what later ones begin with
         with ThreadPoolExecutor(1) as later:
             assert later.submit(torch.get_num_threads).result() == 2
         torch.set_num_threads(1)
-        alone = together(method(Counting), phases(epochs=1))
+        alone = together(method(Counting), stages(epochs=1))
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
@@ -301,8 +301,8 @@ def test_a_loss_that_is_no_number_names_its_network(vmap):
 
     sets = subsets()
     sets[1] = replace(sets[1], images=torch.zeros_like(sets[1].images))
-    with pytest.raises(ValueError, match=r"'mine' is nan in epoch 1 of phase 'branch_1'"):
-        together(method(Broken), phases(), sets=sets, vmap=vmap)
+    with pytest.raises(ValueError, match=r"'mine' is nan in epoch 1 of stage 'branch_1'"):
+        together(method(Broken), stages(), sets=sets, vmap=vmap)
 
 
 @BOTH_WAYS
@@ -316,9 +316,9 @@ def test_weights_that_the_last_step_spoils_name_their_network(vmap):
 
     sets = subsets()
     sets[1] = replace(sets[1], images=torch.zeros_like(sets[1].images))
-    wanted = "weights are nan or infinite in epoch 2 of phase 'branch_1': lower training.learning_r"
+    wanted = "weights are nan or infinite in epoch 2 of stage 'branch_1': lower training.learning_r"
     with pytest.raises(ValueError, match=wanted):
-        together(method(LastStep), phases(epochs=2), sets=sets, vmap=vmap)
+        together(method(LastStep), stages(epochs=2), sets=sets, vmap=vmap)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_weights_that_the_last_step_spoils_name_their_network(vmap):
         ({"training": {"learning_rate": 1.0}}, "but training is"),
     ],
 )
-def test_phases_that_differ_are_refused(change, message):
-    given = phases()
+def test_stages_that_differ_are_refused(change, message):
+    given = stages()
     given[2] = replace(given[2], **change)
     with pytest.raises(ValueError, match=message):
         together(method(), given)
@@ -340,8 +340,8 @@ def test_phases_that_differ_are_refused(change, message):
     ("change", "what"), [({"pair": class_balanced}, "pair"), ({"outliers": 0.5}, "outliers")]
 )
 def test_what_fine_tuning_does_not_use_is_refused(change, what):
-    with pytest.raises(ValueError, match=f"phase 'branch_0' asks for {what}: train them one after"):
-        together(method(), [replace(phase, **change) for phase in phases()])
+    with pytest.raises(ValueError, match=f"stage 'branch_0' asks for {what}: train them one after"):
+        together(method(), [replace(stage, **change) for stage in stages()])
 
 
 def test_views_are_refused():
@@ -349,15 +349,15 @@ def test_views_are_refused():
         views = 2
 
     with pytest.raises(ValueError, match="asks for views"):
-        together(method(Viewing), phases())
+        together(method(Viewing), stages())
 
 
 def test_sets_of_other_sizes_and_missing_seeds_are_refused():
     sets = subsets()
     sets[1] = toy_images((9, 8, 6, 5))
     with pytest.raises(ValueError, match=r"'branch_0' has \[29, .* 'branch_1' \[28, 1, 8, 8\]"):
-        together(method(), phases(), sets=sets)
+        together(method(), stages(), sets=sets)
     with pytest.raises(ValueError, match="there are 3, 3 and 2"):
-        together(method(), phases(), seeds=[1, 2])
+        together(method(), stages(), seeds=[1, 2])
     with pytest.raises(ValueError, match="there are 0, 0 and 0"):
         together(method(), [])

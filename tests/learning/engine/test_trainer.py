@@ -12,10 +12,10 @@ from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine import trainer
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.optim import choose_what_learns, parameters_of
+from lt_pipeline.learning.engine.optim import parameters_of, set_trainable
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
@@ -36,9 +36,9 @@ def method(seed=0, kind=Method):
     return kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
 
 
-def run(trained, training, *, seed=0, phase=None, **extra):
-    phase = phase or Stage("train", epochs=training.epochs)
-    return fit(trained, phase, toy_images(), training, seed=seed, device=CPU, **extra)
+def run(trained, training, *, seed=0, stage=None, **extra):
+    stage = stage or Stage("train", epochs=training.epochs)
+    return fit(trained, stage, toy_images(), training, seed=seed, device=CPU, **extra)
 
 
 def same(a, b):
@@ -100,7 +100,7 @@ def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path, stop):
     whole = method()
     history = run(whole, training)
 
-    def break_off(phase, epoch, values):
+    def break_off(stage, epoch, values):
         if epoch == stop:
             raise Interrupted
 
@@ -111,7 +111,7 @@ def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path, stop):
     resumed = method(seed=99)
     seen = []
     continued = run(
-        resumed, training, resume=resume, report=lambda phase, epoch, values: seen.append(epoch)
+        resumed, training, resume=resume, report=lambda stage, epoch, values: seen.append(epoch)
     )
     assert seen == [1, 2, 3, 4]
     assert same(resumed.state_dict(), whole.state_dict())
@@ -172,16 +172,16 @@ def test_what_is_looked_at_comes_to_the_device_once():
             return ImageSet.to(self, device)
 
     trained, device = method(), torch.device("cuda")
-    phase, data = Stage("train", epochs=3), toy_images()
+    stage, data = Stage("train", epochs=3), toy_images()
     looked_at = Counted(data.images, data.labels, data.class_names)
-    fit(trained, phase, data, config(), seed=0, device=device, monitors={"test": looked_at})
+    fit(trained, stage, data, config(), seed=0, device=device, monitors={"test": looked_at})
     assert moved == ["cuda"]
 
 
-def test_only_what_the_phase_trains_moves_its_statistics_neither():
+def test_only_what_the_stage_trains_moves_its_statistics_neither():
     trained = method()
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    run(trained, config(), phase=Stage("train", epochs=2, trainable=("net.head",)))
+    run(trained, config(), stage=Stage("train", epochs=2, trainable=("net.head",)))
     changed = {
         name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])
     }
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_name():
             return {"mine": super().loss(batch, progress)["cross_entropy"] * float("nan")}
 
     with pytest.raises(
-        ValueError, match=r"'mine' is nan in epoch 1 of phase 'train'.*learning_rate"
+        ValueError, match=r"'mine' is nan in epoch 1 of stage 'train'.*learning_rate"
     ):
         run(method(kind=Broken), config())
 
@@ -241,14 +241,14 @@ class LastStep(Method):
 
 
 def test_what_the_last_step_makes_of_the_weights_is_seen(tmp_path):
-    wanted = "weights are nan or infinite in epoch 2 of phase 'train': lower training.learning_rate"
+    wanted = "weights are nan or infinite in epoch 2 of stage 'train': lower training.learning_rate"
     resume, reported = ResumeFile(tmp_path / "train.pt", "run"), []
     with pytest.raises(ValueError, match=wanted):
         run(
             method(kind=LastStep),
             config(epochs=2),
             resume=resume,
-            report=lambda phase, epoch, values: reported.append(values),
+            report=lambda stage, epoch, values: reported.append(values),
         )
     assert len(reported) == 1
     assert all(math.isfinite(value) for value in reported[0].values())
@@ -364,7 +364,7 @@ def test_batches_bring_the_views_that_are_asked_for():
         assert all(torch.equal(view, batch.images) for view in batch.views)
 
 
-def test_the_sampler_is_the_phases_own_or_the_configured_one():
+def test_the_sampler_is_the_stages_own_or_the_configured_one():
     asked = []
 
     def first_ones(labels, generator, done):
@@ -373,7 +373,7 @@ def test_the_sampler_is_the_phases_own_or_the_configured_one():
 
     own = method(kind=Watching)
     training = config(sampler={"name": "reverse"})
-    run(own, training, phase=Stage("train", epochs=4, sampler=first_ones))
+    run(own, training, stage=Stage("train", epochs=4, sampler=first_ones))
     assert asked == [0.0, 0.25, 0.5, 0.75]
     assert all(not batch.positions.any() for batch in own.seen)
     configured = method(kind=Watching)
@@ -406,8 +406,8 @@ def difficulty_method(difficulty):
 def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, difficulty):
     held_out = {"validation": toy_images((5, 5, 5, 5), seed=5, noise=300.0)}
     whole, broken = difficulty_method(difficulty), difficulty_method(difficulty)
-    phase, training = Stage("train", epochs=4), config(epochs=4)
-    run(whole, training, phase=phase, monitors=held_out)
+    stage, training = Stage("train", epochs=4), config(epochs=4)
+    run(whole, training, stage=stage, monitors=held_out)
     assert not torch.equal(whole.criterion.class_weight, torch.ones(4))
     file = ResumeFile(tmp_path / "state.pt", "mark")
 
@@ -416,25 +416,25 @@ def test_difficulty_weights_follow_the_training_and_survive_a_resume(tmp_path, d
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(broken, training, phase=phase, monitors=held_out, resume=file, report=stop)
+        run(broken, training, stage=stage, monitors=held_out, resume=file, report=stop)
     resumed = difficulty_method(difficulty)
-    run(resumed, training, phase=phase, monitors=held_out, resume=file)
+    run(resumed, training, stage=stage, monitors=held_out, resume=file)
     assert same(whole.state_dict(), resumed.state_dict())
 
 
 def test_small_batches_of_solved_classes_do_not_end_a_difficulty_balanced_training():
     trained = difficulty_method("training")
     training = config(epochs=12, batch_size=8, learning_rate=0.05)
-    run(trained, training, phase=Stage("train", epochs=12))
+    run(trained, training, stage=Stage("train", epochs=12))
     assert trained.criterion.accuracy.max() == 1
     assert all(p.isfinite().all() for p in trained.parameters())
 
 
-def test_a_phase_may_train_several_submodules():
+def test_a_stage_may_train_several_submodules():
     trained = difficulty_method("training")
     before = {name: p.clone() for name, p in trained.named_parameters()}
     stage = Stage("train", epochs=2, trainable=("net.head", "criterion"))
-    run(trained, config(epochs=2), phase=stage)
+    run(trained, config(epochs=2), stage=stage)
     changed = {name for name, p in trained.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"net.head.weight", "net.head.bias"}
     assert trained.criterion.known.any(), "the criterion was in training, too"
@@ -465,11 +465,11 @@ class Witness(Method):
         return super().loss(batch, progress)
 
 
-def test_a_phase_with_a_pair_brings_a_second_draw_of_the_same_size():
+def test_a_stage_with_a_pair_brings_a_second_draw_of_the_same_size():
     torch.manual_seed(0)
     witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
-    phase = Stage("train", epochs=2, pair=class_balanced)
-    run(witness, config(epochs=2), phase=phase)
+    stage = Stage("train", epochs=2, pair=class_balanced)
+    run(witness, config(epochs=2), stage=stage)
     data = toy_images()
     assert len(witness.seen) == 6
     for batch in witness.seen:
@@ -488,10 +488,10 @@ def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
     torch.manual_seed(0)
     witness = Witness(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     auxiliary = toy_images((9,), seed=5)
-    phase = Stage("train", epochs=1, outliers=0.4)
+    stage = Stage("train", epochs=1, outliers=0.4)
     # Cutout would black out what outliers are
     cutout = AugmentConfig(crop_padding=0, flip=0.0, cutout=8)
-    run(witness, config(epochs=1, augment=cutout), phase=phase, auxiliary=auxiliary)
+    run(witness, config(epochs=1, augment=cutout), stage=stage, auxiliary=auxiliary)
     assert (witness.seen[0].images == 0).double().mean() > 0.2
     known = {tuple(image.flatten().tolist()) for image in auxiliary.images}
     shown = set()
@@ -503,18 +503,18 @@ def test_outliers_come_beside_the_images_and_are_not_counted_as_them():
 
 
 @pytest.mark.parametrize("auxiliary", [None, toy_images()[torch.arange(0)]])
-def test_a_phase_that_asks_for_outliers_is_refused_without_any(auxiliary):
-    with pytest.raises(ValueError, match=r"phase 'train' trains on images of no class.*data.auxil"):
-        run(method(), config(), phase=Stage("train", epochs=3, outliers=1.0), auxiliary=auxiliary)
+def test_a_stage_that_asks_for_outliers_is_refused_without_any(auxiliary):
+    with pytest.raises(ValueError, match=r"stage 'train' trains on images of no class.*data.auxil"):
+        run(method(), config(), stage=Stage("train", epochs=3, outliers=1.0), auxiliary=auxiliary)
 
 
-# What a phase has of its own
+# What a stage has of its own
 
 
-def states(trained, phase, training=None, **extra):
-    """Return the state before and after ``phase``."""
+def states(trained, stage, training=None, **extra):
+    """Return the state before and after ``stage``."""
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    run(trained, training or config(), phase=phase, **extra)
+    run(trained, training or config(), stage=stage, **extra)
     return before, trained.state_dict()
 
 
@@ -526,29 +526,29 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 HEAD = {"net.head.weight", "net.head.bias"}
 
 
-def test_what_a_phase_says_of_training_goes_before_what_all_share():
+def test_what_a_stage_says_of_training_goes_before_what_all_share():
     own = {
         "learning_rate": 0.02, "schedule": "constant", "warmup_epochs": 0, "batch_size": 15,
         "weight_decay": 0.3, "momentum": 0.0, "augment": {"flip": 1.0, "crop_padding": 0},
     }  # fmt: skip
     shared = config(epochs=9, batch_size=25, warmup_epochs=1)
     witness, told = method(kind=Witness), method(kind=Witness)
-    history = run(witness, shared, phase=Stage("train", epochs=2, training=own))
+    history = run(witness, shared, stage=Stage("train", epochs=2, training=own))
     assert [p["value"] for p in history["train/learning_rate"]] == [0.02, 0.02]
     assert [len(batch.labels) for batch in witness.seen] == [15] * 10
     data = toy_images()
     assert all(torch.equal(b.images, data.images[b.positions].flip(3)) for b in witness.seen)
-    run(told, TrainingConfig(**{**shared.model_dump(), **own}), phase=Stage("train", epochs=2))
+    run(told, TrainingConfig(**{**shared.model_dump(), **own}), stage=Stage("train", epochs=2))
     assert same(witness.state_dict(), told.state_dict())
-    # the next phase has what all share again
+    # the next stage has what all share again
     after = method(kind=Witness)
-    run(after, shared, phase=Stage("train", epochs=1))
+    run(after, shared, stage=Stage("train", epochs=1))
     assert len(after.seen[0].labels) == 25
 
 
-def test_a_wrong_value_of_a_phase_is_refused_by_name():
+def test_a_wrong_value_of_a_stage_is_refused_by_name():
     with pytest.raises(ValueError, match="lerning_rate"):
-        run(method(), config(), phase=Stage("train", epochs=1, training={"lerning_rate": 1}))
+        run(method(), config(), stage=Stage("train", epochs=1, training={"lerning_rate": 1}))
 
 
 def test_rates_are_factors_of_submodules_and_single_parameters():
@@ -562,7 +562,7 @@ def test_rates_are_factors_of_submodules_and_single_parameters():
         factor = {"net.head.weight": 0.5, "net.head.bias": 0.1, "net.backbone.stem.weight": 0.0}
         torch.testing.assert_close(slower, factor.get(name, 1) * step, rtol=1e-3, atol=1e-7)
         assert step.abs().max() > 1e-6, name
-    history = run(method(), training, phase=Stage("train", epochs=1, rates=rates))
+    history = run(method(), training, stage=Stage("train", epochs=1, rates=rates))
     assert history["train/learning_rate"][0]["value"] == 0.05, "of what has no factor"
 
 
@@ -575,7 +575,7 @@ def test_all_rates_follow_one_schedule():
             return {"sum": self.net.head.bias.sum() + self.net.head.weight.sum()}
 
     training = config(epochs=2, momentum=0, weight_decay=0, warmup_epochs=0)
-    run(method(kind=Rates), training, phase=Stage("train", epochs=2, rates={"net.head.bias": 0.1}))
+    run(method(kind=Rates), training, stage=Stage("train", epochs=2, rates={"net.head.bias": 0.1}))
     steps = [float((a - b)[0]) for a, b in pairwise(seen)]
     wanted = [0.005 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(5)]
     assert steps == pytest.approx(wanted, abs=1e-6)
@@ -588,7 +588,7 @@ def test_with_remainder_every_image_is_seen_once_an_epoch(size, sizes):
     plain = witness.loss
     witness.loss = lambda batch, done: progress.append(done) or plain(batch, done)
     training = config(batch_size=size, epochs=2, warmup_epochs=0)
-    history = run(witness, training, phase=Stage("train", epochs=2, remainder=True))
+    history = run(witness, training, stage=Stage("train", epochs=2, remainder=True))
     assert [len(batch.labels) for batch in witness.seen] == sizes * 2
     for part in (witness.seen[: len(sizes)], witness.seen[len(sizes) :]):
         assert torch.cat([b.positions for b in part]).sort().values.tolist() == list(range(75))
@@ -604,7 +604,7 @@ def test_without_remainder_fewer_images_than_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"is 200 with 75 images"):
         run(method(), config(batch_size=200))
     with pytest.raises(ValueError, match=r"is 200 with 75 images"):
-        run(method(), config(), phase=Stage("train", epochs=1, training={"batch_size": 200}))
+        run(method(), config(), stage=Stage("train", epochs=1, training={"batch_size": 200}))
 
 
 def test_no_image_at_all_is_refused_with_remainder_too():
@@ -615,29 +615,29 @@ def test_no_image_at_all_is_refused_with_remainder_too():
 
 def test_with_remainder_pairs_and_outliers_come_with_every_batch():
     witness = method(kind=Witness)
-    phase = Stage("train", epochs=2, pair=class_balanced, outliers=0.5, remainder=True)
+    stage = Stage("train", epochs=2, pair=class_balanced, outliers=0.5, remainder=True)
     auxiliary = toy_images((9,), seed=5)
-    run(witness, config(epochs=2, batch_size=30), phase=phase, auxiliary=auxiliary)
+    run(witness, config(epochs=2, batch_size=30), stage=stage, auxiliary=auxiliary)
     assert [len(batch.pair.labels) for batch in witness.seen] == [30, 30, 15] * 2
     assert [len(batch.outliers) for batch in witness.seen] == [15] * 6
 
 
 def test_statistics_of_frozen_parts_follow_the_batches_where_they_adapt():
-    phase = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone",))
-    before, after = states(method(), phase)
+    stage = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone",))
+    before, after = states(method(), stage)
     statistics = {name for name in before if name.split(".")[-1] in STATISTICS}
     assert len(statistics) > 5
     assert moved(before, after) == HEAD | statistics
     # of a single part, its own only
-    phase = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone.stage2",))
-    before, after = states(method(), phase)
+    stage = Stage("train", epochs=2, trainable=("net.head",), adapts=("net.backbone.stage2",))
+    before, after = states(method(), stage)
     assert moved(before, after) == HEAD | {n for n in statistics if ".stage2." in n}
 
 
 def test_statistics_that_adapt_are_those_of_the_same_batches_seen_in_training_mode():
     adapting, reference = method(kind=Witness), method()
-    phase = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
-    run(adapting, config(epochs=1, channels_last=False), phase=phase)
+    stage = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
+    run(adapting, config(epochs=1, channels_last=False), stage=stage)
     reference.train()
     with torch.no_grad():
         for batch in adapting.seen:
@@ -660,7 +660,7 @@ def test_only_batchnorm_is_in_training_mode_where_it_adapts():
 
     trained = method(kind=Dropping)
     stage = Stage("train", epochs=1, trainable=("net.head",), adapts=("net.backbone",))
-    choose_what_learns(trained, stage)
+    set_trainable(trained, stage)
     norms = [m for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert all(norm.training for norm in norms)
@@ -670,10 +670,10 @@ def test_only_batchnorm_is_in_training_mode_where_it_adapts():
     assert [n for n, p in trained.named_parameters() if p.requires_grad] == [
         "net.head.weight", "net.head.bias"
     ]  # fmt: skip
-    # a phase behind it finds nothing left of that
-    choose_what_learns(trained, Stage("train", epochs=1, trainable=("net.head",)))
+    # a stage behind it finds nothing left of that
+    set_trainable(trained, Stage("train", epochs=1, trainable=("net.head",)))
     assert not any(norm.training for norm in norms)
-    choose_what_learns(trained, Stage("train", epochs=1))
+    set_trainable(trained, Stage("train", epochs=1))
     assert all(module.training for module in trained.modules())
     assert all(p.requires_grad for p in trained.parameters())
 
@@ -684,8 +684,8 @@ def test_a_stage_may_train_a_single_parameter():
 
 
 def test_a_parameter_and_a_submodule_beside_it():
-    phase = Stage("train", epochs=2, trainable=("net.head.bias", "net.backbone.stage1"))
-    before, after = states(method(), phase)
+    stage = Stage("train", epochs=2, trainable=("net.head.bias", "net.backbone.stage1"))
+    before, after = states(method(), stage)
     wanted = {n for n in before if n.startswith("net.backbone.stage1.")} | {"net.head.bias"}
     assert moved(before, after) == wanted
 
@@ -714,9 +714,9 @@ class Mixing(Method):
 MIXED = Stage("train", epochs=3, mix=MixConfig(cutmix=False))
 
 
-def test_a_phase_that_mixes_brings_every_batch_mixed_with_itself():
+def test_a_stage_that_mixes_brings_every_batch_mixed_with_itself():
     mixing = method(kind=Mixing)
-    run(mixing, config(), phase=MIXED)
+    run(mixing, config(), stage=MIXED)
     data = toy_images()
     assert len(mixing.seen) == 9
     shares, orders = set(), set()
@@ -743,7 +743,7 @@ def test_mixtures_are_those_of_the_seed():
     ends = []
     for seed in (0, 0, 1):
         mixing = method(kind=Mixing)
-        run(mixing, config(), phase=MIXED, seed=seed)
+        run(mixing, config(), stage=MIXED, seed=seed)
         ends.append(mixing)
     assert same(ends[0].state_dict(), ends[1].state_dict())
     for one, other in zip(ends[0].seen, ends[1].seen, strict=True):
@@ -752,15 +752,15 @@ def test_mixtures_are_those_of_the_seed():
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_phase_with_all_of_its_own_resumes_with_the_same_weights(tmp_path, stop):
-    phase = Stage(
+def test_a_stage_with_all_of_its_own_resumes_with_the_same_weights(tmp_path, stop):
+    stage = Stage(
         "train", epochs=3, trainable=("net.head", "net.backbone.stage3"),
         adapts=("net.backbone.stage1",), rates={"net.head.bias": 0.3}, mix=MixConfig(),
         remainder=True, training={"batch_size": 30, "learning_rate": 0.1},
     )  # fmt: skip
     training = config(augment=AugmentConfig(crop_padding=1, flip=0.5))
     whole, resumed = method(kind=Mixing), method(seed=99, kind=Mixing)
-    history = run(whole, training, phase=phase)
+    history = run(whole, training, stage=stage)
 
     def break_off(name, epoch, values):
         if epoch == stop:
@@ -768,8 +768,8 @@ def test_a_phase_with_all_of_its_own_resumes_with_the_same_weights(tmp_path, sto
 
     file = ResumeFile(tmp_path / "train.pt", "run")
     with pytest.raises(Interrupted):
-        run(method(kind=Mixing), training, phase=phase, resume=file, report=break_off)
-    continued = run(resumed, training, phase=phase, resume=file)
+        run(method(kind=Mixing), training, stage=stage, resume=file, report=break_off)
+    continued = run(resumed, training, stage=stage, resume=file)
     assert same(resumed.state_dict(), whole.state_dict())
     assert continued["train/mixed"] == history["train/mixed"]
     for one, other in zip(resumed.seen, whole.seen[3 * stop :], strict=True):

@@ -17,11 +17,11 @@ from lt_pipeline.learning.evaluation.detectors import (
     DETECTORS,
     FITTED,
     DetectorConfig,
+    ModelOutputs,
     OwnNetwork,
-    Seen,
     build_detectors,
+    extract_outputs,
     linear_readout,
-    look,
 )
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.transforms.augment import AugmentConfig
@@ -67,8 +67,8 @@ def trained(kind):
     )
     for number, stage in enumerate(method.stages(method.options)):
         fit(method, stage, data, config, seed=number, device=CPU)
-    method.finish(data, data, CPU)
-    method.fold()
+    method.post_process(data, data, CPU)
+    method.merge_for_inference()
     return method.eval()
 
 
@@ -87,12 +87,12 @@ def build(name, method, train=None, config=SMALL, **changes):
 
 
 def scores(name, method, images, **changes):
-    return build(name, method, **changes)(look(method, images, CPU))
+    return build(name, method, **changes)(extract_outputs(method, images, CPU))
 
 
 def answers(**known):
     """What was seen of images of which only ``known`` is known."""
-    return Seen(**{name: known.get(name, torch.empty(0)) for name in Seen._fields})
+    return ModelOutputs(**{name: known.get(name, torch.empty(0)) for name in ModelOutputs._fields})
 
 
 def features_of(method, images):
@@ -106,25 +106,25 @@ def features_of(method, images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_detector_scores_every_kind_of_method_each_image_by_itself(kind):
     method, few = trained(kind), inside(1)
-    together = look(method, few, CPU)
-    alone = [look(method, image[None], CPU) for image in few]
+    together = extract_outputs(method, few, CPU)
+    alone = [extract_outputs(method, image[None], CPU) for image in few]
     found = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
     assert list(found) == list(DETECTORS)
     for name, detector in found.items():
-        likeness = detector(together)
-        assert likeness.shape == (len(few),), name
-        assert likeness.is_floating_point(), name
-        assert not likeness.requires_grad, name
-        assert torch.isfinite(likeness).all(), name
+        id_score = detector(together)
+        assert id_score.shape == (len(few),), name
+        assert id_score.is_floating_point(), name
+        assert not id_score.requires_grad, name
+        assert torch.isfinite(id_score).all(), name
         each = torch.cat([detector(seen) for seen in alone])
-        torch.testing.assert_close(likeness, each, rtol=1e-3, atol=1e-4, msg=name)
-        assert likeness.unique().numel() > 1, name
+        torch.testing.assert_close(id_score, each, rtol=1e-3, atol=1e-4, msg=name)
+        assert id_score.unique().numel() > 1, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_training_every_detector_ranks_patterns_it_knows_above_noise(kind):
     method = trained(kind)
-    known, strange = look(method, inside(), CPU), look(method, noise(), CPU)
+    known, strange = extract_outputs(method, inside(), CPU), extract_outputs(method, noise(), CPU)
     found = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
     truth = [1] * len(known.images) + [0] * len(strange.images)
     areas = {
@@ -171,7 +171,7 @@ def test_many_images_are_looked_at_in_parts(monkeypatch):
 def test_colour_images_of_another_size_are_taken():
     method = fresh(channels=3)
     train = toy_images(channels=3, size=12)
-    seen = look(method, train.images[::9], CPU)
+    seen = extract_outputs(method, train.images[::9], CPU)
     for name, detector in build_detectors(tuple(DETECTORS), method, train, SMALL, CPU).items():
         assert torch.isfinite(detector(seen)).all(), name
 
@@ -183,7 +183,7 @@ def test_an_unknown_detector_gets_the_nearest_name():
 
 def test_what_was_seen_is_what_the_method_says():
     method, images = trained("linear"), inside(2)
-    seen = look(method, images, CPU)
+    seen = extract_outputs(method, images, CPU)
     with torch.no_grad():
         torch.testing.assert_close(seen.scores, method.score(images))
         torch.testing.assert_close(seen.logits, method.net(images))
@@ -340,7 +340,7 @@ def test_large_logits_stay_finite():
 @pytest.mark.skipif("fused by gates" not in KINDS, reason="there is no dqroute")
 def test_dqroute_has_the_energy_of_its_routed_logits_not_of_its_log_probabilities():
     method, images = trained("fused by gates"), inside(2)
-    seen = look(method, images, CPU)
+    seen = extract_outputs(method, images, CPU)
     with torch.no_grad():
         routed = method.classify(method.net.features(images))
     torch.testing.assert_close(seen.logits, routed, rtol=1e-4, atol=1e-4)
@@ -460,7 +460,7 @@ def test_mahalanobis_and_its_relative_are_of_scikit_learns_covariances(kind):
     means = torch.randn(CLASSES, *experts, 6, generator=generator)
     train = means[labels] + 0.3 * torch.randn(len(labels), *experts, 6, generator=generator)
     test = torch.randn(30, *experts, 6, generator=generator)
-    fitting = module.Fitting(method, SMALL, CPU, answers(features=train), labels)
+    fitting = module.DetectorContext(method, SMALL, CPU, answers(features=train), labels)
 
     def flat(x):
         x = x.double()
@@ -496,7 +496,7 @@ def test_whatever_takes_a_covariance_is_exact_where_its_axes_differ_by_10_000(na
     train = torch.randn(len(labels), width, generator=generator) @ axes + 1
     test = torch.randn(200, width, generator=generator) @ axes + 1
     told = SMALL.model_copy(update={"vim_dimensions": 50})
-    fitting = module.Fitting(method, told, CPU, answers(features=train), labels)
+    fitting = module.DetectorContext(method, told, CPU, answers(features=train), labels)
     found = DETECTORS[name](fitting)(answers(features=test)).numpy()
     head = [part.detach().double().numpy() for part in method.net.head.parameters()]
     train, test, labels = train.double().numpy(), test.double().numpy(), labels.numpy()
@@ -517,7 +517,7 @@ def test_features_that_never_vary_count_for_nothing_and_copies_only_once(name):
     train, test = (torch.rand(n, 5, generator=generator) for n in (100, 20))
 
     def found(train, test):
-        fitting = module.Fitting(fresh(), SMALL, CPU, answers(features=train), labels)
+        fitting = module.DetectorContext(fresh(), SMALL, CPU, answers(features=train), labels)
         return DETECTORS[name](fitting)(answers(features=test))
 
     def widened(x, dead):
@@ -533,7 +533,7 @@ def test_labels_need_not_be_contiguous_where_a_fit_is_by_class():
     kept = train[train.labels != 1]
     for name in ("mahalanobis", "relative_mahalanobis"):
         assert torch.isfinite(
-            build(name, trained("linear"), kept)(look(trained("linear"), inside(), CPU))
+            build(name, trained("linear"), kept)(extract_outputs(trained("linear"), inside(), CPU))
         ).all()
 
 
@@ -570,7 +570,7 @@ def test_experts_that_share_their_features_have_these_dimensions_once():
     many = toy_images((50,) * CLASSES)
     with pytest.raises(ValueError, match="below the 64 dimensions"):
         build("vim", method, many, vim_dimensions=3 * method.net.width // 2)
-    seen = look(method, inside(), CPU)
+    seen = extract_outputs(method, inside(), CPU)
     for name in FITTED:
         assert torch.isfinite(build(name, method, many)(seen)).all(), name
 
@@ -594,7 +594,9 @@ def test_ones_own_network_is_judged_as_a_method_with_the_same_layers(bias):
     own = OwnNetwork(torch.nn.Sequential(method.net.normalize, method.net.backbone), head)
     for name, detector in build_detectors(tuple(DETECTORS), own, toy_images(), SMALL).items():
         wanted = scores(name, method, inside())
-        assert torch.allclose(detector(look(own, inside())), wanted, rtol=1e-4, atol=1e-5), name
+        assert torch.allclose(
+            detector(extract_outputs(own, inside())), wanted, rtol=1e-4, atol=1e-5
+        ), name
 
 
 def test_a_head_that_no_detector_can_look_into_is_refused():

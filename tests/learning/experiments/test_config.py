@@ -12,8 +12,8 @@ from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
     data_config,
-    merged,
     method_options,
+    updated,
 )
 from lt_pipeline.learning.methods.more import MoreOptions
 from toys import PROJECT
@@ -127,7 +127,7 @@ def test_a_methods_own_block_changes_single_values_of_what_is_shared():
 
 def test_merging_changes_neither_side():
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
-    assert merged(base, over) == {"a": {"b": 3, "c": 2}}
+    assert updated(base, over) == {"a": {"b": 3, "c": 2}}
     assert base == {"a": {"b": 1, "c": 2}}
 
 
@@ -257,7 +257,7 @@ def test_what_no_library_could_do_is_refused_at_once(values, line):
 
 
 def fits(method, change):
-    found = merged(parameters("smoke"), change)
+    found = updated(parameters("smoke"), change)
     ExperimentConfig.resolve(method, found).check_data(data_config(found))
 
 
@@ -296,7 +296,7 @@ def test_sizes_that_do_not_fit_the_data_are_known_before_anything_runs(method, c
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_what_conf_says_fits_its_data(environment):
-    found = merged(parameters(environment), {"data": {"auxiliary": {"name": "gaussian_noise"}}})
+    found = updated(parameters(environment), {"data": {"auxiliary": {"name": "gaussian_noise"}}})
     data = data_config(found)
     several = expected(data).longtail.several
     for method in methods.available():
@@ -327,13 +327,13 @@ def test_sets_that_are_named_must_be_there_and_whole(tmp_path):
 
 
 def test_difficulty_on_a_hold_out_needs_one():
-    found = merged(
+    found = updated(
         parameters("base"), {"cdb_ce": {"options": {"criterion": {"difficulty": "validation"}}}}
     )
     experiment = ExperimentConfig.resolve("cdb_ce", found)
     with pytest.raises(ValueError, match="data.validation is 0"):
         experiment.check_data(data_config(found))
-    experiment.check_data(data_config(merged(found, {"data": {"validation": 0.2}})))
+    experiment.check_data(data_config(updated(found, {"data": {"validation": 0.2}})))
     ExperimentConfig.resolve("cdb_ce", parameters("base")).check_data(data_config(found))
 
 
@@ -365,7 +365,7 @@ def test_the_dbm_recipe_is_the_papers():
 )
 def test_a_variant_of_dbm_chooses_the_loss_behind_the_margin(variant, name, start):
     given = {"dbm": {"options": {"variant": variant, "criterion": {"margin": {"K": 0.3}}}}}
-    found = ExperimentConfig.resolve("dbm", merged(parameters("base"), given))
+    found = ExperimentConfig.resolve("dbm", updated(parameters("base"), given))
     criterion = found.options.criterion
     assert criterion.name == name
     assert getattr(criterion, "start", None) == start
@@ -557,10 +557,10 @@ def test_the_usual_first_methods_block_is_taken_over_where_none_is_named():
 def test_a_criterion_of_another_name_begins_anew():
     base = {"criterion": {"name": "label_aware_smoothing", "head": 0.3, "tail": 0.0}}
     over = {"criterion": {"name": "geometric_mean"}}
-    assert merged(base, over) == over
-    assert merged(base, {"criterion": {"tail": 0.1}})["criterion"] == {
+    assert updated(base, over) == over
+    assert updated(base, {"criterion": {"tail": 0.1}})["criterion"] == {
         "name": "label_aware_smoothing", "head": 0.3, "tail": 0.1,
     }  # fmt: skip
-    assert merged({"sampler": {"name": "reverse", "defer": 0.5}}, {"sampler": {"name": "x"}}) == {
+    assert updated({"sampler": {"name": "reverse", "defer": 0.5}}, {"sampler": {"name": "x"}}) == {
         "sampler": {"name": "x", "defer": 0.5}
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.mixtures import Mixtures
 from lt_pipeline.learning.data.ood import OOD_SETS, InDistribution, load_ood
 from lt_pipeline.learning.data.protocol import take
@@ -20,7 +20,7 @@ from lt_pipeline.learning.evaluation.metrics.ood import mean_report
 from lt_pipeline.learning.experiments import ood as module
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
-from lt_pipeline.learning.experiments.ood import CONFLICTS, headline, judge
+from lt_pipeline.learning.experiments.ood import CONFLICTS, evaluate_ood, summary_metrics
 from lt_pipeline.learning.schema import numbers
 from toys import COUNTS, toy_card, toy_images
 
@@ -44,14 +44,14 @@ class Run:
         self.train, self.test = toy_images(), toy_images((per_class,) * CLASSES, seed=1)
         self.folder = folder
         made = self.experiment.build()
-        made.fold()
+        made.merge_for_inference()
         # a head that is sure of something, so that gradients differ
         for parameter in made.net.head.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         self.weights = dict(made.state_dict())
 
     def judge(self):
-        return judge(self.experiment, self.weights, self.train, self.test, self.folder)
+        return evaluate_ood(self.experiment, self.weights, self.train, self.test, self.folder)
 
     @property
     def method(self):
@@ -145,7 +145,7 @@ def test_the_papers_means_are_in_the_headline_where_they_are_there(there):
         "conflict_adjusted": {},
         "averaged_over": ["svhn"],
     }
-    found = numbers({"ood": headline(report)})
+    found = numbers({"ood": summary_metrics(report)})
     assert found.get("ood/odin/of_7/auroc_few") == (0.2 if there else None)
     assert found["ood/odin/mean/auroc"] == 0.4
 
@@ -159,7 +159,7 @@ def test_without_a_set_there_are_no_numbers_and_a_picture_says_so(tmp_path, none
     assert report["averaged_over"] == []
     assert set(report["left_out"]) == set(none or ())
     assert set(report) == {"averaged_over", "left_out"}
-    assert headline(report) == {}
+    assert summary_metrics(report) == {}
 
 
 def test_true_is_every_set_that_is_known(tmp_path):
@@ -172,13 +172,13 @@ def test_a_set_is_of_at_most_so_many_images_and_a_made_one_of_fewer(tmp_path, mo
     images = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8)
     (tmp_path / "ood").mkdir()
     np.savez(tmp_path / "ood" / "mine.npz", images=images)
-    seen, whole = [], module.look
+    seen, whole = [], module.extract_outputs
 
-    def look(method, images, *rest):
+    def extract_outputs(method, images, *rest):
         seen.append(tuple(take(images, torch.arange(len(images))).shape))
         return whole(method, images, *rest)
 
-    monkeypatch.setattr(module, "look", look)
+    monkeypatch.setattr(module, "extract_outputs", extract_outputs)
     run = Run(tmp_path, ood=("folder:mine", "uniform_noise"), ood_limit=4, ood_made=3)
     report, _ = run.judge()
     assert report["averaged_over"] == ["folder:mine", "uniform_noise"]
@@ -257,7 +257,7 @@ def test_features_are_drawn_in_the_plane_only_where_asked(tmp_path, monkeypatch,
 def test_the_headline_is_small_and_has_no_more_than_metrics(tmp_path):
     run = Run(tmp_path)
     report, _ = run.judge()
-    shown = headline(report)
+    shown = summary_metrics(report)
     values = numbers({"ood": shown})
     sets = 2
     of_the_mean = 5 + 2 * len(GROUPS)
@@ -384,5 +384,5 @@ def test_only_so_many_images_are_compared(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["sade", "dqroute", "lgla", "darl"])
 def test_experts_are_judged(tmp_path, name):
     report, figures = Run(tmp_path, name, {"head": "cosine"}, detectors=("odin", "energy")).judge()
-    assert all(math.isfinite(value) for value in numbers({"ood": headline(report)}).values())
+    assert all(math.isfinite(value) for value in numbers({"ood": summary_metrics(report)}).values())
     assert len(figures) == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import Start, run_experiment, train_stages
 from lt_pipeline.learning.experiments.store import Store
@@ -57,7 +57,7 @@ def test_a_first_stage_is_taken_up_whatever_follows_it(tmp_path):
     _, history = train(crt(), "pretrain", tmp_path)
     longer = crt(classifier={"epochs": 3})
     assert train(longer, "pretrain", tmp_path)[1] == history
-    other = merged(crt().model_dump(mode="json"), {"training": {"learning_rate": 0.01}})
+    other = updated(crt().model_dump(mode="json"), {"training": {"learning_rate": 0.01}})
     other = ExperimentConfig.model_validate(other)
     assert train(other, "pretrain", tmp_path)[1] != history
 

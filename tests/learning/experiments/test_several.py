@@ -9,15 +9,20 @@ import torch
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.longtail import LongTail, SplitGroups, class_counts, of_each_label
+from lt_pipeline.learning.data.distribution import (
+    LongTail,
+    SplitGroups,
+    class_counts,
+    of_each_label,
+)
 from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.samplers import SAMPLERS, SamplerConfig
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import changed_predictions, logit_shift
-from lt_pipeline.learning.experiments import evaluate as judging
+from lt_pipeline.learning.experiments import evaluate as evaluating
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import finish, run_experiment, run_stages
-from lt_pipeline.learning.experiments.stages import judge_stages
+from lt_pipeline.learning.experiments.stages import evaluate_stages
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.methods.more import discrepancy, image_weight, rebalancing_weight
 from lt_pipeline.learning.schema import UserError
@@ -79,9 +84,9 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
     train, validation, test, _ = sets
     made, histories = run_stages(experiment, experiment.stages, sets, tmp_path, Store(tmp_path))
     weights, report = finish(experiment, train, validation, test, made["classifier"])
-    metrics, judged = judging.evaluate(experiment, weights, validation, test, report, histories)
+    metrics, judged = evaluating.evaluate(experiment, weights, validation, test, report, histories)
     method = experiment.finished(weights)
-    chosen = judging.thresholds(experiment, method, validation)
+    chosen = evaluating.thresholds(experiment, method, validation)
     assert metrics["thresholds"] == chosen.sigmoid().tolist()
     scores = method.score(test.images)
     said = (scores.double() >= chosen).long()
@@ -89,15 +94,16 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
     row = said[3].nonzero().squeeze(1).tolist()
     assert judged.answers["predicted"][3] == ";".join(map(str, row))
     assert (
-        judging.first_of_all(metrics)["hold_out"] == metrics["validation"]["mean_average_precision"]
+        evaluating.first_of_all(metrics)["hold_out"]
+        == metrics["validation"]["mean_average_precision"]
     )
-    without = judging.thresholds(experiment, method, validation[torch.arange(0)])
+    without = evaluating.thresholds(experiment, method, validation[torch.arange(0)])
     assert without.tolist() == [0] * 4
-    figures = judging.draw(
+    figures = evaluating.draw(
         experiment, judged.table, judged.confusion, judged.reliability, report, histories
     )
     assert {"average_precision_by_class.png", "confusion.png", "reliability.png"} <= {*figures}
-    table, _, drawn = judge_stages(experiment, validation, test, list(made.values()))
+    table, _, drawn = evaluate_stages(experiment, validation, test, list(made.values()))
     assert {"mean_average_precision", "validation_mean_average_precision"} <= {*table}
     assert "recall_profiles.png" in drawn
 
@@ -105,11 +111,11 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
 def test_a_class_without_a_test_image_is_left_out_and_named(sets):
     experiment = Experiment(resolved("bce"), card_of(sets.train))
     method, test = experiment.build(), sets.test
-    method.fold()
+    method.merge_for_inference()
     labels = test.labels.clone()
     labels[:, 2] = 0
     weights = dict(method.state_dict())
-    metrics, table, *_ = judging.judge_again(
+    metrics, table, *_ = evaluating.evaluate_again(
         experiment, weights, sets.validation, replace(test, labels=labels)
     )
     assert metrics["notes"] == ["no test image has class 2: left out of means"]
@@ -131,7 +137,7 @@ def test_logistic_regression_solves_for_each_label(sets, tmp_path):
         features = method.eval().net.features(train.images).double()
     method.fit([], few.train, torch.device("cpu"))
     # at the minimum of the penalised loss the gradient by the weights is 0
-    weight = method.net.centres.detach().double()
+    weight = method.net.prototypes.detach().double()
     logits = features @ weight.T + method.net.head.bias.detach().double()
     residual = logits.sigmoid() - labels.double()
     gradient = residual.T @ features + weight

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, updated
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import KEPT, Store, data_key, key, run_key, stage_resume
 from lt_pipeline.learning.schema import Config, canonical, kinds
@@ -31,7 +31,7 @@ def conf():
     found = {}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = merged(found, yaml.safe_load(text))
+        found = updated(found, yaml.safe_load(text))
     return found
 
 
@@ -41,7 +41,7 @@ def config(method):
 
 
 def experiment(method="crt", data_hash="a", **parameters):
-    found = ExperimentConfig.resolve(method, merged(conf(), parameters))
+    found = ExperimentConfig.resolve(method, updated(conf(), parameters))
     return Experiment(found, replace(toy_card(), data_hash=data_hash))
 
 
@@ -202,7 +202,7 @@ def test_a_run_whose_parameters_no_longer_are_is_not_used(tmp_path):
     path = kept_file(store, one)
     for change in ({"training": {"gone": 1}}, {"method": "gone"}, {"training": 3}):
         kept = json.loads(path.read_text())
-        path.write_text(json.dumps({**kept, "config": merged(kept["config"], change)}))
+        path.write_text(json.dumps({**kept, "config": updated(kept["config"], change)}))
         assert store.metrics(one) is None
         path.write_text(json.dumps(kept))
         assert store.metrics(one) is not None

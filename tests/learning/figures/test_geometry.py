@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.figures.geometry import angle_distribution, separability_by_class
 from lt_pipeline.learning.figures.style import GROUP_COLOURS

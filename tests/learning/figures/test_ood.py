@@ -9,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.ood import conflict, embedding, ood_by_group, ood_by_set
 from lt_pipeline.learning.figures.study import COLOURS
 from lt_pipeline.learning.figures.style import GROUP_COLOURS

@@ -5,7 +5,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import Head, Outputs
@@ -217,7 +217,7 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_in_training_
             longtail=LongTail.from_counts(counts), name="difficulty_balanced", shrinkage=0.0,
             difficulty=difficulty,
         )  # fmt: skip
-        assert built.follow() == {"difficulty/size_correlation": 0}
+        assert built.epoch_metrics() == {"difficulty/size_correlation": 0}
         for wrong, found in (([0, 1, 2, 3, 4], -1), ([4, 3, 2, 1, 0], 1)):
             labels = torch.arange(5).repeat_interleave(4)
             right = torch.cat([torch.arange(4) >= n for n in wrong])
@@ -225,7 +225,7 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_in_training_
             show = built.observe if built.config.wants_validation else built
             show(logits, labels)
             built.end_epoch()
-            value = built.follow()["difficulty/size_correlation"]
+            value = built.epoch_metrics()["difficulty/size_correlation"]
             assert value == pytest.approx(found, abs=1e-5)
         assert len(built.notes()) == noted
 
@@ -256,13 +256,13 @@ def test_balanced_contrastive_terms():
     wanted = losses.balanced_contrastive(
         F.normalize(projected, dim=1).view(3, 3, -1)[1:],
         LABELS,
-        F.normalize(built.project_centres(seen.centres), dim=1),
+        F.normalize(built.project_centres(seen.prototypes), dim=1),
         0.1,
     )
     torch.testing.assert_close(terms["contrast"], 0.5 * wanted.mean())
     sum(terms.values()).backward()
     assert seen.features.grad.abs().sum() > 0
-    assert seen.centres.grad.abs().sum() > 0
+    assert seen.prototypes.grad.abs().sum() > 0
     assert all(p.grad is not None for p in built.parameters())
 
 
@@ -277,7 +277,7 @@ def test_the_contrast_is_single_precision_under_autocast(dtype):
     wanted = losses.balanced_contrastive(
         F.normalize(projected.float(), dim=1).view(3, 3, -1)[1:],
         LABELS,
-        F.normalize(built.project_centres(seen.centres), dim=1),
+        F.normalize(built.project_centres(seen.prototypes), dim=1),
         0.1,
     )
     assert found.dtype == torch.float32

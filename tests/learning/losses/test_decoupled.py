@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import decoupled
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import Criterion, Head, Outputs
-from lt_pipeline.learning.methods._experts import ExpertOptions
-from lt_pipeline.learning.methods._outliers import OutlierOptions
+from lt_pipeline.learning.methods.families.experts import ExpertOptions
+from lt_pipeline.learning.methods.families.outliers import OutlierOptions
 
 COUNTS = torch.tensor([500, 6, 58, 5], dtype=torch.float64)
 LOG_PRIOR = (COUNTS / COUNTS.sum()).log()

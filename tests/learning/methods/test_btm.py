@@ -71,7 +71,7 @@ def train(name, checkpoints, data=None, seed=0, **options):
     given = {start: checkpoints[start] for start in stage.start}
     seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
     if stage.trains:
-        method.start(stage, given)
+        method.load_weights(stage, given)
         fit(method, stage, seen, TRAINING, seed=seed, device=CPU)
     else:
         method.step(stage, given, seen, CPU)
@@ -230,7 +230,7 @@ def test_fine_tuning_is_as_in_the_paper(name):
 def test_the_rates_follow_a_cosine_from_the_first_step(trained):
     method = btm(**SHORT)
     stage, given = stage_of(method, "branch_0"), {"pretrain": trained["pretrain"]}
-    method.start(stage, given)
+    method.load_weights(stage, given)
     history = fit(method, stage, toy_images((6, 6, 6, 5)), TRAINING, seed=0, device=CPU)
     rates = [point["value"] for point in history["train/learning_rate"]]
     assert rates == pytest.approx([0.05 * 0.5 * (1 + q) for q in (0.5**0.5, 0, -(0.5**0.5), -1)])
@@ -371,7 +371,7 @@ def test_notes_say_that_the_classifier_forgets():
 def test_every_fine_tuning_starts_from_the_same_weights_classifier_included(trained):
     for name in ("branch_0", "branch_2", "union", "stage_2"):
         method = btm(seed=7, **SHORT)
-        method.start(stage_of(method, name), {"pretrain": trained["pretrain"]})
+        method.load_weights(stage_of(method, name), {"pretrain": trained["pretrain"]})
         assert same(trained["pretrain"], method.state_dict(), "source.net.")
         assert torch.equal(method.scale, torch.ones(4))
 
@@ -382,14 +382,14 @@ def test_fine_tunings_behind_more_start_from_its_merged_network():
         for parameter in source.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     method = btm(seed=7, pretrain="more")
-    method.start(stage_of(method, "fc"), {"pretrain": copied(source)})
+    method.load_weights(stage_of(method, "fc"), {"pretrain": copied(source)})
     images = toy_images().images
     with torch.no_grad():
         wanted = source.source.eval().score(images)
         torch.testing.assert_close(method.eval().score(images), wanted, rtol=1e-4, atol=1e-4)
     assert not [name for name in method.state_dict() if "parametrizations" in name]
     later = btm(seed=8, pretrain="more")
-    later.start(stage_of(later, "branch_0"), {"fc": copied(method)})
+    later.load_weights(stage_of(later, "branch_0"), {"fc": copied(method)})
     assert same(copied(method), later.state_dict())
 
 
@@ -410,7 +410,7 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
     for mix, name in (("pretrain", "branch_0"), (None, "union"), ("pretrain", "union")):
         method = btm(branches={**FEW, "mix": mix}, **LAST)
         stage = stage_of(method, name)
-        method.start(stage, {"pretrain": trained["pretrain"]})
+        method.load_weights(stage, {"pretrain": trained["pretrain"]})
         method.eval()
         with torch.no_grad():
             found = objective_of(method, stage).loss(made, 0.5)
@@ -427,7 +427,7 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
 def test_mixtures_that_are_due_and_missing_are_asked_for(trained):
     method = btm(**SHORT)
     stage = stage_of(method, "branch_0")
-    method.start(stage, {"pretrain": trained["pretrain"]})
+    method.load_weights(stage, {"pretrain": trained["pretrain"]})
     with pytest.raises(ValueError, match="must bring mixtures"):
         objective_of(method, stage).loss(mixed_batch()._replace(mixed=None), 0.5)
 
@@ -435,7 +435,7 @@ def test_mixtures_that_are_due_and_missing_are_asked_for(trained):
 def test_the_classifier_forgets_with_cross_entropy_and_no_mixtures(trained):
     method = btm(fc=True, **SHORT)
     stage = stage_of(method, "fc")
-    method.start(stage, {"pretrain": trained["pretrain"]})
+    method.load_weights(stage, {"pretrain": trained["pretrain"]})
     made = mixed_batch()
     with torch.no_grad():
         found = objective_of(method.eval(), stage).loss(made, 0.5)
@@ -538,7 +538,7 @@ def test_merging_copies_of_one_network_changes_nothing(trained, strategy):
 def own_score(state, data, kind):
     """Score a state without the method's own evaluation."""
     method = btm(branches=FEW, **LAST)
-    method.start(method.END, {"merge": state})
+    method.load_weights(method.END, {"merge": state})
     method.eval()
     with torch.no_grad():
         found = torch.cat([method.net(image[None]) for image in data.images]).argmax(1)
@@ -604,7 +604,7 @@ def test_batchnorm_is_estimated_anew_in_one_pass_over_all_subsets(trained):
     method.step(stage_of(method, "merge"), states(trained), data, CPU)
     found = copied(method)
     reference = btm(branches=FEW, **LAST)
-    reference.start(reference.END, {"merge": averaged})
+    reference.load_weights(reference.END, {"merge": averaged})
     reference.train()
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -635,7 +635,7 @@ def test_batches_for_the_statistics_are_of_all_classes(trained):
 
 def test_networks_that_differ_are_not_merged_and_the_first_difference_is_named(trained):
     other = btm(model=ModelConfig(backbone="resnet20"), branches=FEW, **LAST)
-    other.start(stage_of(other, "branch_1"), {})
+    other.load_weights(stage_of(other, "branch_1"), {})
     given = {**states(trained), "branch_1": copied(other)}
     first = next(n for n in given["branch_1"] if n not in given["branch_0"])
     with pytest.raises(ValueError, match="cannot merge branch_0 and branch_1") as error:
@@ -685,7 +685,7 @@ def test_equal_seeds_give_equal_bits(trained):
 @pytest.mark.parametrize("pretrain", ["mislas", "crt"])
 def test_on_a_method_of_two_stages_the_whole_network_is_fine_tuned(pretrain):
     method = btm(pretrain=pretrain, branches=FEW)
-    method.start(stage_of(method, "branch_0"), {})
+    method.load_weights(stage_of(method, "branch_0"), {})
     wanted = {id(p) for p in method.net.parameters()}
     assert {id(p) for _, p in trained_parameters(method, stage_of(method, "branch_0"))} == wanted
     head = {id(p) for p in method.net.head.parameters()}
@@ -782,7 +782,7 @@ def test_fine_tunings_of_an_arm_with_another_last_stage_can_be_merged(trained):
     assert same(inner, trained["merge"])
     assert method.criterion.log_prior.isfinite().all()
     method = btm(**{**SHORT, **GML})
-    method.start(stage_of(method, "post_train"), {"merge": trained["merge"]})
+    method.load_weights(stage_of(method, "post_train"), {"merge": trained["merge"]})
     assert method.scale is None
 
 
@@ -791,11 +791,11 @@ def test_the_smoothing_is_this_arms_own(trained):
     wanted = btm(**{**SHORT, **own}).criterion.smoothing
     for name, start in (("post_train", "merge"), ("stage_2", "pretrain"), ("branch_0", "pretrain")):
         method = btm(**{**SHORT, **own})
-        method.start(stage_of(method, name), {start: trained[start]})
+        method.load_weights(stage_of(method, name), {start: trained[start]})
         assert torch.equal(method.criterion.smoothing, wanted)
     method, _ = train("post_train", trained, **SHORT)
     other = btm(**SHORT)
-    other.start(other.END, {"post_train": copied(method)})
+    other.load_weights(other.END, {"post_train": copied(method)})
     assert torch.equal(other.scale, method.scale)
     assert not torch.equal(other.scale, torch.ones(4))
 
@@ -808,7 +808,7 @@ def test_a_classifier_restarts_in_any_stage_that_is_told_to(name, block):
     given = copied(method)
     kept, fresh = btm(seed=4, **options), btm(seed=4, **{**options, block: {"restart": True}})
     for one in (kept, fresh):
-        one.start(stage_of(one, name), {start: given})
+        one.load_weights(stage_of(one, name), {start: given})
     assert torch.equal(kept.net.head.weight, given["source.net.head.weight"])
     assert not torch.equal(fresh.net.head.weight, given["source.net.head.weight"])
 

@@ -20,16 +20,16 @@ from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast
 from lt_pipeline.learning.engine.loader import Stream
-from lt_pipeline.learning.engine.optim import choose_what_learns, trained_parameters
+from lt_pipeline.learning.engine.optim import set_trainable, trained_parameters
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.protocol import Objective, objective_of
 from lt_pipeline.learning.engine.trainer import fit, stage_config
 from lt_pipeline.learning.evaluation.detectors import DETECTORS, DetectorConfig
-from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment, run_stages
 from lt_pipeline.learning.experiments.store import Store
-from lt_pipeline.learning.methods._roles import Staged
+from lt_pipeline.learning.methods.families.roles import Staged
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from lt_pipeline.learning.transforms.mix import MixConfig
 from toys import FromAfar, toy_card, toy_images
@@ -50,7 +50,7 @@ def experiment(request):
     own = yaml.safe_load((CONF / f"parameters_{name}.yml").read_text())
     short = {name: {"options": SHORT.get(name, {})}}
     config = ExperimentConfig.resolve(
-        name, merged({"model": {"backbone": "resnet8"}, **own}, short)
+        name, updated({"model": {"backbone": "resnet8"}, **own}, short)
     )
 
     def make(seed=0, training=None):
@@ -92,7 +92,7 @@ def training_config(epochs, batch_size=32, rate=0.05):
 def finished(experiment, checkpoints, data):
     """Return the method behind the last stage."""
     method = experiment.behind(list(checkpoints.values())[-1])
-    method.finish(data, data, CPU)
+    method.post_process(data, data, CPU)
     return method
 
 
@@ -116,7 +116,7 @@ def trained_stages(experiment, checkpoints):
             continue
         roles.add(stage.role)
         method = found.build()
-        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        method.load_weights(stage, {name: checkpoints[name] for name in stage.start})
         method.load_state_dict(checkpoints[stage.name])
         seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
         yield method, stage, one_batch(method, stage, seen, found.config.training)
@@ -173,7 +173,11 @@ def test_stages_can_run_in_their_order_and_say_what_they_do(create):
 def test_stages_say_what_they_start_from_and_what_they_do(create):
     """All of it: no method has more to do where a stage begins, nor where it is a step."""
     kind = type(create())
-    assert (kind.start, kind.step, kind.load) == (Staged.start, Staged.step, Staged.load)
+    assert (kind.load_weights, kind.step, kind.load) == (
+        Staged.load_weights,
+        Staged.step,
+        Staged.load,
+    )
 
 
 def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(create, checkpoints):
@@ -182,7 +186,7 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
     stages = [stage for stage in method.stages(method.options) if stage.trains]
     for stage in stages:
         method = create()
-        method.start(stage, {name: checkpoints[name] for name in stage.start})
+        method.load_weights(stage, {name: checkpoints[name] for name in stage.start})
         method.train()
         objective = objective_of(method, stage)
         terms = objective.loss(batch(objective.views), 0.5)
@@ -199,11 +203,11 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
 def test_what_the_criterion_follows_and_notes_is_said(create):
     method = create()
     method.criterion.notes = lambda: ["noted by the criterion"]
-    method.criterion.follow = lambda: {"criterion/followed": 1.0}
+    method.criterion.epoch_metrics = lambda: {"criterion/followed": 1.0}
     assert "noted by the criterion" in method.notes()
     for stage in method.stages(method.options):
         if stage.trains and objective_of(method, stage) is method:
-            assert "criterion/followed" in method.follow()
+            assert "criterion/followed" in method.epoch_metrics()
 
 
 def test_scores_do_not_depend_on_the_batch(trained):
@@ -212,12 +216,12 @@ def test_scores_do_not_depend_on_the_batch(trained):
     with torch.no_grad():
         together = method.score(images)
         alone = torch.cat([method.score(image[None]) for image in images])
-        likeness = method.ood_score(images)
+        id_score = method.ood_score(images)
     assert together.shape == (6, 4)
     assert torch.isfinite(together).all()
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    assert likeness.shape == (6,)
-    assert torch.isfinite(likeness).all()
+    assert id_score.shape == (6,)
+    assert torch.isfinite(id_score).all()
 
 
 def test_the_same_seed_gives_the_same_checkpoints(experiment, checkpoints):
@@ -240,7 +244,7 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment, tra
     images = toy_images().images[:8]
     with torch.no_grad():
         before = method.score(images)
-        method.fold()
+        method.merge_for_inference()
         torch.testing.assert_close(method.score(images), before, rtol=1e-4, atol=1e-4)
         other = experiment(seed=5).finished(method.state_dict())
         assert torch.equal(other.score(images), method.score(images))
@@ -281,7 +285,7 @@ def test_from_afar_it_gives_what_it_gives_in_memory(experiment, tmp_path):
 
 def gradients(method, stage, made, precision):
     """Return the gradient of each loss term, as a step of the engine has it."""
-    choose_what_learns(method, stage)
+    set_trainable(method, stage)
     objective, epochs = objective_of(method, stage), stage.passes(EPOCHS)
     objective.start_epoch(epochs - 1, epochs)
     learning = [p for _, p in trained_parameters(method, stage) if p.requires_grad]
@@ -335,7 +339,7 @@ def test_training_together_gives_what_training_alone_does(create, vmap):
     stage = next((stage for stage in method.stages(method.options) if stage.trains), None)
     if stage is None:
         pytest.skip("nothing is trained by gradients")
-    method.start(stage, {})
+    method.load_weights(stage, {})
     method.double()
 
     def together():

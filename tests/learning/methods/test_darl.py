@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.longtail import LongTail, SplitGroups
+from lt_pipeline.learning.data.distribution import LongTail, SplitGroups
 from lt_pipeline.learning.data.profiles import Exponential, profile_counts
 from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
@@ -226,7 +226,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, ambiguity):
         )  # fmt: skip
         return method.state_dict()
 
-    def stop(phase, epoch, values):
+    def stop(stage, epoch, values):
         if epoch == 2:
             raise KeyboardInterrupt
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.criteria import BalancedSoftmaxConfig
 from lt_pipeline.learning.losses.margins import DbmConfig
@@ -84,9 +84,9 @@ def test_scores_have_neither_margin_nor_prior():
     images = toy_images().images[:6]
     with torch.no_grad():
         torch.testing.assert_close(method.score(images), method.net(images))
-        centres = F.normalize(method.class_centres(), dim=1)
+        prototypes = F.normalize(method.class_prototypes(), dim=1)
         features = F.normalize(method.features(images), dim=1)
-        torch.testing.assert_close(method.score(images), 32 * features @ centres.T)
+        torch.testing.assert_close(method.score(images), 32 * features @ prototypes.T)
 
 
 def test_images_and_views_are_normalised_as_one_batch():
@@ -98,7 +98,7 @@ def test_images_and_views_are_normalised_as_one_batch():
     size = len(given.images)
     torch.testing.assert_close(outputs.logits, other.net.head(features[:size]))
     torch.testing.assert_close(outputs.features, features.view(3, size, -1))
-    assert outputs.centres is method.net.head.weight
+    assert outputs.prototypes is method.net.head.weight
     with pytest.raises(ValueError, match="needs 2 views of every image, but the batch has 1"):
         method.outputs(batch(views=1))
 
@@ -118,7 +118,7 @@ def test_more_counts_an_epochs_right_answers_once():
 def test_projection_heads_are_for_training_only():
     method = create(variant="bcl")
     size = len(method.state_dict())
-    method.fold()
+    method.merge_for_inference()
     left = method.state_dict()
     assert len(left) < size
     assert not any(name.startswith("criterion") for name in left)
@@ -153,7 +153,7 @@ def test_more_rebalances_any_of_them(criterion, views, terms):
     method.eval()
     with torch.no_grad():
         before = method.score(given.images)
-        method.fold()
+        method.merge_for_inference()
         torch.testing.assert_close(method.score(given.images), before, rtol=1e-4, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from lt_pipeline.learning.engine.optim import build_optimizer, trained_parameter
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.stage import Recipe
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.experiments.config import ExperimentConfig, merged
+from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.transforms.augment import AugmentConfig
 from toys import COUNTS, PROJECT, toy_card, toy_images
 
@@ -30,12 +30,12 @@ def conf():
     found = {}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = merged(found, yaml.safe_load(text))
+        found = updated(found, yaml.safe_load(text))
     return found
 
 
 def configured(name, model=None, **options):
-    given = merged(conf(), {name: {"options": options, "model": model or {}}})
+    given = updated(conf(), {name: {"options": options, "model": model or {}}})
     return ExperimentConfig.resolve(name, {**given, "model": {"backbone": "resnet8"}})
 
 
@@ -55,7 +55,7 @@ def training(epochs=1, **extra):
 def ready(make, stage, checkpoints):
     """Return a new method as it is at the start of ``stage``."""
     method = make()
-    method.start(stage, {name: checkpoints[name] for name in stage.start})
+    method.load_weights(stage, {name: checkpoints[name] for name in stage.start})
     return method
 
 
@@ -75,7 +75,7 @@ def finished(make, checkpoints):
     """Return the method behind its last stage."""
     last = list(checkpoints)[-1]
     method = make()
-    method.start(method.END, {last: checkpoints[last]})
+    method.load_weights(method.END, {last: checkpoints[last]})
     return method
 
 
@@ -116,8 +116,8 @@ def test_the_first_stage_gives_the_weights_of_the_method_by_itself_bit_for_bit(o
     mine = train(lambda: create(outer, **own), until=SECOND)
     alone = train(lambda: create(inner))
     folded = create(inner)
-    folded.start(folded.END, alone)
-    folded.fold()
+    folded.load_weights(folded.END, alone)
+    folded.merge_for_inference()
     found = finished(lambda: create(outer, **own), mine)
     assert len(mine) == len(alone)
     wanted = state(folded)
@@ -315,7 +315,7 @@ def test_a_step_of_mislas_is_one_of_sgd_at_its_two_rates():
     (batch,) = seen
     assert len(batch.labels) == 75, "fewer images than a batch are one, too"
     reference = make()
-    reference.start(reference.END, {})
+    reference.load_weights(reference.END, {})
     reference.load_state_dict(kept)
     reference.train()
     with torch.no_grad():
@@ -341,7 +341,7 @@ def test_logits_are_scaled_by_class_bias_and_all(name):
         method.scale.copy_(torch.tensor([1.0, 2.0, 3.0, -4.0]))
         method.net.head.bias.copy_(torch.tensor([1.0, -1.0, 2.0, 0.5]))
         images = toy_images().images[:6]
-        method.start(method.END, {})
+        method.load_weights(method.END, {})
         features = method.net.features(images)
         wanted = F.linear(features, method.net.head.weight, method.net.head.bias) * method.scale
         torch.testing.assert_close(method.score(images), wanted)
@@ -393,7 +393,7 @@ def test_a_classifier_on_top_of_a_classifier_on_top_of_a_method():
     images = toy_images().images[:6]
     with torch.no_grad():
         torch.testing.assert_close(found.score(images), found.net(images))
-        found.fold()
+        found.merge_for_inference()
         torch.testing.assert_close(found.score(images), found.net(images))
 
 
@@ -422,7 +422,7 @@ def test_factors_and_statistics_are_found_on_top_of_two_methods():
 
 def with_weights(name, weight, bias=None, **options):
     method = create(name, **options).eval()
-    method.start(method.END, {})
+    method.load_weights(method.END, {})
     with torch.no_grad():
         method.net.head.weight.copy_(weight)
         if bias is not None:
@@ -436,7 +436,7 @@ def test_lengths_become_a_power_and_directions_stay(tau):
     weight = torch.randn(4, 64) * torch.tensor([5.0, 2.0, 1.0, 0.1])[:, None]
     method = with_weights("tau_norm", weight, torch.randn(4), tau=tau)
     body = {n: v for n, v in state(method).items() if "head" not in n}
-    assert method.finish(toy_images(), toy_images()[torch.arange(0)], CPU) == {"tau": tau}
+    assert method.post_process(toy_images(), toy_images()[torch.arange(0)], CPU) == {"tau": tau}
     found, exact = method.net.head.weight.double(), weight.double()
     length = exact.square().sum(1).sqrt()
     torch.testing.assert_close(found.norm(dim=1), length ** (1 - tau), rtol=1e-6, atol=0)
@@ -458,7 +458,7 @@ def test_lengths_become_a_power_and_directions_stay(tau):
 
 def test_a_class_without_weights_keeps_none():
     method = with_weights("tau_norm", torch.zeros(4, 64))
-    method.finish(toy_images(), toy_images(), CPU)
+    method.post_process(toy_images(), toy_images(), CPU)
     assert not method.net.head.weight.any()
 
 
@@ -468,12 +468,12 @@ def test_each_experts_weights_are_normalised_by_themselves():
         "pretrain": "ride", "tau": 1.0, "pretrain_options": options}}})  # fmt: skip
     torch.manual_seed(0)
     method = methods.get("tau_norm")(config.options, config.model, toy_card())
-    method.start(method.END, {})
-    before = method.net.centres.detach().clone()
+    method.load_weights(method.END, {})
+    before = method.net.prototypes.detach().clone()
     assert before.ndim == 3
-    method.finish(toy_images(), toy_images(), CPU)
+    method.post_process(toy_images(), toy_images(), CPU)
     wanted = before / before.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(method.net.centres.detach(), wanted)
+    torch.testing.assert_close(method.net.prototypes.detach(), wanted)
 
 
 def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
@@ -484,7 +484,7 @@ def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
 
     def ready_for(**options):
         method = create("tau_norm", **options)
-        method.start(method.END, {"pretrain": {f"source.{n}": v for n, v in start.items()}})
+        method.load_weights(method.END, {"pretrain": {f"source.{n}": v for n, v in start.items()}})
         return method
 
     method = ready_for(tau=None, candidates=candidates).eval()
@@ -502,7 +502,7 @@ def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
         right = (guess == held_out.labels).double()
         recalls[tau] = sum(right[held_out.labels == c].mean().item() for c in range(4)) / 4
     assert len({round(r, 6) for r in recalls.values()}) > 2, recalls
-    found = method.finish(toy_images(), held_out, CPU)
+    found = method.post_process(toy_images(), held_out, CPU)
     best = max(recalls.values())
     assert recalls[found["tau"]] == pytest.approx(best)
     assert best > max(recalls[0.0], recalls[1.0]) or found["tau"] in (0.0, 1.0)
@@ -515,7 +515,7 @@ def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
     assert note.startswith(f"tau = {found['tau']:g} ")
     assert "hold-out" in note
     with pytest.raises(ValueError, match="set data.validation > 0"):
-        ready_for(tau=None).finish(toy_images(), toy_images()[torch.arange(0)], CPU)
+        ready_for(tau=None).post_process(toy_images(), toy_images()[torch.arange(0)], CPU)
 
 
 def test_tau_needs_a_hold_out_only_where_it_is_chosen_and_a_linear_head():
@@ -539,7 +539,7 @@ def test_the_class_is_that_of_the_nearest_mean_on_the_sphere(inner):
 
     method = finished(make, train(make))
     data, test = toy_images(), toy_images((20, 20, 20, 20), seed=3, noise=90.0)
-    assert method.finish(data, data[torch.arange(0)], CPU) == {}
+    assert method.post_process(data, data[torch.arange(0)], CPU) == {}
     method.eval()
     with torch.no_grad():
         seen, features = (method.net.features(d.images).double() for d in (data, test))
@@ -549,7 +549,7 @@ def test_the_class_is_that_of_the_nearest_mean_on_the_sphere(inner):
         seen, features = (F.normalize(f, dim=2).flatten(1) for f in (seen, features))
     means = torch.stack([seen[data.labels == c].mean(0) for c in range(4)])
     torch.testing.assert_close(method.means.double(), means, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(method.class_centres().double(), means, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(method.class_prototypes().double(), means, rtol=1e-5, atol=1e-6)
     units, points = (x / x.norm(dim=1, keepdim=True) for x in (means, features))
     torch.testing.assert_close(scores, 16 * points @ units.T, rtol=1e-4, atol=1e-4)
     # two points on either side of a mean have it as their centroid
@@ -562,7 +562,7 @@ def test_the_class_is_that_of_the_nearest_mean_on_the_sphere(inner):
     images = test.images[:5]
     with torch.no_grad():
         before = method.score(images)
-        method.fold()
+        method.merge_for_inference()
         assert torch.equal(method.score(images), before)
 
 
@@ -575,7 +575,7 @@ def test_the_scale_changes_probabilities_and_no_class():
     scores = []
     for scale in (1.0, 40.0):
         method = finished(lambda scale=scale: make(scale), checkpoints)
-        method.finish(toy_images(), toy_images(), CPU)
+        method.post_process(toy_images(), toy_images(), CPU)
         with torch.no_grad():
             scores.append(method.eval().score(toy_images().images))
     torch.testing.assert_close(scores[1], 40 * scores[0])

@@ -352,12 +352,12 @@ def test_the_deployed_model_routes_by_s_k_and_answers_as_the_trained_one():
     trained, images = distinct(create(warmup=0.5)).eval(), batch().images
     deployed = create(seed=1, warmup=0.5)
     with torch.no_grad():
-        wanted = trained.answer(images)
+        wanted = trained.predictions(images)
         torch.testing.assert_close(wanted["routing"], routed(parts(trained, batch())[1]))
-        trained.fold()
-        deployed.fold()
+        trained.merge_for_inference()
+        deployed.merge_for_inference()
         deployed.load_state_dict(trained.state_dict())
-        found = deployed.eval().answer(images)
+        found = deployed.eval().predictions(images)
     assert set(found) == {"probabilities", "routing"}
     for name, values in found.items():
         torch.testing.assert_close(values, wanted[name])
@@ -377,7 +377,7 @@ def test_without_routing_the_experts_are_alike():
     method.eval()
     with torch.no_grad():
         logits, _ = parts(method, given)
-        share = method.answer(given.images)["routing"]
+        share = method.predictions(given.images)["routing"]
         torch.testing.assert_close(share, torch.full_like(share, 1 / 3))
         torch.testing.assert_close(method.score(given.images).exp(), logits.softmax(2).mean(1))
 
@@ -389,7 +389,7 @@ def test_scores_fuse_what_is_routed(fuse):
         logits, gates = parts(method, given)
         share = routed(gates)
         found = method.score(given.images).softmax(1)
-        answer = method.answer(given.images)
+        answer = method.predictions(given.images)
         mixed = method.classify(method.net.features(given.images))
     torch.testing.assert_close(answer["routing"], share)
     torch.testing.assert_close(answer["probabilities"], found)
@@ -448,9 +448,9 @@ def test_masked_experts_are_masked_in_difficulty_and_diagnosis_too():
 def test_resume_keeps_every_statistic(tmp_path, difficulty):
     held_out = {"validation": toy_images((6, 6, 6, 6), seed=5, noise=200.0)}
     options = {"difficulty": difficulty, "gamma": 0.5}
-    phase = Stage("train", epochs=4)
+    stage = Stage("train", epochs=4)
     whole, broken, resumed = (create(**options) for _ in range(3))
-    arguments = (phase, toy_images(), training(epochs=4, checkpoint_every=0))
+    arguments = (stage, toy_images(), training(epochs=4, checkpoint_every=0))
     common = {"seed": 0, "device": CPU, "monitors": held_out}
     history = fit(whole, *arguments, **common)
     assert len(history["difficulty/effective_classes"]) == 4
@@ -478,9 +478,9 @@ def test_the_hold_out_is_needed_where_difficulty_is_measured_on_it():
 
 def test_the_weights_over_training_are_kept_for_the_pictures():
     method = create(gamma=1.0, alpha=1.0)
-    phase = Stage("train", epochs=4)
-    history = fit(method, phase, toy_images(), training(epochs=4), seed=0, device=CPU)
-    series = method.series()
+    stage = Stage("train", epochs=4)
+    history = fit(method, stage, toy_images(), training(epochs=4), seed=0, device=CPU)
+    series = method.training_curves()
     weight, (effective,) = torch.tensor(series["class_weight"]), series["effective_classes"]
     assert weight.shape == (51, 4)
     assert torch.equal(weight[0], torch.ones(4))
@@ -508,7 +508,7 @@ def test_what_is_followed_is_by_group():
     method.difficulty.entropy.copy_(torch.tensor([0.1, 0.3, 0.5, 0.7]))
     quantity = torch.tensor([1 / n for n in COUNTS])
     weight = torch.tensor([0.1, 0.4, 0.2, 0.3]) + 3 * quantity / quantity.sum()
-    found = method.follow()
+    found = method.epoch_metrics()
     assert found == {
         "difficulty/effective_classes": pytest.approx(
             math.exp(-sum(w * math.log(w) for w in (0.1, 0.4, 0.2, 0.3)))
@@ -540,7 +540,9 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_where_it_doe
     method = create(smoothing=0.0)
     for epochs, value in ((1, -1.0), (1, 1.0)):
         run_epochs(method, [HARD_TAIL if value < 0 else HARD_HEAD] * epochs)
-        assert method.follow()["difficulty/size_correlation"] == pytest.approx(value, abs=1e-5)
+        assert method.epoch_metrics()["difficulty/size_correlation"] == pytest.approx(
+            value, abs=1e-5
+        )
     assert "of +1.00 with class size (turned in epoch 2, -1.00 at the" in method.notes()[-1]
     for quiet in ({"alpha": None}, {"alpha": 0.0}):
         method = create(smoothing=0.0, **quiet)
@@ -631,17 +633,17 @@ def test_one_expert_is_a_network_of_its_own_with_the_class_weights():
     method.eval()
     with torch.no_grad():
         alone = method.net(given.images)[:, 0].softmax(1)
-        torch.testing.assert_close(method.answer(given.images)["probabilities"], alone)
+        torch.testing.assert_close(method.predictions(given.images)["probabilities"], alone)
     assert method.notes()[0] == "one expert has all classes"
     diagnosed = method.diagnose(toy_images(), toy_images(seed=3), CPU)
-    report = {"series": method.series(), "diagnostics": diagnosed}
+    report = {"series": method.training_curves(), "diagnostics": diagnosed}
     assert "routing" in draw("dqroute", report, method.card.longtail, "dqroute")
     assert method.remarks(diagnosed) == []
 
 
 def test_the_folded_network_keeps_no_statistics():
     method = create()
-    method.fold()
+    method.merge_for_inference()
     assert {name.split(".")[0] for name in method.state_dict()} == {"net", "gates", "member"}
 
 

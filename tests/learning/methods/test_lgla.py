@@ -117,7 +117,7 @@ def test_energies_by_class_are_followed_over_the_run():
     history = fit(method, Stage("train", epochs=2), toy_images(COUNTS), config, seed=0, device=CPU)
     energies, _, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     by_epoch = [(energies[:75], labels[:75]), (energies[75:], labels[75:])]
-    series = torch.tensor(method.series()["energy"])
+    series = torch.tensor(method.training_curves()["energy"])
     assert series.shape == (SNAPSHOTS, 4)
     for row, (values, own) in zip((0, -1), by_epoch, strict=True):
         for c in range(4):
@@ -128,7 +128,7 @@ def test_energies_by_class_are_followed_over_the_run():
     # many > 15: classes 1 and 3
     last = history["ambiguity/energy_many"][-1]["value"]
     assert last == pytest.approx((series[-1, 1] + series[-1, 3]).item() / 2, rel=1e-5)
-    report = {"series": method.series()}
+    report = {"series": method.training_curves()}
     assert set(draw("lgla", report, method.card.longtail, "t")) == {"energy"}
 
 

@@ -10,7 +10,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.methods._base import Method, MethodOptions
+from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.methods.more import More, MoreOptions, discrepancy, schedule_weight
 from lt_pipeline.learning.models.low_rank import low_rank_parameters
 from lt_pipeline.learning.models.network import ModelConfig
@@ -128,7 +128,7 @@ def test_folding_leaves_the_plain_network_with_the_same_logits():
     images = batch().images.double()
     with torch.no_grad():
         before = method.net.head(method.net.backbone(method.net.normalize(images).double()))
-        method.fold()
+        method.merge_for_inference()
         after = method.net.head(method.net.backbone(method.net.normalize(images).double()))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-10)
     from lt_pipeline.learning.models.network import build_network
@@ -248,7 +248,7 @@ def test_on_a_transformer_the_loss_is_that_of_equations_2_and_3_and_folding_is_e
         alpha = amplitude * math.sin(math.pi * progress)
         wanted = alpha * (prior * (full - general).square().sum(1)).mean()
         torch.testing.assert_close(terms["rebalancing"].detach(), wanted, rtol=1e-6, atol=0)
-        method.fold()
+        method.merge_for_inference()
         torch.testing.assert_close(method.score(seen.images), full, rtol=0, atol=1e-12)
     assert method.net.state_dict().keys() == plain_transformer().state_dict().keys()
 

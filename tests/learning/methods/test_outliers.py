@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
-from lt_pipeline.learning.methods._outliers import OutlierOptions
 from lt_pipeline.learning.methods.energy_oe import EnergyOptions, EnergyOutlierExposure
+from lt_pipeline.learning.methods.families.outliers import OutlierOptions
 from lt_pipeline.learning.methods.oe import OutlierExposure
 from lt_pipeline.learning.models.network import ModelConfig
 from toys import toy_card, toy_images

@@ -24,7 +24,7 @@ def test_logits_fall_by_tau_log_priors(tau):
     method, data = built(tau=tau), toy_images()
     with torch.no_grad():
         before = method.score(data.images)
-        method.finish(data, data, CPU)
+        method.post_process(data, data, CPU)
         after = method.score(data.images)
     counts = torch.tensor(method.card.longtail.class_counts).double()
     expected = before - (tau * (counts / counts.sum()).log()).float()
@@ -33,7 +33,7 @@ def test_logits_fall_by_tau_log_priors(tau):
 
 def test_tau_is_the_one_of_the_best_mean_recall_on_the_hold_out():
     method, data, hold_out = built(tau=None), toy_images(), toy_images(seed=1)
-    found = method.finish(data, hold_out, CPU)
+    found = method.post_process(data, hold_out, CPU)
     recalls = {float(tau): recall for tau, recall in found["validation_mean_recall"].items()}
     assert set(recalls) == set(method.options.candidates)
     assert recalls[found["tau"]] == max(recalls.values())
@@ -45,7 +45,7 @@ def test_without_a_hold_out_tau_must_be_told():
     assert PostHocOptions(tau=None).wants_validation
     nothing = toy_images()[torch.zeros(0, dtype=torch.long)]
     with pytest.raises(UserError, match=r"data\.validation > 0"):
-        built(tau=None).finish(toy_images(), nothing, CPU)
+        built(tau=None).post_process(toy_images(), nothing, CPU)
 
 
 def test_it_stands_on_logistic_regression():

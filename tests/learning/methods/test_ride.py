@@ -239,7 +239,7 @@ def test_the_router_decides_how_many_experts_score(bias, used):
     with torch.no_grad():
         logits = method.net(images)
         torch.testing.assert_close(method.score(images), logits[:, :used].mean(1))
-        answer = method.answer(images)
+        answer = method.predictions(images)
         torch.testing.assert_close(answer["probabilities"], method.score(images).softmax(1))
         assert answer["experts_used"].tolist() == [used] * 9
     found = method.diagnose(toy_images(), toy_images(seed=2), CPU)
@@ -251,11 +251,11 @@ def test_without_route_the_score_is_the_mean_and_the_router_is_folded_away():
     images = toy_images().images[:9]
     with torch.no_grad():
         torch.testing.assert_close(method.score(images), method.net(images).mean(1))
-        assert list(method.answer(images)) == ["probabilities"]
-    method.fold()
+        assert list(method.predictions(images)) == ["probabilities"]
+    method.merge_for_inference()
     assert all(name.startswith("net.") for name in method.state_dict())
     kept = create(route=True)
-    kept.fold()
+    kept.merge_for_inference()
     assert {name.split(".")[0] for name in kept.state_dict()} == {"net", "router"}
 
 

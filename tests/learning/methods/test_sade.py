@@ -235,7 +235,7 @@ def test_contrast_can_be_added_to_the_views():
 
 def test_folding_leaves_the_network():
     method = create()
-    method.fold()
+    method.merge_for_inference()
     assert all(name.startswith("net.") for name in method.state_dict())
 
 

@@ -40,8 +40,8 @@ class Lone(nn.Module):
             )
             for b in down
         )
-        self.head = nn.Linear(48, net.centres.shape[1])
-        self.to(net.centres.dtype).train(net.training)
+        self.head = nn.Linear(48, net.prototypes.shape[1])
+        self.to(net.prototypes.dtype).train(net.training)
         self.load_state_dict(expert_of(net, k))
 
     def forward(self, x):
@@ -66,7 +66,9 @@ def share(name, value, k, experts=3):
 
 
 def expert_of(net, k):
-    return {n: share(n, v, k, net.centres.shape[0]).detach().clone() for n, v in own(net).items()}
+    return {
+        n: share(n, v, k, net.prototypes.shape[0]).detach().clone() for n, v in own(net).items()
+    }
 
 
 def trunk(net, images):
@@ -136,9 +138,9 @@ def test_shapes(backbone, shared, width, head):
     with torch.no_grad():
         features = net.features(FEW)
         assert features.shape == (5, 3, width)
-        assert net.centres.shape == (3, 4, width)
+        assert net.prototypes.shape == (3, 4, width)
         assert net.width == width
-        assert net.centres is net.head.weight
+        assert net.prototypes is net.head.weight
         assert net(FEW).shape == (5, 3, 4)
         torch.testing.assert_close(net.head(features), net(FEW))
 

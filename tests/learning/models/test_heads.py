@@ -55,11 +55,11 @@ def test_a_linear_head_of_ldams_family_starts_2_4_times_as_large():
         build("linear", "uniform"), build("linear", "kaiming"), strict=True
     ):
         width = uniform.width
-        assert float(uniform.centres.std()) == pytest.approx((3 * width) ** -0.5, rel=0.03)
-        assert float(uniform.centres.abs().max()) <= width**-0.5
-        assert float(kaiming.centres.std()) == pytest.approx((2 / width) ** 0.5, rel=0.03)
+        assert float(uniform.prototypes.std()) == pytest.approx((3 * width) ** -0.5, rel=0.03)
+        assert float(uniform.prototypes.abs().max()) <= width**-0.5
+        assert float(kaiming.prototypes.std()) == pytest.approx((2 / width) ** 0.5, rel=0.03)
         # normal: one weight in 22 is beyond two deviations, a uniform one has none there
-        beyond = (kaiming.centres.abs() > 2 * kaiming.centres.std()).double().mean()
+        beyond = (kaiming.prototypes.abs() > 2 * kaiming.prototypes.std()).double().mean()
         assert float(beyond) == pytest.approx(0.0455, abs=0.01)
         assert float(kaiming.head.bias.abs().max()) <= width**-0.5
 

@@ -14,10 +14,10 @@ from lt_pipeline.learning.studies.comparison import (
     choose,
     differing_settings,
     first_two,
-    in_words,
     over_seeds,
     paired,
     summarise,
+    summary_sentence,
     with_differences,
 )
 from lt_pipeline.reports.differences import Paired
@@ -174,7 +174,7 @@ def test_the_first_two_are_paired_by_seed_and_images():
     assert found["sd"] == pytest.approx(0.02 / 2**0.5)
     # the quantile of t with one degree of freedom is 12.7062: with two seeds nothing is sure
     assert [found["low"], found["high"]] == pytest.approx([0.07 - 0.127062, 0.07 + 0.127062])
-    assert in_words(found) == (
+    assert summary_sentence(found) == (
         "more minus ce: +7.00 points of accuracy [-5.71, +19.71] (paired 95 % interval; sd 1.41 "
         "over 2 common seeds); paired t test: t = 7.00, p = 0.0903; a difference of this size "
         "takes 3 seeds to be found."
@@ -185,19 +185,19 @@ def test_what_cannot_be_tested_is_said():
     alone, _ = chosen(run("ce", 0, 0.4))
     summary = summarise(alone, recalls_of(alone), "accuracy")
     assert first_two(alone, summary, "accuracy") is None
-    assert "One method only" in in_words(None)
+    assert "One method only" in summary_sentence(None)
     apart, _ = chosen(run("ce", 0, 0.4), run("more", 1, 0.5))
     found = first_two(apart, summarise(apart, recalls_of(apart), "accuracy"), "accuracy")
-    assert "more and ce have no seed in common" in in_words(found)
+    assert "more and ce have no seed in common" in summary_sentence(found)
     once, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
     found = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
-    assert in_words(found) == (
+    assert summary_sentence(found) == (
         "more minus ce: +10.00 points of accuracy on the one seed that both have; an interval and "
         "a test need two."
     )
     same, _ = chosen(*(run(m, s, a) for m, a in (("ce", 0.5), ("more", 0.75)) for s in (0, 1)))
     found = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
-    assert "all the same, so there is nothing to test" in in_words(found)
+    assert "all the same, so there is nothing to test" in summary_sentence(found)
 
 
 ACCURACY = "test/accuracy"

@@ -238,7 +238,7 @@ def test_crops_are_distributed_as_torchvisions(
         drawn = [theirs.make_params([flat]) for _ in range(count)]
     expected = torch.tensor([[d[name] for name in names] for d in drawn]).double()
     fell_back = 10 / 9 * scale[0] > min(height, width) * 4 / 3 / max(height, width)
-    columns = (2, 3) if fell_back else (0, 1, 2, 3)  # theirs centres what falls back
+    columns = (2, 3) if fell_back else (0, 1, 2, 3)  # theirs prototypes what falls back
     for column in columns:
         levels = torch.arange(max(height, width) + 1)[:, None]
         gap = (ours[:, column] <= levels).double().mean(1) - (

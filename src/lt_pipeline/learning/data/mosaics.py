@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lt_pipeline.learning.data.distribution import class_counts
 from lt_pipeline.learning.data.images import ImageSet
-from lt_pipeline.learning.data.longtail import class_counts
 from lt_pipeline.learning.data.profiles import Cut
 from lt_pipeline.learning.data.protocol import Images, take
 from lt_pipeline.learning.data.sources import (

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.ood_files import FILE_SETS, Loader, Wanted, chosen, named
+from lt_pipeline.learning.data.ood_files import FILE_SETS, Loader, SetRequest, named_set, subsample
 from lt_pipeline.learning.data.ood_files import to_shape as to_shape
 from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.schema import MissingFileError, UserError, unknown
@@ -48,9 +48,9 @@ class InDistribution(NamedTuple):
     made: int = 10_000
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> SetRequest:
         """Return what is asked of a set with files."""
-        return Wanted(self.root, self.test.shape, self.limit, self.seed)
+        return SetRequest(self.root, self.test.shape, self.limit, self.seed)
 
 
 # The test sets of the DARL paper (section 5.1).
@@ -124,7 +124,7 @@ def check_name(name: str, known: Iterable[str] | None = None) -> None:
         raise UserError(unknown("set", name, (*known, f"{FOLDER}NAME")))
 
 
-def check_files(names: Iterable[str], wanted: Wanted, optional: bool = False) -> None:
+def check_files(names: Iterable[str], wanted: SetRequest, optional: bool = False) -> None:
     """Refuse sets of ``names`` whose files are damaged or, unless they are optional, not there.
 
     All that is ``wanted`` of them is read: what is damaged is found before hours of training.
@@ -162,7 +162,7 @@ def auxiliary_images(
         raise UserError(f"count must be >= 1 auxiliary images, but got {count}")
     if name == "gaussian_noise":
         return _auxiliary_noise(shape, count, seed)
-    return _loader(name)(Wanted(root, shape, count, seed))
+    return _loader(name)(SetRequest(root, shape, count, seed))
 
 
 def _auxiliary_noise(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
@@ -175,7 +175,7 @@ def _auxiliary_noise(shape: tuple[int, int, int], count: int, seed: int) -> Tens
 
 
 def _loader(name: str) -> Loader:
-    return named(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else FILE_SETS[name]
+    return named_set(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else FILE_SETS[name]
 
 
 def _ood_set(name: str) -> OodSet:
@@ -192,7 +192,7 @@ def _digits(context: InDistribution) -> Tensor:
 
     # Grey levels are 0..16.
     images = torch.from_numpy(load_digits().images)[:, None] / 16
-    return to_shape(images[chosen(len(images), context.limit, context.seed)], context.test.shape)
+    return to_shape(images[subsample(len(images), context.limit, context.seed)], context.test.shape)
 
 
 def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
@@ -200,7 +200,7 @@ def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
 
     def images(context: InDistribution) -> Tensor:
         limit = min(context.limit, context.made)
-        index = chosen(len(context.test), limit, context.seed)
+        index = subsample(len(context.test), limit, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
         parts = fetch_parts(context.test, index, MADE_AT_ONCE)
         return torch.cat([make(part.cpu(), generator) for part in parts])

@@ -26,7 +26,7 @@ THREADS = min(16, os.cpu_count() or 1)
 VALUES_AT_ONCE = 2**24
 
 
-class Wanted(NamedTuple):
+class SetRequest(NamedTuple):
     """What is asked of a loader: at most ``limit`` images in ``shape``, chosen by ``seed``.
 
     ``root`` is the folder of raw data, ``shape`` is (channels, height, width).
@@ -38,10 +38,10 @@ class Wanted(NamedTuple):
     seed: int
 
 
-Loader = Callable[[Wanted], Tensor]
+Loader = Callable[[SetRequest], Tensor]
 
 
-def chosen(count: int, limit: int, seed: int) -> Tensor:
+def subsample(count: int, limit: int, seed: int) -> Tensor:
     """Return which of ``count`` images are taken, int64 ascending: all, or ``limit`` at random."""
     if count <= limit:
         return torch.arange(count)
@@ -101,8 +101,8 @@ def _convert(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return pixels.clamp(0, 255).round().to(torch.uint8).expand(-1, shape[0], -1, -1).contiguous()
 
 
-def _taken(images: Tensor, wanted: Wanted) -> Tensor:
-    return to_shape(images[chosen(len(images), wanted.limit, wanted.seed)], wanted.shape)
+def _taken(images: Tensor, wanted: SetRequest) -> Tensor:
+    return to_shape(images[subsample(len(images), wanted.limit, wanted.seed)], wanted.shape)
 
 
 def _damaged(file: Path | str, error: Exception | str) -> UserError:
@@ -144,11 +144,11 @@ def _raise(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _decode_some(files: list[str], wanted: Wanted) -> Tensor:
+def _decode_some(files: list[str], wanted: SetRequest) -> Tensor:
     """Decode what is wanted of ``files``; only that is opened, and each image is shrunk at once."""
     # Several threads that meet their first WebP or TIFF together race to register its decoder.
     Image.init()
-    files = [files[i] for i in chosen(len(files), wanted.limit, wanted.seed).tolist()]
+    files = [files[i] for i in subsample(len(files), wanted.limit, wanted.seed).tolist()]
     images = torch.empty(len(files), *wanted.shape, dtype=torch.uint8)
     with ThreadPoolExecutor(THREADS) as pool:
         for at, image in enumerate(pool.map(partial(_decode, shape=wanted.shape), files)):
@@ -178,7 +178,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _folder(place: str, what: str) -> Loader:
     """Return the loader of all images under root/``place``; ``what`` says what belongs there."""
 
-    def load(wanted: Wanted) -> Tensor:
+    def load(wanted: SetRequest) -> Tensor:
         folder = wanted.root / place
         files = image_files(folder) if folder.is_dir() else []
         if not files:
@@ -188,10 +188,10 @@ def _folder(place: str, what: str) -> Loader:
     return load
 
 
-def named(name: str) -> Loader:
+def named_set(name: str) -> Loader:
     """Return the loader of the folder root/ood/``name`` or, without one, of the .npz beside it."""
 
-    def load(wanted: Wanted) -> Tensor:
+    def load(wanted: SetRequest) -> Tensor:
         folder = wanted.root / "ood" / name
         array = folder.with_name(f"{name}.npz")
         files = image_files(folder) if folder.is_dir() else []
@@ -207,7 +207,7 @@ def named(name: str) -> Loader:
     return load
 
 
-def _read_array(file: Path, wanted: Wanted) -> Tensor:
+def _read_array(file: Path, wanted: SetRequest) -> Tensor:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images = torch.from_numpy(arrays["images"])
@@ -222,7 +222,7 @@ def _read_array(file: Path, wanted: Wanted) -> Tensor:
 
 
 def _cifar(dataset: str) -> Loader:
-    def load(wanted: Wanted) -> Tensor:
+    def load(wanted: SetRequest) -> Tensor:
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity
 
@@ -243,7 +243,7 @@ def _cifar(dataset: str) -> Loader:
     return load
 
 
-def _fashion_mnist(wanted: Wanted) -> Tensor:
+def _fashion_mnist(wanted: SetRequest) -> Tensor:
     from torchvision.datasets.mnist import read_image_file
 
     file = wanted.root / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
@@ -256,7 +256,7 @@ def _fashion_mnist(wanted: Wanted) -> Tensor:
     return _taken(images[:, None], wanted)
 
 
-def _svhn(wanted: Wanted) -> Tensor:
+def _svhn(wanted: SetRequest) -> Tensor:
     from torchvision import datasets
 
     name = "test_32x32.mat"
@@ -270,7 +270,7 @@ def _svhn(wanted: Wanted) -> Tensor:
     raise MissingFileError(f"no {name}; put it into {wanted.root / 'svhn'} or {wanted.root}")
 
 
-def _textures(wanted: Wanted) -> Tensor:
+def _textures(wanted: SetRequest) -> Tensor:
     from torchvision import datasets
 
     folder = wanted.root / "dtd" / "dtd"
@@ -303,7 +303,7 @@ FILE_SETS: dict[str, Loader] = {
     "lsun_crop": _folder("LSUN", "ODIN's LSUN.tar.gz, unpacked,"),
     "lsun_resize": _folder("LSUN_resize", "ODIN's LSUN_resize.tar.gz, unpacked,"),
     **{
-        name: named(name)
+        name: named_set(name)
         for name in ("textures10", "scenes", "tinyimagenet_resize", "tinyimagenet_crop")
     },
 }

@@ -18,9 +18,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from torch import Tensor
 
 from lt_pipeline.learning.data.decode import Fit
+from lt_pipeline.learning.data.distribution import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.listing import TRAIN, VALIDATION, Listing, list_folder, list_table
-from lt_pipeline.learning.data.longtail import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.mosaics import Drawn, draw_classes, make_mosaics, mosaic_facts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, auxiliary_images, check_name
 from lt_pipeline.learning.data.photos import (

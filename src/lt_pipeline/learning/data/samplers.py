@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import of_each_label
+from lt_pipeline.learning.data.distribution import of_each_label
 from lt_pipeline.learning.schema import Config
 
 # (labels [N] or [N, C], generator on the CPU, share in [0, 1) of the stage's epochs that are over)

@@ -32,7 +32,7 @@ def with_frozen(method: Learner, stage: Stage, config: TrainingConfig) -> Stage:
         own & {id(p) for _, p in trained_parameters(method, one)} for one in (stage, frozen)
     )
     if before and not after:
-        raise UserError(f"training.freeze: nothing is left to learn in phase {stage.name!r}")
+        raise UserError(f"training.freeze: nothing is left to learn in stage {stage.name!r}")
     return frozen
 
 

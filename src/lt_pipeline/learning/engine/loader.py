@@ -123,7 +123,7 @@ def _auxiliary(auxiliary: Images | None, stage: Stage, device: torch.device) -> 
         return None
     if auxiliary is None or not len(auxiliary):
         raise UserError(
-            f"phase {stage.name!r} trains on images of no class, but there are none: set "
+            f"stage {stage.name!r} trains on images of no class, but there are none: set "
             f"data.auxiliary"
         )
     return auxiliary.to(device)

@@ -38,7 +38,7 @@ def _ids(method: Learner, scopes: Iterable[str]) -> set[int]:
     return {id(p) for scope in scopes for p in parameters_of(method, scope)}
 
 
-def choose_what_learns(method: Learner, stage: Stage) -> None:
+def set_trainable(method: Learner, stage: Stage) -> None:
     """Train what the stage trains; the rest is frozen, and its BatchNorm unless it adapts."""
     method.requires_grad_(False).eval()
     for _, parameter in trained_parameters(method, stage):

@@ -98,7 +98,7 @@ def _check(
 ) -> None:
     if not len(stages) == len(sets) == len(seeds) > 0:
         raise UserError(
-            f"each network needs a phase, a set and a seed, but there are {len(stages)}, "
+            f"each network needs a stage, a set and a seed, but there are {len(stages)}, "
             f"{len(sets)} and {len(seeds)}"
         )
     first, shape, alone = (
@@ -109,7 +109,7 @@ def _check(
     for name in ("pair", "outliers", "views"):
         if getattr(objective_of(method, first) if name == "views" else first, name):
             raise UserError(
-                f"networks trained together see images and their mixtures, but phase "
+                f"networks trained together see images and their mixtures, but stage "
                 f"{first.name!r} asks for {name}: {alone}"
             )
     for stage, data in zip(stages, sets, strict=True):
@@ -117,7 +117,7 @@ def _check(
             here, there = getattr(stage, name), getattr(first, name)
             if name not in ("name", "subset") and here != there:
                 raise UserError(
-                    f"phases trained together differ in the name only, but {name} is {there!r} "
+                    f"stages trained together differ in the name only, but {name} is {there!r} "
                     f"in {first.name!r} and {here!r} in {stage.name!r}: {alone}"
                 )
         if [len(data), *data.shape] != shape:

@@ -47,7 +47,7 @@ class Objective:
     def end_epoch(self, epochs: int, validation: Images | None, device: torch.device) -> None:
         """Learn from one of ``epochs``, which is over; ``validation`` is the hold-out, if any."""
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return what else is worth a curve over the epochs, by name."""
         return {}
 

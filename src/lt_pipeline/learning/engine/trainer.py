@@ -18,7 +18,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
-from lt_pipeline.learning.engine.optim import choose_what_learns
+from lt_pipeline.learning.engine.optim import set_trainable
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
@@ -80,7 +80,7 @@ def stage_config(config: TrainingConfig, stage: Stage) -> TrainingConfig:
     Raises:
         UserError: if the two do not go together.
     """
-    with one_line_errors(f"training of phase {stage.name}"):
+    with one_line_errors(f"training of stage {stage.name}"):
         return TrainingConfig.model_validate({**config.model_dump(), **stage.training})
 
 
@@ -155,7 +155,7 @@ class Trainer:
                 for values, (stage, method) in zip(found, self.networks(), strict=True):
                     objective = objective_of(method, stage)
                     objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
-                    values |= objective.follow()
+                    values |= objective.epoch_metrics()
                 last, every = epoch + 1 == self.epochs, self.config.monitor_every
                 if every and (last or ((epoch + 1) % every == 0 and look())):
                     self.monitor(found, looked_at)
@@ -173,7 +173,7 @@ class Trainer:
         ``tick`` is called with how many networks took a step.
         """
         for stage, method in self.networks():
-            choose_what_learns(method, stage)
+            set_trainable(method, stage)
             objective_of(method, stage).start_epoch(epoch, self.epochs)
         started = time.monotonic()
         found = list(self.each(lambda step: step.epoch(epoch, tick), self.steps))
@@ -245,7 +245,7 @@ class Trainer:
         if state is None or state.get("kind") != self.kind:
             return
         self.epoch, self.histories = state["epoch"], state["histories"]
-        LOGGER.info("Phase %s resumes after epoch %d", self.title, self.epoch)
+        LOGGER.info("Stage %s resumes after epoch %d", self.title, self.epoch)
         for (_, method), weights in zip(self.networks(), state["weights"], strict=True):
             method.load_state_dict(weights)
         for step, saved in zip(self.steps, state["steps"], strict=True):
@@ -309,4 +309,4 @@ def check_finite(means: Mapping[str, float], weights: bool, stage: Stage, epoch:
     if not weights:
         wrong.append("weights are nan or infinite")
     if wrong:
-        raise UserError(f"{wrong[0]} in epoch {epoch + 1} of phase {stage.name!r}: {ADVICE}")
+        raise UserError(f"{wrong[0]} in epoch {epoch + 1} of stage {stage.name!r}: {ADVICE}")

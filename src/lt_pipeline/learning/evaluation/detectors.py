@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lt_pipeline.learning.data.protocol import Images, Pixels, in_order
 from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.methods._roles import Classifier
+from lt_pipeline.learning.methods.families.roles import Classifier
 from lt_pipeline.learning.models.experts import ExpertHeads
-from lt_pipeline.learning.models.heads import CosineHead, unit
+from lt_pipeline.learning.models.heads import CosineHead, l2_normalize
 from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
@@ -68,7 +68,7 @@ class OwnNetwork(Classifier):
         self.net = Network(nn.Identity(), backbone, head)
 
 
-class Seen(NamedTuple):
+class ModelOutputs(NamedTuple):
     """A method's answers to N images, a set or uint8 ``[N, C, H, W]``.
 
     ``scores`` and ``logits`` are ``[N, C]``; ``features`` are ``[N, F]``, or ``[N, K, F]`` of K
@@ -81,29 +81,31 @@ class Seen(NamedTuple):
     features: Tensor
 
 
-NOTHING = Seen(*[torch.empty(0)] * 4)
+NO_OUTPUTS = ModelOutputs(*[torch.empty(0)] * 4)
 # what was seen of images -> how much each looks like the training classes [N], higher is more
-Detector = Callable[[Seen], Tensor]
+Detector = Callable[[ModelOutputs], Tensor]
 
 
-class Fitting(NamedTuple):
+class DetectorContext(NamedTuple):
     """What a detector is made from; ``train`` are the answers to the training images."""
 
     method: Classifier
     config: DetectorConfig
     device: torch.device
-    train: Seen
+    train: ModelOutputs
     labels: Tensor
 
 
-def look(method: Classifier, images: Pixels | Tensor, device: torch.device = CPU) -> Seen:
+def extract_outputs(
+    method: Classifier, images: Pixels | Tensor, device: torch.device = CPU
+) -> ModelOutputs:
     """Return what ``method`` answers to ``images``, a set or ``[N, C, H, W]``, on the CPU."""
     features = predict(method, method.net.features, images, device=device)
     logits = predict(method, method.classify, features, device=device)
     scores = logits
     if type(method).score is not Classifier.score:  # more than its logits
         scores = predict(method, method.score, images, device=device)
-    return Seen(images, scores, logits, features)
+    return ModelOutputs(images, scores, logits, features)
 
 
 def build_detectors(
@@ -124,8 +126,8 @@ def build_detectors(
         check_name(name)
     method.to(device)
     fits = any(name in FITTED for name in names)
-    seen = look(method, train, device) if fits else NOTHING
-    fitting = Fitting(method, config or DetectorConfig(), device, seen, train.labels.cpu())
+    seen = extract_outputs(method, train, device) if fits else NO_OUTPUTS
+    fitting = DetectorContext(method, config or DetectorConfig(), device, seen, train.labels.cpu())
     return {name: DETECTORS[name](fitting) for name in names}
 
 
@@ -143,7 +145,7 @@ def linear_readout(head: Any, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """
     weight = head.weight.detach().cpu()
     if not hasattr(head, "bias"):  # a cosine head
-        features, weight = unit(features), head.scale * unit(weight)
+        features, weight = l2_normalize(features), head.scale * l2_normalize(weight)
     given = getattr(head, "bias", None)
     bias = torch.zeros(weight.shape[:-1]) if given is None else given.detach().cpu()
     if isinstance(head, ExpertHeads):
@@ -154,7 +156,7 @@ def linear_readout(head: Any, features: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _flat(features: Tensor) -> Tensor:
     """Return features ``[N, F]``; those of K experts side by side, each of unit length."""
-    return features if features.ndim == 2 else unit(features).flatten(1)
+    return features if features.ndim == 2 else l2_normalize(features).flatten(1)
 
 
 def _library(name: str) -> Any:
@@ -162,16 +164,16 @@ def _library(name: str) -> Any:
     return getattr(import_module("pytorch_ood.detector"), name)
 
 
-def _own(fitting: Fitting) -> Detector:
+def _own(fitting: DetectorContext) -> Detector:
     method, device = fitting.method, fitting.device
     return lambda seen: predict(method, method.ood_score, seen.images, device=device)
 
 
-def _msp(fitting: Fitting) -> Detector:
+def _msp(fitting: DetectorContext) -> Detector:
     return lambda seen: -_library("MaxSoftmax").score(seen.scores.double())
 
 
-def _odin(fitting: Fitting) -> Detector:
+def _odin(fitting: DetectorContext) -> Detector:
     """DARL, equation 11: the loss is the cross-entropy of the predicted class at T.
 
     In float64, as at T = 1000 the scores of two images differ in the fifth digit.
@@ -184,7 +186,7 @@ def _odin(fitting: Fitting) -> Detector:
         temperature=config.odin_temperature,
     )
 
-    def score(seen: Seen) -> Tensor:
+    def score(seen: ModelOutputs) -> Tensor:
         method.eval()
         scores = []
         for part in in_order(seen.images, BATCH):
@@ -195,35 +197,35 @@ def _odin(fitting: Fitting) -> Detector:
     return score
 
 
-def _of_logits(name: str) -> Callable[[Fitting], Detector]:
+def _of_logits(name: str) -> Callable[[DetectorContext], Detector]:
     """Return the builder of pytorch-ood's detector ``name``, which looks at logits alone."""
 
-    def build(fitting: Fitting) -> Detector:
+    def build(fitting: DetectorContext) -> Detector:
         score = _library(name).score
         return lambda seen: -score(seen.logits.double())
 
     return build
 
 
-def _energies(fitting: Fitting) -> Callable[[Tensor], Tensor]:
+def _energies(fitting: DetectorContext) -> Callable[[Tensor], Tensor]:
     """Return the function from logits ``[N, C]`` to energies ``[N]``, which are low inside."""
     score, temperature = _library("EnergyBased").score, fitting.config.energy_temperature
     return lambda logits: score(logits.double(), temperature)
 
 
-def _energy(fitting: Fitting) -> Detector:
+def _energy(fitting: DetectorContext) -> Detector:
     energies = _energies(fitting)
     return lambda seen: -energies(seen.logits)
 
 
-def _knn(fitting: Fitting) -> Detector:
+def _knn(fitting: DetectorContext) -> Detector:
     check_neighbours("knn", fitting.config, len(fitting.labels))
     found = _library("KNN")(None, fitting.config.knn)
     found.fit_features(_flat(fitting.train.features), fitting.labels)
     return lambda seen: -found.predict_features(_flat(seen.features))
 
 
-def _nnguide(fitting: Fitting) -> Detector:
+def _nnguide(fitting: DetectorContext) -> Detector:
     check_neighbours("nnguide", fitting.config, len(fitting.labels))
     head = fitting.method.net.head
     features, weight, bias = linear_readout(head, fitting.train.features)
@@ -232,7 +234,7 @@ def _nnguide(fitting: Fitting) -> Detector:
     return lambda seen: -found.predict_features(linear_readout(head, seen.features)[0])
 
 
-def _vim(fitting: Fitting) -> Detector:
+def _vim(fitting: DetectorContext) -> Detector:
     """Wang et al. (2022): the energy, less how far an image lies off the principal space.
 
     In float64: pytorch-ood's covariance is float32, in which variances below 1e-7 of the largest
@@ -252,16 +254,16 @@ def _vim(fitting: Fitting) -> Detector:
     logits, off = train @ weight.T + bias, torch.linalg.vector_norm(centred @ rest, dim=1)
     alpha = logits.amax(1).mean() / off.mean()
 
-    def score(seen: Seen) -> Tensor:
+    def score(seen: ModelOutputs) -> Tensor:
         features = linear_readout(head, seen.features)[0].double()
         residual = torch.linalg.vector_norm((features - origin) @ rest, dim=1)
-        likeness: Tensor = (features @ weight.T + bias).logsumexp(1) - alpha * residual
-        return likeness
+        id_score: Tensor = (features @ weight.T + bias).logsumexp(1) - alpha * residual
+        return id_score
 
     return score
 
 
-def _react(fitting: Fitting) -> Detector:
+def _react(fitting: DetectorContext) -> Detector:
     method, device = fitting.method, fitting.device
     found = _library("ReAct")(
         None,
@@ -272,7 +274,7 @@ def _react(fitting: Fitting) -> Detector:
     return lambda seen: -found.predict_feature_maps(seen.features)
 
 
-def _mahalanobis(fitting: Fitting) -> Detector:
+def _mahalanobis(fitting: DetectorContext) -> Detector:
     """Lee et al. (2018): the nearest class mean, with one covariance for all classes.
 
     pytorch-ood keeps the covariance in float32: where features repeat each other, as those of
@@ -282,7 +284,7 @@ def _mahalanobis(fitting: Fitting) -> Detector:
     return lambda seen: -to_classes(seen.features).amin(1)
 
 
-def _relative_mahalanobis(fitting: Fitting) -> Detector:
+def _relative_mahalanobis(fitting: DetectorContext) -> Detector:
     """Ren et al. (2021): the same, less the distance to the mean of all images."""
     to_classes = _distances(fitting.train.features, fitting.labels)
     to_all = _distances(fitting.train.features, torch.zeros_like(fitting.labels))
@@ -345,7 +347,7 @@ def check_dimensions(dimensions: int, spanned: int) -> None:
         )
 
 
-DETECTORS: dict[str, Callable[[Fitting], Detector]] = {
+DETECTORS: dict[str, Callable[[DetectorContext], Detector]] = {
     "own": _own,
     "msp": _msp,
     "odin": _odin,

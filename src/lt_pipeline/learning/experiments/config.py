@@ -23,7 +23,7 @@ from pydantic_core.core_schema import ValidationInfo
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data import ood
 from lt_pipeline.learning.data.ood import OOD_SETS
-from lt_pipeline.learning.data.ood_files import Wanted
+from lt_pipeline.learning.data.ood_files import SetRequest
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected, facts
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.freeze import with_frozen
@@ -37,8 +37,8 @@ from lt_pipeline.learning.evaluation.detectors import (
     check_neighbours,
 )
 from lt_pipeline.learning.experiments.renamed import renamed_config
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.backbones import check_weights
 from lt_pipeline.learning.models.network import ModelConfig, on_features
 from lt_pipeline.learning.models.weights import NONE
@@ -98,7 +98,7 @@ class EvaluationConfig(Config):
         """
         trained = data.auxiliary.name if data.auxiliary else ""
         names = [n for n in self.ood_names if n != data.source and not ood.same_images(n, trained)]
-        wanted = Wanted(raw_folder, facts(data).shape, self.ood_limit, data.seed)
+        wanted = SetRequest(raw_folder, facts(data).shape, self.ood_limit, data.seed)
         with named("evaluation.ood: "):
             ood.check_files(names, wanted, optional=self.ood is True)
 
@@ -141,7 +141,7 @@ class MethodBlock(Config):
 NAMED = ("criterion", "margin")
 
 
-def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
+def updated(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over`` in place of its own, at every depth.
 
     A criterion or margin of another name begins anew: it has other parameters.
@@ -154,7 +154,7 @@ def merged(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str,
         elif name in NAMED and value.get("name", old.get("name")) != old.get("name"):
             result[name] = dict(value)
         else:
-            result[name] = merged(old, value)
+            result[name] = updated(old, value)
     return result
 
 
@@ -260,7 +260,7 @@ class ExperimentConfig(Config):
         for name in self.evaluation.detectors if self.evaluation.ood_names else ():
             check_neighbours(name, self.evaluation.detector, images)
             if name == "vim":
-                features = method.net.centres.numel() // card.longtail.classes
+                features = method.net.prototypes.numel() // card.longtail.classes
                 check_dimensions(self.evaluation.detector.vim_dimensions or 0, features)
 
     def _check_features(self) -> None:
@@ -286,7 +286,7 @@ class ExperimentConfig(Config):
         with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 
-    def judged(self, evaluation: Mapping[str, Any], device: str) -> ExperimentConfig:
+    def evaluated_as(self, evaluation: Mapping[str, Any], device: str) -> ExperimentConfig:
         """Return the same training, judged as ``evaluation`` says, and computed on ``device``.
 
         Raises:
@@ -309,7 +309,7 @@ class ExperimentConfig(Config):
         with one_line_errors(meant=partial(place_of, method=method)):
             shared = {name: parameters[name] for name in SHARED if name in parameters}
             for part in ("model", "training"):
-                shared[part] = merged(block_of(parameters, part), getattr(block, part))
+                shared[part] = updated(block_of(parameters, part), getattr(block, part))
             return cls(method=method, options=options, **shared)
 
 
@@ -345,7 +345,7 @@ def _on_top(
     with named(f"{method}.options.pretrain: "):
         methods.get(first)
     given = block_of(block.options, "pretrain_options", f"{method}.options.")
-    told = merged(block_of(parameters, first), {"options": given})
+    told = updated(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
     try:
         below, _ = method_options(first, {**parameters, first: told}, chain)
@@ -355,8 +355,8 @@ def _on_top(
     own = {**block.options, "pretrain": first, "pretrain_options": below.options}
     return MethodBlock(
         options=own,
-        model=merged(below.model, block.model),
-        training=merged(below.training, block.training),
+        model=updated(below.model, block.model),
+        training=updated(below.training, block.training),
     )
 
 

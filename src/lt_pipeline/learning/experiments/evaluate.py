@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail, of_each_label
+from lt_pipeline.learning.data.distribution import LongTail, of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.predict import accuracies, predict
@@ -45,13 +45,13 @@ from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures import methods as of_method
 from lt_pipeline.learning.figures.training import training_curves
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """What a method makes of the test set, and the seconds that this took.
 
     ``answers`` has a row an image: ``label``, ``predicted`` and, where there are, ``group``. Where
@@ -84,7 +84,7 @@ def evaluate(
     test: Images,
     finish_report: Values,
     histories: Sequence[History],
-) -> tuple[Values, Judged]:
+) -> tuple[Values, Evaluated]:
     """Return all metrics, and what they rest on.
 
     The hold-out's, where there is one, are for choosing between methods and parameters; its mean
@@ -92,17 +92,17 @@ def evaluate(
     """
     method, device = experiment.finished(model), experiment.device
     stages = [stage for stage in experiment.stages if stage.trains]
-    judged = _judge_test(experiment, method.to(device), validation, test)
+    judged = _evaluate_test(experiment, method.to(device), validation, test)
     told = judged.told()
     metrics = {
         **told,
         "test": judged.metrics,
         "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
-        "best_epoch": best_epoch(line_of(stages, histories)),
+        "best_epoch": best_epoch(main_history(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
         "notes": [*finish_report["notes"], *told.get("notes", [])],
         **_groups(method.card.longtail),
-        **_judge_hold_out(experiment, method, validation),
+        **_evaluate_hold_out(experiment, method, validation),
     }
     return metrics, judged
 
@@ -117,22 +117,24 @@ def first_of_all(metrics: Values) -> dict[str, float]:
     return found
 
 
-def judge_again(
+def evaluate_again(
     experiment: Experiment, model: StateDict, validation: Images, test: Images
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
-    judged = _judge_test(experiment, method, validation, test)
+    judged = _evaluate_test(experiment, method, validation, test)
     metrics = {
         **judged.told(),
         "test": judged.metrics,
         **_groups(method.card.longtail),
-        **_judge_hold_out(experiment, method, validation),
+        **_evaluate_hold_out(experiment, method, validation),
     }
     return metrics, judged.table, judged.confusion, judged.reliability
 
 
-def _judge_test(experiment: Experiment, method: Method, validation: Images, test: Images) -> Judged:
+def _evaluate_test(
+    experiment: Experiment, method: Method, validation: Images, test: Images
+) -> Evaluated:
     """Judge ``method``, which is where it is computed, on the test set."""
     how, longtail = experiment.config.evaluation, method.card.longtail
     test = experiment.seen(test)
@@ -144,7 +146,7 @@ def _judge_test(experiment: Experiment, method: Method, validation: Images, test
     matrix = confusion_matrix(scores, test.labels)
     answers = _answers(test, scores.argmax(1))
     tested = outcomes_of(answers)
-    return Judged(
+    return Evaluated(
         {
             **report(matrix, longtail, floor=how.recall_floor),
             **interval_report(tested),
@@ -160,12 +162,12 @@ def _judge_test(experiment: Experiment, method: Method, validation: Images, test
 
 def _judge_labels(
     experiment: Experiment, method: Method, scores: Tensor, validation: Images, test: Images
-) -> Judged:
+) -> Evaluated:
     """Judge ``scores`` ``[N, C]`` of images with several labels, said as the hold-out says."""
     longtail, labels = method.card.longtail, test.labels.cpu()
     bins, names = experiment.config.evaluation.calibration_bins, longtail.class_names
     decided = Decided(scores, labels, thresholds(experiment, method, validation), longtail)
-    return Judged(
+    return Evaluated(
         {**label_report(decided), **score_report(scores, labels, bins)},
         pd.DataFrame(decided.table()),
         pd.DataFrame(decided.said_together().numpy(), index=names, columns=names),
@@ -210,7 +212,7 @@ def outcomes_of(answers: pd.DataFrame) -> Outcomes:
     return Outcomes(labels, (answers["predicted"] == labels).to_numpy(float), groups)
 
 
-def _judge_hold_out(experiment: Experiment, method: Method, validation: Images) -> Values:
+def _evaluate_hold_out(experiment: Experiment, method: Method, validation: Images) -> Values:
     """Return the accuracies on the hold-out, nothing where there is none."""
     if not len(validation):
         return {}
@@ -234,7 +236,7 @@ def draw(
     """Return the pictures, by file name."""
     longtail, title = experiment.card.longtail, experiment.title
     trained = [stage for stage in experiment.stages if stage.trains]
-    matrix, line = confusion_of(confusion, longtail.classes), line_of(trained, histories)
+    matrix, line = confusion_of(confusion, longtail.classes), main_history(trained, histories)
     if longtail.several:
         tested = table[PRECISION.key][table["test_images"] > 0]
         curves = training_curves(line, title, float(tested.mean()), METRICS[HEADLINES[1]])
@@ -245,11 +247,11 @@ def draw(
         "training_curves": curves,
         **of_method.draw(experiment.config.method, finish_report, longtail, title),
     }
-    judged = draw_judged(experiment, table, confusion, reliability_bins)
+    judged = draw_evaluated(experiment, table, confusion, reliability_bins)
     return judged | {f"{name}.png": figure for name, figure in drawn.items()}
 
 
-def draw_judged(
+def draw_evaluated(
     experiment: Experiment, table: pd.DataFrame, confusion: pd.DataFrame, reliability_bins: Values
 ) -> dict[str, Figure]:
     """Return the pictures of what the method makes of the test set, by file name."""
@@ -267,7 +269,7 @@ def draw_judged(
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 
-def line_of(stages: Sequence[Stage], histories: Sequence[History]) -> History:
+def main_history(stages: Sequence[Stage], histories: Sequence[History]) -> History:
     """Return the histories of the stages that lead to the model, joined; branches are left out."""
     both = zip(stages, histories, strict=True)
     return join_histories([history for stage, history in both if stage.role == "line"])

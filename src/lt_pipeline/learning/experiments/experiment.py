@@ -20,7 +20,7 @@ from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.features import FeatureCache, FeatureSet
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.backbones import width_of
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import frozen_backbone, on_features
@@ -111,14 +111,14 @@ class Experiment:
         if not self.on_features:
             return method
         whole = self.build(whole=True)
-        whole.fold()
+        whole.merge_for_inference()
         whole.load(method.state_dict())
         return whole
 
     def behind(self, checkpoint: StateDict, stage: str | None = None) -> Method:
         """Return the method as it is behind ``stage``, the last one unless told."""
         method = self.build()
-        method.start(method.END, {stage or self.stages[-1].name: checkpoint})
+        method.load_weights(method.END, {stage or self.stages[-1].name: checkpoint})
         return method
 
     def finished(self, weights: Mapping[str, torch.Tensor], *, whole: bool = False) -> Method:
@@ -130,7 +130,7 @@ class Experiment:
             UserError: if the weights are of another architecture.
         """
         method = self.build(whole=whole)
-        method.fold()
+        method.merge_for_inference()
         if self.on_features and not whole:
             own = method.state_dict()
             weights = {name: value for name, value in weights.items() if name in own}

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import of_each_label
+from lt_pipeline.learning.data.distribution import of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
+from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_prototypes
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
     class_separability,
     measured_against,
@@ -36,18 +36,18 @@ def geometry(
     method, device = experiment.finished(model), experiment.device
     longtail, test = method.card.longtail, experiment.seen(test)
     method.to(device)
-    centres = method.class_centres().detach().cpu()
+    prototypes = method.class_prototypes().detach().cpu()
     features = predict(method, method.features, test, device=device)
     # an image of several labels is one of each
     image, labels = of_each_label(test.labels)
     features = features[image.cpu()]
-    angles = angles_to_centres(features, centres, labels)
+    angles = angles_to_prototypes(features, prototypes, labels)
     title = experiment.title
     numbers: Values = angle_summary(angles, labels, longtail)
     drawn = dict[str, Figure]()
     if pictures:
         drawn["angles.png"] = angle_distribution(angles, labels, longtail, title)
-    classes, width = centres.shape
+    classes, width = prototypes.shape
     others = measured_against(labels, classes, width)
     if others:
         if others < int((torch.bincount(labels.cpu()) > 1).sum()) - 1:

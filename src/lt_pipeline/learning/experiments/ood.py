@@ -14,7 +14,12 @@ from lt_pipeline.learning.data.mixtures import Mixtures
 from lt_pipeline.learning.data.ood import PAPER_SETS, InDistribution, load_ood, same_images
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
-from lt_pipeline.learning.evaluation.detectors import Seen, build_detectors, linear_readout, look
+from lt_pipeline.learning.evaluation.detectors import (
+    ModelOutputs,
+    build_detectors,
+    extract_outputs,
+    linear_readout,
+)
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group
@@ -24,7 +29,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures import ood as figures
 from lt_pipeline.learning.losses.ambiguity import energy
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.progress import track
 
@@ -37,7 +42,7 @@ SEVERAL = "detectors are of a softmax, and images have several labels"
 CONFLICTS = {"conflict": "gradient_cosine", "conflict_adjusted": "gradient_cosine_adjusted"}
 
 
-def judge(
+def evaluate_ood(
     experiment: Experiment,
     model: StateDict,
     train: Images,
@@ -60,7 +65,7 @@ def examine(
     test: Images,
     raw_folder: Path,
 ) -> Values:
-    """Return the report of ``judge``, all that its pictures are drawn from."""
+    """Return the report of ``evaluate_ood``, all that its pictures are drawn from."""
     found, method = experiment.config, experiment.finished(model, whole=True)
     if method.card.longtail.several:
         LOGGER.info("Images of no class are not looked at: %s", SEVERAL)
@@ -73,20 +78,20 @@ def examine(
         return {"left_out": left_out, "averaged_over": []}
     device = experiment.device
     method.to(device)
-    inside = look(method, test, device)
-    outside = {name: look(method, images, device) for name, images in sets.items()}
+    inside = extract_outputs(method, test, device)
+    outside = {name: extract_outputs(method, images, device) for name, images in sets.items()}
     mixed = Mixtures(test, found.seed)
-    blended = look(method, mixed, device)
+    mixed_outputs = extract_outputs(method, mixed, device)
     report = _detect(found, method, train, inside, outside, test)
-    seen = (method, inside, outside, (mixed, blended), test, found.seed)
+    seen = (method, inside, outside, (mixed, mixed_outputs), test, found.seed)
     log_prior = method.card.longtail.log_prior
     return {
         "detectors": report,
         "paper_means": {name: _paper_means(of) for name, of in report.items()},
-        "energy": _energies(inside, outside, blended, test, method),
+        "energy": _energies(inside, outside, mixed_outputs, test, method),
         "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
         "conflict_adjusted": _conflict(*seen, log_prior),
-        "embedding": _embedding(found, method, inside, outside, blended, test),
+        "embedding": _embedding(found, method, inside, outside, mixed_outputs, test),
         "averaged_over": list(sets),
         "left_out": left_out,
     }
@@ -119,8 +124,8 @@ def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 
-def headline(report: Values) -> Values:
-    """Return what tables and MLflow show of ``judge``'s report: no more than a reader can take in.
+def summary_metrics(report: Values) -> Values:
+    """Return what tables and MLflow show of ``evaluate_ood``'s report: what a reader can take in.
 
     AUROC and FPR95 of every detector and set, the means whole, those over a paper's sets among
     them, and mean gradient cosines.
@@ -166,8 +171,8 @@ def _detect(
     config: ExperimentConfig,
     method: Method,
     train: Images,
-    inside: Seen,
-    outside: dict[str, Seen],
+    inside: ModelOutputs,
+    outside: dict[str, ModelOutputs],
     test: Images,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return {detector: {set: report}}, each with the mean over the sets."""
@@ -175,9 +180,9 @@ def _detect(
     detectors = build_detectors(evaluation.detectors, method, train, evaluation.detector, device)
     result = {}
     for name, detector in track(detectors.items(), "detectors", len(detectors)):
-        likeness = detector(inside)
+        id_score = detector(inside)
         result[name] = {
-            where: ood_report(likeness, detector(seen), test.labels, method.card.longtail)
+            where: ood_report(id_score, detector(seen), test.labels, method.card.longtail)
             for where, seen in track(outside.items(), f"{name} on OOD sets", len(outside))
         }
         result[name]["mean"] = mean_report(list(result[name].values()))
@@ -205,22 +210,26 @@ def _some(features: Tensor, count: int) -> Tensor:
 
 
 def _energies(
-    inside: Seen, outside: dict[str, Seen], blended: Seen, test: Images, method: Method
+    inside: ModelOutputs,
+    outside: dict[str, ModelOutputs],
+    mixed_outputs: ModelOutputs,
+    test: Images,
+    method: Method,
 ) -> dict[str, float]:
     """Return mean energies at temperature 1, of the test images by group."""
     own = energy(inside.logits, 1.0)
     return {
         **by_group(own, test.labels.cpu(), method.card.longtail),
-        "mixed": float(energy(blended.logits, 1.0).mean()),
+        "mixed": float(energy(mixed_outputs.logits, 1.0).mean()),
         **{name: float(energy(seen.logits, 1.0).mean()) for name, seen in outside.items()},
     }
 
 
 def _conflict(
     method: Method,
-    inside: Seen,
-    outside: dict[str, Seen],
-    mixtures: tuple[Mixtures, Seen],
+    inside: ModelOutputs,
+    outside: dict[str, ModelOutputs],
+    mixtures: tuple[Mixtures, ModelOutputs],
     test: Images,
     seed: int,
     shift: Tensor,
@@ -252,10 +261,10 @@ def _conflict(
         result[name] = gradient_conflict.conflict_by_group(
             own, features, labels[chosen], pushed, others, head, longtail
         )
-    mixed, blended = mixtures
+    mixed, mixed_outputs = mixtures
     share = mixed.share[chosen, None].double()
     target = share * one_hot[mixed.first[chosen]] + (1 - share) * one_hot[mixed.second[chosen]]
-    others = linear_readout(readout, blended.features[chosen])[0]
+    others = linear_readout(readout, mixed_outputs.features[chosen])[0]
     pulled = gradient_conflict.residual(head.logits(others) + shift, target)
     pushed = gradient_conflict.residual(head.logits(others), torch.full_like(target, 1 / classes))
     given = (own, features, labels[chosen])
@@ -272,9 +281,9 @@ def _conflict(
 def _embedding(
     config: ExperimentConfig,
     method: Method,
-    inside: Seen,
-    outside: dict[str, Seen],
-    blended: Seen,
+    inside: ModelOutputs,
+    outside: dict[str, ModelOutputs],
+    mixed_outputs: ModelOutputs,
     test: Images,
 ) -> Values:
     """Return t-SNE positions of test images, mixtures and OOD images (figures 2, 6), if asked."""
@@ -282,7 +291,7 @@ def _embedding(
     if not size:
         return {}
     chosen = sample_by_group(labels, longtail, size, config.seed)
-    parts = [inside.features[chosen], _some(blended.features[chosen], size)]
+    parts = [inside.features[chosen], _some(mixed_outputs.features[chosen], size)]
     parts += [_some(seen.features, size) for seen in outside.values()]
     flat = [linear_readout(method.net.head, part)[0] for part in parts]
     found = tsne(torch.cat(flat), config.seed).split([len(part) for part in flat])

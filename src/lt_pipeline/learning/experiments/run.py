@@ -20,7 +20,7 @@ from lt_pipeline.learning.engine.trainer import History, Report, fit
 from lt_pipeline.learning.experiments.evaluate import evaluate
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.geometry import geometry
-from lt_pipeline.learning.experiments.ood import examine, headline
+from lt_pipeline.learning.experiments.ood import examine, summary_metrics
 from lt_pipeline.learning.experiments.stages import measure_stages, stage_numbers
 from lt_pipeline.learning.experiments.store import Store, stage_resume
 from lt_pipeline.learning.models.merging import StateDict
@@ -96,7 +96,7 @@ def train_stages(
         UserError: if images do not suit the augmentation, or as ``fit`` says.
     """
     config, method = experiment.config, experiment.build()
-    method.start(stages[0], start.checkpoints)
+    method.load_weights(stages[0], start.checkpoints)
     if not experiment.on_features:
         config.training.augment.check(sets.train.shape)
     if objective_of(method, stages[0]).views:
@@ -145,12 +145,12 @@ def finish(
     """Do what follows the last stage, merge, and return the deployable weights and what it did."""
     train, validation, test = map(experiment.seen, (train, validation, test))
     method, device = experiment.behind(checkpoint), experiment.device
-    finished = method.finish(train, validation, device)
+    finished = method.post_process(train, validation, device)
     parameters = parameter_count(method)
-    diagnosed, series = method.diagnose(train, test, device), method.series()
+    diagnosed, series = method.diagnose(train, test, device), method.training_curves()
     notes = [*method.notes(), *method.remarks(diagnosed)]
     before = predict(method.to(device), method.score, test, device=device)
-    method.fold()
+    method.merge_for_inference()
     after = predict(method, method.score, test, device=device)
     deployed = experiment.deployed(method)
     return dict(deployed.state_dict()), {
@@ -227,7 +227,7 @@ def run_experiment(
     metrics, judged = evaluate(experiment, model, validation, test, finished, histories)
     shape, _ = geometry(experiment, model, test, pictures=False)
     strange = examine(experiment, model, images.train, images.test, raw_folder)
-    result = numbers({**metrics, "geometry": shape, "ood": headline(strange)})
+    result = numbers({**metrics, "geometry": shape, "ood": summary_metrics(strange)})
     if len(stages) > 1:
         every = [checkpoints[stage.name] for stage in stages]
         result |= stage_numbers(measure_stages(experiment, validation, test, every)[0])

@@ -22,14 +22,14 @@ from lt_pipeline.learning.evaluation.metrics.recalls import class_recall, true_i
 from lt_pipeline.learning.evaluation.metrics.several import HALF, Decided
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
 
 
-def judge_stages(
+def evaluate_stages(
     experiment: Experiment, validation: Images, test: Images, checkpoints: Sequence[StateDict]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""

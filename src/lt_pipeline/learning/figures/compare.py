@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from lt_pipeline.learning.data.longtail import MANY_CLASSES
+from lt_pipeline.learning.data.distribution import MANY_CLASSES
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure

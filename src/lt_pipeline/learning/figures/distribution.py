@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import MANY_CLASSES, LongTail
+from lt_pipeline.learning.data.distribution import MANY_CLASSES, LongTail
 from lt_pipeline.learning.figures.style import ABOVE, GROUP_COLOURS, legend_above, new_figure
 
 NAMED_CLASSES = 30

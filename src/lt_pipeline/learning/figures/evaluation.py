@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES, MANY_CLASSES, LongTail
+from lt_pipeline.learning.data.distribution import GROUP_NAMES, MANY_CLASSES, LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL, Metric
 from lt_pipeline.learning.evaluation.metrics.recalls import true_images
 from lt_pipeline.learning.figures.distribution import (

@@ -11,7 +11,7 @@ from matplotlib.mlab import GaussianKDE
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.distribution import group_bars
 from lt_pipeline.learning.figures.style import ABOVE, GROUP_COLOURS, new_figure
 from lt_pipeline.learning.schema import UserError

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.figures.study import COLOURS, MARKERS
 from lt_pipeline.learning.figures.style import (

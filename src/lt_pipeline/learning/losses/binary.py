@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.criteria import Criterion, CriterionBase, Head
 from lt_pipeline.learning.schema import UserError

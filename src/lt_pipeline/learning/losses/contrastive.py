@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.criteria import CriterionBase, Head, LogitAdjusted, Outputs
 
@@ -36,9 +36,9 @@ class BalancedContrastive(LogitAdjusted):
         not in the contrast.
 
         Raises:
-            ValueError: without features and centres.
+            ValueError: without features and prototypes.
         """
-        if outputs.features is None or outputs.centres is None:
+        if outputs.features is None or outputs.prototypes is None:
             raise ValueError("balanced_contrastive needs the features of two views and the centres")
         views, images, width = outputs.features.shape
         projections = self.project(outputs.features.reshape(views * images, width))
@@ -47,7 +47,9 @@ class BalancedContrastive(LogitAdjusted):
             contrast = losses.balanced_contrastive(
                 unit.view(views, images, -1)[1:],
                 labels,
-                F.normalize(self.project_centres(losses.at_least_float32(outputs.centres)), dim=1),
+                F.normalize(
+                    self.project_centres(losses.at_least_float32(outputs.prototypes)), dim=1
+                ),
                 self.config.temperature,
             )
         return {

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.margins import MarginConfig
 from lt_pipeline.learning.schema import Config, UserError
@@ -31,13 +31,13 @@ class Outputs(NamedTuple):
     """What a criterion sees of a forward pass; what it did not ask for is None.
 
     ``logits`` ``[B, C]`` are of the images; ``features`` ``[1 + V, B, F]`` of the images and of
-    the V views that ``Criterion.views`` asks for; ``centres`` ``[C, F]`` are the classifier's
+    the V views that ``Criterion.views`` asks for; ``prototypes`` ``[C, F]`` are the classifier's
     weights.
     """
 
     logits: Tensor
     features: Tensor | None = None
-    centres: Tensor | None = None
+    prototypes: Tensor | None = None
 
 
 class Criterion(nn.Module):
@@ -90,7 +90,7 @@ class Criterion(nn.Module):
     def end_epoch(self) -> None:
         """Learn from the epoch that is over."""
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return what else is worth a curve over the epochs, by name."""
         return {}
 

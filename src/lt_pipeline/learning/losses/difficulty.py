@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
+from lt_pipeline.learning.data.distribution import GROUP_NAMES, LongTail
 from lt_pipeline.learning.losses import functional as losses
 from lt_pipeline.learning.losses.criteria import Criterion, CriterionBase, Head, weighted
 
@@ -138,7 +138,7 @@ class DifficultyBalanced(Criterion):
         self.correct.zero_()
         self.seen.zero_()
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return the rank correlation of difficulty and class size."""
         return {"difficulty/size_correlation": float(self.size_correlation.value)}
 

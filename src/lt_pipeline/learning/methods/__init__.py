@@ -1,4 +1,4 @@
-"""The methods there are: every module of this folder without a leading underscore is one."""
+"""The methods there are: every module of this folder is one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from lt_pipeline.learning.methods._base import Method
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.schema import UserError, unknown
 
 
 @cache
 def available() -> tuple[str, ...]:
     """Return the names of all methods, sorted: the file name is the name."""
-    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.ispkg))
 
 
 def get(name: str) -> type[Method]:

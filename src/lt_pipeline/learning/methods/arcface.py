@@ -5,7 +5,7 @@ Deng et al., ArcFace: additive angular margin loss for deep face recognition, CV
 
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import ArcFaceConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class ArcFace(CriterionMethod, criterion=CrossEntropyConfig(margin=ArcFaceConfig())):

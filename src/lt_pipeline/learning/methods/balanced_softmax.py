@@ -4,7 +4,7 @@ Ren et al., Balanced meta-softmax for long-tailed visual recognition, NeurIPS 20
 """
 
 from lt_pipeline.learning.losses.criteria import BalancedSoftmaxConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class BalancedSoftmax(CriterionMethod, criterion=BalancedSoftmaxConfig()):

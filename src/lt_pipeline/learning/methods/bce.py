@@ -8,8 +8,8 @@ logit is the answer as ever.
 from __future__ import annotations
 
 from lt_pipeline.learning.losses.binary import BceConfig, BinaryCriterion
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 
 
 class BceOptions(MethodOptions):

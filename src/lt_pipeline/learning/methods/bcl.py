@@ -4,7 +4,7 @@ Zhu et al., Balanced contrastive learning for long-tailed visual recognition, CV
 """
 
 from lt_pipeline.learning.losses.contrastive import BalancedContrastiveConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class BalancedContrastiveLearning(CriterionMethod, criterion=BalancedContrastiveConfig()):

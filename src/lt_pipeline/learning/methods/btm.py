@@ -26,15 +26,15 @@ from lt_pipeline.learning.evaluation.metrics.classification import confusion_mat
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import Part
-from lt_pipeline.learning.methods._decoupled import (
+from lt_pipeline.learning.methods.families.base import Part
+from lt_pipeline.learning.methods.families.decoupled import (
     BACKBONE,
     HEAD,
     ClassifierConfig,
     Decoupled,
     DecoupledOptions,
 )
-from lt_pipeline.learning.methods._pretrained import SOURCE, stages_below
+from lt_pipeline.learning.methods.families.pretrained import SOURCE, stages_below
 from lt_pipeline.learning.methods.mislas import SECOND_STAGE
 from lt_pipeline.learning.models import merging as weights
 from lt_pipeline.learning.models.batchnorm import reestimate_batchnorm

@@ -4,7 +4,7 @@ Cui et al., Class-balanced loss based on effective number of samples, CVPR 2019.
 """
 
 from lt_pipeline.learning.losses.criteria import ClassBalancedConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class ClassBalanced(CriterionMethod, criterion=ClassBalancedConfig()):

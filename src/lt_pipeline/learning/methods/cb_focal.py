@@ -5,7 +5,7 @@ sigmoids, this one over the softmax.
 """
 
 from lt_pipeline.learning.losses.criteria import FocalConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class ClassBalancedFocalLoss(CriterionMethod, criterion=FocalConfig(beta=0.9999)):

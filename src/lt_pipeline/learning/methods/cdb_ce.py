@@ -4,7 +4,7 @@ Sinha et al., Class-wise difficulty-balanced loss for solving class-imbalance, A
 """
 
 from lt_pipeline.learning.losses.difficulty import DifficultyBalancedConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class DifficultyBalancedCrossEntropy(CriterionMethod, criterion=DifficultyBalancedConfig()):

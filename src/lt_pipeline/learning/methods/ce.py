@@ -1,7 +1,7 @@
 """Plain cross-entropy, the yardstick of every paper."""
 
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class CrossEntropy(CriterionMethod, criterion=CrossEntropyConfig()):

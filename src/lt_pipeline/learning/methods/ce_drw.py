@@ -4,7 +4,7 @@ Cao et al., Learning imbalanced datasets with label-distribution-aware margin lo
 """
 
 from lt_pipeline.learning.losses.criteria import ClassBalancedConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class DeferredReweighting(CriterionMethod, criterion=ClassBalancedConfig(start=0.8)):

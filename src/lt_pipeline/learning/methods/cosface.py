@@ -5,7 +5,7 @@ Wang et al., CosFace: large margin cosine loss for deep face recognition, CVPR 2
 
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import CosFaceConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class CosFace(CriterionMethod, criterion=CrossEntropyConfig(margin=CosFaceConfig())):

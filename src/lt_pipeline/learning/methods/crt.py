@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
+from lt_pipeline.learning.methods.families.decoupled import (
+    ClassifierConfig,
+    Decoupled,
+    DecoupledOptions,
+)
 
 
 class CrtOptions(DecoupledOptions):

@@ -13,8 +13,8 @@ from pydantic import model_validator
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import BalancedSoftmaxConfig
 from lt_pipeline.learning.losses.margins import DbmConfig
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 
 # Table 2: what the margin stands in front of. DRW weights the classes from epoch 160 of 200 on.

@@ -22,8 +22,8 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by
 from lt_pipeline.learning.losses import routing
 from lt_pipeline.learning.losses.criteria import weighted
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._difficulty import ClassDifficulty
-from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
+from lt_pipeline.learning.methods.families.difficulty import ClassDifficulty
+from lt_pipeline.learning.methods.families.experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.experts import ExpertHeads
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import UserError
@@ -264,7 +264,7 @@ class DQRoute(ExpertMethod):
             self.difficulty.watch(found.to(device), validation.labels.to(device))
         self.difficulty.update(None if self.warming else self.options.gamma_of(epochs))
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return how many classes share the weight, and entropy and weight by group.
 
         ``size_correlation`` is the rank correlation of difficulty and class size.
@@ -278,9 +278,11 @@ class DQRoute(ExpertMethod):
         for name, values in (("weight", weight), ("entropy", self.difficulty.entropy)):
             by = by_group(values, labels, longtail)
             found |= {f"{name}_{group}": value for group, value in by.items()}
-        return super().follow() | {f"difficulty/{name}": value for name, value in found.items()}
+        return super().epoch_metrics() | {
+            f"difficulty/{name}": value for name, value in found.items()
+        }
 
-    def series(self) -> dict[str, list[list[float]]]:
+    def training_curves(self) -> dict[str, list[list[float]]]:
         """Return over the run the class weights, ``[S][C]``, and two curves, each ``[1][S]``.
 
         They are of how many classes share the difficulty weight, and of the rank correlation of
@@ -328,7 +330,7 @@ class DQRoute(ExpertMethod):
         """Return the logarithm of equation 6, ``[B, C]``."""
         return self._fused(*self._routed(self.net.features(images)))
 
-    def answer(self, images: Tensor) -> dict[str, Tensor]:
+    def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Return the fused ``probabilities`` ``[B, C]`` and alpha_k, ``routing`` ``[B, 3]``."""
         known, share = self._routed(self.net.features(images))
         return {"probabilities": self._fused(known, share).softmax(1), "routing": share}
@@ -368,9 +370,9 @@ class DQRoute(ExpertMethod):
             result[name] = by_group_and_all(right, test.labels, longtail)
         return result
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop the criterion and the statistics of the training."""
-        super().fold()
+        super().merge_for_inference()
         histories = ("weight_history", "effective_history", "correlation_history")
         for name in ("difficulty", "quantity", *histories):
             delattr(self, name)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.losses.outliers import energy_margin
-from lt_pipeline.learning.methods._outliers import OutlierMethod, OutlierOptions
+from lt_pipeline.learning.methods.families.outliers import OutlierMethod, OutlierOptions
 from lt_pipeline.learning.schema import UserError
 
 

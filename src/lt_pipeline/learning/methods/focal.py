@@ -4,7 +4,7 @@ Lin et al., Focal loss for dense object detection, ICCV 2017; over the softmax o
 """
 
 from lt_pipeline.learning.losses.criteria import FocalConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class FocalLoss(CriterionMethod, criterion=FocalConfig()):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.decoupled import GeometricMeanConfig
-from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
+from lt_pipeline.learning.methods.families.decoupled import (
+    ClassifierConfig,
+    Decoupled,
+    DecoupledOptions,
+)
 
 
 class GmlOptions(DecoupledOptions):

@@ -5,7 +5,7 @@ Cao et al., Learning imbalanced datasets with label-distribution-aware margin lo
 
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import LdamConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class LabelDistributionAwareMargin(

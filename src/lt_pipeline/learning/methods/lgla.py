@@ -22,7 +22,7 @@ from lt_pipeline.learning.losses.ambiguity import energy
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.experts import by_expert
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
+from lt_pipeline.learning.methods.families.experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import UserError
 
@@ -147,16 +147,16 @@ class LGLA(ExpertMethod):
             kept[self.snapshot :] = torch.where(images > 0, total / images.clamp(min=1), kept[-1])
         self.sums.zero_()
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return energy and E_hat - 1 by group."""
         labels = torch.arange(self.card.longtail.classes, device=self.ambiguity.device)
-        return super().follow() | {
+        return super().epoch_metrics() | {
             f"ambiguity/{name}_{group}": value
             for name, values in zip(("energy", "weight_above_1"), self.ambiguity, strict=True)
             for group, value in by_group(values[-1], labels, self.card.longtail).items()
         }
 
-    def series(self) -> dict[str, list[list[float]]]:
+    def training_curves(self) -> dict[str, list[list[float]]]:
         """Return energy and E_hat - 1 by class over the run, each ``[S][C]``."""
         energies, excess = self.ambiguity.tolist()
         return {"energy": energies, "weight_above_1": excess}
@@ -194,8 +194,8 @@ class LGLA(ExpertMethod):
         """Return what the adjustment leaves of the labels' prior in the mean logits, ``[C]``."""
         return losses.prior_left(self.card.longtail.prior.to(self.shift), self.shift)
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop the criterion, what is added to logits in training, and the statistics."""
-        super().fold()
+        super().merge_for_inference()
         for name, _ in [*self.named_buffers(recurse=False)]:
             delattr(self, name)

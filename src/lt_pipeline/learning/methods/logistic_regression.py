@@ -12,8 +12,8 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 
 # of a class that had no image to learn from: it is never the answer
@@ -95,7 +95,7 @@ class LogisticRegression(Method):
         scaled, labels = ((features - mean) / scale).numpy(), train.labels.cpu()
         solve = _one_by_one if labels.ndim == 2 else _at_once
         seen, found, constant, iterations = solve(solver, scaled, labels)
-        weight = torch.zeros(self.net.centres.shape, dtype=torch.float64)
+        weight = torch.zeros(self.net.prototypes.shape, dtype=torch.float64)
         bias = torch.full((len(weight),), NEVER, dtype=torch.float64)
         weight[seen] = found / scale
         bias[seen] = constant - (found / scale * mean).sum(1)

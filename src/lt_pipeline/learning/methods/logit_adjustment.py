@@ -1,7 +1,7 @@
 """Logit adjustment (Menon et al., Long-tail learning via logit adjustment, ICLR 2021)."""
 
 from lt_pipeline.learning.losses.criteria import LogitAdjustmentConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class LogitAdjustment(CriterionMethod, criterion=LogitAdjustmentConfig()):

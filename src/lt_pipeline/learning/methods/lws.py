@@ -5,7 +5,11 @@ The classifier's bias is scaled with the weights.
 
 from __future__ import annotations
 
-from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
+from lt_pipeline.learning.methods.families.decoupled import (
+    ClassifierConfig,
+    Decoupled,
+    DecoupledOptions,
+)
 
 
 class LwsOptions(DecoupledOptions):

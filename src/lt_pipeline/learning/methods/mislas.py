@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
-from lt_pipeline.learning.methods._decoupled import ClassifierConfig, Decoupled, DecoupledOptions
+from lt_pipeline.learning.methods.families.decoupled import (
+    ClassifierConfig,
+    Decoupled,
+    DecoupledOptions,
+)
 
 # CIFAR-100-LT at IR 100; docs/methods/decoupled.md has the other sets'
 SECOND_STAGE = ClassifierConfig(scale=True, head_rate=0.2, shift_batchnorm=True)

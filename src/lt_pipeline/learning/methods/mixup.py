@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_pipeline.learning.data.batches import Batch
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import without_tf32
@@ -30,8 +30,8 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
 )
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import LogitAdjustmentConfig
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.backbones import Features
 from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
 from lt_pipeline.learning.models.low_rank import (
@@ -226,9 +226,9 @@ class More(Method):
             "changed_predictions": changed_predictions(full, general, test.labels, longtail),
         }
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Merge B A into W: the network has the plain one's parameters and the same logits."""
-        super().fold()
+        super().merge_for_inference()
         fold_low_rank(self.net)
 
     def _reestimated_logits(self, train: Images, test: Images, device: torch.device) -> Tensor:

@@ -13,8 +13,8 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
-from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
-from lt_pipeline.learning.models.heads import unit
+from lt_pipeline.learning.methods.families.pretrained import Pretrained, PretrainedOptions
+from lt_pipeline.learning.models.heads import l2_normalize
 from lt_pipeline.learning.models.network import ModelConfig
 
 
@@ -39,11 +39,13 @@ class NearestClassMean(Pretrained):
 
     def __init__(self, options: NcmOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__(options, model, card)
-        self.register_buffer("means", torch.zeros_like(self.source.class_centres()))
+        self.register_buffer("means", torch.zeros_like(self.source.class_prototypes()))
         self.means: Tensor
 
     @torch.no_grad()
-    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
+    def post_process(
+        self, train: Images, validation: Images, device: torch.device
+    ) -> dict[str, Any]:
         """Take the means ``[C, F]`` of the training images' features, BatchNorm in eval mode."""
         self.to(device)
         features = predict(self, self.features, train, device=device).double()
@@ -52,10 +54,12 @@ class NearestClassMean(Pretrained):
         self.means.copy_(total / count[:, None])
         return {}
 
-    def class_centres(self) -> Tensor:
+    def class_prototypes(self) -> Tensor:
         """Return the classes' mean features, ``[C, F]``."""
         return self.means
 
     def classify(self, features: Tensor) -> Tensor:
         """Return scaled cosines ``[B, C]`` of features ``[B, F]`` or, of experts, ``[B, K, F]``."""
-        return self.options.scale * F.linear(unit(unit(features).flatten(1)), unit(self.means))
+        return self.options.scale * F.linear(
+            l2_normalize(l2_normalize(features).flatten(1)), l2_normalize(self.means)
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lt_pipeline.learning.losses.outliers import uniform_loss
-from lt_pipeline.learning.methods._outliers import OutlierMethod
+from lt_pipeline.learning.methods.families.outliers import OutlierMethod
 
 
 class OutlierExposure(OutlierMethod):

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.methods._chosen import Chosen, ChosenOptions
+from lt_pipeline.learning.methods.families.chosen import Chosen, ChosenOptions
 from lt_pipeline.learning.models.network import ModelConfig
 
 

@@ -26,8 +26,8 @@ from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import ClassBalancedConfig, Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.losses.margins import LdamConfig
-from lt_pipeline.learning.methods._base import Part
-from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
+from lt_pipeline.learning.methods.families.base import Part
+from lt_pipeline.learning.methods.families.experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
 
 
@@ -166,10 +166,10 @@ class RoutingDiverseExperts(ExpertMethod):
         logits = at_least_float32(self.net.head(features))
         return losses.routed(logits, self.router(features, logits))
 
-    def answer(self, images: Tensor) -> dict[str, Tensor]:
+    def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Return probabilities and, where the router is deployed, how many experts were used."""
         if not self.options.route:
-            return super().answer(images)
+            return super().predictions(images)
         features, logits = self.features_and_logits(images)
         gates = self.router(features, logits)
         probabilities = losses.routed(logits, gates).softmax(1)
@@ -198,9 +198,9 @@ class RoutingDiverseExperts(ExpertMethod):
         }
         return {name: self._by_group(value, test) for name, value in values.items()}
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop the criterion, the temperatures and, unless it has a say, the router."""
-        super().fold()
+        super().merge_for_inference()
         del self.class_temperature
         if not self.options.route:
             del self.router
@@ -246,6 +246,6 @@ class Routing(Part):
         loss = losses.routing_loss(gates, needed, self.method.options.router_weight)
         return {"routing": loss.mean()}
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return what the method follows."""
-        return self.method.follow()
+        return self.method.epoch_metrics()

@@ -29,7 +29,7 @@ from lt_pipeline.learning.evaluation.metrics.classification import confusion_mat
 from lt_pipeline.learning.losses import experts as losses
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._experts import ExpertMethod, ExpertOptions
+from lt_pipeline.learning.methods.families.experts import ExpertMethod, ExpertOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
@@ -197,9 +197,9 @@ class SelfSupervisedAggregation(ExpertMethod):
 
         return learn_aggregation(passes, len(SKILLS), config)
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop the criterion and what is added to logits in training."""
-        super().fold()
+        super().merge_for_inference()
         del self.skill_shift
 
     @torch.no_grad()

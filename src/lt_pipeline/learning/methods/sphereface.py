@@ -5,7 +5,7 @@ Liu et al., SphereFace: deep hypersphere embedding for face recognition, CVPR 20
 
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.margins import SphereFaceConfig
-from lt_pipeline.learning.methods._criterion import CriterionMethod
+from lt_pipeline.learning.methods.families.criterion import CriterionMethod
 
 
 class SphereFace(CriterionMethod, criterion=CrossEntropyConfig(margin=SphereFaceConfig())):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lt_pipeline.learning.methods._chosen import Chosen, ChosenOptions
+from lt_pipeline.learning.methods.families.chosen import Chosen, ChosenOptions
 from lt_pipeline.learning.schema import UserError
 
 
@@ -66,7 +66,7 @@ class TauNormalisation(Chosen):
         for name in self.options.factors:
             self.get_parameter(name).fill_(1)
         head: nn.Module = self.net.head
-        weight = self.net.centres
+        weight = self.net.prototypes
         length = torch.linalg.vector_norm(weight.double(), dim=-1, keepdim=True)
         tiny = torch.finfo(weight.dtype).tiny
         weight.copy_((weight.double() / length.clamp(min=tiny) ** tau).to(weight.dtype))

@@ -20,7 +20,7 @@ from lt_pipeline.learning.models.backbones import (
     TimmBackbone,
     build_backbone,
 )
-from lt_pipeline.learning.models.heads import HEADS, HeadInit, start_kaiming, unit
+from lt_pipeline.learning.models.heads import HEADS, HeadInit, l2_normalize, start_kaiming
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
 from lt_pipeline.learning.schema import UserError, unknown
@@ -173,7 +173,7 @@ class ExpertHeads(nn.Module):
     def cosines(self, features: Tensor) -> Tensor:
         """Return cos(features, w_kc), ``[B, K, C]``, in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return _products(unit(features), unit(self.weight))
+            return _products(l2_normalize(features), l2_normalize(self.weight))
 
 
 def build_expert_network(

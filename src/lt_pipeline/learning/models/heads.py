@@ -31,7 +31,7 @@ class CosineHead(nn.Module):
     def cosines(self, features: Tensor) -> Tensor:
         """Return cos(features, w_c), ``[B, C]``, in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(unit(features), unit(self.weight))
+            return F.linear(l2_normalize(features), l2_normalize(self.weight))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of ``features`` ``[B, F]``."""
@@ -65,7 +65,7 @@ def start_kaiming(weight: Tensor) -> None:
     nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[-1]))
 
 
-def unit(x: Tensor) -> Tensor:
+def l2_normalize(x: Tensor) -> Tensor:
     """Return the vectors ``x`` ``[..., F]`` at unit length, in at least float32."""
     x = x if x.dtype == torch.float64 else x.float()
     # The gradient at the origin is 1 / eps: a smaller one would overflow.

@@ -95,7 +95,7 @@ class Network(nn.Module):
         return int(self.backbone.features)  # type: ignore[arg-type]
 
     @property
-    def centres(self) -> Tensor:
+    def prototypes(self) -> Tensor:
         """Return the classifier's weights, ``[C, F]``."""
         weight: Tensor = self.head.weight  # type: ignore[assignment]
         return weight

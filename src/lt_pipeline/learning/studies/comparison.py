@@ -268,7 +268,7 @@ def first_two(runs: pd.DataFrame, summary: pd.DataFrame, sort_by: Sorting) -> Va
     return {"first": first, "second": second, "metric": metric, **found}
 
 
-def in_words(found: Mapping[str, Any] | None) -> str:
+def summary_sentence(found: Mapping[str, Any] | None) -> str:
     """Return what ``first_two`` found as a sentence."""
     if found is None:
         return "One method only: there is nothing to compare it with."

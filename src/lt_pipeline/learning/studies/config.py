@@ -13,7 +13,7 @@ from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     MethodBlock,
     MethodName,
-    merged,
+    updated,
 )
 from lt_pipeline.learning.schema import (
     Config,
@@ -177,7 +177,7 @@ class StudyConfig(Config):
         found = {}
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
-            block = merged(parameters.get(arm.method), own)
+            block = updated(parameters.get(arm.method), own)
             with named(f"arm {label!r}: "):
                 given = {**parameters, arm.method: block}
                 found[label] = ExperimentConfig.resolve(arm.method, given)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, TypeAdapter, create_model, model_validator
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.data.distribution import GROUP_NAMES
 from lt_pipeline.learning.evaluation.metrics.catalog import sortable
 from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
 

@@ -91,14 +91,14 @@ def tabulate(
     beside = beside_papers(runs, summary, read_papers(papers), data)
     return summary, {
         "first_two": ahead,
-        "in_words": comparison.in_words(ahead),
+        "summary_sentence": comparison.summary_sentence(ahead),
         "beside_papers": beside,
     }
 
 
-def crown(card: DataCard, candidates: pd.DataFrame) -> Values:
-    """Name the champion; see ``champion.crown``."""
-    return champion.crown(candidates, card.config.slug)
+def promote(card: DataCard, candidates: pd.DataFrame) -> Values:
+    """Name the champion; see ``champion.promote``."""
+    return champion.promote(candidates, card.config.slug)
 
 
 def write(summary: pd.DataFrame, standing: Values, card: DataCard) -> tuple[str, str, str]:
@@ -151,7 +151,7 @@ def report(
         ),
         table=documents.html_table(*_rows(summary, standing, costs=False)),
         costs=documents.html_table(*_cost_rows(summary)),
-        sentences=[standing["in_words"], chosen["sentence"]],
+        sentences=[standing["summary_sentence"], chosen["sentence"]],
         notes=notes,
         pictures=[documents.Picture(data, CAPTIONS[name]) for name, data in pictures.items()],
         gaps=documents.gap_rows(standing["beside_papers"]),

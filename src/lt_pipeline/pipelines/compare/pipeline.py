@@ -1,10 +1,10 @@
-"""The DAG of the comparison: collect -> tabulate -> write, draw, crown -> report."""
+"""The DAG of the comparison: collect -> tabulate -> write, draw, promote -> report."""
 
 from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.compare.nodes import collect, crown, draw, report, tabulate, write
+from lt_pipeline.pipelines.compare.nodes import collect, draw, promote, report, tabulate, write
 
 
 def create_pipeline() -> Pipeline:
@@ -23,7 +23,7 @@ def create_pipeline() -> Pipeline:
                 outputs=["summary", "standing"],
                 name="tabulate",
             ),
-            Node(crown, inputs=["data_card", "candidates"], outputs="champion", name="crown"),
+            Node(promote, inputs=["data_card", "candidates"], outputs="champion", name="promote"),
             Node(
                 write,
                 inputs=["summary", "standing", "data_card"],

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.experiments import evaluate as judging
+from lt_pipeline.learning.experiments import evaluate as evaluating
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.models.merging import StateDict
@@ -30,10 +30,10 @@ def take(
     client = mlflow.MlflowClient()
     found = models.trained(client, models.EvaluateConfig.read(evaluate).model)
     found.check(card)
-    return found.config.judged(evaluation, device), models.weights(client, found.run)
+    return found.config.evaluated_as(evaluation, device), models.weights(client, found.run)
 
 
-def judge(
+def evaluate(
     config: ExperimentConfig,
     card: DataCard,
     weights: StateDict,
@@ -41,7 +41,7 @@ def judge(
     test: Images,
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
-    return judging.judge_again(Experiment(config, card), weights, validation, test)
+    return evaluating.evaluate_again(Experiment(config, card), weights, validation, test)
 
 
 def draw(
@@ -52,4 +52,4 @@ def draw(
     reliability: Values,
 ) -> dict[str, Figure]:
     """Return the pictures of what the method makes of the test set, by file name."""
-    return judging.draw_judged(Experiment(config, card), table, confusion, reliability)
+    return evaluating.draw_evaluated(Experiment(config, card), table, confusion, reliability)

@@ -1,4 +1,4 @@
-"""The DAG of an evaluation: take -> judge -> draw, and beside them geometry and ood.
+"""The DAG of an evaluation: take -> evaluate -> draw, and beside them geometry and ood.
 
 It follows data_prep, whose parameters are in effect those that the model was trained with.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.evaluate.nodes import draw, judge, take
-from lt_pipeline.pipelines.judging import detect, geometry
+from lt_pipeline.pipelines.evaluate.nodes import draw, evaluate, take
+from lt_pipeline.pipelines.evaluating import detect, geometry
 
 SETS = ("train_set", "validation_set", "test_set")
 PARAMETERS = ("params:evaluate", "params:evaluation", "params:device")
@@ -26,10 +26,10 @@ def create_pipeline() -> Pipeline:
                 name="take",
             ),
             Node(
-                judge,
+                evaluate,
                 inputs=[*known, "weights", "validation_set", "test_set"],
                 outputs=["metrics", "class_table", "confusion", "reliability"],
-                name="judge",
+                name="evaluate",
             ),
             Node(
                 geometry,

@@ -13,7 +13,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History
-from lt_pipeline.learning.experiments import evaluate as judging
+from lt_pipeline.learning.experiments import evaluate as evaluating
 from lt_pipeline.learning.experiments import run, stages
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
@@ -95,7 +95,7 @@ def finish(
     return run.finish(Experiment(config, card), train, validation, test, checkpoint)
 
 
-def judge_stages(
+def evaluate_stages(
     config: ExperimentConfig,
     card: DataCard,
     validation: Images,
@@ -103,7 +103,7 @@ def judge_stages(
     *checkpoints: StateDict,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Figure]]:
     """Return a row a stage, a row a network between two stages, and pictures of both."""
-    return stages.judge_stages(Experiment(config, card), validation, test, checkpoints)
+    return stages.evaluate_stages(Experiment(config, card), validation, test, checkpoints)
 
 
 def evaluate(
@@ -117,10 +117,10 @@ def evaluate(
 ) -> tuple[Values, Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the first of them, the table of classes, confusion and reliability bins."""
     experiment = Experiment(config, card)
-    metrics, judged = judging.evaluate(
+    metrics, judged = evaluating.evaluate(
         experiment, model, validation, test, finish_report, histories
     )
-    first = judging.first_of_all(metrics)
+    first = evaluating.first_of_all(metrics)
     return metrics, first, judged.table, judged.confusion, judged.reliability
 
 
@@ -135,7 +135,7 @@ def draw(
 ) -> dict[str, Figure]:
     """Return the pictures, by file name."""
     experiment = Experiment(config, card)
-    return judging.draw(experiment, table, confusion, reliability, finish_report, histories)
+    return evaluating.draw(experiment, table, confusion, reliability, finish_report, histories)
 
 
 def deploy(

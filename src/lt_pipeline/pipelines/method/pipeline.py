@@ -14,16 +14,16 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import SHARED
 from lt_pipeline.learning.experiments.run import groups
-from lt_pipeline.learning.methods._options import MethodOptions
-from lt_pipeline.pipelines.judging import detect, geometry
+from lt_pipeline.learning.methods.families.options import MethodOptions
+from lt_pipeline.pipelines.evaluating import detect, geometry
 from lt_pipeline.pipelines.method.nodes import (
     configure,
     deploy,
     draw,
     draw_subsets,
     evaluate,
+    evaluate_stages,
     finish,
-    judge_stages,
     take_step,
     train_group,
 )
@@ -119,7 +119,7 @@ def _training(stages: Sequence[Stage]) -> list[Node]:
         checkpoints = [f"{stage.name}_checkpoint" for stage in stages]
         nodes.append(
             Node(
-                judge_stages,
+                evaluate_stages,
                 inputs=["config", "data_card", "validation_set", "test_set", *checkpoints],
                 outputs=["stages", "between", "stage_figures"],
                 name="stages",

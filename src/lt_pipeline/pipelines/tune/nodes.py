@@ -111,7 +111,7 @@ def _do_trials(task: Task) -> None:
         elif mine.more():
             _let_workers(task, follow)
         others = running(task.study)
-        awaited = others and (config.judge or not any_ended(task.study))
+        awaited = others and (config.test_best or not any_ended(task.study))
         # what others start after the timeout, this process does not wait for
         if not awaited or (to_start(task.study, config) and not task.in_time):
             return
@@ -135,7 +135,7 @@ def _let_workers(task: Task, follow: Callable[[list[str]], bool]) -> None:
         run_workers(WORKER, task, places, task.folder, follow, restarts)
 
 
-def judge(
+def test_best(
     parameters: Values,
     card: DataCard,
     best: Values,
@@ -148,12 +148,12 @@ def judge(
 ) -> dict[str, float]:
     """Train the best trial once more and return its metrics, those of the test set among them.
 
-    Nothing is trained or read before the sweep is at its end, or where ``tune.judge`` is false.
+    Nothing is trained or read before the sweep is at its end, or where ``tune.test_best`` is false.
     """
     sweep = Sweep(parameters)
     left = best["to_start"] + best["running"]
-    if left or not sweep.config.judge:
-        why = f"{left} trials are left" if left else "tune.judge is false"
+    if left or not sweep.config.test_best:
+        why = f"{left} trials are left" if left else "tune.test_best is false"
         LOGGER.info("The test set is not read: %s", why)
         return {}
     from lt_pipeline.pipelines.tune.task import TRIALS

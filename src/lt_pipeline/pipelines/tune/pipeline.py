@@ -1,10 +1,10 @@
-"""The DAG of a sweep: search -> judge. Only the second sees the test set."""
+"""The DAG of a sweep: search -> test_best. Only the second sees the test set."""
 
 from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.tune.nodes import judge, search
+from lt_pipeline.pipelines.tune.nodes import search, test_best
 
 # the namespace of a sweep is this and the method
 SPACE = "tune."
@@ -29,10 +29,10 @@ def create_pipeline(method: str) -> Pipeline:
                 name="search",
             ),
             Node(
-                judge,
+                test_best,
                 inputs=["parameters", "data_card", "best", *SETS, "raw_folder", "folder"],
-                outputs="judged",
-                name="judge",
+                outputs="tested",
+                name="test_best",
             ),
         ],
         namespace=f"{SPACE}{method}",

@@ -117,10 +117,10 @@ class Task:
             raise
         shutil.rmtree(folder, ignore_errors=True)
         method, device = experiment.behind(checkpoints[stages[-1].name]), experiment.device
-        method.finish(train, validation, device)
-        judged = accuracies(method.to(device), method.score, validation, device=device)
-        tracking.log_metrics({f"finished/{OBJECTIVE}": judged["mean_recall"]})
-        return judged["mean_recall"]
+        method.post_process(train, validation, device)
+        tested = accuracies(method.to(device), method.score, validation, device=device)
+        tracking.log_metrics({f"finished/{OBJECTIVE}": tested["mean_recall"]})
+        return tested["mean_recall"]
 
 
 def _epochs_before(experiment: Experiment) -> dict[str, int]:

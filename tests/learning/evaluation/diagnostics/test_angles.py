@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from lt_pipeline.learning.data.longtail import LongTail
-from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_centres
+from lt_pipeline.learning.data.distribution import LongTail
+from lt_pipeline.learning.evaluation.diagnostics.angles import angle_summary, angles_to_prototypes
 
 X_AXIS = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
 
 
 def to_x_axis(*features):
     x = torch.tensor(features, dtype=torch.float64)
-    return angles_to_centres(x, X_AXIS, torch.zeros(len(x), dtype=torch.int64)).tolist()
+    return angles_to_prototypes(x, X_AXIS, torch.zeros(len(x), dtype=torch.int64)).tolist()
 
 
 def test_angles_by_hand_whatever_the_lengths():
@@ -28,9 +28,9 @@ def test_angles_near_0_and_180_degrees_keep_their_digits():
 
 
 def test_the_centre_is_that_of_the_images_own_class():
-    centres = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
+    prototypes = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
     features = torch.tensor([[1.0, 1.0]] * 3)
-    found = angles_to_centres(features, centres, torch.tensor([2, 0, 1]))
+    found = angles_to_prototypes(features, prototypes, torch.tensor([2, 0, 1]))
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx([135, 45, 45])
 
@@ -38,17 +38,21 @@ def test_the_centre_is_that_of_the_images_own_class():
 def test_angles_agree_with_the_arc_cosine_where_that_is_exact_enough():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 8, generator=generator)
-    centres = torch.randn(5, 8, generator=generator)
+    prototypes = torch.randn(5, 8, generator=generator)
     labels = torch.randint(5, (50,), generator=generator)
-    cosine = torch.cosine_similarity(features.double(), centres.double()[labels])
-    found = angles_to_centres(features, centres, labels)
+    cosine = torch.cosine_similarity(features.double(), prototypes.double()[labels])
+    found = angles_to_prototypes(features, prototypes, labels)
     assert torch.allclose(found, cosine.acos().rad2deg(), rtol=0, atol=1e-8)
 
 
 def test_without_a_direction_the_angle_is_90_degrees():
     features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    centres = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    assert angles_to_centres(features, centres, torch.tensor([0, 1, 1])).tolist() == [90, 90, 90]
+    prototypes = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert angles_to_prototypes(features, prototypes, torch.tensor([0, 1, 1])).tolist() == [
+        90,
+        90,
+        90,
+    ]
 
 
 def test_the_summary_has_mean_and_quartiles_of_each_group_with_images():

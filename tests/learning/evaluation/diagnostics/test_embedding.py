@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
 
 LONGTAIL = LongTail.from_counts([300, 50, 200, 5])
@@ -12,8 +12,8 @@ LONGTAIL = LongTail.from_counts([300, 50, 200, 5])
 def clusters(images, features=8):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(images)
-    centres = 10 * torch.randn(3, features, generator=generator)
-    return centres[labels] + torch.randn(len(labels), features, generator=generator), labels
+    prototypes = 10 * torch.randn(3, features, generator=generator)
+    return prototypes[labels] + torch.randn(len(labels), features, generator=generator), labels
 
 
 def test_what_is_together_stays_together_and_equal_seeds_give_equal_pictures():

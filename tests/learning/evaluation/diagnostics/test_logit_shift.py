@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
     by_group,
     changed_predictions,

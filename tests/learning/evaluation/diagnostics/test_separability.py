@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.diagnostics import separability as module
 from lt_pipeline.learning.evaluation.diagnostics.separability import (
     class_separability,

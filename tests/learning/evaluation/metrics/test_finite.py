@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation import metrics
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 

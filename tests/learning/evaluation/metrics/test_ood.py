@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pytorch_ood.metrics import OODMetrics
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES, LongTail
+from lt_pipeline.learning.data.distribution import GROUP_NAMES, LongTail
 from lt_pipeline.learning.evaluation.metrics.ood import mean_report, ood_report
 from lt_pipeline.learning.evaluation.metrics.ranking import auroc, fpr95
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from matplotlib.colors import to_hex
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.methods.dqroute import (
     class_weights,
     effective_classes,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 
 SUMMARIES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "angle_mean": lambda angles: angles.mean(),
@@ -18,17 +18,18 @@ SUMMARIES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def angles_to_centres(features: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+def angles_to_prototypes(features: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
     """Return the angle between each image's feature and its own class's centre.
 
-    ``features`` ``[N, F]``, ``centres`` ``[C, F]`` (a cosine head's weights), ``labels`` ``[N]``;
-    the angles are degrees in [0, 180], float64 ``[N]``. Where feature or centre is zero there is
-    no direction, and the angle is 90 degrees: as far from the centre as from its opposite.
+    ``features`` ``[N, F]``, ``prototypes`` ``[C, F]`` (a cosine head's weights) and ``labels``
+    ``[N]``; the angles are degrees in [0, 180], float64 ``[N]``. Where feature or centre is zero
+    there is no direction, and the angle is 90 degrees: as far from the centre as from its
+    opposite.
     The arc cosine loses half the digits near 0 and 180 degrees, so the angle is taken from the
     sides of the rhombus of the two unit vectors (Kahan, How futile are mindless assessments of
     roundoff in floating-point computation?, 2006, section 12).
     """
-    own = centres.double()[labels]  # [N, F]
+    own = prototypes.double()[labels]  # [N, F]
     angles = 2 * torch.atan2(
         (_unit(features) - _unit(own)).norm(dim=1), (_unit(features) + _unit(own)).norm(dim=1)
     )

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group_and_all
-from lt_pipeline.learning.models.heads import unit
+from lt_pipeline.learning.models.heads import l2_normalize
 
 CHUNK_NUMBERS = 2**22  # 32 MiB of float64 for the [n, M] cosines of one chunk of images
 
@@ -52,7 +52,7 @@ class Head:
         bias = None if self.bias is None else self.bias.detach().double()
         if self.scale is None:
             return F.linear(features, weight, bias)
-        return self.scale * F.linear(unit(features), unit(weight))
+        return self.scale * F.linear(l2_normalize(features), l2_normalize(weight))
 
 
 def residual(logits: Tensor, targets: Tensor) -> Tensor:
@@ -243,8 +243,8 @@ def _factors(residual: Tensor, features: Tensor, head: Head) -> _Factors:
         return _Factors(residual, torch.cat([features, ones], 1), residual[:, :0])
     weight = head.weight.detach().double()
     length = weight.norm(dim=1).clamp(min=torch.finfo(weight.dtype).eps)
-    residual, features = residual * (head.scale / length), unit(features)
-    return _Factors(residual, features, residual * F.linear(features, unit(weight)))
+    residual, features = residual * (head.scale / length), l2_normalize(features)
+    return _Factors(residual, features, residual * F.linear(features, l2_normalize(weight)))
 
 
 def _need_images(residual: Tensor, other_residual: Tensor) -> None:

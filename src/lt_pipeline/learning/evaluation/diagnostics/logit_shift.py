@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail, of_each_label
+from lt_pipeline.learning.data.distribution import LongTail, of_each_label
 
 
 def logit_shift(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import GROUP_NAMES
+from lt_pipeline.learning.data.distribution import GROUP_NAMES
 from lt_pipeline.learning.evaluation.metrics import ranking, recalls, several
 from lt_pipeline.learning.evaluation.metrics.calibration import expected_calibration_error
 from lt_pipeline.learning.evaluation.metrics.recalls import Recalls

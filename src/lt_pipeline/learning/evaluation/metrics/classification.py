@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import MANY_CLASSES, LongTail
+from lt_pipeline.learning.data.distribution import MANY_CLASSES, LongTail
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes, wilson

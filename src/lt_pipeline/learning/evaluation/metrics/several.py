@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 
 # the logit of a probability of a half: from there on a label is said, where nothing was chosen

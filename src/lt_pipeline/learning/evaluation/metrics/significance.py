@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_pipeline.learning.data.longtail import MANY_CLASSES
+from lt_pipeline.learning.data.distribution import MANY_CLASSES
 from lt_pipeline.learning.schema import UserError
 
 # what intervals cover, and the share of studies in which a difference that is there is found

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 
 
 def draw(
@@ -17,8 +17,8 @@ def draw(
 ) -> dict[str, Figure]:
     """Return the pictures of ``method``, by name.
 
-    ``report`` holds what ``Method.diagnose`` and ``Method.series`` returned, under ``diagnostics``
-    and ``series``.
+    ``report`` holds what ``Method.diagnose`` and ``Method.training_curves`` returned, under
+    ``diagnostics`` and ``series``.
     """
     home = f"{__name__}.{method}"
     if find_spec(home) is None:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.distribution import bars, by_group, class_axis
 from lt_pipeline.learning.figures.methods import lgla
 from lt_pipeline.learning.figures.style import legend_above, plain, titled

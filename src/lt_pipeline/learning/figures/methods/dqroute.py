@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.distribution import by_count
 from lt_pipeline.learning.figures.style import (
     ABOVE,

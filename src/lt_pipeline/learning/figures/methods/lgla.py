@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.figures.study import COLOURS
 from lt_pipeline.learning.figures.style import ABOVE, legend_above, new_figure, over_training
 from lt_pipeline.learning.schema import UserError

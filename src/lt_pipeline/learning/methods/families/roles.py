@@ -13,7 +13,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import ModelConfig, Network
 
@@ -27,9 +27,9 @@ class Classifier(nn.Module):
         """Return what the classifier sees of every image, ``[B, F]``."""
         return self.net.features(images)
 
-    def class_centres(self) -> Tensor:
+    def class_prototypes(self) -> Tensor:
         """Return the classifier's weights, ``[C, F]``, that features are near to or far from."""
-        return self.net.centres
+        return self.net.prototypes
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of what ``net.features`` gives, ``[B, ...]``.
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         """Return how probable each class is by its ``scores`` ``[B, C]``: of one label an image."""
         return scores.softmax(1)
 
-    def answer(self, images: Tensor) -> dict[str, Tensor]:
+    def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Return what the deployed model gives, each ``[B, ...]``: ``probabilities`` at least."""
         return {"probabilities": self.probable(self.score(images))}
 
@@ -88,7 +88,7 @@ class Staged(Classifier):
         """Return the pairs of stages to interpolate between, and at how many points."""
         return ()
 
-    def start(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
+    def load_weights(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> None:
         """Become what ``stage`` begins with: the last of ``checkpoints``, by stage, if any.
 
         Called once, before all else.
@@ -112,7 +112,7 @@ class Staged(Classifier):
         Its function is given what the earlier stages decided, one state each, named as in the
         module whose function it is; ``train`` are the images that it sees.
         """
-        self.start(stage, {})
+        self.load_weights(stage, {})
         home, _, function = stage.step.rpartition(".")
         states = [
             {name.removeprefix(f"{home}."): value for name, value in state.items()}
@@ -125,7 +125,7 @@ class Staged(Classifier):
         """Take up ``state``, which may be of some parts only."""
         self.load_state_dict({**self.state_dict(), **state})
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop what was for training only, once; ``score`` must not change."""
         self._fold(self.END.folded)
         self.folded = True
@@ -154,13 +154,15 @@ class Staged(Classifier):
         for name in names:
             below = self.get_submodule(name)
             if isinstance(below, Staged) and not below.folded:
-                below.fold()
+                below.merge_for_inference()
 
 
 class Reported:
     """What is told of a method behind its last stage."""
 
-    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
+    def post_process(
+        self, train: Images, validation: Images, device: torch.device
+    ) -> dict[str, Any]:
         """Do what follows the last stage, on top of its weights; return what it found.
 
         ``validation`` is the hold-out, which may be empty.
@@ -173,7 +175,7 @@ class Reported:
         """Return what the paper looks at before folding, as {what: {group: value}}."""
         return {}
 
-    def series(self) -> dict[str, list[list[float]]]:
+    def training_curves(self) -> dict[str, list[list[float]]]:
         """Return what a picture needs of the training before folding, as plain lists."""
         return {}
 

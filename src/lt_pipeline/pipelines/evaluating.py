@@ -34,4 +34,4 @@ def detect(
     raw_folder: Path,
 ) -> tuple[Values, dict[str, Figure]]:
     """Return what every detector makes of every OOD set, and pictures."""
-    return ood.judge(Experiment(config, card), model, train, test, raw_folder)
+    return ood.evaluate_ood(Experiment(config, card), model, train, test, raw_folder)

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import create_model
 
 from lt_pipeline.learning.losses.criteria import CriterionBase
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 
 
 class CriterionMethod(Method):

@@ -17,7 +17,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import Outputs
-from lt_pipeline.learning.methods._pretrained import (
+from lt_pipeline.learning.methods.families.pretrained import (
     SOURCE,
     Pretrained,
     PretrainedOptions,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_pipeline.learning.data.longtail import (
+from lt_pipeline.learning.data.distribution import (
     GROUP_NAMES,
     CountGroups,
     LongTail,

@@ -13,8 +13,8 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import Objective
 from lt_pipeline.learning.losses.criteria import Head, Outputs
-from lt_pipeline.learning.methods._options import MethodOptions
-from lt_pipeline.learning.methods._roles import Reported, Staged
+from lt_pipeline.learning.methods.families.options import MethodOptions
+from lt_pipeline.learning.methods.families.roles import Reported, Staged
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.schema import UserError
 
@@ -100,7 +100,7 @@ class Method(Staged, Reported, Objective):
         images = len(batch.images)
         features = self.net.features(torch.cat([batch.images, *batch.views[: self.views]]))
         by_view = features.view(1 + self.views, images, -1)
-        return Outputs(self.net.head(by_view[0]), by_view, self.net.centres)
+        return Outputs(self.net.head(by_view[0]), by_view, self.net.prototypes)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return named terms; their sum is minimised and each is logged.
@@ -128,15 +128,15 @@ class Method(Staged, Reported, Objective):
         scores = predict(self, self.score, validation, device=device)
         self.criterion.observe(scores, validation.labels.cpu())
 
-    def follow(self) -> dict[str, float]:
+    def epoch_metrics(self) -> dict[str, float]:
         """Return what else is worth a curve over the epochs, by name."""
-        return self.criterion.follow()
+        return self.criterion.epoch_metrics()
 
     def notes(self) -> list[str]:
         """Return what a reader of the results must know of this run, a sentence each."""
         return self.criterion.notes()
 
-    def fold(self) -> None:
+    def merge_for_inference(self) -> None:
         """Drop what was for training only, once; ``score`` must not change."""
-        super().fold()
+        super().merge_for_inference()
         del self.criterion

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.experts import build_expert_network
 from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import UserError
@@ -87,9 +87,9 @@ class ExpertMethod(Method):
         """Return the experts' features side by side, each of unit length, ``[B, K F]``."""
         return F.normalize(at_least_float32(self.net.features(images)), dim=2).flatten(1)
 
-    def class_centres(self) -> Tensor:
+    def class_prototypes(self) -> Tensor:
         """Return the experts' classifier weights side by side, each of unit length, ``[C, K F]``.
 
         The cosine to them is the mean of the experts' cosines.
         """
-        return F.normalize(at_least_float32(self.net.centres), dim=2).transpose(0, 1).flatten(1)
+        return F.normalize(at_least_float32(self.net.prototypes), dim=2).transpose(0, 1).flatten(1)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lt_pipeline.learning.data.longtail import LongTail
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.losses import routing
 from lt_pipeline.learning.losses.difficulty import SizeCorrelation, with_group
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import UserError, one_line_errors
 from lt_pipeline.learning.transforms.mix import MixConfig
@@ -46,7 +46,7 @@ class PretrainedOptions(MethodOptions):
             kind = methods.get(name)
         except UserError as error:
             raise UserError(f"pretrain: {error}") from None
-        if kind.finish is not Method.finish:
+        if kind.post_process is not Method.post_process:
             raise UserError(
                 f"pretrain: {name} replaces its classifier after training, and a second stage "
                 f"would undo that: choose another method"
@@ -161,9 +161,9 @@ class Pretrained(Method):
         """Return what the classifier sees of every image, ``[B, F]``."""
         return self.source.features(images)
 
-    def class_centres(self) -> Tensor:
+    def class_prototypes(self) -> Tensor:
         """Return the classifier's weights, ``[C, F]``."""
-        return self.source.class_centres()
+        return self.source.class_prototypes()
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of what ``net.features`` gives, ``[B, ...]``."""

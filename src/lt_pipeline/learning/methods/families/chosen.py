@@ -9,7 +9,7 @@ import torch
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
-from lt_pipeline.learning.methods._pretrained import Pretrained, PretrainedOptions
+from lt_pipeline.learning.methods.families.pretrained import Pretrained, PretrainedOptions
 from lt_pipeline.learning.schema import UserError
 
 
@@ -43,7 +43,9 @@ class Chosen(Pretrained):
         """Change what was trained by ``tau``, once."""
         raise NotImplementedError
 
-    def finish(self, train: Images, validation: Images, device: torch.device) -> dict[str, Any]:
+    def post_process(
+        self, train: Images, validation: Images, device: torch.device
+    ) -> dict[str, Any]:
         """Change what was trained; return tau and, where it was chosen, among what.
 
         Raises:

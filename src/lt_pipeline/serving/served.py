@@ -50,7 +50,7 @@ class ImageClassifier(PythonModel):
         self.settings = context.model_config
 
     # MLflow takes type hints of predict for a schema and knows none for arrays: no hints here.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Return the answers by name, each with a row an image; of files a table."""
         if self.decode:
             return self._of_files(list(model_input[COLUMN]))

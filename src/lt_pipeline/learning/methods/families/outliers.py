@@ -13,8 +13,8 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
-from lt_pipeline.learning.methods._base import Method
-from lt_pipeline.learning.methods._options import MethodOptions
+from lt_pipeline.learning.methods.families.base import Method
+from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.schema import UserError
 
 
