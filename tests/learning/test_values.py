@@ -33,7 +33,8 @@ POOL = (
 FREE = {
     "EvaluateConfig.model",
     *("ExperimentConfig.device", "TuneConfig.study", "TuneConfig.address", "TuneConfig.storage"),
-    *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "CriterionBase.name"),
+    *("Choices.choices", "StudyConfig.title", "StudyConfig.against", "StudyConfig.env"),
+    *("CriterionBase.name", "BinaryConfig.name"),
     *(f"ColumnsConfig.{name}" for name in ("path", "label", "group", "split")),
     *(f"DataConfig.{name}" for name in ("name", "path", "labels", "group")),
     *("ModelConfig.weights", "TrainingConfig.freeze", "_Figures.method", "_Figures.reason"),

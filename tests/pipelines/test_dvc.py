@@ -31,7 +31,9 @@ SMALL = {
 PARAMETERS = "conf/base/parameters.yml"
 ROOMS = ("io/datasets.py", "learning/engine", "learning/schema.py", "pipelines/method", "serving")
 # only docstrings and names are in them
-AROUND = {"src/lt_pipeline/__init__.py", "src/lt_pipeline/learning/__init__.py"}
+AROUND = {
+    f"src/lt_pipeline/{name}__init__.py" for name in ("", "learning/", "learning/methods/families/")
+}
 # a stage of theirs has many outputs, or waits for every method
 LONG = ("btm", "compare")
 FOCAL = "conf/base/parameters_focal.yml"

@@ -354,7 +354,7 @@ def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None
 
 def _check_task(pipeline: Pipeline, parameters: dict[str, Any]) -> None:
     """Refuse what rests on one label an image where images have several."""
-    rests = {COMPARE: "recalls of classes", "tune": "the mean recall on the hold-out"}
+    rests = {COMPARE: "recalls of classes", "tune": "recalls on the hold-out"}
     asked = [COMPARE] if COMPARE in _subjects(pipeline) else []
     asked += ["tune"] if tuned_method(pipeline) else []
     data = data_config(parameters)

@@ -21,6 +21,8 @@ OTHERS = {
     "floor": 1e-3,
     "bins": 5,
 }
+# of the metrics for several labels an image
+SEVERAL = {"labels": torch.tensor([[1, 0], [0, 1], [1, 1]])}
 # by image and class, or by image
 SCORES = {"scores": (3, 2), "inside": (3,), "outside": (4,), "wanted": (3,), "others": (4,)}
 
@@ -43,7 +45,8 @@ def of_scores():
 def test_every_metric_refuses_scores_that_are_no_numbers(function, scores, bad):
     generator = torch.Generator().manual_seed(0)
     given = {name: torch.randn(shape, generator=generator) for name, shape in SCORES.items()}
-    given = {name: (given | OTHERS)[name] for name in inspect.signature(function).parameters}
+    given |= OTHERS | (SEVERAL if function.__module__.endswith(".several") else {})
+    given = {name: given[name] for name in inspect.signature(function).parameters}
     function(**given)
     spoilt = given[scores].clone()
     spoilt.view(-1)[1] = bad

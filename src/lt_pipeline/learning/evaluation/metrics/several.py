@@ -49,7 +49,11 @@ def best_thresholds(scores: Tensor, labels: Tensor) -> Tensor:
     It lies in the middle between two of the ``scores`` ``[N, C]`` of a hold-out, or is the lowest;
     of equally good ones it is the highest. A class without an image there keeps ``HALF``, as all do
     where there are no images.
+
+    Raises:
+        UserError: if a score is nan or infinite.
     """
+    check_finite_scores(scores)
     found = torch.full((scores.shape[1],), HALF, dtype=torch.float64)
     for c in range(scores.shape[1]):
         if labels[:, c].any():
