@@ -136,9 +136,10 @@ def test_other_parameters_of_the_evaluation_count(trained):
     given = ["evaluation.calibration_bins=3", "evaluation.ood=uniform_noise"]
     found, _ = evaluate(project, ids["seed 0"], params=[*given, "evaluation.embedding=2"])
     parent = judged(mlflow.get_run(ids["seed 0"]))
-    name = "test/expected_calibration_error"
     assert found.data.metrics["test/accuracy"] == parent["test/accuracy"]
-    assert found.data.metrics[name] != parent[name]
+    # the error itself may be the same, where confidence is on one side of accuracy in every bin
+    bins = json.loads(project.file("08_reporting/smoke/evaluate/reliability.json").read_text())
+    assert {*bins["width"]} == {1 / 3}
     assert "ood/odin/uniform_noise/auroc" in found.data.metrics
     assert "ood/odin/permuted_pixels/auroc" not in found.data.metrics
     assert project.file("08_reporting/smoke/evaluate/ood/embedding.png").exists()
