@@ -17,7 +17,7 @@ from lt_pipeline.learning.experiments.stages import stage_numbers
 from lt_pipeline.learning.studies.comparison import CompareConfig, choose
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.pipelines.compare import nodes
-from lt_pipeline.pipelines.study import results
+from lt_pipeline.reports import studies
 from lt_pipeline.reports.console import print_comparison, print_results, print_stages, print_study
 from toys import toy_card
 
@@ -95,15 +95,15 @@ def test_it_is_in_a_studys_table_and_has_a_picture(toy, capsys):
     rows = [
         {"arm": run.label, "seed": run.config.seed, **measured(0.25)} for run in plan.runs.values()
     ]
-    runs, summary, arms = results.summarise(plan, *rows)
+    runs, summary, arms = studies.summarise(plan, *rows)
     assert arms["ce"]["test/toy_spread"] == {"mean": 0.25, "sd": 0.0}
     assert (summary["test/toy_spread difference pairs"].dropna() == 2).all()
-    standing, text = results.tabulate(plan, CARD, runs, summary, [])
+    standing, text = studies.tabulate(plan, CARD, runs, summary, [])
     assert standing["headings"][-1] == "toy spread %"
     assert "25.0 ± 0.0" in text
     print_study("s", standing, CARD, "sqlite:///x")
     assert "toy spread" in " ".join(capsys.readouterr().out.split())
-    (axes,) = results.draw(plan, CARD, summary)["toys.png"].axes
+    (axes,) = studies.draw(plan, CARD, summary)["toys.png"].axes
     assert axes.get_xlabel().startswith("spread of the toys, %\n")
     assert axes.lines[0].get_xdata().tolist() == [25, 25]
 

@@ -193,7 +193,9 @@ def print_sweep(
     counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
     console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)
     if tested:
-        reached = ", ".join(f"{m.heading} {m.said(tested[m.key])}" for m in placed("sweep"))
+        reached = ", ".join(
+            f"{m.heading} {m.said(tested[m.key])}" for m in shown("sweep", tested).values()
+        )
         console.print(
             f"Trial {best['trial']} on the {card.config.test_set}, which nothing was chosen by: "
             f"{reached}."
