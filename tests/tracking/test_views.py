@@ -33,6 +33,14 @@ def test_an_experiment_keeps_its_views_and_the_address_names_one(database):
     ]
     assert sweep["searchFilter"] == "tags.study = 's'"
     assert sweep["orderByKey"] == sweep["selectedColumns"][0]
+    several, photos = (
+        json.loads(view)["selectedColumns"]
+        for view in (views.results(several=True), views.results(balanced=False))
+    )
+    assert several[0] == "metrics.`test/mean_average_precision`"
+    assert several[-1] == "metrics.`validation/mean_average_precision`"
+    assert not {*several} & {*columns}
+    assert photos == ["metrics.`test/mean_recall`", *columns]
     # every column has a place and a width
     for view in (json.loads(tags["mlflow.sharedViewState.results"]), sweep):
         assert {*view["selectedColumns"]} < {*view["columnOrder"]} == {*view["columnWidths"]}

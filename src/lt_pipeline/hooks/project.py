@@ -176,9 +176,10 @@ class ProjectHooks:
         parameters, active = catalog.load("parameters"), mlflow.active_run()
         self.run = active.info.run_id if active else None
         self.told = set[str]()  # data that MLflow has been told of
-        views.keep(views.RESULTS, views.results())
-        self.where = views.where(views.RESULTS)
         data = data_config(parameters)
+        several = bool(self.experiments or self.plans) and expected(data).longtail.several
+        views.keep(views.RESULTS, views.results(several=several, balanced=data.balanced))
+        self.where = views.where(views.RESULTS)
         swept = [name for name in [tuned_method(pipeline)] if name]
         names = _subjects(pipeline) or [f"tune {method}" for method in swept]
         methods_run = [e.method for e in self.experiments] or swept

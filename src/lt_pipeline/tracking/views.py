@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import mlflow
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, placed
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, OBJECTIVES, placed
 from lt_pipeline.tracking.client import masked
 
 TAG = "mlflow.sharedViewState."
@@ -27,9 +27,16 @@ WIDTHS = {RUN_NAME: 290, "runDateAndNestInfo": 145, "duration": 80}
 CHARACTER, MARGIN = 7, 24
 
 
-def results() -> str:
-    """Return the view of all runs: what of the test set is looked at first, and the hold-out."""
-    return _view(_metrics([*(metric.key for metric in placed("first")), OBJECTIVE]))
+def results(*, several: bool = False, balanced: bool = True) -> str:
+    """Return the view of all runs: what of the test set is looked at first, and the hold-out.
+
+    Metrics are those of images with one label or with ``several``. On a test set that is not
+    ``balanced`` accuracy is mostly the head's, so the mean recall stands before it.
+    """
+    first = [metric.key for metric in placed("first") if bool(metric.from_decided) == several]
+    if not balanced and not several:
+        first = ["test/mean_recall", *first]
+    return _view(_metrics([*first, OBJECTIVES[several]]))
 
 
 def of_sweep(study: str, parameters: Iterable[str]) -> str:
