@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics.catalog import (
+    MEAN_RECALL,
     METRICS,
     OBJECTIVE,
     OBJECTIVES,
@@ -24,7 +25,6 @@ from lt_pipeline.reports.documents import table_rows
 
 BEST_TRIALS = 5
 # what is read first where classes have unequal numbers of test images
-MEAN_RECALL = "test/mean_recall"
 
 Values = Mapping[str, Any]
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics.catalog import (
     HEADLINES,
+    MEAN_RECALL,
+    METRICS,
     OBJECTIVES,
     of_task,
     pictured,
@@ -52,7 +54,8 @@ def summarise(plan: Plan, *rows: Values) -> tuple[pd.DataFrame, pd.DataFrame, Va
         table = over_seeds(of_folds, "arm", metrics)
         return runs, table.reset_index(), _by_arm(table)
     table = over_seeds(finished, "arm", metrics)
-    tested = [key for key in shown_by_study(table, ()) if key.startswith("test/")]
+    shown = shown_by_study(table, (), natural=True)
+    tested = [key for key in shown if key.startswith("test/")]
     arms = _by_arm(table)
     if reference in table.index:
         table = with_differences(table, finished, reference, tested)
@@ -99,9 +102,11 @@ def tabulate(
     configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
-    metrics = shown_by_study(summary, found.columns)
+    natural = not (card.config.balanced or card.longtail.several)
+    metrics = shown_by_study(summary, found.columns, natural=natural)
     # what arms' differences are of in the table; the file has the other metrics' as well
-    paired = Paired(of_task(HEADLINES, summary), found.reference)
+    headline = METRICS[MEAN_RECALL] if natural else of_task(HEADLINES, summary)
+    paired = Paired(headline, found.reference)
     headings, rows = table_rows(own, beside, metrics, "arm", gaps=True, paired=paired)
     reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
     none = why_none(plan.name, configs, published, data)

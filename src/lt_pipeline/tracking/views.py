@@ -11,7 +11,13 @@ from collections.abc import Iterable, Mapping
 
 import mlflow
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, OBJECTIVES, placed
+from lt_pipeline.learning.evaluation.metrics.catalog import (
+    MEAN_RECALL,
+    METRICS,
+    OBJECTIVE,
+    OBJECTIVES,
+    placed,
+)
 from lt_pipeline.tracking.client import masked
 
 TAG = "mlflow.sharedViewState."
@@ -35,7 +41,7 @@ def results(*, several: bool = False, balanced: bool = True) -> str:
     """
     first = [metric.key for metric in placed("first") if bool(metric.from_decided) == several]
     if not balanced and not several:
-        first = ["test/mean_recall", *first]
+        first = [MEAN_RECALL, *first]
     return _view(_metrics([*first, OBJECTIVES[several]]))
 
 

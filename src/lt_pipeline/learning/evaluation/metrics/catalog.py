@@ -145,6 +145,8 @@ OBJECTIVES = ("validation/mean_recall", "validation/mean_average_precision")
 OBJECTIVE = OBJECTIVES[0]
 # what stands for a run on the test set, likewise
 HEADLINES = ("test/accuracy", "test/mean_average_precision")
+# and where the test set is not balanced, and accuracy mostly the head's
+MEAN_RECALL = "test/mean_recall"
 # the parts of a study's table, in order
 _STUDY = ("validation", "test", "ood", "best_epoch", "cost")
 
@@ -310,13 +312,18 @@ def shown(place: Place, columns: Iterable[object]) -> dict[str, Metric]:
     return among(placed(place), columns)
 
 
-def shown_by_study(columns: Iterable[object], asked: Sequence[str]) -> dict[str, Metric]:
+def shown_by_study(
+    columns: Iterable[object], asked: Sequence[str], *, natural: bool = False
+) -> dict[str, Metric]:
     """Return, by key, what the table of a study shows that has ``columns`` and ``asked`` for some.
 
-    What is chosen by stands first, what is asked for behind the test set's, and costs last.
+    What is chosen by stands first, what is asked for behind the test set's, and costs last. Of a
+    ``natural`` test set the mean recall stands before the accuracy.
     """
     usual = placed("study")
     parts = {part: [m for m in usual if m.key.startswith(f"{part}/")] for part in _STUDY}
+    if natural:
+        parts["test"].insert(0, METRICS[MEAN_RECALL])
     parts["test"] += [m for name in asked for m in placed("column") if m.key.split("/")[1] == name]
     return among([m for part in parts.values() for m in part], columns)
 
