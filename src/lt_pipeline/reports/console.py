@@ -38,7 +38,7 @@ def print_results(
     """
     tested = {name: {f"test/{n}": v for n, v in m["test"].items()} for name, m in finished.items()}
     metrics = shown("run", [key for values in tested.values() for key in values])
-    if not (card.config.balanced or card.longtail.several):
+    if card.natural:
         # accuracy is that of the frequent classes there
         metrics = {MEAN_RECALL: METRICS[MEAN_RECALL], **metrics}
     rows = [
@@ -52,7 +52,7 @@ def print_results(
     _print_groups(console, card)
     first = next(iter(finished.values()))
     console.print(_of_which_classes(first, tested, card))
-    if not (card.config.balanced or card.longtail.several):
+    if card.natural:
         console.print(_of_what(first["test"]))
     for name, values in finished.items():
         for line in _remarks(values):

@@ -102,10 +102,9 @@ def tabulate(
     configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
-    natural = not (card.config.balanced or card.longtail.several)
-    metrics = shown_by_study(summary, found.columns, natural=natural)
+    metrics = shown_by_study(summary, found.columns, natural=card.natural)
     # what arms' differences are of in the table; the file has the other metrics' as well
-    headline = METRICS[MEAN_RECALL] if natural else of_task(HEADLINES, summary)
+    headline = METRICS[MEAN_RECALL] if card.natural else of_task(HEADLINES, summary)
     paired = Paired(headline, found.reference)
     headings, rows = table_rows(own, beside, metrics, "arm", gaps=True, paired=paired)
     reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]

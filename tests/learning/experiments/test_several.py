@@ -86,7 +86,7 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
     weights, report = finish(experiment, train, validation, test, made["classifier"])
     metrics, judged = evaluating.evaluate(experiment, weights, validation, test, report, histories)
     method = experiment.finished(weights)
-    chosen = evaluating.thresholds(experiment, method, validation)
+    _, chosen = evaluating.evaluate_hold_out(experiment, method, validation)
     assert metrics["thresholds"] == chosen.sigmoid().tolist()
     scores = method.score(test.images)
     said = (scores.double() >= chosen).long()
@@ -97,7 +97,9 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
         evaluating.first_of_all(metrics)["hold_out"]
         == metrics["validation"]["mean_average_precision"]
     )
-    without = evaluating.thresholds(experiment, method, validation[torch.arange(0)])
+    nothing = validation[torch.arange(0)]
+    found, without = evaluating.evaluate_hold_out(experiment, method, nothing)
+    assert found == {}
     assert without.tolist() == [0] * 4
     figures = evaluating.draw(
         experiment, judged.table, judged.confusion, judged.reliability, report, histories

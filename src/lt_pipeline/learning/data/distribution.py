@@ -185,6 +185,15 @@ class LongTail:
         }
         return {name: classes for name, classes in members.items() if classes}
 
+    def group_mean(self, group: str, values: Tensor, among: Tensor) -> float | None:
+        """Return the mean of ``values`` ``[C]`` over a group's classes ``among``, bool ``[C]``.
+
+        None is where there is no such class.
+        """
+        classes = torch.tensor(self.groups.get(group, ()), dtype=torch.int64)
+        classes = classes[among[classes]]
+        return float(values[classes].mean()) if len(classes) else None
+
     @property
     def group_places(self) -> Tensor:
         """Return the place of each class's group in ``GROUP_NAMES``, int64 ``[C]``."""

@@ -282,6 +282,11 @@ class DataCard:
         """Return the settings as they were checked."""
         return DataConfig.model_validate(self.settings)
 
+    @property
+    def natural(self) -> bool:
+        """Return whether the mean recall stands for a run: accuracy is mostly the head's."""
+        return not (self.config.balanced or self.longtail.several)
+
 
 @dataclass(frozen=True)
 class PreparedData:

@@ -55,7 +55,11 @@ def accuracies(
     Raises:
         UserError: if a score is nan or infinite.
     """
-    labels, scores = data.labels.cpu(), predict(module, score, data, device=device)
+    return accuracies_of(predict(module, score, data, device=device), data.labels.cpu())
+
+
+def accuracies_of(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return what ``accuracies`` does, of ``scores`` ``[N, C]`` that are there."""
     if labels.ndim == 2:
         precisions = average_precisions(scores, labels)
         return {"mean_average_precision": float(precisions.nanmean())}

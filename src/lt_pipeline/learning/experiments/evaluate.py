@@ -15,7 +15,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.distribution import LongTail, of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
-from lt_pipeline.learning.engine.predict import accuracies, predict
+from lt_pipeline.learning.engine.predict import accuracies_of, predict
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History
 from lt_pipeline.learning.evaluation.metrics.calibration import reliability
@@ -92,7 +92,8 @@ def evaluate(
     """
     method, device = experiment.finished(model), experiment.device
     stages = [stage for stage in experiment.stages if stage.trains]
-    judged = _evaluate_test(experiment, method.to(device), validation, test)
+    held_out, thresholds = evaluate_hold_out(experiment, method.to(device), validation)
+    judged = _evaluate_test(experiment, method, test, thresholds)
     told = judged.told()
     metrics = {
         **told,
@@ -102,7 +103,7 @@ def evaluate(
         "diagnostics": finish_report["diagnostics"],
         "notes": [*finish_report["notes"], *told.get("notes", [])],
         **_groups(method.card.longtail),
-        **_evaluate_hold_out(experiment, method, validation),
+        **held_out,
     }
     return metrics, judged
 
@@ -122,27 +123,32 @@ def evaluate_again(
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
-    judged = _evaluate_test(experiment, method, validation, test)
+    held_out, thresholds = evaluate_hold_out(experiment, method, validation)
+    judged = _evaluate_test(experiment, method, test, thresholds)
     metrics = {
         **judged.told(),
         "test": judged.metrics,
         **_groups(method.card.longtail),
-        **_evaluate_hold_out(experiment, method, validation),
+        **held_out,
     }
     return metrics, judged.table, judged.confusion, judged.reliability
 
 
 def _evaluate_test(
-    experiment: Experiment, method: Method, validation: Images, test: Images
+    experiment: Experiment, method: Method, test: Images, thresholds: Tensor | None
 ) -> Evaluated:
-    """Judge ``method``, which is where it is computed, on the test set."""
+    """Evaluate ``method``, which is where it is computed, on the test set.
+
+    With ``thresholds`` ``[C]`` images have several labels, which are said from these logits on.
+    """
     how, longtail = experiment.config.evaluation, method.card.longtail
     test = experiment.seen(test)
     started = time.monotonic()
     scores = predict(method, method.score, test, device=experiment.device)
     seconds = time.monotonic() - started
-    if longtail.several:
-        return _judge_labels(experiment, method, scores, validation, test)._replace(seconds=seconds)
+    if thresholds is not None:
+        decided = Decided(scores, test.labels.cpu(), thresholds, longtail)
+        return _evaluate_labels(decided, test, how.calibration_bins, seconds)
     matrix = confusion_matrix(scores, test.labels)
     answers = _answers(test, scores.argmax(1))
     tested = outcomes_of(answers)
@@ -160,34 +166,17 @@ def _evaluate_test(
     )
 
 
-def _judge_labels(
-    experiment: Experiment, method: Method, scores: Tensor, validation: Images, test: Images
-) -> Evaluated:
-    """Judge ``scores`` ``[N, C]`` of images with several labels, said as the hold-out says."""
-    longtail, labels = method.card.longtail, test.labels.cpu()
-    bins, names = experiment.config.evaluation.calibration_bins, longtail.class_names
-    decided = Decided(scores, labels, thresholds(experiment, method, validation), longtail)
+def _evaluate_labels(decided: Decided, test: Images, bins: int, seconds: float) -> Evaluated:
+    """Return the same of what is ``decided`` on ``test``, whose images have several labels."""
+    scores, labels, names = decided.scores, decided.labels, decided.longtail.class_names
     return Evaluated(
         {**label_report(decided), **score_report(scores, labels, bins)},
         pd.DataFrame(decided.table()),
         pd.DataFrame(decided.said_together().numpy(), index=names, columns=names),
         reliability(scores, labels, bins),
-        seconds=0.0,
-        answers=_answers(test, decided.said),
-        thresholds=decided.thresholds.sigmoid().tolist(),
-    )
-
-
-def thresholds(experiment: Experiment, method: Method, validation: Images) -> Tensor:
-    """Return the logits from which on labels are said, float64 ``[C]``: those of the best F1.
-
-    They are chosen on the hold-out; without one a label is said where it is more likely than not.
-    """
-    seen = experiment.seen(validation)
-    if not len(seen):
-        return torch.full((method.card.longtail.classes,), HALF, dtype=torch.float64)
-    return best_thresholds(
-        predict(method, method.score, seen, device=experiment.device), seen.labels.cpu()
+        seconds,
+        _answers(test, decided.said),
+        decided.thresholds.sigmoid().tolist(),
     )
 
 
@@ -212,13 +201,24 @@ def outcomes_of(answers: pd.DataFrame) -> Outcomes:
     return Outcomes(labels, (answers["predicted"] == labels).to_numpy(float), groups)
 
 
-def _evaluate_hold_out(experiment: Experiment, method: Method, validation: Images) -> Values:
-    """Return the accuracies on the hold-out, nothing where there is none."""
+def evaluate_hold_out(
+    experiment: Experiment, method: Method, validation: Images
+) -> tuple[Values, Tensor | None]:
+    """Return the accuracies on the hold-out and, of several labels, the logits to say them from.
+
+    These are float64 ``[C]``, those of the best F1. Without a hold-out there are no accuracies, and
+    a label is said where it is more likely than not.
+    """
+    longtail = method.card.longtail
     if not len(validation):
-        return {}
+        half = torch.full((longtail.classes,), HALF, dtype=torch.float64)
+        return {}, half if longtail.several else None
     seen = experiment.seen(validation)
-    found = accuracies(method, method.score, seen, device=experiment.device)
-    return {"validation": {**found, "classes": len(of_each_label(validation.labels)[1].unique())}}
+    scores = predict(method, method.score, seen, device=experiment.device)
+    labels = seen.labels.cpu()
+    known = len(of_each_label(labels)[1].unique())
+    found = {"validation": {**accuracies_of(scores, labels), "classes": known}}
+    return found, best_thresholds(scores, labels) if longtail.several else None
 
 
 def _groups(longtail: LongTail) -> Values:

@@ -63,7 +63,7 @@ def measure_stages(
     """
     validation, test = map(experiment.seen, (validation, test))
     judged = {
-        stage.name: _judge(experiment, validation, test, stage, checkpoint)
+        stage.name: _evaluate(experiment, validation, test, stage, checkpoint)
         for stage, checkpoint in zip(experiment.stages, checkpoints, strict=True)
     }
     table = pd.DataFrame([row for row, _ in judged.values()])
@@ -80,7 +80,7 @@ def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _judge(
+def _evaluate(
     experiment: Experiment,
     validation: Images,
     test: Images,

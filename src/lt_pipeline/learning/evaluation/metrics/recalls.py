@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.distribution import LongTail
@@ -87,9 +86,7 @@ def classes(found: Recalls) -> float:
 
 def group_recall(found: Recalls, group: str) -> float | None:
     """Return the mean recall of a group's classes with a test image, None if there is none."""
-    classes = torch.tensor(found.longtail.groups.get(group, ()), dtype=torch.int64)
-    classes = classes[found.tested[classes]]
-    return float(found.by_class[classes].mean()) if len(classes) else None
+    return found.longtail.group_mean(group, found.by_class, found.tested)
 
 
 def harmonic_mean(found: Recalls) -> float:

@@ -152,8 +152,7 @@ def mean_average_precision(found: Decided) -> float:
 
 def group_average_precision(found: Decided, group: str) -> float | None:
     """Return the same of a group's classes with a test image, None if there is none."""
-    classes = [c for c in found.longtail.groups.get(group, ()) if found.tested[c]]
-    return float(found.average_precision[classes].mean()) if classes else None
+    return found.longtail.group_mean(group, found.average_precision, found.tested)
 
 
 def macro_f1(found: Decided) -> float:
