@@ -30,7 +30,6 @@ from lt_pipeline.hooks.parameters import (
     take_saved,
 )
 from lt_pipeline.hooks.session import (
-    check_alone,
     check_narrowed,
     check_runner,
     is_to_run,
@@ -89,7 +88,6 @@ class ProjectHooks:
         self.project = Path(context.project_path)
         with one_line():
             check_runner()
-            check_alone()
             check_environment(context)
             names = pipeline_names() or [DEFAULT]
             # not the context's: Kedro would make every pipeline there is to look at its types

@@ -6,19 +6,16 @@ The session's own frame has all of it while the session is at work, from Python 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Collection, Iterator
-from types import FrameType
+from collections.abc import Collection
 from typing import Any
 
 import click
-from kedro.framework.session import KedroServiceSession, KedroSession
 from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner
 
+from lt_pipeline.io.one_session import runs
 from lt_pipeline.learning.schema import UserError, unknown
 
-RUNS = (KedroSession.run.__code__, KedroServiceSession.run.__code__)
 SEQUENTIAL = (
     "runs take the SequentialRunner without --async: threads would share random numbers and one "
     "MLflow run. Leave {given} out; what is to run side by side is started as processes of its own"
@@ -72,30 +69,6 @@ def check_runner() -> None:
         raise UserError(SEQUENTIAL.format(given="is_async"))
 
 
-def check_alone() -> None:
-    """Refuse to run beside a session in another thread: they would share Kedro's pipelines.
-
-    Raises:
-        UserError: saying what to do.
-    """
-    own = threading.get_ident()
-    others = [frame for thread, frame in sys._current_frames().items() if thread != own]
-    if any(True for frame in others for _ in _arguments(frame)):
-        raise UserError(
-            "another session of this process is at work in another thread, and both would share "
-            "pipelines, random numbers and one MLflow run: run one after the other, or each in a "
-            "process of its own"
-        )
-
-
 def _asked() -> dict[str, Any]:
     """Return the arguments of the session's ``run``, none where a context is only looked at."""
-    return next(_arguments(sys._getframe()), {})
-
-
-def _arguments(frame: FrameType | None) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of the runs among ``frame`` and those that called it."""
-    while frame is not None:
-        if frame.f_code in RUNS:
-            yield frame.f_locals
-        frame = frame.f_back
+    return next((run.f_locals for run in runs(sys._getframe())), {})

@@ -14,6 +14,7 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lt_pipeline.io.one_session import check_alone
 from lt_pipeline.io.yaml_text import check_yaml
 from lt_pipeline.learning.experiments.renamed import RENAMED, renamed
 from lt_pipeline.learning.schema import UserError, shown, unknown
@@ -64,10 +65,12 @@ class ConfLoader(_Composing):
         """Check all files of the environment and of those below it.
 
         Raises:
-            click.ClickException: naming a file and line that are no YAML, or would be misread.
+            click.ClickException: naming a file and line that are no YAML, or would be misread;
+                or where a session is at work in another thread.
         """
         folders = {options.get("base_env"), env or options.get("default_run_env")} - {None}
         try:
+            check_alone()  # a loader answers ${globals:...} for the whole process from now on
             for folder in sorted(map(str, folders)):
                 _check_files(Path(conf_source) / folder)
             options["runtime_params"] = renamed(options.get("runtime_params") or {})
