@@ -24,6 +24,7 @@ try:
     from lt_pipeline.hooks.claims import ClaimHooks
     from lt_pipeline.hooks.console import ConsoleHooks
     from lt_pipeline.hooks.errors import ErrorHooks
+    from lt_pipeline.hooks.params import MlflowHooks
     from lt_pipeline.hooks.project import ProjectHooks
     from lt_pipeline.hooks.provenance import ProvenanceHooks
     from lt_pipeline.hooks.sweep import TuneHooks
@@ -35,8 +36,9 @@ finally:
 
 HOOKS = (
     *(ClaimHooks(), ErrorHooks(), ProjectHooks(), ProvenanceHooks()),
-    *(TuneHooks(), TrackingHooks(), ConsoleHooks()),
+    *(TuneHooks(), TrackingHooks(), ConsoleHooks(), MlflowHooks()),
 )
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow", "kedro-mlflow")  # they are MlflowHooks
 CONFIG_LOADER_CLASS = ConfLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
