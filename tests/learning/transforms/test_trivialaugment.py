@@ -6,10 +6,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import TrivialAugmentWide
 
+from lt_pipeline.learning.transforms import operations
+from lt_pipeline.learning.transforms.operations import SIGNED
 from lt_pipeline.learning.transforms.trivialaugment import (
     LEVELS,
-    OPERATIONS,
-    SIGNED,
+    SPANS,
     Draws,
     apply_draws,
     draw,
@@ -17,6 +18,7 @@ from lt_pipeline.learning.transforms.trivialaugment import (
 )
 from toys import scenes, seeded
 
+OPERATIONS = (*SPANS,)
 THEIRS = TrivialAugmentWide(fill=90)
 # of which torchvision cuts grey levels off on the way where images are bytes: compared as floats
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
@@ -47,6 +49,7 @@ def test_operations_and_which_of_them_go_both_ways_are_torchvisions() -> None:
     space = TrivialAugmentWide._AUGMENTATION_SPACE
     assert tuple(space) == OPERATIONS
     assert {name for name, (_, signed) in space.items() if signed} == {*SIGNED}
+    assert operations.OPERATIONS[: len(OPERATIONS)] == OPERATIONS
 
 
 @pytest.mark.parametrize("shape", SHAPES)

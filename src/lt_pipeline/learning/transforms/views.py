@@ -7,7 +7,8 @@ draws. The operations are torchvision's, on batches of floats, rounded to grey l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -33,6 +34,8 @@ ASPECTS = (3 / 4, 4 / 3)  # the range of a crop's width to its height
 ATTEMPTS = 10  # at a crop that fits
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
+# of images and what they have drawn
+Treatment = Callable[..., Tensor]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -139,6 +142,44 @@ def at_once(images: Tensor) -> int:
     return max(1, (LARGE if images.is_cuda else SMALL) // (images.shape[2] * images.shape[3]))
 
 
+def each(
+    images: Tensor,
+    kind: Tensor,
+    treatments: Sequence[Treatment],
+    *draws: Tensor,
+) -> Tensor:
+    """Return ``images`` ``[N, C, H, W]``, each after its own of ``treatments``.
+
+    ``kind``, int64 ``[N]``, says which. One takes images and what these have drawn of ``draws``
+    ``[..., N]``. On a GPU every image has all of them, of which its own is kept, and nothing waits
+    for the host; on a CPU each has its own alone.
+    """
+    return (by_mask if images.is_cuda else by_group)(images, kind, treatments, *draws)
+
+
+def by_mask(
+    images: Tensor, kind: Tensor, treatments: Sequence[Treatment], *draws: Tensor
+) -> Tensor:
+    """Do as ``each``, without a step that depends on ``kind``."""
+    found = images
+    for index, treat in enumerate(treatments):
+        mine = (kind == index).view(-1, 1, 1, 1)
+        found = treat(images, *draws).where(mine, found)
+    return found
+
+
+def by_group(
+    images: Tensor, kind: Tensor, treatments: Sequence[Treatment], *draws: Tensor
+) -> Tensor:
+    """Do as ``each``, with a batch for each treatment that is anyone's."""
+    sizes = torch.bincount(kind, minlength=len(treatments)).tolist()
+    found = torch.empty_like(images)
+    for treat, mine in zip(treatments, kind.argsort(stable=True).split(sizes), strict=True):
+        if len(mine):
+            found[mine] = treat(images[mine], *(draw[..., mine] for draw in draws))
+    return found
+
+
 def draw_crops(
     images: Tensor,
     scale: tuple[float, float],
@@ -215,23 +256,26 @@ def apply_jitter(images: Tensor, jitter: Jitter) -> Tensor:
     """Return ``images`` float ``[N, 1 or 3, H, W]`` in 0..255 after the steps each has drawn.
 
     Three of the four operations are one formula, so a batch can mix them in any order. Hue is not:
-    images are grouped by its step. The sizes of the groups reach the host in one transfer.
+    images are treated alike by its step.
     """
     hue_step = (jitter.kinds == HUE).int().argmax(0).where(jitter.applied, 4)
-    sizes = torch.bincount(hue_step, minlength=5).tolist()
-    groups = hue_step.argsort().split_with_sizes(sizes)
-    jittered = images.clone()
-    for step, mine in enumerate(groups[:4]):
-        jittered[mine] = _steps(images[mine], Jitter(*(draw[..., mine] for draw in jitter)), step)
-    return jittered
+    steps: list[Treatment] = [partial(_steps, hue_step=step) for step in range(4)]
+    return each(images, hue_step, [*steps, _as_it_is], *jitter)
 
 
-def _steps(images: Tensor, jitter: Jitter, hue_step: int) -> Tensor:
+def _steps(images: Tensor, *draws: Tensor, hue_step: int) -> Tensor:
+    jitter = Jitter(*draws)
     for step, kind in enumerate(jitter.kinds):
         if step == hue_step:
             images = turn_hue(images, jitter.hue)
         else:
-            images = blend(images, kind, jitter.factors.gather(0, kind[None])[0])
+            # hue's own factor is never read
+            factor = jitter.factors.gather(0, kind.clamp(max=SATURATION)[None])[0]
+            images = blend(images, kind, factor)
+    return images
+
+
+def _as_it_is(images: Tensor, *draws: Tensor) -> Tensor:
     return images
 
 
