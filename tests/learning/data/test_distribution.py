@@ -14,6 +14,7 @@ from lt_pipeline.learning.data.distribution import (
     SplitGroups,
     ThirdsGroups,
     class_counts,
+    label_cells,
 )
 
 counts_lists = st.lists(st.integers(1, 500), min_size=1, max_size=40)
@@ -94,3 +95,10 @@ def test_places_of_groups_name_each_class_s_group():
 
 def test_class_counts_include_classes_without_an_image():
     assert class_counts(torch.tensor([0, 2, 2]), 4).tolist() == [1, 0, 2, 0]
+
+
+def test_a_cell_says_the_labels_of_an_image_in_label_order():
+    assert label_cells(torch.tensor([1, 0]), ("cat", "dog")) == ["dog", "cat"]
+    several = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]], dtype=torch.uint8)
+    assert label_cells(several, ("cat", "dog", "eel")) == ["cat;eel", "", "dog"]
+    assert label_cells(several.bool(), range(3)) == ["0;2", "", "1"]

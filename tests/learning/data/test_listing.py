@@ -136,7 +136,6 @@ def test_several_labels_stand_in_a_cell_or_in_columns(tmp_path, text):
     assert found.class_names == ("a", "b", "c")
     assert found.table["label"].tolist() == [(0, 1), (), (0, 2)]
     assert found.table["group"].tolist() == ["g", "h", "h"]
-    assert found.named(found.table["label"]) == ["a;b", "", "a;c"]
     rows = found.by_label
     assert list(zip(rows["path"], rows["label"], strict=True)) == [
         ("1.png", 0), ("1.png", 1), ("3.png", 0), ("3.png", 2)

@@ -16,6 +16,8 @@ GROUP_NAMES = ("many", "medium", "few")
 # above it a table of all pairs of classes is mostly empty and a bar a class narrower than a pixel:
 # tables are of the pairs that occur, pictures of neighbours and groups
 MANY_CLASSES = 500
+# what stands between several labels of one image, in tables
+BETWEEN = ";"
 
 
 class CountGroups(Config):
@@ -257,3 +259,14 @@ def of_each_label(labels: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(len(labels), device=labels.device), labels
     image, label = labels.nonzero(as_tuple=True)
     return image, label
+
+
+def label_cells(labels: Tensor, names: Sequence[object]) -> list[str]:
+    """Return what a table says of each image's ``labels``, ``[N]`` or ``[N, C]``, by ``names``.
+
+    Of several labels those that the image has, in label order, as in ``cat;dog``.
+    """
+    if labels.ndim == 1:
+        return [str(names[c]) for c in labels.tolist()]
+    own = [row.nonzero().flatten().tolist() for row in labels.cpu()]
+    return [BETWEEN.join(str(names[c]) for c in classes) for classes in own]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+import torch
 from PIL import Image
 
+from lt_pipeline.learning.data.distribution import BETWEEN, label_cells
 from lt_pipeline.learning.schema import MissingFileError, UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -26,8 +27,8 @@ PARTS = {
 }
 CLASSES = "classes.txt"
 COLUMNS = ("path", "label", "group", "split")
-# of a column of labels, what stands between several labels of one image
-SEVERAL, BETWEEN = re.compile(r"[;|]"), ";"
+# of a column of labels, what may stand between several labels of one image
+SEVERAL = re.compile(rf"[{BETWEEN}|]")
 SEPARATORS = ",;\t"
 FEW = 3  # names that a message shows
 
@@ -39,13 +40,15 @@ class Listing:
     ``table`` has a row an image: ``path`` relative to ``folder``, ``label`` (a class's index, or
     where images may have ``several``, a tuple of those that it has), ``group`` (images that must
     not be parted; the path itself where nothing is known) and ``split`` (``train``,
-    ``validation``, ``test``, or empty). ``class_names`` are in label order.
+    ``validation``, ``test``, or empty). ``class_names`` are in label order. A ``published`` set's
+    split is kept whatever its images are.
     """
 
     folder: Path
     table: pd.DataFrame
     class_names: tuple[str, ...]
     several: bool = False
+    published: bool = False
 
     @property
     def by_label(self) -> pd.DataFrame:
@@ -54,11 +57,6 @@ class Listing:
             return self.table
         rows = self.table.explode("label").dropna(subset="label")
         return rows.astype({"label": "int64"})
-
-    def named(self, labels: Iterable[Any]) -> list[str]:
-        """Return what ``labels`` of the table are called, several as in ``cat;dog``."""
-        own = ((label if self.several else (label,)) for label in labels)
-        return [BETWEEN.join(self.class_names[c] for c in classes) for classes in own]
 
     @property
     def has_split(self) -> bool:
@@ -125,10 +123,10 @@ def list_table(
     if group and group in read.columns:
         called["group"], group = group, None
     flags = _flags(read, called.values())
-    if called["label"] not in read.columns and flags:
-        rows = (read[flags].astype(str) == "1").to_numpy()
-        cells = ["".join(flags[k] + BETWEEN for k in row.nonzero()[0]) for row in rows]
-        read = read.assign(**{str(called["label"]): cells})
+    several = called["label"] not in read.columns and bool(flags)
+    if several:
+        rows = torch.tensor((read[flags].astype(str) == "1").to_numpy())
+        read = read.assign(**{str(called["label"]): label_cells(rows, flags)})
     for name in ("path", "label"):
         if called[name] not in read.columns:
             raise UserError(
@@ -138,7 +136,7 @@ def list_table(
     there = {name: read[own] for name, own in called.items() if own in read.columns}
     table = pd.DataFrame(there).reindex(columns=list(COLUMNS)).fillna("").astype(str)
     folder = folder or file.parent
-    several = bool(table["label"].str.contains(SEVERAL).any())
+    several = several or bool(table["label"].str.contains(SEVERAL).any())
     _check_rows(table, folder, file, several)
     table["split"] = [_part(value, file) for value in table["split"]]
     return _listing(folder, table, group, file, several)

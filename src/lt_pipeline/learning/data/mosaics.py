@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.distribution import class_counts
+from lt_pipeline.learning.data.distribution import class_counts, label_cells
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.profiles import Cut
 from lt_pipeline.learning.data.protocol import Images, take
@@ -141,9 +141,4 @@ def _compose(digits: Images, picked: Tensor) -> ImageSet:
 
 
 def _rows(part: str, images: ImageSet) -> pd.DataFrame:
-    names = [";".join(_shown(row, images.class_names)) for row in images.labels]
-    return pd.DataFrame({"split": part, "class": names})
-
-
-def _shown(row: Tensor, names: tuple[str, ...]) -> list[str]:
-    return [names[c] for c in row.nonzero().squeeze(1).tolist()]
+    return pd.DataFrame({"split": part, "class": label_cells(images.labels, images.class_names)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.decode import Fit
+from lt_pipeline.learning.data.distribution import label_cells
 from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
 from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
 from lt_pipeline.learning.data.protocol import digests
@@ -36,7 +37,8 @@ def in_parts(
     """Return ``listing`` with a part for each image: its own, which are checked, or by groups.
 
     ``rare`` says what becomes of classes that are in one group: ``train``, or ``drop``. Images of
-    several labels are split by iterative stratification.
+    several labels are split by iterative stratification. Of a published set's training images the
+    share ``validation`` is held out.
 
     Raises:
         UserError: if a given split has images without a part, parts a group, or leaves a class
@@ -44,19 +46,33 @@ def in_parts(
     """
     if listing.has_split:
         _check_split(listing)
-        return listing
+        return _held_out(listing, validation, seed) if listing.published else listing
     if rare == "drop":
         listing = _without_rare(listing)
     shares = {TRAIN: 1 - validation - test, VALIDATION: validation, TEST: test}
     shares = {part: share for part, share in shares.items() if share > 0}
-    table = listing.table
+    parts = _by_shares(listing.table, listing.several, shares, seed)
+    return replace(listing, table=listing.table.assign(split=parts))
+
+
+def _by_shares(
+    table: pd.DataFrame, several: bool, shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """Return the part of each row of ``table``, of the names in ``shares``."""
     given = table["label"].tolist(), table["group"].tolist()
-    if listing.several:
-        names = list(shares)
-        parts = [names[part] for part in stratify(*given, list(shares.values()), seed)]
-    else:
-        parts = split_groups(*given, shares, seed)
-    return replace(listing, table=table.assign(split=parts))
+    if not several:
+        return split_groups(*given, shares, seed)
+    names = list(shares)
+    return [names[part] for part in stratify(*given, list(shares.values()), seed)]
+
+
+def _held_out(listing: Listing, share: float, seed: int) -> Listing:
+    """Return ``listing`` with a ``share`` of its training images as the hold-out."""
+    table, learned = listing.table.copy(), listing.table["split"] == TRAIN
+    if share:
+        shares = {TRAIN: 1 - share, VALIDATION: share}
+        table.loc[learned, "split"] = _by_shares(table[learned], listing.several, shares, seed)
+    return replace(listing, table=table)
 
 
 def with_long_tail(listing: Listing, imbalance_ratio: float, seed: int) -> Listing:
@@ -208,11 +224,11 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
         listing.class_names,
         torch.from_numpy(groups) if len(names) < len(table) else None,
     )
-    _check_content(table, whole)
+    _check_content(table, whole, listing.published)
     train, validation, test = (
         whole[torch.tensor((table["split"] == part).to_numpy(copy=True))] for part in ORDER
     )
-    rows = table.assign(**{"class": listing.named(table["label"])})
+    rows = table.assign(**{"class": label_cells(whole.labels, listing.class_names)})
     return Source(train, test, validation, rows)
 
 
@@ -226,8 +242,10 @@ def _label_tensor(labels: pd.Series, listing: Listing) -> Tensor:
     return found
 
 
-def _check_content(table: pd.DataFrame, images: PackedImages) -> None:
+def _check_content(table: pd.DataFrame, images: PackedImages, published: bool) -> None:
     """Refuse ``images``, a row each, whose pixels are equal and that are in two parts.
+
+    Of a ``published`` split, which numbers of others are of, they are only named.
 
     Raises:
         UserError: naming two.
@@ -238,11 +256,16 @@ def _check_content(table: pd.DataFrame, images: PackedImages) -> None:
         first = int(parted.argmax())
         alike = table[[digest == content[first] for digest in content]]
         one, other = (row for _, row in alike.drop_duplicates("split").head(2).iterrows())
+        said = (
+            f"{parted.sum()} images are in two parts, as {one['path']} in {one['split']} and "
+            f"{other['path']} in {other['split']}, whose pixels are equal"
+        )
+        if published:
+            LOGGER.warning("%s: the published split is kept as it is", said)
+            return
         raise UserError(
-            f"data: {parted.sum()} images are in two parts, as {one['path']} in {one['split']} and "
-            f"{other['path']} in {other['split']}, whose pixels are equal: what is learned would "
-            f"be tested on. Take one out or move both to one part, as kedro run --pipelines=audit "
-            f"does where there is no split"
+            f"data: {said}: what is learned would be tested on. Take one out or move both to one "
+            f"part, as kedro run --pipelines=audit does where there is no split"
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.distribution import CountGroups, Groups, LongTail, class_counts
 from lt_pipeline.learning.data.images import ImageSet
+from lt_pipeline.learning.data.layouts import DIFFICULT, LAYOUTS, read_layout
 from lt_pipeline.learning.data.listing import TRAIN, VALIDATION, Listing, list_folder, list_table
 from lt_pipeline.learning.data.mosaics import Drawn, draw_classes, make_mosaics, mosaic_facts
 from lt_pipeline.learning.data.ood import AUXILIARY_SETS, auxiliary_images, check_name
@@ -43,7 +44,7 @@ from lt_pipeline.learning.data.protocol import Images, content_hash, in_order
 from lt_pipeline.learning.data.sources import FACTS, SOURCES, Facts, Source, load_source
 from lt_pipeline.learning.schema import Config, UserError, unknown
 
-PHOTOS = ("folder", "csv")
+PHOTOS = ("folder", "csv", *LAYOUTS)
 # what has a hold-out of its own, as an image has several labels
 MOSAICS = "mosaics"
 KNOWN = (*SOURCES, MOSAICS, *PHOTOS)
@@ -80,8 +81,11 @@ class ColumnsConfig(Config):
 class DataConfig(Config):
     """What the data are: a source, the long tail cut from it, and how classes are grouped.
 
-    Images in files (docs/own_photos.md) are of the source ``folder``, class folders in ``path``, or
-    ``csv``, a table ``labels`` with paths relative to ``path``, whose columns ``columns`` names.
+    Images in files (docs/own_photos.md) are of the source ``folder``, class folders in ``path``,
+    ``csv``, a table ``labels`` with paths relative to ``path``, whose columns ``columns`` names, or
+    a published set below ``path`` (docs/multilabel.md), of whose training images ``validation`` is
+    a share; Pascal's ``difficult`` objects are ``absent`` or ``present`` as labels, None as the
+    set's own code has it.
     ``mosaics`` are images of several labels that are drawn with a long tail, not cut to one.
     ``name`` is what experiment, model and folders are called. Files come ``size`` pixels wide and
     high, ``fit`` as ``read_image`` says; a ``path`` or ``labels`` alone say the source, and the
@@ -122,6 +126,7 @@ class DataConfig(Config):
     fold: NonNegativeInt | None = None
     split: Literal["given", "made"] = "given"
     unreadable: Literal["stop", "skip"] = "stop"
+    difficult: Literal["absent", "present"] | None = None
     long_tail: float | None = Field(default=None, ge=1)
     profile: Profile = Exponential()
     imbalance_ratio: float = Field(default=20.0, ge=1)
@@ -139,11 +144,12 @@ class DataConfig(Config):
         """Take a path or a table for the source, and its classes as they are: nothing is cut."""
         if not isinstance(values, dict) or not (values.get("path") or values.get("labels")):
             return values
-        return {
-            **values,
-            "source": "csv" if values.get("labels") else "folder",
-            "profile": {"name": "natural"},
-        }
+        source, labels = values.get("source"), values.get("labels")
+        if source not in LAYOUTS:
+            source = "csv" if labels else "folder"
+        elif labels:
+            raise UserError(f"labels is a table, and {source} has lists of its own: leave it out")
+        return {**values, "source": source, "profile": {"name": "natural"}}
 
     @field_validator("source")
     @classmethod
@@ -165,11 +171,20 @@ class DataConfig(Config):
                     "profile: natural is for images in files: data.source folder or csv"
                 )
             return self
-        needed = "path" if self.source == "folder" else "labels"
+        needed = "labels" if self.source == "csv" else "path"
         if not getattr(self, needed):
             raise UserError(f"{needed} must be given where source is {self.source}")
         if self.validation + self.test >= 1:
             raise UserError("validation and test are shares, and must leave some to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _difficult_objects(self) -> DataConfig:
+        if self.difficult and self.source not in DIFFICULT:
+            raise UserError(
+                f"difficult is of objects of {' and '.join(DIFFICULT)}, and source is "
+                f"{self.source}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -255,7 +270,7 @@ class DataConfig(Config):
     def title(self) -> str:
         """Return a name for people, as in ``digits, exponential, IR 20``."""
         if self.source in PHOTOS:
-            given = self.path if self.source == "folder" else self.labels
+            given = {"folder": self.path, "csv": self.labels}.get(self.source, self.source)
             tail = "" if self.long_tail is None else f", IR {self.long_tail:g}"
             return f"{self.name or Path(given or '').stem}{tail}"
         return f"{self.source}, {self.profile.name}, IR {self.imbalance_ratio:g}"
@@ -462,6 +477,10 @@ def listed_raw(config: DataConfig) -> Listing:
     if config.source not in PHOTOS:
         raise UserError("data.path or data.labels must be given: where the images are")
     root = Path(config.path) if config.path else None
+    if config.source in LAYOUTS:
+        counted = None if config.difficult is None else config.difficult == "present"
+        skip = config.unreadable == "skip"
+        return read_layout(config.source, root or Path(), counted, skip)
     if config.source == "folder":
         return list_folder(root or Path(), config.group)
     return list_table(Path(config.labels or ""), config.columns.model_dump(), root, config.group)

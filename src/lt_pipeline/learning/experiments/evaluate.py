@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lt_pipeline.learning.data.distribution import LongTail, of_each_label
+from lt_pipeline.learning.data.distribution import LongTail, label_cells, of_each_label
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import peak_memory_mib
 from lt_pipeline.learning.engine.predict import accuracies_of, predict
@@ -190,8 +190,7 @@ def _answers(test: Images, predicted: Tensor) -> pd.DataFrame:
 def _as_column(labels: Tensor) -> Any:
     if labels.ndim == 1:
         return labels.cpu().numpy()
-    rows = labels.cpu().numpy()
-    return [";".join(map(str, row.nonzero()[0])) for row in rows]
+    return label_cells(labels, range(labels.shape[1]))
 
 
 def outcomes_of(answers: pd.DataFrame) -> Outcomes:
