@@ -131,7 +131,8 @@ def test_its_weights_give_its_metrics(before):
     report, history = (
         read(before, "ce", f"{name}.json") for name in ("finish_report", "train_history")
     )
-    found, *_ = evaluate(experiment, weights, images.validation, images.test, report, [history])
+    own = (images.train, images.validation, images.test)
+    found, *_ = evaluate(experiment, weights, *own, report, [history])
     wanted = read(before, "ce", "metrics.json")
     # classes and the interval are new
     of_then = {name: found["test"][name] for name in wanted["test"]}

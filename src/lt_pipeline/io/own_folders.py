@@ -18,7 +18,9 @@ INDIFFERENT = (
 # of a training, what no weight depends on
 FOLLOWED = tuple(
     f"training.{name}"
-    for name in ("checkpoint_every", "monitor_every", "monitor_seconds", "monitor_test")
+    for name in (
+        *("checkpoint_every", "monitor_every", "monitor_seconds", "monitor_test", "monitor_risk"),
+    )
 )
 OVER_SEEDS = "_over_seeds"  # the study that a method with several seeds is
 OVER_FOLDS = "_over_folds"  # and on several folds

@@ -84,7 +84,9 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
     train, validation, test, _ = sets
     made, histories = run_stages(experiment, experiment.stages, sets, tmp_path, Store(tmp_path))
     weights, report = finish(experiment, train, validation, test, made["classifier"])
-    metrics, judged = evaluating.evaluate(experiment, weights, validation, test, report, histories)
+    metrics, judged = evaluating.evaluate(
+        experiment, weights, train, validation, test, report, histories
+    )
     method = experiment.finished(weights)
     _, chosen = evaluating.evaluate_hold_out(experiment, method, validation)
     assert metrics["thresholds"] == chosen.sigmoid().tolist()
@@ -118,7 +120,7 @@ def test_a_class_without_a_test_image_is_left_out_and_named(sets):
     labels[:, 2] = 0
     weights = dict(method.state_dict())
     metrics, table, *_ = evaluating.evaluate_again(
-        experiment, weights, sets.validation, replace(test, labels=labels)
+        experiment, weights, sets.train, sets.validation, replace(test, labels=labels)
     )
     assert metrics["notes"] == ["no test image has class 2: left out of means"]
     assert metrics["test"]["classes"] == 3

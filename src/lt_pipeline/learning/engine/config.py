@@ -87,6 +87,8 @@ class TrainingConfig(Config):
             is seen then depends on the machine: the curve, the best epoch, what a sweep stops.
         monitor_test: follow the accuracy on the test set, too. It is for the best-epoch figure
             that papers print; nothing is ever selected by it.
+        monitor_risk: training images a class whose mean loss, by group, is followed, too (MORE,
+            figure 4 b); 0 is none.
     """
 
     symbols: ClassVar[Mapping[str, str]] = {"lr": "learning_rate", "wd": "weight_decay"}
@@ -116,6 +118,7 @@ class TrainingConfig(Config):
     monitor_every: NonNegativeInt = 1
     monitor_seconds: NonNegativeFloat = 0.0
     monitor_test: bool = False
+    monitor_risk: NonNegativeInt = 0
 
     @property
     def on_features(self) -> bool:

@@ -22,7 +22,7 @@ from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, Step, Terms
-from lt_pipeline.learning.engine.trainer import History, Report, Trainer, stage_config
+from lt_pipeline.learning.engine.trainer import History, Measure, Report, Trainer, stage_config
 from lt_pipeline.learning.engine.vmapped import Vmapped
 from lt_pipeline.learning.schema import UserError
 
@@ -38,6 +38,7 @@ def fit_together(
     monitors: Mapping[str, Images] | None = None,
     resume: ResumeFile | None = None,
     report: Report | None = None,
+    measure: Measure | None = None,
     vmap: bool | Literal["auto"] = "auto",
 ) -> list[tuple[dict[str, Tensor], History]]:
     """Train K networks at once; return the state and the history of each.
@@ -53,8 +54,8 @@ def fit_together(
     where grouped convolutions are slower than single ones, as many networks as torch has threads
     are trained side by side, each on one. Dropout draws other masks than in ``fit``.
 
-    ``resume`` keeps the state of all in one file; ``monitors`` and ``report`` are as in ``fit``,
-    the latter called for each network by its stage's name.
+    ``resume`` keeps the state of all in one file; ``monitors``, ``measure`` and ``report`` are as
+    in ``fit``, the last called for each network by its stage's name.
 
     Raises:
         UserError: if the arguments are not K each, the stages differ in more than the name or
@@ -71,7 +72,7 @@ def fit_together(
     else:
         alone = [Plain(copy.deepcopy(method), stage, config, device) for _ in stages]
         trainer = Trainer(alone, stages, sets, seeds, each=in_threads)
-    trainer.run(monitors or {}, resume, report)
+    trainer.run(monitors or {}, resume, report, measure)
     states = [{n: value.clone() for n, value in state.items()} for state in trainer.states()]
     return list(zip(states, trainer.histories, strict=True))
 

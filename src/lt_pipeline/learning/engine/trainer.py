@@ -36,6 +36,8 @@ MEASURED = ("learning_rate", "seconds", "images_per_second")
 History = dict[str, list[dict[str, float]]]
 # Called after every epoch with the stage's name, the epoch (from 1) and its values.
 Report = Callable[[str, int, Mapping[str, float]], None]
+# Gives values of a network, as it would be deployed, and its scores, whenever it is monitored.
+Measure = Callable[[nn.Module, Callable[[Tensor], Tensor]], Mapping[str, float]]
 
 
 def fit(
@@ -50,6 +52,7 @@ def fit(
     auxiliary: Images | None = None,
     resume: ResumeFile | None = None,
     report: Report | None = None,
+    measure: Measure | None = None,
 ) -> History:
     """Minimise what ``stage`` has for its objective in ``method``; return the history.
 
@@ -57,7 +60,7 @@ def fit(
     seconds and at the end; a stage that was killed goes on from it and ends with the same weights;
     ``report`` is called for the epochs before, too. ``monitors`` are sets whose accuracy and mean
     recall are recorded as ``<name>/accuracy`` and ``<name>/mean_recall`` every
-    ``config.monitor_every`` epochs, and after the last.
+    ``config.monitor_every`` epochs, and after the last; so is what ``measure`` gives.
     ``auxiliary`` are images of no class, for stages that ask for outliers.
 
     Raises:
@@ -70,7 +73,7 @@ def fit(
     step = Plain(method, stage, config, device)
     trainer = Trainer([step], [stage], [train], [seed], auxiliary)
     with enough_threads(device, [config.batch_size, *train.shape]):
-        trainer.run(monitors or {}, resume, report)
+        trainer.run(monitors or {}, resume, report, measure)
     return trainer.histories[0]
 
 
@@ -134,6 +137,7 @@ class Trainer:
         monitors: Mapping[str, Images],
         resume: ResumeFile | None = None,
         report: Report | None = None,
+        measure: Measure | None = None,
     ) -> None:
         """Train the epochs that are left; the arguments are as in ``fit``."""
         self.restore(resume.load() if resume else None)
@@ -158,7 +162,7 @@ class Trainer:
                     values |= objective.epoch_metrics()
                 last, every = epoch + 1 == self.epochs, self.config.monitor_every
                 if every and (last or ((epoch + 1) % every == 0 and look())):
-                    self.monitor(found, looked_at)
+                    self.monitor(found, looked_at, measure)
                 self.record(found)
                 if resume and (last or keep()):
                     resume.save(self.state())
@@ -193,7 +197,12 @@ class Trainer:
             epochs.append({f"train/{name}": value for name, value in {**means, **common}.items()})
         return epochs
 
-    def monitor(self, found: Sequence[dict[str, float]], monitors: Mapping[str, Images]) -> None:
+    def monitor(
+        self,
+        found: Sequence[dict[str, float]],
+        monitors: Mapping[str, Images],
+        measure: Measure | None = None,
+    ) -> None:
         """Add each network's accuracies, as it would be deployed, to the epoch's values."""
         self.swap()
         for values, (stage, method) in zip(found, self.networks(), strict=True):
@@ -201,6 +210,7 @@ class Trainer:
             for name, data in monitors.items():
                 scored = accuracies(module, score, data, device=self.device)
                 values |= {f"{name}/{key}": value for key, value in scored.items()}
+            values |= measure(module, score) if measure else {}
         self.swap()
 
     def swap(self) -> None:

@@ -54,6 +54,28 @@ from lt_pipeline.learning.schema import (
 )
 
 
+class LandscapeConfig(Config):
+    """How the loss landscape is measured, by class (MORE, table 6).
+
+    The Hessian is multiplied with at most ``steps`` + 3 ``probes`` vectors a class.
+
+    Attributes:
+        images: training images of each class, or all that it has; 0 is no landscape.
+        seed: of which they are, and of the random vectors.
+        steps: of Lanczos' method, at most, for the ends of the spectrum.
+        tolerance: of the two eigenvalues, at which it ends before.
+        probes: a third of the products that the trace is estimated by.
+        batch: images whose graph is in memory at a time.
+    """
+
+    images: NonNegativeInt = 0
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 60
+    tolerance: float = Field(default=0.01, ge=0, lt=1)
+    probes: PositiveInt = 10
+    batch: PositiveInt = 64
+
+
 class EvaluationConfig(Config):
     """How a trained method is judged on the test set.
 
@@ -72,6 +94,7 @@ class EvaluationConfig(Config):
         detector: what they can be told.
         embedding: test images a group, and as many of every OOD set, in a t-SNE picture; 0 is no
             picture.
+        landscape: the Hessian of each class's loss.
     """
 
     calibration_bins: int = Field(default=15, ge=1, le=10_000)
@@ -82,6 +105,7 @@ class EvaluationConfig(Config):
     detectors: tuple[str, ...] = ("odin", "msp", "energy")
     detector: DetectorConfig = DetectorConfig()
     embedding: NonNegativeInt = 0
+    landscape: LandscapeConfig = LandscapeConfig()
 
     @property
     def ood_names(self) -> tuple[str, ...]:

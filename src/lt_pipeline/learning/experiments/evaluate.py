@@ -42,9 +42,11 @@ from lt_pipeline.learning.evaluation.metrics.intervals import Outcomes
 from lt_pipeline.learning.evaluation.metrics.recalls import right_images
 from lt_pipeline.learning.evaluation.metrics.several import HALF, Decided, best_thresholds
 from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.experiments.landscape import landscape
 from lt_pipeline.learning.figures import evaluation as figures
 from lt_pipeline.learning.figures import methods as of_method
-from lt_pipeline.learning.figures.training import training_curves
+from lt_pipeline.learning.figures.landscape import landscape_by_class
+from lt_pipeline.learning.figures.training import risk_curves, training_curves
 from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.merging import StateDict
 
@@ -80,6 +82,7 @@ class Evaluated(NamedTuple):
 def evaluate(
     experiment: Experiment,
     model: StateDict,
+    train: Images,
     validation: Images,
     test: Images,
     finish_report: Values,
@@ -94,10 +97,12 @@ def evaluate(
     stages = [stage for stage in experiment.stages if stage.trains]
     held_out, thresholds = evaluate_hold_out(experiment, method.to(device), validation)
     judged = _evaluate_test(experiment, method, test, thresholds)
+    shape, judged = _with_landscape(experiment, method, train, judged)
     told = judged.told()
     metrics = {
         **told,
         "test": judged.metrics,
+        **shape,
         "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
         "best_epoch": best_epoch(main_history(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
@@ -119,19 +124,30 @@ def first_of_all(metrics: Values) -> dict[str, float]:
 
 
 def evaluate_again(
-    experiment: Experiment, model: StateDict, validation: Images, test: Images
+    experiment: Experiment, model: StateDict, train: Images, validation: Images, test: Images
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
     held_out, thresholds = evaluate_hold_out(experiment, method, validation)
     judged = _evaluate_test(experiment, method, test, thresholds)
+    shape, judged = _with_landscape(experiment, method, train, judged)
     metrics = {
         **judged.told(),
         "test": judged.metrics,
+        **shape,
         **_groups(method.card.longtail),
         **held_out,
     }
     return metrics, judged.table, judged.confusion, judged.reliability
+
+
+def _with_landscape(
+    experiment: Experiment, method: Method, train: Images, judged: Evaluated
+) -> tuple[Values, Evaluated]:
+    """Return the landscape's metrics, if any, and ``judged`` with its columns in the table."""
+    shape, columns = landscape(experiment, method, train)
+    found = {"landscape": shape} if shape else {}
+    return found, judged._replace(table=judged.table.assign(**columns))
 
 
 def _evaluate_test(
@@ -246,6 +262,8 @@ def draw(
         "training_curves": curves,
         **of_method.draw(experiment.config.method, finish_report, longtail, title),
     }
+    if any(name.startswith("risk/") for name in line):
+        drawn["risk_curves"] = risk_curves(line, title)
     judged = draw_evaluated(experiment, table, confusion, reliability_bins)
     return judged | {f"{name}.png": figure for name, figure in drawn.items()}
 
@@ -265,6 +283,8 @@ def draw_evaluated(
         "confusion": figures.confusion(matrix, longtail, title, has),
         "reliability": figures.reliability_diagram(reliability_bins, title, longtail.several),
     }
+    if "lambda_max" in table:
+        drawn["landscape"] = landscape_by_class(table, longtail, title)
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 

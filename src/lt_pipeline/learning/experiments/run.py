@@ -20,6 +20,7 @@ from lt_pipeline.learning.engine.trainer import History, Report, fit
 from lt_pipeline.learning.experiments.evaluate import evaluate
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.geometry import geometry
+from lt_pipeline.learning.experiments.landscape import RiskByGroup
 from lt_pipeline.learning.experiments.ood import examine, summary_metrics
 from lt_pipeline.learning.experiments.stages import measure_stages, stage_numbers
 from lt_pipeline.learning.experiments.store import Store, stage_resume
@@ -112,6 +113,9 @@ def train_stages(
         "resume": stage_resume(experiment, stages[0], start.checkpoints, seen, folder),
         "report": report,
     }
+    if config.training.monitor_risk:
+        whole = experiment.seen(sets.train, training=True)
+        common["measure"] = RiskByGroup(experiment, method, whole)
     if stages[0].group:
         together = fit_together(method, stages, seen, config.training, seeds=seeds, **common)
         return [Trained(*one) for one in together]
@@ -224,7 +228,7 @@ def run_experiment(
     checkpoints, histories = run_stages(experiment, stages, sets, folder, store, report)
     train, validation, test, _ = sets
     model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
-    metrics, judged = evaluate(experiment, model, validation, test, finished, histories)
+    metrics, judged = evaluate(experiment, model, train, validation, test, finished, histories)
     shape, _ = geometry(experiment, model, test, pictures=False)
     strange = examine(experiment, model, images.train, images.test, raw_folder)
     result = numbers({**metrics, "geometry": shape, "ood": summary_metrics(strange)})

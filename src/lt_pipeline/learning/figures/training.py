@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, METRICS, Metric
-from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, plain, titled, words
+from lt_pipeline.learning.figures.style import (
+    GREY,
+    GROUP_COLOURS,
+    LINE_COLOURS,
+    new_figure,
+    plain,
+    titled,
+    words,
+)
 
 SHOWN_APART = ("train/learning_rate", "train/seconds", "train/images_per_second")
 MONITORED = METRICS["test/accuracy"]
@@ -51,6 +59,24 @@ def training_curves(
             _mark(axes, _last_epoch(history), reported, metric)
         if names != ["train/learning_rate"]:
             axes.legend(frameon=False)
+    return figure
+
+
+def risk_curves(history: Mapping[str, Points], title: str) -> Figure:
+    """Draw the empirical risk of each group over the epochs (MORE, figure 4 b).
+
+    ``history`` has it as ``risk/<group>``, with points as in ``training_curves``.
+    """
+    figure, axes = new_figure(f"Empirical risk: {title}", width=6.4, height=4)
+    for name in ("all", *GROUP_COLOURS):
+        if points := history.get(f"risk/{name}"):
+            steps, values = ([p[key] for p in points] for key in ("step", "value"))
+            axes.plot(steps, values, color=GROUP_COLOURS.get(name, GREY), label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylabel("mean loss of training images,\nmean over the group's classes")
+    axes.legend(frameon=False)
     return figure
 
 

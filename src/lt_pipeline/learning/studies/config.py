@@ -79,6 +79,7 @@ class StudyConfig(Config):
         arms: by label; of a study with a ``sweep`` they are its baselines.
         sweep: the values of one parameter.
         against: the arm that the others' paired differences are from; null is the first.
+        evaluation: how its arms are judged, beside the usual.
         columns: what its table shows beside accuracies, time and images of no class.
         tables: other names of its pipeline, as ``table_more_1``: the papers' tables that it is of.
         env: the environment that ``kedro run`` takes for it where none is told, as it needs other
@@ -91,6 +92,7 @@ class StudyConfig(Config):
     arms: dict[str, Arm] = Field(default_factory=dict)
     sweep: Sweep | None = None
     against: str | None = None
+    evaluation: dict[str, Any] = Field(default_factory=dict)
     columns: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     env: str | None = None
@@ -175,10 +177,11 @@ class StudyConfig(Config):
             UserError: in one line, naming the arm and the parameter that is wrong.
         """
         found = {}
+        judged = updated(parameters.get("evaluation"), self.evaluation)
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
             block = updated(parameters.get(arm.method), own)
             with named(f"arm {label!r}: "):
-                given = {**parameters, arm.method: block}
+                given = {**parameters, "evaluation": judged, arm.method: block}
                 found[label] = ExperimentConfig.resolve(arm.method, given)
         return found

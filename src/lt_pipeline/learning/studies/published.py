@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, create_model, model_validator
 
 from lt_pipeline.learning.data.distribution import GROUP_NAMES
-from lt_pipeline.learning.evaluation.metrics.catalog import sortable
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, sortable
 from lt_pipeline.learning.schema import Config, UserError, flatten, one_line_errors
 
 Values = dict[str, Any]
@@ -22,13 +22,18 @@ _PRINTED = {
         name: f"ood/odin/of_7/{name}"
         for name in ("auroc", *(f"auroc_{group}" for group in GROUP_NAMES), "fpr95")
     },
+    **{
+        key.removeprefix("landscape/").replace("/", "_"): key
+        for key in METRICS
+        if key.startswith(("landscape/imbalance/", "landscape/rarest/"))
+    },
 }
 # blocks whose parameters depend on a method or a rule: not every setting has all
 _OF_A_KIND = ("options.", "data.groups.", "data.profile.")
 
 
 class _Figures(Config):
-    """A row of a paper's table, in per cent, and why a run is not there.
+    """A row of a paper's table, shares in per cent, and why a run is not there.
 
     Attributes:
         method: the title of the runs beside which ``compare`` shows them; None: studies only.
@@ -41,9 +46,14 @@ class _Figures(Config):
     reason: str | None = None
 
     def by_metric(self) -> dict[str, float]:
-        """Return the figures that are there, as fractions of 1 by metric."""
+        """Return the figures that are there by metric, shares as fractions of 1."""
         given = self.model_dump(exclude={"method", "where", "reason"}, exclude_none=True)
-        return {_PRINTED[name]: value / 100 for name, value in given.items()}
+        return {_PRINTED[name]: value / _factor(_PRINTED[name]) for name, value in given.items()}
+
+
+def _factor(key: str) -> int:
+    # of what there is no row of, the AUROC of a group
+    return METRICS[key].factor if key in METRICS else 100
 
 
 _FIELDS: dict[str, Any] = dict.fromkeys(_PRINTED, (float | None, None))

@@ -37,11 +37,12 @@ def evaluate(
     config: ExperimentConfig,
     card: DataCard,
     weights: StateDict,
+    train: Images,
     validation: Images,
     test: Images,
 ) -> tuple[Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the table of classes, the confusion matrix and the reliability bins."""
-    return evaluating.evaluate_again(Experiment(config, card), weights, validation, test)
+    return evaluating.evaluate_again(Experiment(config, card), weights, train, validation, test)
 
 
 def draw(

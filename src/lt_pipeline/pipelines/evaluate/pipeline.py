@@ -27,7 +27,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 evaluate,
-                inputs=[*known, "weights", "validation_set", "test_set"],
+                inputs=[*known, "weights", *SETS],
                 outputs=["metrics", "class_table", "confusion", "reliability"],
                 name="evaluate",
             ),

@@ -110,6 +110,7 @@ def evaluate(
     config: ExperimentConfig,
     card: DataCard,
     model: StateDict,
+    train: Images,
     validation: Images,
     test: Images,
     finish_report: Values,
@@ -118,7 +119,7 @@ def evaluate(
     """Return metrics, the first of them, the table of classes, confusion and reliability bins."""
     experiment = Experiment(config, card)
     metrics, judged = evaluating.evaluate(
-        experiment, model, validation, test, finish_report, histories
+        experiment, model, train, validation, test, finish_report, histories
     )
     first = evaluating.first_of_all(metrics)
     return metrics, first, judged.table, judged.confusion, judged.reliability

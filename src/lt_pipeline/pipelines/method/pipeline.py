@@ -64,7 +64,7 @@ def create_pipeline(method: str, options: MethodOptions | None = None) -> Pipeli
         ),
         Node(
             evaluate,
-            inputs=[*known, "model", "validation_set", "test_set", "finish_report", *histories],
+            inputs=[*known, "model", *SETS, "finish_report", *histories],
             outputs=["metrics", "first", "class_table", "confusion", "reliability"],
             name="evaluate",
             tags=EVALUATION,

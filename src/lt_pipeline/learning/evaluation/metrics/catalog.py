@@ -249,6 +249,31 @@ _TABLE = (
         "geometry/separability/all", "S all", _ASKED, unit="", digits=2, picture="separability",
         words="separability S (equation 13)", by_group="geometry/separability/{group}",
     ),
+    # of each class's Hessian, the largest over the smallest absolute value (MORE, table 6)
+    *(
+        Metric(f"landscape/imbalance/{name}", f"Imb. {short}", _ASKED, unit="", better="lower")
+        for name, short in (
+            ("lambda_min", "lambda min"), ("lambda_max", "lambda max"), ("trace", "Tr"),
+            ("gamma", "gamma"),
+        )
+    ),
+    # of the class with the fewest training images
+    Metric("landscape/rarest/lambda_min", "lambda min, rarest", _ASKED, unit="", digits=3),
+    Metric(
+        "landscape/rarest/gamma", "gamma, rarest", _ASKED, unit="", digits=4, better="lower"
+    ),
+    *(
+        Metric(f"landscape/risk/{g}", f"risk {g}", _ASKED, unit="", digits=3, better="lower")
+        for g in GROUP_NAMES
+    ),
+    Metric(
+        "landscape/risk/all", "risk all", _ASKED, unit="", digits=3, better="lower",
+        words="empirical risk, mean over the classes", by_group="landscape/risk/{group}",
+        picture="risk",
+    ),
+    Metric(
+        "landscape/unconverged_classes", "unconverged classes", unit="", digits=0, better="lower"
+    ),
     Metric(
         "ood/{detector}/mean/auroc", "AUROC {detector}", _COMPARED | _STUDIED,
         words="AUROC of {detector}, mean over the OOD sets", picture="auroc",
