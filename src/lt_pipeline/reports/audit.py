@@ -13,7 +13,7 @@ import pandas as pd
 from lt_pipeline.learning.data.decode import open_rgb
 
 NEXT = """Next, a head on what a frozen network makes of the images, in minutes:
-  kedro run --pipelines=logit_adjustment --env={name}
+  kedro run --pipelines={head} --env={name}
 and the network itself, better on a GPU:
   kedro run --pipelines=more --env={name}"""
 THUMBNAIL, A_CLASS, MOST_PAIRS = 80, 4, 40
@@ -84,7 +84,7 @@ def _pairs(folder: Path, pairs: pd.DataFrame) -> str:
 
 
 def _pair(folder: Path, row: pd.Series) -> str:
-    where = ["one class" if row["same_class"] else "two classes"]
+    where = ["the same labels" if row["same_class"] else "other labels"]
     where.append("one group" if row["same_group"] else "two groups")
     text = "<br>".join(escape(line) for line in (row["kind"], *where, row["one"], row["other"]))
     images = _image(folder / row["one"]) + _image(folder / row["other"])

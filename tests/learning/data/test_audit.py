@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lt_pipeline.learning.data.audit import (
+    audit,
     identical,
     inspect,
     joined_groups,
     largest_chain,
     near_pairs,
 )
-from lt_pipeline.learning.data.listing import list_folder
+from lt_pipeline.learning.data.listing import list_folder, list_table
 from toys import PROJECT
 
 
@@ -109,3 +110,38 @@ def test_equal_images_join_groups_across_classes_whatever_their_size():
     near = np.array([[0, 3], [2, 3]])
     assert joined_groups(facts, same, near, most=0.5) == ["a", "a", "a", "c"]
     assert joined_groups(facts, same, near, most=1.1) == ["a"] * 4
+
+
+def test_alike_images_of_several_labels_join_where_they_have_one_in_common():
+    """Or where neither has any."""
+    labels = [(0, 1), (1, 2), (3,), (), (), (3, 4)]
+    facts = pd.DataFrame({"label": labels, "group": list("abcdef")})
+    none, near = np.zeros((0, 2), np.int64), np.array([[0, 1], [1, 2], [2, 3], [3, 4], [2, 5]])
+    assert joined_groups(facts, none, near, most=1.0) == list("aacddc")
+
+
+def test_images_of_several_labels_are_audited_by_the_sets_of_them(tmp_path):
+    """Equal ones whose labels differ contradict each other."""
+    rows = []
+    for k in range(24):
+        picture(100 + k).save(tmp_path / f"{k:02}.png")
+        rows.append((f"{k:02}.png", ["cat", "cat;dog", "dog", ""][k % 4]))
+    for name, of, label in (("x.png", 0, "dog"), ("y.jpg", 1, "dog;bird"), ("z.jpg", 3, "")):
+        picture(100 + of).save(tmp_path / name, **({"quality": 80} if "jpg" in name else {}))
+        rows.append((name, label))
+    picture(102).save(tmp_path / "other.jpg", quality=80)
+    rows.append(("other.jpg", "cat"))
+    pd.DataFrame(rows, columns=["path", "label"]).to_csv(tmp_path / "labels.csv", index=False)
+    found = audit(list_table(tmp_path / "labels.csv"), 0.2, 0.2, seed=0, size=16)
+    group = found.facts.set_index("path")["group"]
+    assert group["x.png"] == group["00.png"], "equal images, whatever they are called"
+    pairs = found.pairs.set_index("other")
+    assert not pairs.loc["x.png", "same_class"]
+    assert pairs.loc["z.jpg", "same_class"]
+    counts = found.classes.set_index("class")["images"]
+    assert counts.to_dict() == {"bird": 1, "cat": 13, "dog": 14}
+    said = "\n".join(found.notes)
+    assert "28 images of 3 classes, 14 to 1 a class" in said
+    assert "1 labels an image, and 7 images without one" in said
+    assert "1 pairs of identical images differ in their labels, as 00.png and x.png" in said
+    assert found.facts.groupby("group")["split"].nunique().max() == 1

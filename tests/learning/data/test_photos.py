@@ -254,13 +254,43 @@ def test_a_long_tail_is_cut_from_what_is_learned_alone(labelled, tmp_path):
     assert (plain.title, cut.title) == ("labels", "labels, IR 16")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [({"folds": 3, "validation": 0.0}, "data.folds pools"), ({"rare": "drop"}, "data.rare=drop")],
-)
-def test_what_rests_on_one_label_is_refused(labelled, given, said):
-    with pytest.raises(UserError, match=said):
-        expected(DataConfig(**{**labelled, **given}))
+def test_each_image_of_several_labels_is_tested_in_one_fold(labelled):
+    found = [
+        listed(DataConfig(**{**labelled, "validation": 0.0}, folds=3, fold=k)) for k in range(3)
+    ]
+    parts = pd.DataFrame({k: one.table["split"] for k, one in enumerate(found)})
+    for part in ("test", "validation"):
+        assert (parts == part).sum(axis=1).eq(1).all()
+    for one in found:
+        assert one.table.groupby("group")["split"].nunique().max() == 1
+        counts = one.by_label.groupby(["label", "split"]).size().unstack()
+        shares = counts.div(counts.sum(axis=1), axis=0)
+        assert shares["test"].tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
+
+
+def test_a_label_of_one_group_is_learned_in_each_fold(labelled, caplog):
+    table = pd.read_csv(labelled["labels"], keep_default_na=False)
+    table.loc[[5, 7], "label"] = ["a;once", "a;b"]
+    table.to_csv(labelled["labels"], index=False)
+    given = {**labelled, "validation": 0.0, "folds": 3}
+    for k in range(3):
+        table = listed(DataConfig(**given, fold=k)).table
+        assert set(table["split"][table["group"] == "g2"]) == {"train"}
+    assert "tested in none, being in one group: once" in caplog.text
+
+
+def test_a_rare_label_is_dropped_and_what_shows_nothing_else_with_it(labelled):
+    table = pd.read_csv(labelled["labels"], keep_default_na=False)
+    table.loc[[4, 5], "label"] = ["rare", "b;rare"]
+    table.to_csv(labelled["labels"], index=False)
+    before = listed(DataConfig(**labelled))
+    after = listed(DataConfig(**labelled, rare="drop"))
+    assert before.class_names == ("a", "b", "c", "rare")
+    assert after.class_names == ("a", "b", "c")
+    gone = set(before.table["path"]) - set(after.table["path"])
+    assert gone == {"04.png"}
+    assert after.table.set_index("path")["label"]["05.png"] == (1,)
+    assert (after.table["label"].map(len) == 0).sum() == 9
 
 
 def test_a_split_of_several_labels_is_checked_by_label(labelled):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from lt_pipeline.learning.evaluation.metrics.intervals import wilson
 from lt_pipeline.learning.schema import UserError
@@ -70,6 +71,55 @@ def test_groups_are_drawn_where_there_are_some():
     plain = class_rows("a", pooled([ONE]), ["x", "y", "z"])
     assert (plain[0]["recall_low"], plain[0]["recall_high"]) == wilson(3, 6)
     assert plain[2]["recall"] is None
+
+
+def labelled(*cells, groups=None):
+    """What one run made of two folds' images of several labels, as it is read back."""
+    folds = []
+    for k, (truth, said) in enumerate(cells):
+        group = {} if groups is None else {"group": groups[k]}
+        folds.append(pd.DataFrame({"label": truth, "predicted": said, **group}))
+    return folds
+
+
+SEVERAL = labelled((["0;2", "1", np.nan], ["0", "1", "1"]), ([2.0, 0.0], ["0;2", np.nan]))
+
+
+def test_decisions_on_several_labels_are_pooled_by_their_counts():
+    """And not as means over folds, which do not have all the classes."""
+    one = pooled([SEVERAL], classes=4)
+    (row,) = pool_table({"a": one}, "a").to_dict("records")
+    truth = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]])
+    said = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    each = f1_score(truth[:, :3], said[:, :3], average=None)
+    assert row["pooled/macro_f1"] == pytest.approx(each.mean())
+    assert row["pooled/micro_f1"] == pytest.approx(f1_score(truth, said, average="micro"))
+    assert (row["classes"], row["images"], row["groups"]) == (3, 5, None)
+    assert row["pooled/macro_f1 low"] <= row["pooled/macro_f1"] <= row["pooled/macro_f1 high"]
+    found = class_rows("a", one, ["w", "x", "y", "z"])
+    assert [own["images"] for own in found] == [2, 1, 2, 0]
+    assert [own["f1"] for own in found] == pytest.approx([*each, np.nan], nan_ok=True)
+
+
+def test_seeds_and_arms_of_several_labels_are_paired_by_image():
+    numbers = [np.arange(30) // 2, 15 + np.arange(30) // 2]
+    random = np.random.default_rng(0)
+    truth = [[";".join(map(str, np.flatnonzero(random.random(3) < 0.6))) for _ in n] for n in numbers]
+    some = [own[:24] + ["0"] * 6 for own in truth]
+    right, worse = (
+        labelled(*zip(truth, said, strict=True), groups=numbers) for said in (truth, some)
+    )
+    arms = {"a": pooled([worse, worse], 3), "b": pooled([right, worse], 3)}
+    table = pool_table(arms, "a").set_index("arm")
+    assert table["groups"].tolist() == [30, 30]
+    assert (table["pooled/macro_f1 sd"] > 0).tolist() == [False, True]
+    ahead = table.loc["b", "pooled/macro_f1 difference"]
+    assert ahead == pytest.approx((1 - table.loc["a", "pooled/macro_f1"]) / 2)
+    low, high = (table.loc["b", f"pooled/macro_f1 difference {end}"] for end in ("low", "high"))
+    assert 0 < low < ahead < high
+    assert pool_table({"a": arms["a"], "b": arms["a"]._replace(seeds=1)}, "a")[
+        "pooled/macro_f1 difference low"
+    ].tolist() == pytest.approx([np.nan, 0], nan_ok=True), "the very groups are drawn for both"
 
 
 def test_runs_on_other_images_are_refused():

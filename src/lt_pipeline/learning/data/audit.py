@@ -107,20 +107,25 @@ def joined_groups(
 ) -> list[str]:
     """Return the group of every row, where images that are alike were brought together.
 
-    Equal images always join their groups. Those that look alike do within a class only, and while
-    what comes out has less than the share ``most`` of all images: they chain. A joint group has
-    the name of its first.
+    Equal images always join their groups. Those that look alike do within a class only, of several
+    labels where they have one in common or none at all, and while what comes out has less than the
+    share ``most`` of all images: they chain. A joint group has the name of its first.
     """
     names, ids = pd.factorize(facts["group"])[::-1]
     parent = _components(len(names), ids[same])
     sizes = np.bincount(parent[ids], minlength=len(names))
-    labels = facts["label"].to_numpy()
-    for a, b in near[labels[near[:, 0]] == labels[near[:, 1]]]:
+    labels = facts["label"].tolist()
+    for a, b in [pair for pair in near.tolist() if _within(*(labels[row] for row in pair))]:
         one, other = sorted((int(parent[ids[a]]), int(parent[ids[b]])))
         if one != other and sizes[one] + sizes[other] < most * len(facts):
             parent[parent == other] = one
             sizes[one] += sizes[other]
     return [str(names[parent[k]]) for k in ids]
+
+
+def _within(one: Any, other: Any) -> bool:
+    """Return whether two images are of one class, or have one of several labels in common."""
+    return one == other or (isinstance(one, tuple) and not {*one}.isdisjoint(other))
 
 
 def _components(count: int, pairs: Pairs) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -147,7 +152,8 @@ class Audit:
     """What was found: ``facts`` a row an image, with joined groups and parts; pairs; sentences.
 
     ``pairs`` has a row a pair of images that are equal or look alike: ``one``, ``other`` (paths),
-    ``kind`` (``identical`` or ``near``), and whether they are of one class, group and part.
+    ``kind`` (``identical`` or ``near``), and whether they are of one class, or have the very same
+    labels, and of one group and part.
     """
 
     facts: pd.DataFrame
@@ -179,12 +185,15 @@ def audit(listing: Listing, validation: float, test: float, seed: int, size: int
     facts = parts.table
     split = facts.set_index("path")["split"]
     pairs["same_part"] = pairs["one"].map(split) == pairs["other"].map(split)
-    classes = class_table(facts, listing.class_names)
+    classes = class_table(parts.by_label, listing.class_names)
     return Audit(facts, pairs, classes, _notes(facts, broken, pairs, classes, size))
 
 
 def class_table(facts: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Return a row a class: its images and groups, in all and in each part."""
+    """Return a row a class: its images and groups, in all and in each part.
+
+    ``facts`` have a row a label, where images have several.
+    """
     rows = []
     for label, name in enumerate(names):
         own = facts[facts["label"] == label]
@@ -227,6 +236,9 @@ def _notes(
         f"{len(facts)} images of {len(counts)} classes, {counts.max()} to {counts.min()} a class "
         f"(imbalance ratio {counts.max() / counts.min():.3g}), in {facts['group'].nunique()} groups"
     ]
+    if isinstance(facts["label"].iloc[0], tuple):
+        own = facts["label"].map(len)
+        notes.append(f"{own.mean():.3g} labels an image, and {(own == 0).sum()} images without one")
     if len(broken):
         notes.append(f"{len(broken)} files cannot be read: {_few(broken['path'])}")
     for kind, what in (("identical", "identical images"), ("near", "images that look alike")):
@@ -254,7 +266,8 @@ def _of_classes(
     if len(conflicts):
         first = conflicts.iloc[0]
         notes.append(
-            f"{len(conflicts)} images have two labels, as {first['one']} and {first['other']}"
+            f"{len(conflicts)} pairs of identical images differ in their labels, as {first['one']} and "
+            f"{first['other']}"
         )
     small = facts[facts[["width", "height"]].min(axis=1) < size]
     if len(small):

@@ -96,6 +96,7 @@ def in_folds(
 
     A class of one group is tested in none, and learned in each with all that its group holds:
     -1; ``rare`` is as in ``in_parts``. A split that is there is left aside where it was ``made``.
+    Images of several labels are parted by iterative stratification.
 
     Raises:
         UserError: if a split is given, or a fold would lack images to learn, choose by or test
@@ -110,15 +111,18 @@ def in_folds(
         LOGGER.info("data.folds=%d parts groups anew: the split that is there is left aside", folds)
     if rare == "drop":
         listing = _without_rare(listing)
-    table = listing.table
-    alone = table.groupby("label")["group"].transform("nunique") == 1
-    always = table["group"].isin(table["group"][alone])
+    table, by_label = listing.table, listing.by_label
+    alone = by_label.groupby("label")["group"].transform("nunique") == 1
+    always = table["group"].isin(by_label["group"][alone])
     rest, fold = table[~always], np.full(len(table), ALWAYS)
     if len(rest):
-        found = fold_groups(rest["label"].tolist(), rest["group"].tolist(), folds, seed)
-        fold[~always] = found
+        given = rest["label"].tolist(), rest["group"].tolist()
+        equal = [1 / folds] * folds
+        fold[~always] = stratify(*given, equal, seed) if listing.several else fold_groups(
+            *given, folds, seed
+        )
     if alone.any():
-        names = [listing.class_names[label] for label in sorted(set(table["label"][alone]))]
+        names = [listing.class_names[label] for label in sorted(set(by_label["label"][alone]))]
         LOGGER.warning(
             "learned in every fold and tested in none, being in one group: %s", ", ".join(names)
         )
@@ -133,10 +137,12 @@ def of_fold(listing: Listing, folds: int, fold: int) -> Listing:
 
     Where all of a class that is not tested on would be chosen by, its groups are learned.
     """
-    table = listing.table
-    tested, held = table[FOLD] == fold, table[FOLD] == (fold + 1) % folds
-    unlearned = ~table["label"].isin(table["label"][~(tested | held)])
-    held &= ~table["group"].isin(table["group"][held & unlearned])
+    table, by_label = listing.table, listing.by_label
+    validates = (fold + 1) % folds
+    tested, held = table[FOLD] == fold, table[FOLD] == validates
+    learned = by_label["label"][~by_label[FOLD].isin((fold, validates))]
+    unlearned = ~by_label["label"].isin(learned) & (by_label[FOLD] == validates)
+    held &= ~table["group"].isin(by_label["group"][unlearned])
     parts = np.select([tested, held], [TEST, VALIDATION], TRAIN)
     return replace(listing, table=table.assign(split=parts))
 
@@ -149,8 +155,9 @@ def _check_fold(listing: Listing, fold: int, folds: int) -> None:
             f"data.folds is {folds}, but fold {fold} has no {lacking[0]} images, as there are "
             f"{groups} groups: choose fewer folds"
         )
-    learned = set(table["label"][table["split"] == TRAIN])
-    strange = sorted(set(table["label"]) - learned)
+    by_label = listing.by_label
+    learned = set(by_label["label"][by_label["split"] == TRAIN])
+    strange = sorted(set(by_label["label"]) - learned)
     if strange:
         raise UserError(
             f"data.folds: fold {fold} of {folds} would test {listing.class_names[strange[0]]} "
@@ -160,16 +167,26 @@ def _check_fold(listing: Listing, fold: int, folds: int) -> None:
 
 
 def _without_rare(listing: Listing) -> Listing:
-    groups = listing.table.groupby("label")["group"].nunique()
+    """Return ``listing`` without the classes of one group, and what shows nothing else."""
+    groups = listing.by_label.groupby("label")["group"].nunique()
     kept = [label for label in range(len(listing.class_names)) if groups.get(label, 0) > 1]
     if not kept:
         raise UserError(
             "data.rare=drop leaves no class: each is in one group; set data.group to what tells "
             "groups apart, or data.rare to train"
         )
-    table = listing.table[listing.table["label"].isin(kept)].reset_index(drop=True)
-    table["label"] = table["label"].map({old: new for new, old in enumerate(kept)})
-    return replace(listing, table=table, class_names=tuple(listing.class_names[k] for k in kept))
+    number, names = {old: new for new, old in enumerate(kept)}, listing.class_names
+    if listing.several:
+        had = listing.table["label"]
+        has = had.map(lambda own: tuple(number[c] for c in own if c in number))
+        # one that had no label is still an image of none
+        stays = (has.map(len) > 0) | (had.map(len) == 0)
+    else:
+        has = listing.table["label"].map(number)
+        stays = has.notna()
+    table = listing.table.assign(label=has)[stays].reset_index(drop=True)
+    table = table if listing.several else table.astype({"label": "int64"})
+    return replace(listing, table=table, class_names=tuple(names[k] for k in kept))
 
 
 def _check_split(listing: Listing) -> None:

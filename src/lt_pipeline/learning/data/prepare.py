@@ -92,7 +92,7 @@ class DataConfig(Config):
     profile is ``natural``. ``group``, a column or a pattern in paths, says what must
     not be parted; without a split of their own, images are split by groups: ``validation`` and
     ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
-    or ``drop``. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it. With
+    or ``drop``, with the images that show nothing else. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it. With
     ``long_tail``, an imbalance ratio, only so many are learned that the classes' counts fall by it.
 
     In place of shares there can be ``folds``, three or more: ``fold`` k tests, k + 1 validates, the
@@ -501,13 +501,8 @@ def _listed(settings: str) -> Listing:
     if config.folds:
         found = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
         return _tailed(of_fold(found, config.folds, config.fold or 0), config)
-    found = listed_raw(config)
-    if found.several and config.rare == "drop":
-        raise UserError(
-            "data.rare=drop drops images with their one class, and these have several labels: "
-            "leave it out"
-        )
-    parted = in_parts(found, config.validation, config.test, config.seed, config.rare)
+    shares = config.validation, config.test
+    parted = in_parts(listed_raw(config), *shares, config.seed, config.rare)
     say_untested(parted)
     return _tailed(parted, config)
 
@@ -521,13 +516,8 @@ def _tailed(listing: Listing, config: DataConfig) -> Listing:
 @lru_cache(maxsize=8)
 def _in_folds(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
-    made, found = config.split == "made", listed_raw(config)
-    if found.several:
-        raise UserError(
-            "data.folds pools what is said of each image, which is one class, and these images "
-            "have several labels: leave data.folds out (docs/multilabel.md)"
-        )
-    return in_folds(found, config.folds, config.seed, config.rare, made)
+    made = config.split == "made"
+    return in_folds(listed_raw(config), config.folds, config.seed, config.rare, made)
 
 
 def load_photos(config: DataConfig, cache: Path) -> Source:

@@ -2,6 +2,7 @@
 
 The pooled recall of a class is over all of its images, whichever fold tested them, and so is the
 interval; means over folds are of fewer images each, and of other classes where one has few groups.
+Of several labels decisions are pooled, each made from its own fold's thresholds on: macro F1.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lt_pipeline.learning.evaluation.metrics.intervals import Interval, Outcomes
+from lt_pipeline.learning.evaluation.metrics.intervals import Array, Interval, Outcomes, percentiles
+from lt_pipeline.learning.evaluation.metrics.label_intervals import Decisions
 from lt_pipeline.learning.schema import UserError
 
 Values = dict[str, Any]
@@ -24,12 +26,29 @@ class Pooled(NamedTuple):
     """An arm over all folds: its ``seeds``, and what of each image was right on average."""
 
     seeds: int
-    outcomes: Outcomes
+    outcomes: Outcomes | Decisions
     by_seed: tuple[float, ...]
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Return what it is told by, the first with an interval."""
+        found = self.outcomes
+        if isinstance(found, Decisions):
+            return {"pooled/macro_f1": found.macro_f1, "pooled/micro_f1": found.micro_f1}
+        right = float(found.right.mean())
+        return {"pooled/mean_recall": found.mean_recall, "pooled/accuracy": right}
 
-def pooled(runs: Sequence[Folds]) -> Pooled:
+    @property
+    def groups(self) -> int | None:
+        """Return how many groups were tested, None where images are independent."""
+        own = self.outcomes.groups
+        return None if own is None else len(np.unique(own))
+
+
+def pooled(runs: Sequence[Folds], classes: int | None = None) -> Pooled:
     """Return an arm's outcomes from what it made of each fold's test images, a run a seed.
+
+    ``classes`` says of how many, where images may have several labels; else it is None.
 
     Raises:
         UserError: if runs were tested on other images.
@@ -38,45 +57,63 @@ def pooled(runs: Sequence[Folds]) -> Pooled:
     first, known = whole[0], [name for name in ("label", "group") if name in whole[0]]
     if not all(one[known].equals(first[known]) for one in whole):
         raise UserError("runs cannot be pooled, as they were tested on other images")
-    labels = first["label"].to_numpy()
     groups = first["group"].to_numpy() if "group" in first else None
+    if classes is not None:
+        said = np.stack([_matrix(one["predicted"], classes) for one in whole])
+        decided = Decisions(_matrix(first["label"], classes), said, groups)
+        return Pooled(len(whole), decided, tuple(decided.by_run.tolist()))
+    labels = first["label"].to_numpy()
     right = [(one["predicted"] == one["label"]).to_numpy(float) for one in whole]
     found = [Outcomes(labels, own, groups).mean_recall for own in right]
     return Pooled(len(whole), Outcomes(labels, np.mean(right, axis=0), groups), tuple(found))
 
 
+def _matrix(cells: pd.Series, classes: int) -> Array:
+    """Return which labels the ``cells`` name, bool ``[N, C]``, as in ``0;3``; empty is none."""
+    found = np.zeros((len(cells), classes), dtype=bool)
+    for row, cell in zip(found, cells, strict=True):
+        # a column in which no cell has two is read as numbers
+        named = cell.split(";") if isinstance(cell, str) else [] if pd.isna(cell) else [cell]
+        row[[int(label) for label in named if label != ""]] = True
+    return found
+
+
 def pool_table(arms: Mapping[str, Pooled], reference: str) -> pd.DataFrame:
     """Return a row an arm: pooled mean recall and accuracy, and what they are over.
 
-    Under ``pooled/mean_recall low`` and ``high`` is its 95 % interval, under ``... difference`` how
-    far it is from the arm ``reference``, whose very groups are drawn, with that one's interval.
+    Of several labels these are macro and micro F1. Under ``pooled/mean_recall low`` and ``high`` is
+    the first's 95 % interval, under ``... difference`` how far it is from the arm ``reference``,
+    whose very groups are drawn, with that one's interval.
     """
     return pd.DataFrame([_row(label, one, arms.get(reference)) for label, one in arms.items()])
 
 
 def _row(label: str, own: Pooled, reference: Pooled | None) -> Values:
-    outcomes, key = own.outcomes, "pooled/mean_recall"
-    groups = None if outcomes.groups is None else len(np.unique(outcomes.groups))
+    outcomes, told = own.outcomes, own.numbers
+    key, other = told
     row: Values = {
         "arm": label,
         "seeds": own.seeds,
         "classes": len(outcomes.classes),
         "images": len(outcomes.labels),
-        "groups": groups,
-        key: outcomes.mean_recall,
+        "groups": own.groups,
+        key: told[key],
         **_ends(key, outcomes.interval()),
         f"{key} sd": float(np.std(own.by_seed, ddof=1)) if own.seeds > 1 else None,
-        "pooled/accuracy": float(outcomes.right.mean()),
+        other: told[other],
     }
     if reference is None or reference is own:
         return row
-    ahead = difference(own, reference)
-    between = f"{key} difference"
-    return {**row, between: ahead.mean_recall, **_ends(between, ahead.interval())}
+    between, ahead = f"{key} difference", difference(own, reference)
+    if isinstance(ahead, Outcomes):
+        return {**row, between: ahead.mean_recall, **_ends(between, ahead.interval())}
+    return {**row, between: told[key] - reference.numbers[key], **_ends(between, ahead)}
 
 
-def difference(one: Pooled, other: Pooled) -> Outcomes:
+def difference(one: Pooled, other: Pooled) -> Outcomes | Interval | None:
     """Return by how much more of each image is right with ``one`` than with ``other``.
+
+    Of several labels it is the 95 % interval by drawing the very groups again for both.
 
     Raises:
         UserError: if they were tested on other images.
@@ -84,7 +121,11 @@ def difference(one: Pooled, other: Pooled) -> Outcomes:
     first, second = one.outcomes, other.outcomes
     if not np.array_equal(first.labels, second.labels):
         raise UserError("arms cannot be compared, as they were tested on other images")
-    return Outcomes(first.labels, first.right - second.right, first.groups)
+    if isinstance(first, Outcomes) and isinstance(second, Outcomes):
+        return Outcomes(first.labels, first.right - second.right, first.groups)
+    assert isinstance(first, Decisions)
+    assert isinstance(second, Decisions)
+    return None if first.few else percentiles(first.drawn() - second.drawn())
 
 
 def _ends(key: str, found: Interval | None) -> Values:
@@ -92,8 +133,17 @@ def _ends(key: str, found: Interval | None) -> Values:
 
 
 def class_rows(label: str, own: Pooled, names: Sequence[str]) -> list[Values]:
-    """Return a row a class of an arm: images, groups, and the pooled recall with its interval."""
+    """Return a row a class of an arm: images, groups, and the pooled recall with its interval.
+
+    Of several labels it is the F1 of what is said, without one.
+    """
     outcomes = own.outcomes
+    if isinstance(outcomes, Decisions):
+        f1, has = outcomes.by_class(), outcomes.labels.sum(0)
+        return [
+            {"arm": label, "class": c, "name": name, "images": int(has[c]), "f1": float(f1[c])}
+            for c, name in enumerate(names)
+        ]
     images = np.bincount(outcomes.labels, minlength=len(names))
     right = np.bincount(outcomes.labels, outcomes.right, minlength=len(names))
     rows: list[Values] = []

@@ -11,17 +11,18 @@ import pandas as pd
 import yaml
 
 from lt_pipeline.learning.data.audit import audit
-from lt_pipeline.learning.data.listing import CLASSES
+from lt_pipeline.learning.data.listing import BETWEEN, CLASSES
 from lt_pipeline.learning.data.prepare import DataConfig, listed_raw
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.models.backbones import check_weights
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.models.weights import DEFAULT, NONE
-from lt_pipeline.learning.schema import UserError
 from lt_pipeline.reports.audit import page
 
 Notes = dict[str, list[str]]
 LOGGER = logging.getLogger(__name__)
+# what a head on a frozen network learns by, of several labels and of one
+BCE, ADJUSTED = "bce", "logit_adjustment"
 # of an audit that was not told: without a hold-out nothing could be chosen
 HOLD_OUT = 0.2
 # of conf/base/globals.yml
@@ -41,14 +42,8 @@ def look(
     """
     config, _ = data_config({"data": data}), _network(model)
     listing = listed_raw(config)
-    if listing.several:
-        raise UserError(
-            f"an audit joins what looks alike within a class, and the images of {config.title} "
-            f"have several labels: train on them as they are (docs/multilabel.md)"
-        )
     found = audit(listing, config.validation or HOLD_OUT, config.test, config.seed, config.size)
-    names = dict(enumerate(found.classes["class"]))
-    facts = found.facts.assign(label=found.facts["label"].map(names))
+    facts = found.facts.assign(label=listing.named(found.facts["label"]))
     return facts, found.pairs, found.classes, {"notes": found.notes}
 
 
@@ -61,6 +56,8 @@ def report(
 ) -> str:
     """Return all that was found as one HTML page."""
     config = data_config({"data": data})
+    if listed_raw(config).several:
+        facts = facts.assign(label=facts["label"].str.split(BETWEEN)).explode("label")
     return page(config.title, _folder(config), facts, pairs, classes, notes["notes"])
 
 
@@ -70,16 +67,22 @@ def write_environment(
     """Write conf/<name>/ with the split and what the next runs need; what is there stays.
 
     The network is the one whose weights were asked for, else ``BACKBONE``. Return the environment's
-    name and the split's file.
+    name, the split's file and the method for a frozen one.
     """
     config = data_config({"data": data})
-    folder, split = conf / config.slug, f"conf/{config.slug}/split.csv"
+    folder, split, listing = conf / config.slug, f"conf/{config.slug}/split.csv", listed_raw(config)
+    told = {"name": config.slug, "split": split, "head": BCE if listing.several else ADJUSTED}
     if folder.exists():
         LOGGER.warning("%s is there already and stays as it is", folder)
-        return {"name": config.slug, "split": split}
+        return told
     folder.mkdir(parents=True)
-    facts[["path", "label", "group", "split"]].to_csv(folder / "split.csv", index=False)
-    names = sorted(facts["label"].unique())
+    rows = facts[["path", "label", "group", "split"]]
+    names = sorted(rows["label"].unique())
+    if listing.several:
+        names = list(listing.class_names)
+        # so that it reads as several, whether or not an image has two
+        rows = rows.assign(label=rows["label"].where(rows["label"] == "", rows["label"] + BETWEEN))
+    rows.to_csv(folder / "split.csv", index=False)
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     settings = {
         "name": config.slug,
@@ -88,11 +91,12 @@ def write_environment(
         "size": config.size,
         "fit": config.fit,
         # folds may replace a split of ours, and not one that was given
-        "split": "given" if listed_raw(config).has_split else "made",
+        "split": "given" if listing.has_split else "made",
     }
+    on_labels = {"more": {"options": {"criterion": {"name": BCE}}}} if listing.several else {}
     _write(folder / "globals.yml", {"run": config.slug, "uses": [RECIPE]}, HINT)
-    _write(folder / "parameters.yml", {"data": settings, "model": _network(model)})
-    return {"name": config.slug, "split": split}
+    _write(folder / "parameters.yml", {"data": settings, "model": _network(model), **on_labels})
+    return told
 
 
 def _folder(config: DataConfig) -> Path:

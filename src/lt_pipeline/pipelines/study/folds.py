@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lt_pipeline.learning.data.prepare import DataCard
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVES, Metric
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError, numbers
 from lt_pipeline.learning.studies.config import slug
@@ -22,9 +22,35 @@ from lt_pipeline.tracking import client as tracking
 
 Values = dict[str, Any]
 Row = Mapping[Any, Any]
-RECALL, ACCURACY = METRICS["pooled/mean_recall"], METRICS["pooled/accuracy"]
-OF_FOLD, HELD_OUT = METRICS["test/mean_recall"], METRICS[OBJECTIVE]
-AHEAD = f"{RECALL.key} difference"
+
+
+class Told(NamedTuple):
+    """What is told of arms: what is ``pooled``, first that with an interval, and of each fold."""
+
+    main: Metric
+    beside: Metric
+    of_fold: Metric
+    held_out: Metric
+
+    @classmethod
+    def by(cls, columns: Iterable[object]) -> Told:
+        """Return it of pooled arms with ``columns``, which tell one label from several."""
+        names = set(map(str, columns))
+        return next(told for told in TOLD if told.main.key in names)
+
+    @property
+    def ahead(self) -> str:
+        """Return the column of the difference."""
+        return f"{self.main.key} difference"
+
+
+TOLD = tuple(
+    Told(*(METRICS[key] for key in keys))
+    for keys in (
+        ("pooled/mean_recall", "pooled/accuracy", "test/mean_recall", OBJECTIVES[0]),
+        ("pooled/macro_f1", "pooled/micro_f1", "test/mean_average_precision", OBJECTIVES[1]),
+    )
+)
 
 
 def pool(
@@ -37,7 +63,7 @@ def pool(
     Raises:
         UserError: if no arm has.
     """
-    store, arms = Store(finished_arms), dict[str, Pooled]()
+    store, arms, classes = Store(finished_arms), dict[str, Pooled](), card.longtail.classes
     for label in plan.experiments:
         own = runs[(runs["arm"] == label) & runs[KEPT_IN].notna()].sort_values("fold")
         whole = [
@@ -46,7 +72,7 @@ def pool(
             if list(of_seed["fold"]) == list(plan.folds)
         ]
         if whole:
-            arms[label] = pooled(whole)
+            arms[label] = pooled(whole, classes if card.longtail.several else None)
     if not arms:
         raise UserError(f"{plan.name}: no arm has a run on each of {len(plan.folds)} folds")
     table = pool_table(arms, plan.study.reference)
@@ -71,35 +97,37 @@ def tabulate_folds(
 ) -> tuple[Values, str]:
     """Return a row an arm, pooled and by fold: for the screen, and in Markdown."""
     reference, count = plan.study.reference, len(plan.folds)
-    over = summary.set_index("arm")
-    by_fold = runs.groupby(["arm", "fold"])[OF_FOLD.key].mean()
-    versus = len(pooled) > 1 and AHEAD in pooled
+    over, told = summary.set_index("arm"), Told.by(pooled)
+    by_fold = runs.groupby(["arm", "fold"])[told.of_fold.key].mean()
+    versus = len(pooled) > 1 and told.ahead in pooled
+    # of one label it is the metric that is pooled
+    of_what = "" if told is TOLD[0] else f"{told.of_fold.heading}, "
     headings = [
         "arm",
-        RECALL.column,
+        told.main.column,
         *([f"minus {reference}"] if versus else []),
-        ACCURACY.column,
-        f"mean of {count} folds",
+        told.beside.column,
+        f"{of_what}mean of {count} folds",
         *(f"fold {fold}" for fold in plan.folds),
-        HELD_OUT.column,
+        told.held_out.column,
     ]
     rows = [
         Line(
             [
                 row["arm"],
-                _pooled(row),
-                *([_ahead(row)] if versus else []),
-                ACCURACY.number(row[ACCURACY.key]),
-                _over(over, row["arm"], OF_FOLD.key),
-                *(OF_FOLD.number(by_fold[row["arm"], fold]) for fold in plan.folds),
-                _over(over, row["arm"], HELD_OUT.key),
+                _pooled(row, told.main),
+                *([_ahead(row, told)] if versus else []),
+                told.beside.number(row[told.beside.key]),
+                _over(over, row["arm"], told.of_fold),
+                *(told.of_fold.number(by_fold[row["arm"], fold]) for fold in plan.folds),
+                _over(over, row["arm"], told.held_out),
             ],
             of_paper=False,
         )
         for row in pooled.to_dict("records")
     ]
     failed = failed_runs(runs)
-    notes = [*_notes(pooled, runs), *failed]
+    notes = [*_notes(pooled, runs, told.main), *failed]
     standing = {
         "of": f"{count} folds",
         "about": "pooled: every image is tested once, by the model that has not seen it; "
@@ -117,16 +145,16 @@ def _missing(value: Any) -> bool:
     return bool(pd.isna(value))
 
 
-def _pooled(row: Row) -> str:
-    text, spread = RECALL.number(row[RECALL.key]), row[f"{RECALL.key} sd"]
-    seeds = "" if _missing(spread) else f" ± {RECALL.number(spread)} over {row['seeds']} seeds"
-    return f"{text}{seeds}{_ends(row, RECALL.key, RECALL.number)}"
+def _pooled(row: Row, main: Metric) -> str:
+    text, spread = main.number(row[main.key]), row[f"{main.key} sd"]
+    seeds = "" if _missing(spread) else f" ± {main.number(spread)} over {row['seeds']} seeds"
+    return f"{text}{seeds}{_ends(row, main.key, main.number)}"
 
 
-def _ahead(row: Row) -> str:
-    if _missing(row[AHEAD]):
+def _ahead(row: Row, told: Told) -> str:
+    if _missing(row[told.ahead]):
         return ""
-    return f"{RECALL.change(row[AHEAD])}{_ends(row, AHEAD, RECALL.change)}"
+    return f"{told.main.change(row[told.ahead])}{_ends(row, told.ahead, told.main.change)}"
 
 
 def _ends(row: Row, key: str, said: Any) -> str:
@@ -134,20 +162,21 @@ def _ends(row: Row, key: str, said: Any) -> str:
     return "" if _missing(ends[0]) or ends[0] == ends[1] else f" [{', '.join(map(said, ends))}]"
 
 
-def _over(summary: pd.DataFrame, arm: str, key: str) -> str:
-    if key not in summary:
+def _over(summary: pd.DataFrame, arm: str, metric: Metric) -> str:
+    if metric.key not in summary:
         return "-"
-    mean, spread = (OF_FOLD.number(summary[name].to_dict()[arm]) for name in (key, f"{key} sd"))
+    names = metric.key, f"{metric.key} sd"
+    mean, spread = (metric.number(summary[name].to_dict()[arm]) for name in names)
     return f"{mean} ± {spread}"
 
 
-def _notes(pooled: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+def _notes(pooled: pd.DataFrame, runs: pd.DataFrame, main: Metric) -> list[str]:
     first, own = pooled.to_dict("records")[0], runs["test/classes"].dropna().astype(int)
     of = f"{first['images']} images"
     of += "" if _missing(first["groups"]) else f" in {first['groups']:.0f} groups"
     each = f"{own.min()}" if own.min() == own.max() else f"{own.min()} to {own.max()}"
     what = "images" if _missing(first["groups"]) else "groups"
-    ends = first[f"{RECALL.key} low"]
+    ends = first[f"{main.key} low"]
     sure = (
         f"No interval: {first['groups']:.0f} groups are tested, and it takes five"
         if _missing(ends)
@@ -155,6 +184,6 @@ def _notes(pooled: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
         f"nothing of another training"
     )
     return [
-        f"{RECALL.heading} is over {first['classes']} classes, {of}; a fold's own over {each}",
+        f"{main.heading} is over {first['classes']} classes, {of}; a fold's own over {each}",
         sure,
     ]

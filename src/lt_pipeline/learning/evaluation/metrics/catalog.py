@@ -162,6 +162,8 @@ _TABLE = (
     # of a study over folds, in which every image is tested once
     Metric("pooled/mean_recall", "pooled mean recall"),
     Metric("pooled/accuracy", "pooled accuracy"),
+    Metric("pooled/macro_f1", "pooled macro F1"),
+    Metric("pooled/micro_f1", "pooled micro F1"),
     Metric("test/groups", "groups", unit="", digits=0, better=None),
     Metric(
         "test/classes", "classes", unit="", digits=0, better=None, from_recalls=recalls.classes,

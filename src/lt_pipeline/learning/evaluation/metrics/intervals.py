@@ -120,7 +120,7 @@ class Outcomes:
         """
         if self.groups is not None and len(np.unique(self.groups)) < GROUPS_FOR_INTERVALS:
             return None
-        return _percentiles(self.drawn(draws, seed))
+        return percentiles(self.drawn(draws, seed))
 
     def drawn(self, draws: int = DRAWS, seed: int = 0) -> Array:
         """Return ``mean_recall`` of groups drawn again, ``[draws]``.
@@ -140,7 +140,7 @@ class Outcomes:
             rows = np.unique(own.group, return_inverse=True)[1]
             held = np.zeros((2, rows.max() + 1, len(columns)))
             held[0, rows, at], held[1, rows, at] = own.right, own.images
-            for part, times in _times(held.shape[1], draws, generator):
+            for part, times in times_drawn(held.shape[1], draws, generator):
                 sums[:, part[:, None], columns] += times @ held
         recalls, images = sums
         # in place, as either is a hundred MB with thousands of classes
@@ -163,14 +163,15 @@ class Outcomes:
     ) -> Array:
         """Return the recalls ``[draws, K]`` of K classes that have as many groups each."""
         drawn, held = np.empty((draws, len(classes))), [self._by_class[c] for c in classes]
-        for part, times in _times(len(held[0]), draws, generator):
+        for part, times in times_drawn(len(held[0]), draws, generator):
             for place, own in enumerate(held):
                 found = (times @ self.cells.right[own]) / (times @ self.cells.images[own])
                 drawn[part, place] = found
         return drawn
 
 
-def _percentiles(drawn: Array) -> Interval:
+def percentiles(drawn: Array) -> Interval:
+    """Return the ends between which 95 % of ``drawn`` lie."""
     low, high = np.quantile(drawn, ENDS)
     return float(low), float(high)
 
@@ -195,7 +196,7 @@ def _alike(cells: _Cells) -> Iterator[_Cells]:
         yield _Cells(*(column[own] for column in cells))
 
 
-def _times(count: int, draws: int, generator: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+def times_drawn(count: int, draws: int, generator: np.random.Generator) -> Iterator[tuple[Array, Array]]:
     """Yield how often each of ``count`` things is drawn, ``[D, count]``, and which draws it is."""
     for part in np.array_split(np.arange(draws), -(-draws * count // AT_ONCE)):
         drawn = generator.integers(count, size=(len(part), count))
