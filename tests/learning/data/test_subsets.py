@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lt_pipeline.learning.data.subsets import Subset, balanced_subset, balanced_subsets
+from lt_pipeline.learning.schema import UserError
 
 CIFAR100_LT = [int(500 * 100 ** (-c / 99)) for c in range(100)]  # imbalance ratio 100
 
@@ -168,3 +169,23 @@ def test_a_stages_images_are_those_of_its_subsets_each_once():
     assert both.tolist() == sorted({*drawn[0].tolist(), *drawn[2].tolist()})
     filled = Subset((0,), 20, "fill").draw(labels, 2)
     assert torch.bincount(labels[filled]).tolist() == [20] * 4
+
+
+def test_a_subset_of_several_labels_has_enough_of_each_and_no_image_in_vain():
+    """A class draws only what those before it did not bring."""
+    labels = (torch.rand(400, 5, generator=seeded()) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.01])).to(
+        torch.uint8
+    )
+    found = balanced_subset(labels, 12, seeded(1))
+    assert len(found.unique()) == len(found)
+    counts, there = labels[found].sum(0), labels.sum(0)
+    assert (counts >= there.clamp(max=12)).all()
+    rarest = int(there.argmin())
+    assert counts[rarest] == there[rarest] < 12
+    # an image counts for each of its labels, and the rarest draw first
+    assert len(found) < there.clamp(max=12).sum()
+    without = torch.cat([balanced_subset(labels[:, c], 12, seeded()) for c in range(5)])
+    assert labels[found].sum() < labels[without].sum()
+    assert not torch.equal(found, balanced_subset(labels, 12, seeded(2)))
+    with pytest.raises(UserError, match="set short to keep"):
+        balanced_subset(labels, 12, seeded(), "fill")

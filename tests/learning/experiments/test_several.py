@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -21,7 +22,13 @@ from lt_pipeline.learning.evaluation.diagnostics.logit_shift import changed_pred
 from lt_pipeline.learning.experiments import evaluate as evaluating
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
-from lt_pipeline.learning.experiments.run import finish, run_experiment, run_stages
+from lt_pipeline.learning.experiments.run import (
+    Start,
+    draw_subsets,
+    finish,
+    run_experiment,
+    run_stages,
+)
 from lt_pipeline.learning.experiments.stages import evaluate_stages
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.methods.more import discrepancy, image_weight, rebalancing_weight
@@ -33,6 +40,13 @@ TOLD = {
     "bce": {},
     "more": {"criterion": {"name": "bce"}},
     "crt": {"pretrain": "bce", "criterion": {"name": "bce"}, "classifier": {"epochs": 1}},
+    "btm": {
+        "pretrain": "bce",
+        "criterion": {"name": "bce"},
+        "classifier": {"epochs": 1},
+        "branches": {"sets": 2, "epochs": 2},
+        "interpolate": 3,
+    },
 }
 MOSAICS = DataConfig(source="mosaics")
 
@@ -165,6 +179,7 @@ def test_every_other_method_has_a_reason_as_it_comes(method):
         # before what else is missing
         ("oe", "images of no class"),
         ("cdb_ce", "is of a softmax"),
+        ("btm", "branches.mix=null does not"),
         ("more", "logit_adjustment is of a softmax.*more.options.criterion.name=bce"),
     ],
 )
@@ -179,6 +194,46 @@ def test_it_is_said_in_a_line(method, reason):
 @pytest.mark.parametrize("method", TOLD)
 def test_what_takes_them_is_checked_as_ever(method):
     resolved(method, epochs=1).check_data(MOSAICS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"merge": {"strategy": "greedy"}}, "merge.strategy=greedy goes by recalls"),
+        ({"branches": {"mix": {}}}, "its fine-tunings mix the one label of an image"),
+        ({"branches": {"short": "fill"}}, "branches.short=fill repeats"),
+        ({"criterion": {"name": "cross_entropy"}}, "cross_entropy is of a softmax"),
+    ],
+)
+def test_what_of_btm_is_of_one_label_is_said(options, reason):
+    with pytest.raises(UserError, match=reason):
+        resolved("btm", **options).check_data(MOSAICS)
+
+
+def test_btm_averages_what_it_learned_of_balanced_subsets_of_several_labels(sets, tmp_path):
+    experiment = Experiment(resolved("btm"), card_of(sets.train))
+    made, _ = run_stages(experiment, experiment.stages, sets, tmp_path, Store(tmp_path))
+    name = "source.net.head.weight"
+    mean = (made["branch_0"][name] + made["branch_1"][name]) / 2
+    torch.testing.assert_close(made["merge"][name], mean)
+    assert not torch.equal(made["branch_0"][name], made["branch_1"][name])
+    subsets = draw_subsets(experiment, sets.train)
+    subsets.to_csv(tmp_path / "subsets.csv", index=False)
+    stage = next(stage for stage in experiment.stages if stage.name == "branch_1")
+    seen = Start({}, pd.read_csv(tmp_path / "subsets.csv")).seen(stage, sets.train)
+    assert len(seen) == (subsets["subset"] == "branch_1").sum()
+    assert (seen.labels.sum(0) >= 10).all()
+    other = replace(sets.train, labels=sets.train.labels.flip(1))
+    with pytest.raises(UserError, match="drawn from other images"):
+        Start({}, subsets).seen(stage, other)
+    table, between, drawn = evaluate_stages(
+        experiment, sets.validation, sets.test, list(made.values())
+    )
+    assert "mean_average_precision" in table
+    assert len(between) == 6
+    assert "between_branch_0_and_branch_1.png" in drawn
+    (note,) = [note for note in experiment.build().notes() if "subsets" in note]
+    assert "10 images of a label" in note
 
 
 def test_what_is_trained_first_must_take_them_too():

@@ -25,8 +25,11 @@ def balanced_subset(
 ) -> Tensor:
     """Return positions of ``per_class`` random images of every class that has any, by class.
 
+    Of several labels the rarest class draws first, and each what it still lacks: where labels come
+    together, a class may have more than its number.
+
     Args:
-        labels: Class of every image, ``[N]``, N >= 1.
+        labels: Class of every image, ``[N]``, N >= 1, or ``[N, C]``, 1 where it has a label.
         per_class: Images a class, N_C >= 1, drawn without replacement.
         generator: Source of the draw, on the CPU.
         short: What a class with fewer images gives: "keep" all it has, or "fill" up to
@@ -34,16 +37,20 @@ def balanced_subset(
 
     Returns:
         Positions, int64 on the CPU, classes in ascending order: ``[C * per_class]`` for C classes
-        with images, less what short classes lack under "keep".
+        with images, less what short classes lack under "keep". Of several labels in that of their
+        drawing.
 
     Raises:
-        UserError: ``labels`` is empty, or ``per_class`` < 1.
+        UserError: ``labels`` is empty, ``per_class`` < 1, or images of several labels should be
+            repeated.
     """
     if len(labels) == 0:
         raise UserError("a balanced subset needs at least one label, but labels is empty")
     if per_class < 1:
         raise UserError(f"per_class must be >= 1 image, but got {per_class}")
     labels = labels.cpu()
+    if labels.ndim == 2:
+        return _subset_of_several(labels, per_class, generator, short)
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     counts = labels.unique(return_counts=True)[1].unsqueeze(1)  # [C, 1]
@@ -51,6 +58,23 @@ def balanced_subset(
     slots = torch.arange(per_class)
     chosen = by_class[first + slots % counts]  # [C, per_class]: a short class goes round again
     return chosen.flatten() if short == "fill" else chosen[slots < counts]
+
+
+def _subset_of_several(
+    labels: Tensor, per_class: int, generator: torch.Generator, short: Short
+) -> Tensor:
+    if short == "fill":
+        raise UserError("images of several labels are not repeated: set short to keep")
+    order = torch.randperm(len(labels), generator=generator)
+    has = labels[order].bool()
+    drawn: list[int] = []
+    counts, taken = has.sum(0), torch.zeros(len(labels), dtype=torch.bool)
+    for c in counts.argsort(stable=True).tolist():
+        lacks = per_class - int(has[taken, c].sum())
+        found = (has[:, c] & ~taken).nonzero()[: max(lacks, 0), 0]
+        taken[found] = True
+        drawn += order[found].tolist()
+    return torch.tensor(drawn, dtype=torch.int64)
 
 
 def balanced_subsets(

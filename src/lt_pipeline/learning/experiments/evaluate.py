@@ -198,12 +198,13 @@ def _evaluate_labels(decided: Decided, test: Images, bins: int, seconds: float) 
 
 def _answers(test: Images, predicted: Tensor) -> pd.DataFrame:
     """Return a row a test image, in its order: what it is, and what it was ``predicted`` to be."""
-    columns = {"label": _as_column(test.labels), "predicted": _as_column(predicted)}
-    columns |= {} if test.groups is None else {"group": _as_column(test.groups)}
+    columns = {"label": as_column(test.labels), "predicted": as_column(predicted)}
+    columns |= {} if test.groups is None else {"group": as_column(test.groups)}
     return pd.DataFrame(columns)
 
 
-def _as_column(labels: Tensor) -> Any:
+def as_column(labels: Tensor) -> Any:
+    """Return ``labels`` as a table's column: classes, or of several labels as in ``0;3``."""
     if labels.ndim == 1:
         return labels.cpu().numpy()
     return label_cells(labels, range(labels.shape[1]))

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.parallel import fit_together
@@ -17,7 +18,7 @@ from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import History, Report, fit
-from lt_pipeline.learning.experiments.evaluate import evaluate
+from lt_pipeline.learning.experiments.evaluate import as_column, evaluate
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.geometry import geometry
 from lt_pipeline.learning.experiments.landscape import RiskByGroup
@@ -55,8 +56,8 @@ class Start(NamedTuple):
         names = [stage.name] if stage.trains else stage.start
         drawn = self.subsets[self.subsets["subset"].isin(names)]
         found = torch.from_numpy(drawn["position"].to_numpy(copy=True))
-        labels = torch.from_numpy(drawn["label"].to_numpy(copy=True))
-        if not (found < len(train)).all() or not torch.equal(train.labels[found].cpu(), labels):
+        known = [str(label) for label in drawn["label"]]
+        if not (found < len(train)).all() or known != _written(train.labels[found]):
             raise UserError("the subsets were drawn from other images: run the node subsets first")
         return train[found if stage.trains else found.unique()]
 
@@ -75,10 +76,15 @@ def draw_subsets(experiment: Experiment, train: Images) -> pd.DataFrame:
         if stage.subset and stage.trains
     }
     parts = [
-        pd.DataFrame({"subset": name, "position": p.numpy(), "label": train.labels[p].numpy()})
+        pd.DataFrame({"subset": name, "position": p.numpy(), "label": as_column(train.labels[p])})
         for name, p in drawn.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _written(labels: Tensor) -> list[str]:
+    """Return ``labels`` as a table has them that was read back."""
+    return [str(label) for label in as_column(labels)]
 
 
 def train_stages(

@@ -27,14 +27,15 @@ from lt_pipeline.learning.schema import UserError
 ACCURACY, HARMONIC, GEOMETRIC = (
     METRICS[f"test/{name}"] for name in ("accuracy", "harmonic_mean", "geometric_mean")
 )
+PRECISIONS, F1 = METRICS["test/mean_average_precision"], METRICS["test/macro_f1"]
 # colour, marker, its size and height; where all three meet, a part of each is seen
 LOOKS = {
     HARMONIC: ("#D55E00", "^", 6, 3.2),
     GEOMETRIC: ("#0072B2", "o", 8, 3.1),
     ACCURACY: ("black", "|", 13, 3.0),
     # where images have several labels, in the place of the others
-    METRICS["test/mean_average_precision"]: ("black", "D", 6, 3.2),
-    METRICS["test/macro_f1"]: ("#0072B2", "o", 8, 3.1),
+    PRECISIONS: ("black", "D", 6, 3.2),
+    F1: ("#0072B2", "o", 8, 3.1),
 }
 CURVE_MARKERS = "osD^vP"
 # the part of its colour that a lighter marker keeps
@@ -50,7 +51,8 @@ def interpolation(
 
     ``curves`` are, by what they join, points ``{"share": weight of the second network,
     "harmonic_mean": share, "geometric_mean": share}`` in any order. ``levels`` have both means of
-    networks that lie on no path; they are drawn across.
+    networks that lie on no path; they are drawn across. Of several labels the mean average
+    precision and the macro F1 stand in both means' place.
 
     Raises:
         UserError: when there is no curve.
@@ -58,7 +60,9 @@ def interpolation(
     if not curves:
         raise UserError(f"a picture of interpolations needs at least one, but {title!r} has none")
     figure = titled(title, width=9, height=4.1, wspace=0.06)
-    for axes, metric in zip(figure.subplots(1, 2), (HARMONIC, GEOMETRIC), strict=True):
+    of_one = all(HARMONIC.name in point for path in curves.values() for point in path)
+    metrics = (HARMONIC, GEOMETRIC) if of_one else (PRECISIONS, F1)
+    for axes, metric in zip(figure.subplots(1, 2), metrics, strict=True):
         plain(axes)
         shown = _curves(axes, curves, metric) + _levels(axes, levels, metric)
         axes.set_ylim(*_window(shown))

@@ -23,6 +23,7 @@ from lt_pipeline.learning.data.subsets import Short, Subset
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.stage import Recipe, Stage
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
+from lt_pipeline.learning.losses.binary import bce
 from lt_pipeline.learning.losses.config import CriterionConfig
 from lt_pipeline.learning.losses.decoupled import LabelAwareSmoothingConfig
 from lt_pipeline.learning.losses.functional import at_least_float32
@@ -184,7 +185,18 @@ class BalancedTrainingAndMerging(Decoupled):
 
     Options = BtmOptions
     options: BtmOptions
-    one_label = "its subsets have as many images of each class, which one of several labels undoes"
+    one_label = ""
+
+    @classmethod
+    def why_one_label(cls, options: BtmOptions) -> str:
+        """Return what of it is of one label; subsets and averages are of several as well."""
+        if options.merge.strategy != "average":
+            return f"merge.strategy={options.merge.strategy} goes by recalls; average does not"
+        if options.branch_mix is not None:
+            return "its fine-tunings mix the one label of an image; branches.mix=null does not"
+        if options.branches.short == "fill":
+            return "branches.short=fill repeats a class's images alone; keep does not"
+        return super().why_one_label(options)
 
     @classmethod
     def stages(cls, options: BtmOptions) -> tuple[Stage, ...]:
@@ -277,6 +289,8 @@ class BalancedTrainingAndMerging(Decoupled):
 
     def notes(self) -> list[str]:
         """Say how large the subsets are, how many steps they are, and what comes before them."""
+        if self.card.longtail.several:
+            return [*super().notes(), *self._of_several()]
         options, counts = self.options.branches, self.card.longtail.class_counts
         drawn = [min(n, options.images) for n in counts]
         each = [options.images] * len(counts) if options.short == "fill" else drawn
@@ -293,6 +307,13 @@ class BalancedTrainingAndMerging(Decoupled):
                 f"(btm.options.fc)"
             )
         return found
+
+    def _of_several(self) -> list[str]:
+        options = self.options.branches
+        return [
+            f"each of {options.sets} subsets has {options.images} images of a label, all of one "
+            f"that has fewer, and more where labels come together"
+        ]
 
     def _pace(self, images: int) -> str:
         options = self.options.branches
@@ -312,7 +333,10 @@ class BalancedTrainingAndMerging(Decoupled):
 
 
 class CrossEntropy(Part):
-    """Cross-entropy of all that a method makes of images, or of mixtures of them."""
+    """Cross-entropy of all that a method makes of images, or of mixtures of them.
+
+    Of several labels it is the sum of each class's own.
+    """
 
     def __init__(self, method: BalancedTrainingAndMerging, *, mixed: bool) -> None:
         super().__init__(method)
@@ -333,7 +357,13 @@ class CrossEntropy(Part):
     def _losses(self, images: Tensor, *labels: Tensor) -> list[Tensor]:
         """Return the loss of every image for each of ``labels``, ``[B]``."""
         logits = at_least_float32(self.method.classify(self.method.net.features(images)))
-        return [F.cross_entropy(logits, label, reduction="none") for label in labels]
+        return [_cross_entropy(logits, label) for label in labels]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.ndim == 2:
+        return bce(logits, labels.to(logits.dtype)).sum(1)
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def _last(options: BtmOptions, name: str, start: str) -> Stage:
