@@ -173,9 +173,9 @@ def test_a_stages_images_are_those_of_its_subsets_each_once():
 
 def test_a_subset_of_several_labels_has_enough_of_each_and_no_image_in_vain():
     """A class draws only what those before it did not bring."""
-    labels = (torch.rand(400, 5, generator=seeded()) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.01])).to(
-        torch.uint8
-    )
+    labels = (
+        torch.rand(400, 5, generator=seeded()) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.01])
+    ).to(torch.uint8)
     found = balanced_subset(labels, 12, seeded(1))
     assert len(found.unique()) == len(found)
     counts, there = labels[found].sum(0), labels.sum(0)

@@ -31,6 +31,23 @@ def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, see
             assert f"{label} (seed 0" in said
 
 
+def test_with_several_labels_mores_ablations_stand_on_bce():
+    """As in its paper: figures 2 c, d and 3, table 11."""
+    found = parameters("mosaics")
+    for name in ("more_amplitude", "more_rank", "more_discrepancy", "more_parts"):
+        study = StudyConfig.read(found["studies"][name], f"studies.{name}")
+        arms = study.experiments(found)
+        assert study.reference == "BCE"
+        assert {arm.options.criterion.name for arm in arms.values()} == {"bce"}
+        for arm in arms.values():
+            arm.check_data(data_config(found))
+        assert len(arms) == len(study_of_one(name).all_arms())
+
+
+def study_of_one(name):
+    return StudyConfig.read(parameters()["studies"][name], f"studies.{name}")
+
+
 def test_table_5_takes_the_components_one_by_one():
     found = parameters()
     study = StudyConfig.read(found["studies"]["dbm_components"])

@@ -104,7 +104,9 @@ def test_decisions_on_several_labels_are_pooled_by_their_counts():
 def test_seeds_and_arms_of_several_labels_are_paired_by_image():
     numbers = [np.arange(30) // 2, 15 + np.arange(30) // 2]
     random = np.random.default_rng(0)
-    truth = [[";".join(map(str, np.flatnonzero(random.random(3) < 0.6))) for _ in n] for n in numbers]
+    truth = [
+        [";".join(map(str, np.flatnonzero(random.random(3) < 0.6))) for _ in n] for n in numbers
+    ]
     some = [own[:24] + ["0"] * 6 for own in truth]
     right, worse = (
         labelled(*zip(truth, said, strict=True), groups=numbers) for said in (truth, some)

@@ -237,8 +237,9 @@ def _notes(
         f"(imbalance ratio {counts.max() / counts.min():.3g}), in {facts['group'].nunique()} groups"
     ]
     if isinstance(facts["label"].iloc[0], tuple):
-        own = facts["label"].map(len)
-        notes.append(f"{own.mean():.3g} labels an image, and {(own == 0).sum()} images without one")
+        labels = facts["label"].map(len)
+        none = (labels == 0).sum()
+        notes.append(f"{labels.mean():.3g} labels an image, and {none} images without one")
     if len(broken):
         notes.append(f"{len(broken)} files cannot be read: {_few(broken['path'])}")
     for kind, what in (("identical", "identical images"), ("near", "images that look alike")):
@@ -266,8 +267,8 @@ def _of_classes(
     if len(conflicts):
         first = conflicts.iloc[0]
         notes.append(
-            f"{len(conflicts)} pairs of identical images differ in their labels, as {first['one']} and "
-            f"{first['other']}"
+            f"{len(conflicts)} pairs of identical images differ in their labels, as "
+            f"{first['one']} and {first['other']}"
         )
     small = facts[facts[["width", "height"]].min(axis=1) < size]
     if len(small):

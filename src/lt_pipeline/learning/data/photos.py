@@ -118,8 +118,8 @@ def in_folds(
     if len(rest):
         given = rest["label"].tolist(), rest["group"].tolist()
         equal = [1 / folds] * folds
-        fold[~always] = stratify(*given, equal, seed) if listing.several else fold_groups(
-            *given, folds, seed
+        fold[~always] = (
+            stratify(*given, equal, seed) if listing.several else fold_groups(*given, folds, seed)
         )
     if alone.any():
         names = [listing.class_names[label] for label in sorted(set(by_label["label"][alone]))]

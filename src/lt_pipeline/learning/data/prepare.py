@@ -92,8 +92,9 @@ class DataConfig(Config):
     profile is ``natural``. ``group``, a column or a pattern in paths, says what must
     not be parted; without a split of their own, images are split by groups: ``validation`` and
     ``test`` are shares. Of a class of one group ``rare`` is ``train``, to learn it without a test,
-    or ``drop``, with the images that show nothing else. A file that is ``unreadable`` is a reason to ``stop``, or to ``skip`` it. With
-    ``long_tail``, an imbalance ratio, only so many are learned that the classes' counts fall by it.
+    or ``drop``, with the images that show nothing else. A file that is ``unreadable`` is a reason
+    to ``stop``, or to ``skip`` it. With ``long_tail``, an imbalance ratio, only so many are learned
+    that the classes' counts fall by it.
 
     In place of shares there can be ``folds``, three or more: ``fold`` k tests, k + 1 validates, the
     others train; None is each of them in turn, and k = 0 where one set of data is asked for. A

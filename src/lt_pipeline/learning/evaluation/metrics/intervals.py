@@ -196,7 +196,9 @@ def _alike(cells: _Cells) -> Iterator[_Cells]:
         yield _Cells(*(column[own] for column in cells))
 
 
-def times_drawn(count: int, draws: int, generator: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+def times_drawn(
+    count: int, draws: int, generator: np.random.Generator
+) -> Iterator[tuple[Array, Array]]:
     """Yield how often each of ``count`` things is drawn, ``[D, count]``, and which draws it is."""
     for part in np.array_split(np.arange(draws), -(-draws * count // AT_ONCE)):
         drawn = generator.integers(count, size=(len(part), count))
