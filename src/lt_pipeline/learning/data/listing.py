@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lt_pipeline.learning.data.distribution import BETWEEN, label_cells
 from lt_pipeline.learning.schema import MissingFileError, UserError
@@ -57,6 +58,15 @@ class Listing:
             return self.table
         rows = self.table.explode("label").dropna(subset="label")
         return rows.astype({"label": "int64"})
+
+    def tensor(self, labels: pd.Series) -> Tensor:
+        """Return ``labels`` of the table as images have them, int64 ``[N]`` or uint8 ``[N, C]``."""
+        if not self.several:
+            return torch.tensor(labels.to_numpy(copy=True))
+        found = torch.zeros(len(labels), len(self.class_names), dtype=torch.uint8)
+        for row, own in zip(found, labels, strict=True):
+            row[list(own)] = 1
+        return found
 
     @property
     def has_split(self) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.distribution import label_cells
@@ -237,7 +236,7 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
     whole = PackedImages(
         mapped(file),
         torch.tensor(table.index.to_numpy(copy=True)),
-        _label_tensor(table["label"], listing),
+        listing.tensor(table["label"]),
         listing.class_names,
         torch.from_numpy(groups) if len(names) < len(table) else None,
     )
@@ -247,16 +246,6 @@ def as_source(listing: Listing, cache: Path, size: int, fit: Fit, skip: bool) ->
     )
     rows = table.assign(**{"class": label_cells(whole.labels, listing.class_names)})
     return Source(train, test, validation, rows)
-
-
-def _label_tensor(labels: pd.Series, listing: Listing) -> Tensor:
-    """Return ``labels`` of the table as ``Images`` has them."""
-    if not listing.several:
-        return torch.tensor(labels.to_numpy(copy=True))
-    found = torch.zeros(len(labels), len(listing.class_names), dtype=torch.uint8)
-    for row, own in zip(found, labels, strict=True):
-        row[list(own)] = 1
-    return found
 
 
 def _check_content(table: pd.DataFrame, images: PackedImages, published: bool) -> None:

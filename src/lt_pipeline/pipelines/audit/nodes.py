@@ -11,7 +11,8 @@ import pandas as pd
 import yaml
 
 from lt_pipeline.learning.data.audit import audit
-from lt_pipeline.learning.data.listing import BETWEEN, CLASSES
+from lt_pipeline.learning.data.distribution import BETWEEN, label_cells
+from lt_pipeline.learning.data.listing import CLASSES
 from lt_pipeline.learning.data.prepare import DataConfig, listed_raw
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.models.backbones import check_weights
@@ -43,7 +44,8 @@ def look(
     config, _ = data_config({"data": data}), _network(model)
     listing = listed_raw(config)
     found = audit(listing, config.validation or HOLD_OUT, config.test, config.seed, config.size)
-    facts = found.facts.assign(label=listing.named(found.facts["label"]))
+    cells = label_cells(listing.tensor(found.facts["label"]), listing.class_names)
+    facts = found.facts.assign(label=cells)
     return facts, found.pairs, found.classes, {"notes": found.notes}
 
 
