@@ -36,7 +36,10 @@ LEFT_OUT = ("kedro", "lt_pipeline", "ray", "dvc", "onnx", "IPython", "psycopg")
 AT_WORK = (
     *("torch._dynamo", "networkx", "sympy", "pytorch_ood.detector", "pytorch_ood.utils"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc", "alembic", "flask", "git"),
-    *("dynaconf", "fsspec", "jinja2", "rich.table"),
+    *("dynaconf", "fsspec.implementations.local", "jinja2", "rich.table", "rich.traceback"),
+    *("torch.export._trace", "torch._inductor.ir", "sqlalchemy.dialects.sqlite"),
+    *("mlflow.pyfunc.scoring_server", "mlflow.tracking.request_header.registry"),
+    *("mlflow.tracing.processor.otel", "matplotlib.backends.backend_agg", "PIL.JpegImagePlugin"),
 )
 LONGEST, INT = 1 << 20, 4
 
@@ -125,6 +128,8 @@ def _imported_by_the_package() -> set[str]:
 def _warm_up() -> None:
     for name in sorted({*_imported_by_the_package(), *AT_WORK}):
         importlib.import_module(name)
+    # MLflow looks through all packages that are installed when it logs a model
+    importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
     if threading.active_count() > 1:
         raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
 
