@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard, make
 from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.data.published import beside_published
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.figures.distribution import class_distribution
+
+LOGGER = logging.getLogger(__name__)
 
 
 def make_sets(
@@ -30,8 +34,13 @@ def make_sets(
 
 
 def describe(card: DataCard) -> tuple[pd.DataFrame, dict[str, Any], Figure]:
-    """Return class counts, imbalance statistics with seed and hash, and a picture of the tail."""
-    longtail = card.longtail
+    """Return class counts, imbalance statistics with seed and hash, and a picture of the tail.
+
+    Beside what a paper says of the set stands in the log what was read.
+    """
+    longtail, said = card.longtail, beside_published(card)
+    if said:
+        LOGGER.info(said)
     counts = pd.DataFrame(
         {
             "class": range(longtail.classes),
