@@ -125,7 +125,8 @@ def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, recipes):
     found = using(tmp_path, *recipes)
     for method in METHODS:
         training = ExperimentConfig.resolve(method, found).training
-        assert (training.optimizer.name, training.freeze_batchnorm) == ("adamw", True)
+        optimizer = "sgd" if method == "lift" else "adamw"  # its paper's, of adapters
+        assert (training.optimizer.name, training.freeze_batchnorm) == (optimizer, True)
         assert (training.features, training.augment.resizes) == ("none", True)
 
 
@@ -143,7 +144,7 @@ def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own(tm
             refused[method] = str(error)
     assert refused.keys() == {"ride", "sade"}
     assert all("no part of their own: set the method's option" in said for said in refused.values())
-    assert tuned.keys() == {"more", "dqroute", "lgla", "darl", "bcl"}
+    assert tuned.keys() == {"more", "dqroute", "lgla", "darl", "bcl", "lift"}
     recipe = using(tmp_path / "other", FINE_TUNING)
     for method, training in tuned.items():
         assert training == ExperimentConfig.resolve(method, recipe).training

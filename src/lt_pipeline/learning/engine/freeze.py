@@ -17,13 +17,19 @@ from lt_pipeline.learning.schema import UserError, unknown
 
 
 def with_frozen(method: Learner, stage: Stage, config: TrainingConfig) -> Stage:
-    """Return ``stage`` without what ``config.freeze`` and ``freeze_batchnorm`` take from it.
+    """Return ``stage`` without what the network itself and ``config`` keep from learning.
+
+    That is what beside adapters never does, and what ``freeze`` and ``freeze_batchnorm`` say.
 
     Raises:
         UserError: for a name that the network does not have, for more layers than there are, or if
             nothing of the network is left to learn where something was.
     """
-    names = (*_frozen(method, config), *(_batchnorm(method) if config.freeze_batchnorm else ()))
+    names = (
+        *(_within(method) + name for name in getattr(method.net, "kept", ())),
+        *_frozen(method, config),
+        *(_batchnorm(method) if config.freeze_batchnorm else ()),
+    )
     if not names:
         return stage
     frozen = replace(stage, frozen=(*stage.frozen, *names))

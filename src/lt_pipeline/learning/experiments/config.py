@@ -296,6 +296,11 @@ class ExperimentConfig(Config):
                 "training.features=cached freezes the backbone, and model.weights is none: set "
                 "weights that it starts from, or training.features to none"
             )
+        if self.model.adapter.name != "none":
+            raise UserError(
+                f"training.features=cached has no backbone for {self.model.adapter.name} to learn "
+                f"in: set model.adapter.name to none, or training.features to none"
+            )
         if self.options.mixes and self.options.mixes.cutmix:
             raise UserError(
                 f"{self.method}.options: CutMix pastes pixels, and training.features=cached has "

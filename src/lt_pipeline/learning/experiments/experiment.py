@@ -82,6 +82,7 @@ class Experiment:
             return data
         model, flip = self.config.model, self.config.training.augment.flip
         width, known = width_of(model.backbone), f"{model.backbone} {version_of(model.weights)}"
+        known += f" {model.resize}" if model.resize else ""
         folder = Path(os.environ.get(FEATURES_OF, FEATURES)) / model.backbone.replace("/", "_")
         cache = FeatureCache(folder / sha256(known.encode()).hexdigest()[:12], width)
         return cache.of(data, self._extractor, mirrored=training and flip > 0)

@@ -156,7 +156,8 @@ def finish(
     train, validation, test = map(experiment.seen, (train, validation, test))
     method, device = experiment.behind(checkpoint), experiment.device
     finished = method.post_process(train, validation, device)
-    parameters = parameter_count(method)
+    still = sum(parameter.numel() for parameter in method.net.kept.values())
+    parameters = parameter_count(method) - still
     diagnosed, series = method.diagnose(train, test, device), method.training_curves()
     notes = [*method.notes(), *method.remarks(diagnosed)]
     before = predict(method.to(device), method.score, test, device=device)

@@ -150,13 +150,17 @@ class More(Method):
     def build(self) -> Network:
         """Return the network with the layers of its backbone decomposed (equation 1).
 
+        Beside a frozen backbone they are the adapters' layers: what does not learn needs no W^g.
+
         Raises:
             UserError: if it has none of those that are to be, as one of features.
         """
         net, options = super().build(), self.options
         if isinstance(net.backbone, Features):
             raise UserError("there is no layer to decompose: set training.features to none")
-        if not add_low_rank(net.backbone, options.rank, options.layers):
+        if self.model.adapter.name == "lora":
+            raise UserError("model.adapter.name=lora is of low rank already: set it to adaptformer")
+        if not add_low_rank(net.learned, options.rank, options.layers):
             raise UserError(
                 f"options.layers is {options.layers}, but {self.model.backbone} has none: set all"
             )

@@ -211,6 +211,11 @@ def build_expert_network(
         raise UserError(f"experts must be >= 1, but got {experts}")
     if shared not in get_args(Shared):
         raise UserError(unknown("shared part", shared, get_args(Shared)))
+    if shared != "all" and config.adapter.name != "none":
+        raise UserError(
+            f"model.adapter.name={config.adapter.name} freezes what experts have of their own: set "
+            f"the method's option shared to all, or the adapter to none"
+        )
     plain = build_network(config, classes=classes, channels=channels, mean=mean, std=std)
     backbone: Any
     if shared == "all":

@@ -88,7 +88,7 @@ def fold_low_rank(module: nn.Module) -> None:
         for part in layer.modules():
             if isinstance(part, LowRank):
                 part.enabled = True
-        _own_class(layer)
+        own_class(layer)
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
@@ -123,9 +123,11 @@ def _low_rank(layer: nn.Conv2d | nn.Linear, rank: float) -> LowRank:
     )
 
 
-def _own_class(layer: nn.Module) -> None:
-    # A deep copy shares the class that parametrize made for the original, and removing the
-    # parametrisation deletes ``weight`` from that class: without one of its own, folding a
-    # network would break its copies.
+def own_class(layer: nn.Module) -> None:
+    """Give ``layer`` a class of its own, before a parametrisation of it is removed.
+
+    A deep copy shares the class that parametrize made for the original, and removing the
+    parametrisation deletes ``weight`` from that class: copies would break.
+    """
     shared = type(layer)
     layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

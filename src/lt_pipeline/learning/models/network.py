@@ -7,9 +7,16 @@ from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lt_pipeline.learning.models.adapters import (
+    AdapterConfig,
+    adapters_of,
+    add_adapters,
+    fold_lora,
+)
 from lt_pipeline.learning.models.backbones import (
     FEATURES,
     Features,
@@ -30,6 +37,9 @@ class ModelConfig(Config):
     those want them.
     ``head_init`` is how a linear head's weights start: ``uniform`` as torch's, or ``kaiming`` as in
     the released codes of LDAM's family, 2.4 times as large. Cosine heads start at unit length.
+    ``resize`` is the width and height in pixels that the backbone has images at, however large they
+    are kept and augmented; null is as they are. With an ``adapter`` the backbone is frozen, and
+    what learns of it, in any method and stage, are small modules.
     """
 
     symbols: ClassVar[Mapping[str, str]] = {"s": "scale"}
@@ -39,6 +49,8 @@ class ModelConfig(Config):
     head_init: HeadInit = "uniform"
     scale: PositiveFloat = 32.0
     weights: str = NONE
+    resize: PositiveInt | None = None
+    adapter: AdapterConfig = AdapterConfig()
 
     @field_validator("backbone")
     @classmethod
@@ -50,7 +62,8 @@ class ModelConfig(Config):
 def on_features(model: ModelConfig) -> ModelConfig:
     """Return ``model`` with the features of its backbone in place of images."""
     width = width_of(model.backbone)
-    return model.model_copy(update={"backbone": f"{FEATURES}{width}", "weights": NONE})
+    plain = {"weights": NONE, "resize": None, "adapter": AdapterConfig()}
+    return model.model_copy(update={"backbone": f"{FEATURES}{width}", **plain})
 
 
 def frozen_backbone(model: ModelConfig) -> nn.Sequential:
@@ -59,17 +72,22 @@ def frozen_backbone(model: ModelConfig) -> nn.Sequential:
     It starts from ``model.weights``, which are not ``none``.
     """
     backbone = build_backbone(model.backbone, weights=model.weights)
-    return nn.Sequential(Normalize(*backbone.pixels), backbone).eval()  # type: ignore[misc]
+    mean, std = backbone.pixels  # type: ignore[misc]
+    normalize = Normalize(mean, std, model.resize)
+    return nn.Sequential(normalize, backbone).eval()
 
 
 class Normalize(nn.Module):
-    """Pixels 0..255 to (x / 255 - mean) / std by channel.
+    """Pixels 0..255 to (x / 255 - mean) / std by channel, at ``size`` unless that is None.
 
     The constants are buffers: they travel with the weights and cannot be those of another set.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: int | None = None
+    ) -> None:
         super().__init__()
+        self.size = size
         # A channel without any contrast is only centred.
         spread = [s if s > 0 else 1.0 for s in std]
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
@@ -79,7 +97,17 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``images`` ``[B, C, H, W]``, uint8 or float in 0..255, in the buffers' type."""
-        return (images.to(self.mean.dtype) - self.mean) / self.std
+        images = images.to(self.mean.dtype)
+        images = images if self.size is None else resized(images, self.size)
+        return (images - self.mean) / self.std
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return float ``images`` ``[B, C, H, W]`` at ``size`` x ``size``, bilinearly."""
+    if images.shape[2:] == (size, size):
+        return images
+    smaller = size < min(images.shape[2:])
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=smaller)
 
 
 class Network(nn.Module):
@@ -106,6 +134,18 @@ class Network(nn.Module):
         layers: Any = self.backbone.layers
         return [[*chain.from_iterable(map(_parameters, layer))] for layer in layers]
 
+    @property
+    def learned(self) -> nn.Module:
+        """Return the backbone or, where it has adapters, those."""
+        return nn.ModuleList(adapters_of(self.backbone)) or self.backbone
+
+    @property
+    def kept(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that never learn: beside adapters, all others of the backbone."""
+        learning = {id(p) for p in self.learned.parameters()}
+        named = self.backbone.named_parameters()
+        return {f"backbone.{name}": p for name, p in named if id(p) not in learning}
+
     def features(self, images: Tensor) -> Tensor:
         """Return what the head sees, ``[B, F]``."""
         found: Tensor = self.backbone(self.normalize(images))
@@ -115,6 +155,10 @@ class Network(nn.Module):
         """Return logits ``[B, C]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+    def fold_adapters(self) -> None:
+        """Add into the backbone's weights what of adapters is a part of them."""
+        fold_lora(self.backbone)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile both ways in: the whole, and what ``features`` calls."""
@@ -147,10 +191,12 @@ def build_network(
             f"but have {len(mean)} and {len(std)}"
         )
     backbone = build_backbone(config.backbone, channels, config.weights)
+    add_adapters(backbone, config.adapter, classes, channels)
     mean, std = backbone.pixels or (mean, std)  # type: ignore[misc]
     width = int(backbone.features)  # type: ignore[arg-type]
     head = build_head(config.head, width, classes, config.scale, config.head_init)
-    normalize = nn.Identity() if isinstance(backbone, Features) else Normalize(mean, std)
+    on_images = not isinstance(backbone, Features)
+    normalize = Normalize(mean, std, config.resize) if on_images else nn.Identity()
     return Network(normalize, backbone, head)
 
 

@@ -140,3 +140,5 @@ class Method(Staged, Reported, Objective):
         """Drop what was for training only, once; ``score`` must not change."""
         super().merge_for_inference()
         del self.criterion
+        if not self.inner:
+            self.net.fold_adapters()

@@ -146,6 +146,7 @@ class Pretrained(Method):
         """Make the method that is trained first; it starts from the weights it has by itself."""
         below = methods.get(self.options.pretrain)
         self.source = below(self.options.pretrain_options, self.model, self.card)
+        self.source.inner = True
 
     @property
     def net(self) -> Network:  # type: ignore[override]

@@ -66,6 +66,7 @@ class Staged(Classifier):
     # as it is behind the last stage
     END: ClassVar[Stage] = Stage("finish")
     folded = False  # whether what was for training only is gone
+    inner = False  # whether another method, which may still train the network, stands on it
 
     def __init__(self, options: MethodOptions, model: ModelConfig, card: DataCard) -> None:
         super().__init__()
