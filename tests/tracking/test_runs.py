@@ -102,3 +102,14 @@ def test_paces_are_of_finished_runs_of_the_experiment(empty_database, tmp_path):
     with mlflow.start_run():
         mlflow.log_metric("cost/training_seconds", 5)  # of no method
         assert earlier_paces() == {("ce", "resnet8"): 3.0}
+
+
+def test_average_precisions_are_read_from_each_runs_own_table(experiment):
+    """They follow from no counts that a tag could have."""
+    for value in (0.25, 0.75):
+        log(ExperimentConfig.resolve("bce", {}), RECALLS.assign(average_precision=value))
+    found = Runs(experiment)
+    runs = found.table()["run_id"]
+    recalls = found.recalls(runs).groupby("run_id")["average_precision"].mean()
+    assert sorted(recalls) == [0.25, 0.75]
+    assert not any(RIGHT in run.data.tags for run in found._runs.values())

@@ -12,26 +12,30 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_experiment
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UnwritableError, UserError
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking.processes import is_alive, this_process
-from lt_pipeline.tuning.search import Surplus
+from lt_pipeline.tuning.pictures import study_figures
+from lt_pipeline.tuning.search import Follower, Surplus, short
 from lt_pipeline.tuning.study import (
     PROCESS,
     REASON,
     best_trial,
     kept_trials,
+    objective,
     open_study,
     release_lost,
     to_start,
     trials_table,
 )
 from sweeps import parameters, sets, task
-from toys import toy_images
+from toys import toy_card, toy_images, toy_labels
 
 LINE = {"training": {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}}
 
@@ -112,6 +116,42 @@ def test_trials_that_fall_behind_the_median_are_stopped(tmp_path, monkeypatch):
     table = trials_table(one.study, one.sweep.space)
     assert table["epochs"].tolist() == steps
     assert best_trial(one.study).number == 0
+
+
+def of_several(folder):
+    """A sweep over images of several labels."""
+    found = parameters("bce", epochs=2, search=LINE, trials=2, pruner="none")
+    train, held = toy_labels(), toy_labels(40, seed=1)
+    counts = train.labels.sum(0).tolist()
+    card = toy_card()
+    longtail = replace(LongTail.from_counts(counts, train.class_names), images=len(train))
+    made = replace(card, longtail=longtail)
+    return replace(task(folder, found), card=made, sets=(train, held, train[torch.arange(0)]))
+
+
+def test_trials_on_several_labels_are_judged_by_mean_average_precision(tmp_path, caplog, capsys):
+    one, metric = of_several(tmp_path), "validation/mean_average_precision"
+    with caplog.at_level("INFO"):
+        one.search().run(after=Follower(one.study, one.sweep))
+    assert objective(one.study).key == metric
+    assert "mean average precision" in objective(one.study).axis
+    table = trials_table(one.study, one.sweep.space)
+    assert "validation/mean_recall" not in table
+    for trial in one.study.trials:
+        # what the last epoch gives is what the finished method gives: it has no other end
+        assert trial.value == pytest.approx(trial.intermediate_values[2])
+        assert trial.value > 0.4
+    assert table[metric].max() == best_trial(one.study).value
+    assert f"2/2  trial 1 · {short(one.study.trials[1].params)}: " in caplog.text
+    drawn = study_figures(one.study, one.sweep.space, "t")
+    assert "mean average precision" in drawn["history.png"].axes[0].get_ylabel()
+    assert "mean average precision" in drawn["epochs.png"].axes[0].get_ylabel()
+    best = {"study": "s", "metric": metric, "params": best_trial(one.study).params, "trial": 0}
+    best |= {"trials": {"complete": 2}, "storage": "x"}
+    print_sweep(table, best, {"test/mean_average_precision": 0.5}, one.card, "kedro run", "u")
+    said = capsys.readouterr().out
+    assert "hold-out mAP" in said
+    assert "mAP 50.0 %" in said
 
 
 def test_hyperband_stops_trials_too(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ class ProjectHooks:
                 self.experiments = [self.evaluated.config.evaluated_as(*judged)]
             used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
-            _check_task(pipeline, parameters)
+            _check_order(pipeline, parameters)
             if "raw_folder" in pipeline.inputs():
                 _check_files(used, parameters, catalog.load("raw_folder"))
             for experiment in self.experiments:
@@ -351,17 +351,11 @@ def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None
         LOGGER.info(line)
 
 
-def _check_task(pipeline: Pipeline, parameters: dict[str, Any]) -> None:
-    """Refuse what rests on one label an image where images have several."""
-    rests = {COMPARE: "recalls of classes", "tune": "recalls on the hold-out"}
-    asked = [COMPARE] if COMPARE in _subjects(pipeline) else []
-    asked += ["tune"] if tuned_method(pipeline) else []
-    data = data_config(parameters)
-    if asked and expected(data).longtail.several:
-        raise UserError(
-            f"{asked[0]} rests on {rests[asked[0]]}, and the images of {data.title} have several "
-            f"labels each: compare arms of a study, as more_multilabel (docs/multilabel.md)"
-        )
+def _check_order(pipeline: Pipeline, parameters: dict[str, Any]) -> None:
+    """Refuse a comparison in the order of what its images do not have."""
+    if COMPARE in _subjects(pipeline):
+        several = expected(data_config(parameters)).longtail.several
+        CompareConfig.read(parameters.get(COMPARE, {})).order(several=several)
 
 
 def _check_files(

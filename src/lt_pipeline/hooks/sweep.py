@@ -14,7 +14,6 @@ from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.engine.device import choose_device
-from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.learning.experiments.config import SHARED, search_of, updated
 from lt_pipeline.learning.schema import nested
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
@@ -66,8 +65,9 @@ class TuneHooks:
         if not dataset_name.startswith(SPACE):
             return
         if dataset_name.endswith(".best"):
-            tracking.log_metrics({f"best/{OBJECTIVE}": data["value"]})
-            views.keep(data["study"], views.of_sweep(data["study"], _searched(data)))
+            tracking.log_metrics({f"best/{data['metric']}": data["value"]})
+            view = views.of_sweep(data["study"], _searched(data), data["metric"])
+            views.keep(data["study"], view)
         if dataset_name.endswith(".tested"):
             from lt_pipeline.tuning.runs import publish_tested
 

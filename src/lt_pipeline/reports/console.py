@@ -12,7 +12,6 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics.catalog import (
     MEAN_RECALL,
     METRICS,
-    OBJECTIVE,
     OBJECTIVES,
     Metric,
     of_task,
@@ -181,13 +180,13 @@ def print_sweep(
     where: str,
 ) -> None:
     """Print the best trials, what the best reaches on the test set, and how to repeat it."""
-    objective, console = METRICS[OBJECTIVE], _begin()
+    objective, console = of_task(OBJECTIVES, trials), _begin()
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = objective.best_first(trials[trials["state"] == "complete"])
     table = screen.table(["trial", objective.heading, *best["params"]])
     for row in ended.head(BEST_TRIALS).to_dict("records"):
         values = [_plain(row[path]) for path in best["params"]]
-        table.add_row(str(row["trial"]), objective.number(row[OBJECTIVE]), *values)
+        table.add_row(str(row["trial"]), objective.number(row[objective.key]), *values)
     console.print(f"{best['study']} on {card.config.title}: {objective.axis}")
     console.print(table)
     counts = ", ".join(f"{count} {state}" for state, count in best["trials"].items())

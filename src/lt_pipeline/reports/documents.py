@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, Metric, named
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, Metric, named, of_task
 from lt_pipeline.reports.differences import Paired
 
 Values = dict[str, Any]
@@ -167,7 +167,7 @@ def gap_rows(beside: Records) -> tuple[list[str], list[Row]]:
 
 def run_rows(runs: pd.DataFrame) -> tuple[list[str], list[Row]]:
     """Return the table of the runs that were compared, for tracing them back."""
-    accuracy = METRICS["test/accuracy"]
+    accuracy = of_task(HEADLINES, runs)
     headings = ["method", "seed", accuracy.column, "MLflow run", "commit", "command"]
     rows = [
         Row(

@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVES, Metric, of_task
 
 ALIAS = "champion"
 # runs that the registry is asked for in one address
@@ -24,26 +24,28 @@ Values = dict[str, Any]
 def promote(runs: pd.DataFrame, slug: str) -> Values:
     """Make the model of the run with the highest recall on the hold-out the champion.
 
-    ``runs`` are all on the same images, so that they share the hold-out.
+    Of several labels it is the mean average precision. ``runs`` are all on the same images, so that
+    they share the hold-out.
 
     It becomes the newest version of the registered model ``slug``, so that what is deployed has one
     address whichever method it is of; versions below are the champions before. Without a hold-out
     nothing is changed, as the test set must choose nothing. Returns ``model_uri``, None where there
     is no champion, and ``sentence``, which says what was done and why.
     """
-    judged = runs.dropna(subset=[OBJECTIVE]) if OBJECTIVE in runs else runs[:0]
+    metric = of_task(OBJECTIVES, runs)
+    judged = runs.dropna(subset=[metric.key]) if metric.key in runs else runs[:0]
     if judged.empty:
         return _none(
             "no run has a hold-out to choose by, and the test set must not choose; train with "
             "data.validation=0.1"
         )
-    best_first = METRICS[OBJECTIVE].best_first(judged).to_dict("records")
+    best_first = metric.best_first(judged).to_dict("records")
     for start in range(0, len(best_first), AT_ONCE):
         some = best_first[start : start + AT_ONCE]
         versions = _versions([run["run_id"] for run in some], slug)
         for run in some:
             if run["run_id"] in versions:
-                return _set(versions[run["run_id"]], run, slug)
+                return _set(versions[run["run_id"]], run, slug, metric)
     return _none("no run with a hold-out has a registered model; train with tracking.register=true")
 
 
@@ -59,12 +61,11 @@ def _versions(run_ids: Iterable[str], slug: str) -> dict[str, ModelVersion]:
     return {str(version.run_id): version for version in own}
 
 
-def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
+def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str, metric: Metric) -> Values:
     uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name}/{version.version}"
-    metric = METRICS[OBJECTIVE]
     what = (
         f"{origin}, of {run['label']} with seed {run['seed']}, whose {metric.words} is "
-        f"{metric.said(run[OBJECTIVE])}."
+        f"{metric.said(run[metric.key])}."
     )
     before = _champion(slug)
     copy = _copied(version, slug, before, f"Copy of {what}")
@@ -76,8 +77,8 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str) -> Values:
         "version": int(copy.version),
         "copy_of": f"models:/{version.name}/{version.version}",
         "run_id": run["run_id"],
-        "metric": OBJECTIVE,
-        "value": float(run[OBJECTIVE]),
+        "metric": metric.key,
+        "value": float(run[metric.key]),
         "sentence": f"The champion is {uri}: {what}{replaced}",
     }
 

@@ -27,7 +27,7 @@ from mlflow.utils.uri import is_local_uri
 from pydantic import ValidationError
 
 from lt_pipeline.learning.data.prepare import DataConfig
-from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, PRECISION
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.renamed import renamed
 from lt_pipeline.learning.schema import nested
@@ -99,8 +99,9 @@ class Runs:
         # images of one hash may be grouped in another way
         groups = sorted(p for p in params if p[0].startswith("data.groups."))
         of = (tags.get("data_hash"), *groups)
-        if RIGHT not in tags or of not in self._classes:
-            table = pd.read_csv(StringIO(_artifact(run, "class_table.csv")))[list(RECALLS)]
+        if RIGHT not in tags or of not in self._classes or PRECISION.key in self._classes[of]:
+            whole = pd.read_csv(StringIO(_artifact(run, "class_table.csv")))
+            table = whole[[*RECALLS, *{PRECISION.key} & {*whole}]]
             self._classes.setdefault(of, table)
             return table
         classes, right = self._classes[of], json.loads(decompress(b64decode(tags[RIGHT])))
@@ -108,7 +109,12 @@ class Runs:
 
 
 def keep_recalls(table: pd.DataFrame) -> None:
-    """Tag the active run with how many images of each class were right, as ``Runs`` reads them."""
+    """Tag the active run with how many images of each class were right, as ``Runs`` reads them.
+
+    Of several labels it is the average precision that is compared, which follows from no counts.
+    """
+    if PRECISION.key in table:
+        return
     right = (table["recall"] * table["test_images"]).round().astype(int).tolist()
     text = b64encode(compress(json.dumps(right, separators=(",", ":")).encode(), 9)).decode()
     if len(text) <= MAX_TAG_LENGTH:

@@ -45,14 +45,12 @@ def results(*, several: bool = False, balanced: bool = True) -> str:
     return _view(_metrics([*first, OBJECTIVES[several]]))
 
 
-def of_sweep(study: str, parameters: Iterable[str]) -> str:
+def of_sweep(study: str, parameters: Iterable[str], metric: str = OBJECTIVE) -> str:
     """Return the view of a sweep's trials: what was searched, and what each reached; best first."""
-    reached = _metrics([f"finished/{OBJECTIVE}"])
+    reached = _metrics([f"finished/{metric}"])
     searched = [f"params.`{path}`" for path in parameters]
     facets = {"searchFilter": f"tags.study = '{study}'", "orderByKey": reached[0]}
-    return _view(
-        [*reached, *searched], {**facets, "orderByAsc": METRICS[OBJECTIVE].better == "lower"}
-    )
+    return _view([*reached, *searched], {**facets, "orderByAsc": METRICS[metric].better == "lower"})
 
 
 def keep(name: str, view: str) -> None:

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from lt_pipeline.learning.figures import sweep as figures
 from lt_pipeline.tuning.space import Range, Space
-from lt_pipeline.tuning.study import best_trial, kept_trials
+from lt_pipeline.tuning.study import best_trial, kept_trials, objective
 
 # with fewer there is nothing to tell apart
 FEWEST = 4
@@ -24,13 +24,14 @@ def study_figures(study: Study, space: Space, title: str) -> dict[str, Figure]:
     settings = {t.number: {path: t.params[path] for path in space.dimensions} for t in ended}
     curves = {t.number: t.intermediate_values for t in trials if t.intermediate_values}
     logs = [n for n, d in space.dimensions.items() if isinstance(d, Range) and d.log]
+    metric = objective(study)
     found = {
-        "history": figures.history(values, stopped, title),
-        "slice": figures.slices(values, settings, logs, title),
-        "parallel_coordinates": figures.parallel(values, settings, logs, title),
+        "history": figures.history(values, stopped, title, metric),
+        "slice": figures.slices(values, settings, logs, title, metric),
+        "parallel_coordinates": figures.parallel(values, settings, logs, title, metric),
     }
     if curves:
-        found["epochs"] = figures.epochs(curves, best_trial(study).number, stopped, title)
+        found["epochs"] = figures.epochs(curves, best_trial(study).number, stopped, title, metric)
     if len(set(values.values())) >= FEWEST:
         found["importance"] = figures.importance(get_param_importances(study), title)
     return {f"{name}.png": figure for name, figure in found.items()}

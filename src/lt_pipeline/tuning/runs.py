@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 from optuna import Study, TrialPruned
 from optuna.trial import Trial, TrialState
 
-from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.study import REASON, RUN, kept_trials
@@ -135,7 +134,7 @@ class Tracked:
         client.log_dict(self.parent, dict(best), "best.json")
         for name, figure in figures.items():
             client.log_figure(self.parent, figure, f"figures/{name}")
-        client.log_metric(self.parent, f"best/{OBJECTIVE}", best["value"])
+        client.log_metric(self.parent, f"best/{best['metric']}", best["value"])
 
 
 def publish_tested(tested: Mapping[str, float]) -> None:

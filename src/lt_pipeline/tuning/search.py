@@ -13,7 +13,6 @@ import torch
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import Sweep
@@ -26,6 +25,7 @@ from lt_pipeline.tuning.study import (
     counted,
     first_attempt,
     is_surplus,
+    objective,
     suggest,
     to_start,
     try_again,
@@ -33,12 +33,12 @@ from lt_pipeline.tuning.study import (
 
 LOGGER = logging.getLogger(__name__)
 
-# Called with the epochs done so far and the hold-out's mean recall; it ends a trial that is behind.
+# Called with the epochs done so far and what the hold-out gives; it ends a trial that is behind.
 Report = Callable[[int, float], None]
 
 
 class Train(Protocol):
-    """Trains a configuration; returns the hold-out's mean recall at the end."""
+    """Trains a configuration; returns what trials are judged by at the end."""
 
     def __call__(self, config: dict[str, Any], report: Report, number: int) -> float:
         """Train ``config``, calling ``report`` after epochs.
@@ -77,7 +77,7 @@ class Search:
         """Do a trial. One that is interrupted, or ends with a bug, is queued again."""
         found: list[FrozenTrial] = []
 
-        def objective(trial: Trial) -> float:
+        def judged(trial: Trial) -> float:
             try:
                 return self.objective(trial)
             finally:
@@ -85,7 +85,7 @@ class Search:
                 found.append(self.study.get_trials(deepcopy=False)[trial.number])
 
         try:
-            self.study.optimize(objective, n_trials=1, catch=(Surplus,))
+            self.study.optimize(judged, n_trials=1, catch=(Surplus,))
         except (Exception, KeyboardInterrupt):
             if not found:
                 raise
@@ -100,7 +100,7 @@ class Search:
             )
 
     def objective(self, trial: Trial) -> float:
-        """Return what the sweep maximises: the finished method's mean recall on the hold-out.
+        """Return what the sweep maximises: what the finished method reaches on the hold-out.
 
         A trial that cannot be trained, or not on this machine, counts as one that fell behind.
         """
@@ -158,18 +158,16 @@ class Follower:
                 continue
             self.told.add(trial.number)
             done, total = len(self.told), self.sweep.config.trials
-            LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *_told(trial))
+            told = trial.number, short(trial.params), self._how(trial)
+            LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *told)
 
     def _ended(self) -> list[FrozenTrial]:
         found = counted(self.study, self.sweep.config)
         return [trial for trial in found if trial.state.is_finished()]
 
-
-def _told(trial: FrozenTrial) -> tuple[int, str, str]:
-    if trial.state == TrialState.COMPLETE:
-        how = METRICS[OBJECTIVE].said(trial.value or 0)
-    elif trial.state == TrialState.PRUNED:
-        how = trial.user_attrs.get(REASON) or f"stopped after {trial.last_step} epochs"
-    else:
-        how = "given up, its process was killed"
-    return trial.number, short(trial.params), how
+    def _how(self, trial: FrozenTrial) -> str:
+        if trial.state == TrialState.COMPLETE:
+            return objective(self.study).said(trial.value or 0)
+        if trial.state == TrialState.PRUNED:
+            return trial.user_attrs.get(REASON) or f"stopped after {trial.last_step} epochs"
+        return "given up, its process was killed"

@@ -19,7 +19,7 @@ from optuna.storages import fail_stale_trials
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE, Metric
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import is_alive
 from lt_pipeline.tuning.config import Sweep, TuneConfig
@@ -34,12 +34,19 @@ PATIENCE, FIRST = 5, 5
 SHORTEST, REDUCTION = 27, 3
 # user attributes of a trial and of a study
 PROCESS, REASON, RUN, SURPLUS, IDENTITY = "process", "reason", "mlflow_run", "surplus", "identity"
+METRIC = "metric"
 
 
 def open_study(
-    sweep: Sweep, data_hash: str, folder: Path, journal: BaseJournalBackend | None = None
+    sweep: Sweep,
+    data_hash: str,
+    folder: Path,
+    journal: BaseJournalBackend | None = None,
+    metric: str = OBJECTIVE,
 ) -> optuna.Study:
     """Return the study of ``sweep``, with the trials it has; a new one where there is none.
+
+    Its trials are judged by ``metric``.
 
     Raises:
         UnreachableError: if the storage cannot be reached.
@@ -48,7 +55,7 @@ def open_study(
     study = optuna.create_study(
         storage=open_storage(sweep.config, folder, journal),
         study_name=sweep.name,
-        direction="minimize" if METRICS[OBJECTIVE].better == "lower" else "maximize",
+        direction="minimize" if METRICS[metric].better == "lower" else "maximize",
         load_if_exists=True,
         sampler=SeededSampler(sweep.config),
         pruner=pruner(sweep),
@@ -58,6 +65,7 @@ def open_study(
     known = study.user_attrs.get(IDENTITY)
     if known is None:
         study.set_user_attr(IDENTITY, wanted)
+        study.set_user_attr(METRIC, metric)
         known = wanted
     for kind, values in wanted.items():
         for key in [*values, *known[kind]]:
@@ -69,6 +77,11 @@ def open_study(
                     f"tune.study=NAME"
                 )
     return study
+
+
+def objective(study: optuna.Study) -> Metric:
+    """Return what trials are judged by."""
+    return METRICS[study.user_attrs.get(METRIC, OBJECTIVE)]
 
 
 def _short(value: Any) -> str:
@@ -268,7 +281,7 @@ def trials_table(study: optuna.Study, space: Space) -> pd.DataFrame:
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
-                OBJECTIVE: trial.value,
+                objective(study).key: trial.value,
                 "epochs": trial.last_step,
                 "seconds": trial.duration.total_seconds() if trial.duration else None,
                 **{path: trial.params.get(path) for path in space.dimensions},
@@ -297,5 +310,5 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
         reasons = [t.user_attrs[REASON] for t in kept_trials(study) if REASON in t.user_attrs]
         why = f"; the last one: {reasons[-1]}" if reasons else ""
         raise UserError(f"no trial of the study {study.study_name!r} went to its end{why}")
-    gain = METRICS[OBJECTIVE].gain
+    gain = objective(study).gain
     return max(ended, key=lambda trial: (gain(trial.value or 0.0), -trial.number))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVES, of_task
 from lt_pipeline.learning.schema import UserError
 
 SHOWN = 10
@@ -33,7 +33,7 @@ def markdown(folder: Path) -> str:
     trials = pd.read_csv(folder / "trials.csv")
     # the value of one that was stopped is of its last epoch, which is none to compare
     ended = trials[trials["state"] == "complete"]
-    best = METRICS[OBJECTIVE].best_first(ended).head(SHOWN)
+    best = of_task(OBJECTIVES, ended).best_first(ended).head(SHOWN)
     went = f"{len(trials)} trials, {len(ended)} of them to the end; the best {len(best)}:"
     parts = [went, _table(best.drop(columns=FOR_MACHINES))]
     numbers = {n: v for n, v in _tested(folder).items() if n.startswith("test/")}

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Bbox
 
 from lt_pipeline.learning.data.distribution import MANY_CLASSES
-from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, RECALL, Metric
 from lt_pipeline.learning.figures.distribution import NAMED_CLASSES
 from lt_pipeline.learning.figures.style import GREY, LINE_COLOURS, new_figure
 from lt_pipeline.learning.schema import UserError
@@ -39,11 +39,13 @@ TICKS = (
 )
 
 
-def recall_by_class(recalls: Mapping[str, pd.DataFrame], title: str) -> Figure:
+def recall_by_class(
+    recalls: Mapping[str, pd.DataFrame], title: str, metric: Metric = RECALL
+) -> Figure:
     """Draw a row a method and a column a class, the classes from most to fewest training images.
 
     ``recalls`` have by method a row a class, by its number: ``name``, ``training_images`` and
-    ``recall``, NaN where it has no test image.
+    ``recall``, or the ``metric`` in its place, NaN where it has no test image.
 
     Raises:
         UserError: if there is no method.
@@ -54,7 +56,7 @@ def recall_by_class(recalls: Mapping[str, pd.DataFrame], title: str) -> Figure:
     classes = first.sort_values("training_images", ascending=False, kind="stable")
     names, counts = classes["name"].tolist(), classes["training_images"].tolist()
     figure, axes = new_figure(title, width=8.6, height=1.9 + 0.34 * len(recalls))
-    rows = [RECALL.scaled(own.loc[classes.index, RECALL.key]) for own in recalls.values()]
+    rows = [metric.scaled(own.loc[classes.index, metric.key]) for own in recalls.values()]
     # of many classes a column of pixels is the mean of neighbours, not one of them
     how = "none" if len(counts) <= MANY_CLASSES else "antialiased"
     image = axes.imshow(rows, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation=how)
@@ -70,15 +72,17 @@ def recall_by_class(recalls: Mapping[str, pd.DataFrame], title: str) -> Figure:
         shown = range(0, len(counts), max(len(counts) // 8, 1))
         axes.set_xticks(list(shown), [str(counts[place]) for place in shown])
         axes.set_xlabel("training images of the class")
-    figure.colorbar(image, ax=axes, label=RECALL.axis, pad=0.02)
+    figure.colorbar(image, ax=axes, label=metric.axis, pad=0.02)
     return figure
 
 
-def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figure:
+def sorted_recalls(
+    profiles: Mapping[str, Sequence[float]], title: str, metric: Metric = RECALL
+) -> Figure:
     """Draw the recalls from the worst class to the best, a line a method.
 
     ``profiles`` are ascending, as fractions of 1, and as many as there are classes with a test
-    image.
+    image. ``metric`` is what stands in the recalls' place.
 
     Raises:
         UserError: if there is no recall.
@@ -90,7 +94,7 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
         ranks = range(1, len(recalls) + 1)
         axes.plot(
             ranks,
-            RECALL.scaled(recalls),
+            metric.scaled(recalls),
             color=colour,
             marker="o" if len(recalls) <= NAMED_CLASSES else None,
             markersize=4,
@@ -100,18 +104,20 @@ def sorted_recalls(profiles: Mapping[str, Sequence[float]], title: str) -> Figur
         )
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("rank of the class by recall (1: worst), in every run by itself")
-    axes.set_ylabel(RECALL.axis)
+    axes.set_xlabel(f"rank of the class by {metric.heading} (1: worst), in every run by itself")
+    axes.set_ylabel(metric.axis)
     # the lines rise from the lower left
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def accuracy_against_cost(rows: Sequence[Mapping[Any, Any]], title: str) -> Figure:
+def accuracy_against_cost(
+    rows: Sequence[Mapping[Any, Any]], title: str, metric: Metric = ACCURACY
+) -> Figure:
     """Draw accuracy over training seconds, a point a method; the time is on a logarithmic scale.
 
     ``rows`` have ``arm``, ``runs``, and both metrics by their keys; the accuracy's deviation, too,
-    where there are several runs.
+    where there are several runs. ``metric`` is what stands in the accuracy's place.
 
     Raises:
         UserError: if no row has a time above zero.
@@ -121,8 +127,8 @@ def accuracy_against_cost(rows: Sequence[Mapping[Any, Any]], title: str) -> Figu
         raise UserError(f"a picture of cost needs training times, but {title!r} has none")
     figure, axes = new_figure(title, width=8.0, height=5.0, grid="both")
     seconds = [row[TIME.key] for row in rows]
-    heights = ACCURACY.scaled(row[ACCURACY.key] for row in rows)
-    spreads = ACCURACY.scaled(row[f"{ACCURACY.key} sd"] if row["runs"] > 1 else 0 for row in rows)
+    heights = metric.scaled(row[metric.key] for row in rows)
+    spreads = metric.scaled(row[f"{metric.key} sd"] if row["runs"] > 1 else 0 for row in rows)
     for x, y, spread, colour in zip(seconds, heights, spreads, cycle(LINE_COLOURS), strict=False):
         axes.errorbar(
             x,
@@ -144,7 +150,7 @@ def accuracy_against_cost(rows: Sequence[Mapping[Any, Any]], title: str) -> Figu
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _time(value)))
     axes.set_xlabel("training time, all stages (logarithmic)")
-    axes.set_ylabel(ACCURACY.axis)
+    axes.set_ylabel(metric.axis)
     _label(
         figure, axes, [str(row["arm"]) for row in rows], list(zip(seconds, heights, strict=True))
     )

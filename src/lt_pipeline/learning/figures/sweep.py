@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lt_pipeline.learning.evaluation.metrics import catalog
+from lt_pipeline.learning.evaluation.metrics.catalog import Metric
 from lt_pipeline.learning.figures.style import (
     ABOVE,
     GREY,
@@ -22,6 +23,7 @@ from lt_pipeline.learning.figures.style import (
     plain,
 )
 
+# of images with one label
 OBJECTIVE = catalog.METRICS[catalog.OBJECTIVE]
 COLOURS = "viridis"
 BLUE, ORANGE = LINE_COLOURS[:2]
@@ -32,22 +34,28 @@ Values = Mapping[int, float]
 Settings = Mapping[int, Mapping[str, Any]]
 
 
-def history(values: Values, stopped: Sequence[int], title: str) -> Figure:
+def history(
+    values: Values, stopped: Sequence[int], title: str, metric: Metric = OBJECTIVE
+) -> Figure:
     """Draw every trial's value and the best one so far; ``stopped`` have none."""
     figure, axes = new_figure(f"Trials of a sweep: {title}", pad=ABOVE)
     numbers = sorted(values)
-    heights = OBJECTIVE.scaled(values[n] for n in numbers)
-    best = [max(heights[: k + 1], key=OBJECTIVE.gain) for k in range(len(heights))]
+    heights = metric.scaled(values[n] for n in numbers)
+    best = [max(heights[: k + 1], key=metric.gain) for k in range(len(heights))]
     axes.plot(numbers, heights, "o", color=BLUE, label="trial")
     axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
     if stopped:
         bottom = [min(heights)] * len(stopped)
         axes.plot(stopped, bottom, "x", color=GREY, label="stopped early")
-    return _finished(figure, "trial")
+    return _finished(figure, "trial", metric)
 
 
 def epochs(
-    curves: Mapping[int, Mapping[int, float]], best: int, stopped: Sequence[int], title: str
+    curves: Mapping[int, Mapping[int, float]],
+    best: int,
+    stopped: Sequence[int],
+    title: str,
+    metric: Metric = OBJECTIVE,
 ) -> Figure:
     """Draw every trial over its epochs; ``best`` and the ends of ``stopped`` are marked."""
     figure, axes = new_figure(f"Trials over their epochs: {title}", pad=ABOVE)
@@ -56,25 +64,31 @@ def epochs(
     for number, curve in curves.items():
         steps = sorted(curve)
         look = {**chosen, "label": f"trial {number}, the best"} if number == best else usual
-        axes.plot(steps, OBJECTIVE.scaled(curve[step] for step in steps), **look)
+        axes.plot(steps, metric.scaled(curve[step] for step in steps), **look)
     ends = {n: max(curves[n]) for n in stopped if curves.get(n)}
     if ends:
-        heights = OBJECTIVE.scaled(curves[n][step] for n, step in ends.items())
+        heights = metric.scaled(curves[n][step] for n, step in ends.items())
         axes.plot(list(ends.values()), heights, "x", color=GREY, label="stopped", zorder=4)
-    return _finished(figure, "epoch")
+    return _finished(figure, "epoch", metric)
 
 
-def _finished(figure: Figure, counted: str) -> Figure:
-    """Return ``figure`` of the objective over what is ``counted``, with its labels."""
+def _finished(figure: Figure, counted: str, metric: Metric) -> Figure:
+    """Return ``figure`` of ``metric`` over what is ``counted``, with its labels."""
     (axes,) = figure.axes
     axes.set_xlabel(counted)
-    axes.set_ylabel(OBJECTIVE.axis)
+    axes.set_ylabel(metric.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(axes)
     return figure
 
 
-def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title: str) -> Figure:
+def slices(
+    values: Values,
+    settings: Settings,
+    logarithmic: Sequence[str],
+    title: str,
+    metric: Metric = OBJECTIVE,
+) -> Figure:
     """Draw the values over each parameter; later trials are darker."""
     names = _names(settings)
     figure = Figure(figsize=(max(3.2 * len(names), 6.4), 4), layout="constrained")
@@ -85,7 +99,7 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
         plain(axes)
         points = axes.scatter(
             [v if _is_number(v := settings[n][name]) else str(v) for n in numbers],
-            OBJECTIVE.scaled(values[n] for n in numbers),
+            metric.scaled(values[n] for n in numbers),
             c=numbers,
             cmap=f"{COLOURS}_r",
             edgecolors="white",
@@ -94,17 +108,23 @@ def slices(values: Values, settings: Settings, logarithmic: Sequence[str], title
         if name in logarithmic:
             axes.set_xscale("log")
         axes.set_xlabel(name)
-    drawn[0].set_ylabel(OBJECTIVE.axis)
+    drawn[0].set_ylabel(metric.axis)
     figure.colorbar(points, ax=drawn, label="trial", ticks=MaxNLocator(integer=True))
     return figure
 
 
-def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], title: str) -> Figure:
+def parallel(
+    values: Values,
+    settings: Settings,
+    logarithmic: Sequence[str],
+    title: str,
+    metric: Metric = OBJECTIVE,
+) -> Figure:
     """Draw a line a trial through an axis a parameter, coloured by its value."""
     names = _names(settings)
     what = f"Parameters of each trial: {title}"
     figure, axes = new_figure(what, width=max(2.2 * len(names), 6.4), pad=20)
-    shown = dict(zip(values, OBJECTIVE.scaled(values.values()), strict=True))
+    shown = dict(zip(values, metric.scaled(values.values()), strict=True))
     ends, colours = Normalize(*_ends(list(shown.values()))), colormaps[COLOURS]
     columns = [_Column([s[name] for s in settings.values()], name in logarithmic) for name in names]
     for number in sorted(shown, key=lambda n: shown[n]):
@@ -118,7 +138,7 @@ def parallel(values: Values, settings: Settings, logarithmic: Sequence[str], tit
     axes.set_xlim(-0.15, len(names) - 0.7)
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
-    figure.colorbar(ScalarMappable(ends, colours), ax=axes, label=OBJECTIVE.axis)
+    figure.colorbar(ScalarMappable(ends, colours), ax=axes, label=metric.axis)
     return figure
 
 

@@ -59,7 +59,8 @@ class CompareConfig(Config):
         variants: whether a method has a row for each set of parameters that it was run with, and
             not only for the latest one's.
         same_images: whether only runs on the very images of this run's data count.
-        sort_by: the metric of the test set by which rows stand in order.
+        sort_by: the metric of the test set by which rows stand in order; None is the accuracy, and
+            of images with several labels the mean average precision.
     """
 
     block = "compare"
@@ -67,19 +68,37 @@ class CompareConfig(Config):
     methods: tuple[MethodName, ...] | None = Field(default=None, min_length=1)
     variants: bool = False
     same_images: bool = True
-    sort_by: Sorting = "accuracy"
+    sort_by: Sorting | None = None
+
+    def order(self, *, several: bool) -> Sorting:
+        """Return the metric by which rows stand in order, of images with one label or ``several``.
+
+        Raises:
+            UserError: if it is of the other kind of images.
+        """
+        name = self.sort_by or catalog.METRICS[catalog.HEADLINES[several]].name
+        metric = catalog.METRICS[f"test/{name}"]
+        if metric.from_scores or bool(metric.from_decided) == several:
+            return name
+        kind = "several labels" if several else "one label"
+        usual = catalog.METRICS[catalog.HEADLINES[several]].name
+        raise UserError(
+            f"compare.sort_by is {name}, which images with {kind} do not have: leave it out, which "
+            f"is {usual}"
+        )
 
 
 def choose(
-    runs: pd.DataFrame, options: CompareConfig, data_hash: str
+    runs: pd.DataFrame, options: CompareConfig, data_hash: str, *, several: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the runs to compare, with a ``label`` each, and what was left out, in sentences.
 
     ``runs`` have a row each: ``method``, ``title``, ``seed``, ``data_hash``, ``started``, which can
     be sorted, ``config`` (the experiment as JSON) and ``experiment`` (DVC's name, empty where it is
-    none). Of runs that differ in nothing the latest counts.
+    none). Of runs that differ in nothing the latest counts. They are of images with one label, or
+    with ``several``: no table has both.
     """
-    notes: list[str] = []
+    runs, notes = _of_task(runs, several)
     if options.methods:
         runs = runs[runs["method"].isin(options.methods)]
     if options.same_images:
@@ -114,6 +133,16 @@ def choose(
     missing = [name for name in options.methods or () if name not in set(runs["method"])]
     notes += [f"no run of {name} yet: kedro run --pipelines={name}" for name in missing]
     return runs.assign(label=_labels(runs)).drop(columns="recipe").reset_index(drop=True), notes
+
+
+def _of_task(runs: pd.DataFrame, several: bool) -> tuple[pd.DataFrame, list[str]]:
+    """Return the runs on images with one label or ``several``, and what was left out."""
+    headline, kinds = catalog.HEADLINES[several], ("one label", "several labels")
+    own = runs.reindex(columns=[headline])[headline].notna()
+    if own.all():
+        return runs, []
+    note = f"{_count((~own).sum())} on images with {kinds[not several]} left out: no table has both"
+    return runs[own].dropna(axis="columns", how="all"), [note]
 
 
 def by_data(runs: Iterable[tuple[str, Values]], here: Values) -> list[str]:
@@ -214,11 +243,11 @@ def with_differences(
 def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:
     """Return a row a label, the best by ``sort_by`` first.
 
-    Each metric has its mean over seeds and, under ``<metric> sd``, their standard deviation. A
-    single run has a 95 % bootstrap interval of accuracy and groups in place of it, under
-    ``<metric> low`` and ``<metric> high``. Those of the test set have how far they are from the
-    first row's, as in ``with_differences``. ``recalls`` have ``run_id``, ``group``,
-    ``test_images`` and ``recall``, a row a run and class.
+    Each metric has its mean over seeds and, under ``<metric> sd``, their standard deviation. Where
+    images have one label, a single run has a 95 % bootstrap interval of accuracy and groups in
+    place of it, under ``<metric> low`` and ``<metric> high``. Those of the test set have how far
+    they are from the first row's, as in ``with_differences``. ``recalls`` have ``run_id``,
+    ``group``, ``test_images`` and ``recall``, a row a run and class.
 
     Raises:
         UserError: if no run has the metric to sort by.
@@ -236,7 +265,7 @@ def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd
     for heading, path in SETTINGS.items():
         table[heading] = settings.map(lambda own, path=path: str(own.get(path, "-")))
     for label, group in grouped:
-        if len(group) == 1:
+        if len(group) == 1 and catalog.HEADLINES[0] in metrics:
             own = recalls[recalls["run_id"] == group["run_id"].iloc[0]]
             for metric, (low, high) in _intervals(own).items():
                 table.loc[label, [f"{metric} low", f"{metric} high"]] = low, high

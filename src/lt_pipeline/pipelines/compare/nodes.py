@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.evaluation.metrics import catalog
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, PRECISION, RECALL, Metric
 from lt_pipeline.learning.figures.compare import (
     accuracy_against_cost,
     recall_by_class,
@@ -29,14 +30,15 @@ from lt_pipeline.tracking.runs import Runs, data_of_runs
 
 Values = dict[str, Any]
 
-ACCURACY, COST = catalog.METRICS["test/accuracy"], "cost/"
+COST = "cost/"
 # lines that can be told apart in one picture
 PROFILES = 6
+# by what a picture's name begins or ends with
 CAPTIONS = {
-    "accuracy_by_group": "Accuracy of all classes and of each group",
-    "recall_by_class": "Recall of every class, classes from most to fewest training images",
-    "sorted_recalls": "Recalls from the worst class to the best of every run; mean over seeds",
-    "accuracy_against_cost": "Accuracy against training time",
+    "_by_group": "{} of all classes and of each group",
+    "_by_class": "{} of every class, classes from most to fewest training images",
+    "sorted_": "{} from the worst class to the best of every run; mean over seeds",
+    "_against_cost": "{} against training time",
 }
 
 
@@ -56,9 +58,11 @@ def collect(
     if active is None:
         raise UserError("compare reads the runs of an MLflow experiment, but no run is active")
     name = mlflow.get_experiment(active.info.experiment_id).name
-    found = Runs(active.info.experiment_id)
+    found, several = Runs(active.info.experiment_id), card.longtail.several
     runs = found.table()
-    chosen, left_out = comparison.choose(runs, options, card.data_hash) if len(runs) else (runs, [])
+    chosen, left_out = runs, list[str]()
+    if len(runs):
+        chosen, left_out = comparison.choose(runs, options, card.data_hash, several=several)
     if chosen.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
         known = f" ({'; '.join([*found.notes, *left_out])})" if found.notes or left_out else ""
@@ -71,7 +75,8 @@ def collect(
     chosen = chosen[chosen["run_id"].isin(recalls["run_id"])].reset_index(drop=True)
     labels = chosen.set_index("run_id")["label"]
     notes = [*found.notes, *left_out, *comparison.differing_settings(chosen)]
-    candidates, _ = comparison.choose(runs, CompareConfig(variants=True), card.data_hash)
+    every = CompareConfig(variants=True)
+    candidates, _ = comparison.choose(runs, every, card.data_hash, several=several)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
 
 
@@ -85,9 +90,9 @@ def tabulate(
     compare: Values, card: DataCard, runs: pd.DataFrame, recalls: pd.DataFrame, papers: Any
 ) -> tuple[pd.DataFrame, Values]:
     """Return a row a method, and how it stands to its neighbour and to papers."""
-    options, data = CompareConfig.read(compare), card.settings
-    summary = comparison.summarise(runs, recalls, options.sort_by)
-    ahead = comparison.first_two(runs, summary, options.sort_by)
+    order, data = CompareConfig.read(compare).order(several=card.longtail.several), card.settings
+    summary = comparison.summarise(runs, recalls, order)
+    ahead = comparison.first_two(runs, summary, order)
     beside = beside_papers(runs, summary, read_papers(papers), data)
     return summary, {
         "first_two": ahead,
@@ -116,15 +121,20 @@ def draw(
 ) -> tuple[dict[str, Figure], dict[str, str]]:
     """Return the pictures by file name, and their PNGs in base64 for the report."""
     rows = summary.rename(columns={"label": "arm"}).to_dict("records")
-    named, title = summary["label"].tolist(), card.config.title
-    by_class = {label: _mean_recalls(recalls[recalls["label"] == label]) for label in named}
-    lines = {label: _profile(recalls[recalls["label"] == label]) for label in named[:PROFILES]}
+    named, title, several = summary["label"].tolist(), card.config.title, card.longtail.several
+    whole, own = catalog.METRICS[HEADLINES[several]], (RECALL, PRECISION)[several]
+    of = {label: recalls[recalls["label"] == label] for label in named}
+    by_class = {label: _mean_recalls(found, own) for label, found in of.items()}
+    lines = {label: _profile(of[label], own) for label in named[:PROFILES]}
     first = f", the first {PROFILES}" if len(named) > PROFILES else ""
+    each, every = own.plain.capitalize(), f"{own.plain.capitalize()}s"
     drawn = {
-        "accuracy_by_group": by_arm(rows, ACCURACY, f"Accuracy: {title}"),
-        "recall_by_class": recall_by_class(by_class, f"Recall by class: {title}"),
-        "sorted_recalls": sorted_recalls(lines, f"Recalls from worst to best{first}: {title}"),
-        "accuracy_against_cost": accuracy_against_cost(rows, f"Cost: {title}"),
+        f"{whole.name}_by_group": by_arm(rows, whole, f"{whole.plain.capitalize()}: {title}"),
+        f"{own.name}_by_class": recall_by_class(by_class, f"{each} by class: {title}", own),
+        f"sorted_{own.name}s": sorted_recalls(
+            lines, f"{every} from worst to best{first}: {title}", own
+        ),
+        f"{whole.name}_against_cost": accuracy_against_cost(rows, f"Cost: {title}", whole),
     }
     return {f"{name}.png": figure for name, figure in drawn.items()}, {
         name: _png(figure) for name, figure in drawn.items()
@@ -141,7 +151,7 @@ def report(
     chosen: Values,
 ) -> str:
     """Return one HTML page with all of it."""
-    single = (summary["runs"] == 1).any()
+    single = (summary["runs"] == 1).any() and not card.longtail.several
     intervals = "; [ ]: 95 % bootstrap interval of one run over the test images" if single else ""
     return documents.html_report(
         title=_title(card),
@@ -153,7 +163,7 @@ def report(
         costs=documents.html_table(*_cost_rows(summary)),
         sentences=[standing["summary_sentence"], chosen["sentence"]],
         notes=notes,
-        pictures=[documents.Picture(data, CAPTIONS[name]) for name, data in pictures.items()],
+        pictures=[documents.Picture(data, _caption(name)) for name, data in pictures.items()],
         gaps=documents.gap_rows(standing["beside_papers"]),
         runs=documents.run_rows(runs),
     )
@@ -174,22 +184,31 @@ def _cost_rows(summary: pd.DataFrame) -> tuple[list[str], list[documents.Row]]:
     return documents.table_rows(summary, (), metrics)
 
 
+def _caption(name: str) -> str:
+    """Return what a picture shows, by its name, as ``recall_by_class``."""
+    part = next(part for part in CAPTIONS if part in name)
+    return CAPTIONS[part].format(name.replace(part, "").replace("_", " ").capitalize())
+
+
 def _title(card: DataCard) -> str:
     return f"Methods on {card.config.title}"
 
 
-def _mean_recalls(recalls: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a class with its recall's mean over runs, NaN without a test image."""
-    tested = recalls.assign(recall=recalls["recall"].where(recalls["test_images"] > 0))
-    told = {"name": "first", "training_images": "first", "recall": "mean"}
+def _mean_recalls(recalls: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Return a row a class with its recall's mean over runs, NaN without a test image.
+
+    It is the ``metric`` in its place that is told, where images have several labels.
+    """
+    tested = recalls.assign(**{metric.key: recalls[metric.key].where(recalls["test_images"] > 0)})
+    told = {"name": "first", "training_images": "first", metric.key: "mean"}
     return tested.groupby("class").agg(told)
 
 
-def _profile(recalls: pd.DataFrame) -> list[float]:
+def _profile(recalls: pd.DataFrame, metric: Metric) -> list[float]:
     """Return the mean over runs of the lowest recall, of the one above it, and so on."""
-    tested = recalls[recalls["test_images"] > 0].sort_values("recall")
+    tested = recalls[recalls["test_images"] > 0].sort_values(metric.key)
     rank = tested.groupby("run_id").cumcount()
-    return [float(value) for value in tested.groupby(rank)["recall"].mean()]
+    return [float(value) for value in tested.groupby(rank)[metric.key].mean()]
 
 
 def _png(figure: Figure) -> str:

@@ -48,7 +48,14 @@ def search(
     # Optuna takes a quarter of a second, which only sweeps should
     from lt_pipeline.pipelines.tune.task import Task
     from lt_pipeline.tuning.pictures import study_figures
-    from lt_pipeline.tuning.study import best_trial, kept_trials, running, to_start, trials_table
+    from lt_pipeline.tuning.study import (
+        best_trial,
+        kept_trials,
+        objective,
+        running,
+        to_start,
+        trials_table,
+    )
 
     if not len(validation):
         raise UserError("trials are judged by a hold-out, but there is none: data.validation=0.2")
@@ -68,6 +75,7 @@ def search(
         "study": study.study_name,
         "method": sweep.method,
         "trial": found.number,
+        "metric": objective(study).key,
         "value": found.value,
         "params": found.params,
         "validation": sweep.data.validation,

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from optuna import Study, TrialPruned
 from optuna.storages.journal import BaseJournalBackend
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import accuracies
-from lt_pipeline.learning.evaluation.metrics.catalog import OBJECTIVE
+from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVES, Metric
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
 from lt_pipeline.learning.experiments.run import run_stages
@@ -61,7 +62,13 @@ class Task:
     @cached_property
     def study(self) -> Study:
         """Return the study, this process's own connection to it."""
-        return open_study(self.sweep, self.card.data_hash, self.folder, self.journal)
+        given = self.sweep, self.card.data_hash, self.folder, self.journal
+        return open_study(*given, self.metric.key)
+
+    @property
+    def metric(self) -> Metric:
+        """Return what trials are judged by."""
+        return METRICS[OBJECTIVES[self.card.longtail.several]]
 
     @property
     def place(self) -> str:
@@ -86,7 +93,7 @@ class Task:
         return Search(self.study, self.sweep, self.tracked, self.train, self.deadline, self.owner)
 
     def train(self, config: dict[str, Any], report: Report, number: int) -> float:
-        """Train ``config`` and return the finished method's mean recall on the hold-out.
+        """Train ``config`` and return what the finished method reaches on the hold-out.
 
         A training that was killed goes on where it was if the same is tried again: ``number`` is
         that of the first attempt.
@@ -98,14 +105,14 @@ class Task:
         train, *others = self.sets
         train = experiment.seen(train, training=True)
         validation, auxiliary = map(experiment.seen, others)
-        nothing = validation[validation.labels[:0]]
+        nothing = validation[torch.arange(0, device=validation.labels.device)]
         stages = [stage for stage in experiment.stages if stage.role != "reference"]
-        before = _epochs_before(experiment)
+        before, metric = _epochs_before(experiment), self.metric
 
         def follow(stage: str, epoch: int, values: Mapping[str, float]) -> None:
             tracking.log_epoch(stage, epoch, values)
-            if stage in before and OBJECTIVE in values:
-                report(before[stage] + epoch, values[OBJECTIVE])
+            if stage in before and metric.key in values:
+                report(before[stage] + epoch, values[metric.key])
 
         sets = Sets(train, validation, nothing, auxiliary)
         try:
@@ -119,8 +126,8 @@ class Task:
         method, device = experiment.behind(checkpoints[stages[-1].name]), experiment.device
         method.post_process(train, validation, device)
         tested = accuracies(method.to(device), method.score, validation, device=device)
-        tracking.log_metrics({f"finished/{OBJECTIVE}": tested["mean_recall"]})
-        return tested["mean_recall"]
+        tracking.log_metrics({f"finished/{metric.key}": tested[metric.name]})
+        return tested[metric.name]
 
 
 def _epochs_before(experiment: Experiment) -> dict[str, int]:
