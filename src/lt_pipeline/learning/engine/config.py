@@ -76,7 +76,8 @@ class TrainingConfig(Config):
         gradient_clip: largest norm of the whole gradient; null is no clipping.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
             in rounding, as MORE's, is computed in float32 in any case.
-        compile: torch.compile the network (worth its minutes of start-up on long GPU runs).
+        compile: torch.compile the loss, from a batch to its terms (worth its minutes of start-up on
+            long GPU runs).
         channels_last: memory format of images and weights; ``auto`` is true where convolutions
             are faster in it: on CUDA, and on CPUs with oneDNN; not for cached features.
         checkpoint_every: seconds, at least, between the states that a killed run resumes from, of

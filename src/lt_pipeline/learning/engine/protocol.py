@@ -13,6 +13,9 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.stage import Stage
 
+# a tensor, ``[]``, where the loss is compiled: a number would be a constant of it
+Progress = float | Tensor
+
 
 class Objective:
     """What a stage minimises, and what goes with it: by default nothing does."""
@@ -37,7 +40,11 @@ class Objective:
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Change what changes between epochs; ``epoch`` counts from 0 to ``epochs`` - 1."""
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def prepare(self, batch: Batch) -> Batch:
+        """Return ``batch`` with what is drawn for a step, which a compiled ``loss`` could not."""
+        return batch
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return named terms, scalars; their sum is minimised and each is logged.
 
         ``progress`` is the share of the stage's steps that are done after this one, in (0, 1].

@@ -15,7 +15,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import Average, build_optimizer, trained_parameters
-from lt_pipeline.learning.engine.protocol import Learner, objective_of
+from lt_pipeline.learning.engine.protocol import Learner, Progress, objective_of
 from lt_pipeline.learning.engine.schedule import rate_factor
 from lt_pipeline.learning.engine.stage import Stage
 
@@ -30,7 +30,7 @@ class Loss(nn.Module):
         super().__init__()
         self.method, self.stage = method, stage
 
-    def forward(self, batch: Batch, progress: float) -> Terms:
+    def forward(self, batch: Batch, progress: Progress) -> Terms:
         """Return the loss terms, scalars."""
         return objective_of(self.method, self.stage).loss(batch, progress)
 
@@ -84,7 +84,7 @@ class Step(ABC):
             tick(self.count)
         return totals
 
-    def __call__(self, batches: Sequence[Batch], progress: float) -> Terms:
+    def __call__(self, batches: Sequence[Batch], progress: Progress) -> Terms:
         """Take a step, on a batch for each network; return the loss terms, each ``[K]``."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = Terms()
@@ -99,7 +99,7 @@ class Step(ABC):
         return terms
 
     def descend(
-        self, loss: Callable[[Any, float], Terms], batch: Any, progress: float, share: float
+        self, loss: Callable[[Any, Progress], Terms], batch: Any, progress: Progress, share: float
     ) -> Terms:
         """Add ``share`` of all terms' gradient to what learns; return that share of the terms."""
         with autocast(self.config, self.device, exact=self.objective.needs_float32):
@@ -109,7 +109,7 @@ class Step(ABC):
         return {name: share * value.detach() for name, value in terms.items()}
 
     @abstractmethod
-    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:
+    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:
         """Add to each network's gradient by ``descend``; return the terms, each ``[K]``."""
 
     @abstractmethod
@@ -158,13 +158,16 @@ class Plain(Step):
         self.format = memory_format(config, device)
         method.to(device)
         method.net.to(memory_format=self.format)
-        if config.compile:
-            method.net.compile()
         held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
         super().__init__(method, held, stage, config, device)
+        if config.compile:
+            self.loss.compile()
 
-    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:  # noqa: D102
-        terms = self.descend(self.loss, batches[0].in_format(self.format), progress, share)
+    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
+        if self.config.compile:
+            progress = torch.full((), float(progress), device=self.device)
+        batch = self.objective.prepare(batches[0]).in_format(self.format)
+        terms = self.descend(self.loss, batch, progress, share)
         return {name: value[None] for name, value in terms.items()}
 
     def clip(self, largest: float) -> None:  # noqa: D102

@@ -11,7 +11,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.optim import trained_parameters
-from lt_pipeline.learning.engine.protocol import Learner
+from lt_pipeline.learning.engine.protocol import Learner, Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Step, Terms
 from lt_pipeline.learning.transforms.mix import Mixed
@@ -40,7 +40,7 @@ class Vmapped(Step):
         self.learning = {name: self.stacked[name].requires_grad_() for name in learning}
         super().__init__(method, self.stacked, stage, config, device)
 
-    def gradients(self, batches: Sequence[Batch], progress: float, share: float) -> Terms:  # noqa: D102
+    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
         return self.descend(self._terms, _stacked(batches), progress, share)
 
     def clip(self, largest: float) -> None:  # noqa: D102
@@ -63,7 +63,7 @@ class Vmapped(Step):
                 for name, tensor in self.own.items():
                     tensor.data = before[name]
 
-    def _terms(self, batch: Mapping[str, Any], progress: float) -> Terms:
+    def _terms(self, batch: Mapping[str, Any], progress: Progress) -> Terms:
         """Return the loss terms, each ``[K]``, of ``batch``, whose tensors are ``[K, B, ...]``."""
 
         def one(changed: Mapping[str, Tensor], part: Mapping[str, Any]) -> Terms:

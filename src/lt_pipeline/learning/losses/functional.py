@@ -154,11 +154,13 @@ def check_counts(class_counts: Tensor) -> None:
 def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels ``[B]`` on the CPU that name no class; on a GPU this would be a wait a step.
 
-    Under ``torch.vmap`` labels have no values to look at, and pass.
+    Under ``torch.vmap`` and in a compiled step labels have no values to look at, and pass.
 
     Raises:
         ValueError: naming the range.
     """
+    if torch.compiler.is_compiling():
+        return
     batched = torch._C._functorch.is_batchedtensor(labels)
     if labels.device.type != "cpu" or batched or not len(labels):
         return

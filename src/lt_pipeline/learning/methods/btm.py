@@ -21,6 +21,7 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig, instance_balanced
 from lt_pipeline.learning.data.subsets import Short, Subset
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Recipe, Stage
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses.binary import bce
@@ -342,7 +343,7 @@ class CrossEntropy(Part):
         super().__init__(method)
         self.mixed = mixed
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the mean over a batch.
 
         Raises:

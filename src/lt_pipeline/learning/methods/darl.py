@@ -16,6 +16,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.samplers import class_balanced
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses import ambiguity as losses
 from lt_pipeline.learning.losses.ambiguity import Ambiguity
@@ -98,12 +99,25 @@ class DARL(LGLA):
         """Return one stage, whose batches come in pairs where a balanced draw is needed."""
         return (Stage("train", pair=class_balanced if options.draws_pairs else None),)
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return every expert's loss, the mean over all images of the step (equations 3, 7, 9).
+    def prepare(self, batch: Batch) -> Batch:
+        """Return ``batch`` with the mixtures of its images and their pairs, unless it has them.
 
         Raises:
-            ValueError: if the batch brings no pair and a balanced draw is needed.
+            ValueError: if it brings no pair and a balanced draw is needed.
         """
+        if batch.mixed is not None:
+            return batch
+        images, labels, pair, mixed = batch.images, batch.labels, batch.pair, self._sizes(batch)[2]
+        if pair is None and self.options.draws_pairs:
+            raise ValueError("DARL's batches must bring a balanced pair, but this one has none")
+        other = (images.roll(1, 0), labels.roll(1, 0))
+        if pair is not None and self.options.pairs == "balanced":
+            other = (pair.images, pair.labels)
+        made = self._mixture((images[:mixed], labels[:mixed]), (other[0][:mixed], other[1][:mixed]))
+        return batch._replace(mixed=made)
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Return every expert's loss, the mean over all images of the step (equations 3, 7, 9)."""
         plain, labels, mixed = self._parts(batch)
         own, cut = self._sizes(batch)[0], len(labels)
         logits = at_least_float32(self.net(torch.cat([plain.float(), mixed.images])))  # [N, K, C]
@@ -164,23 +178,13 @@ class DARL(LGLA):
 
     def _parts(self, batch: Batch) -> tuple[Tensor, Tensor, Mixed]:
         """Return the images of one class uint8 ``[P, ...]``, their labels, and the mixtures."""
-        own, balanced, mixed = self._sizes(batch)
-        images, labels, pair = batch.images, batch.labels, batch.pair
-        if pair is None and self.options.draws_pairs:
-            raise ValueError("DARL's batches must bring a balanced pair, but this one has none")
-        other = (images.roll(1, 0), labels.roll(1, 0))
-        if pair is not None and self.options.pairs == "balanced":
-            other = (pair.images, pair.labels)
-        found = self._mixture(
-            (images[:mixed], labels[:mixed]), (other[0][:mixed], other[1][:mixed])
-        )
-        if pair is None:
-            return images[:own], labels[:own], found
-        return (
-            torch.cat([images[:own], pair.images[:balanced]]),
-            torch.cat([labels[:own], pair.labels[:balanced]]),
-            found,
-        )
+        batch = self.prepare(batch)
+        own, balanced, _ = self._sizes(batch)
+        images, labels, pair = batch.images[:own], batch.labels[:own], batch.pair
+        if pair is not None:
+            images = torch.cat([images, pair.images[:balanced]])
+            labels = torch.cat([labels, pair.labels[:balanced]])
+        return images, labels, batch.mixtures
 
     def _mixture(self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Mixed:
         if not len(one[0]):

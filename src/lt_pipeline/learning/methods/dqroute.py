@@ -18,6 +18,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.learning.losses import routing
 from lt_pipeline.learning.losses.criteria import weighted
@@ -186,7 +187,7 @@ class DQRoute(ExpertMethod):
         self.effective_history[moment:] = self.difficulty.effective_classes
         self.correlation_history[moment:] = self.difficulty.size_correlation.value
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return L_cls (equation 10) and lambda_OOD L_OOD (equations 7 to 9)."""
         features = self.net.features(batch.images)
         logits: Tensor = at_least_float32(self.net.head(features))

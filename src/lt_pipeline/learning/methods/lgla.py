@@ -16,6 +16,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group, by_group_and_all
 from lt_pipeline.learning.losses import local_global as losses
 from lt_pipeline.learning.losses.ambiguity import energy
@@ -97,7 +98,7 @@ class LGLA(ExpertMethod):
         super().start_epoch(epoch, epochs)
         self.snapshot = round(epoch / epochs * (SNAPSHOTS - 1))
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return every expert's loss."""
         logits = at_least_float32(self.net(batch.images))  # [B, K, C]
         energies = energy(logits, self.options.tau).mean(1)

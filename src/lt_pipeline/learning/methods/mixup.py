@@ -11,6 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.methods.families.options import MethodOptions
@@ -57,7 +58,7 @@ class Mixup(Method):
         """Return one stage of mixed batches."""
         return (Stage("train", mix=options.mix),)
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the mean over the mixtures of either label's loss by its share.
 
         Raises:

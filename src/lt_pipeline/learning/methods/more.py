@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -23,6 +23,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import without_tf32
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import (
     changed_predictions,
     discrepancy_by_group,
@@ -89,13 +90,11 @@ class MoreOptions(MethodOptions):
         return True
 
 
-def schedule_weight(schedule: str, progress: float) -> float:
+def schedule_weight(schedule: str, progress: Progress) -> Progress:
     """Return alpha / A for ``progress`` = t / T: equation 5 and the two ablations of table 5."""
-    if schedule == "sin":
-        return math.sin(math.pi * progress)
-    if schedule == "cos":
-        return math.cos(math.pi * progress / 2)
-    return 1.0
+    of: Any = torch if isinstance(progress, Tensor) else math
+    angles = {"sin": math.pi * progress, "cos": math.pi * progress / 2}
+    return getattr(of, schedule)(angles[schedule]) if schedule in angles else 1.0
 
 
 def rebalancing_weight(longtail: LongTail, amplitude: float) -> Tensor:
@@ -192,7 +191,7 @@ class More(Method):
         for _, parameter in low_rank_parameters(self.net):
             parameter.requires_grad_(False)
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return L_base and alpha(t) * L_MORE (equations 3 to 6); ``progress`` is t / T."""
         outputs = self.outputs(batch)
         terms = self.criterion.terms(outputs, batch.labels)

@@ -19,6 +19,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import by_group_and_all
 from lt_pipeline.learning.losses import experts as losses
@@ -155,7 +156,7 @@ class RoutingDiverseExperts(ExpertMethod):
         self.tempered = epoch / epochs >= self.options.temperature_start
         self.router.requires_grad_(False).eval()
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the experts' terms."""
         return self._expert_terms(self.features_and_logits(batch.images)[1], batch.labels)
 
@@ -238,7 +239,7 @@ class Routing(Part):
 
     method: RoutingDiverseExperts
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the router's loss, whose gradient stops at what it sees of the experts."""
         features, logits = (part.detach() for part in self.method.features_and_logits(batch.images))
         gates = self.method.router(features, logits)

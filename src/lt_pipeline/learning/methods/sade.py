@@ -25,6 +25,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.engine.features import FeatureSet
 from lt_pipeline.learning.engine.predict import predict
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.evaluation.metrics.classification import confusion_matrix, report
 from lt_pipeline.learning.losses import experts as losses
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
@@ -148,7 +149,7 @@ class SelfSupervisedAggregation(ExpertMethod):
         self.register_buffer("skill_shift", shift.float())  # [3, C]
         self.skill_shift: Tensor
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the three experts' losses."""
         logits = at_least_float32(self.net(batch.images))  # [B, 3, C]
         margin = self.criterion.margin

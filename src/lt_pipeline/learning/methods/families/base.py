@@ -11,7 +11,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
-from lt_pipeline.learning.engine.protocol import Objective
+from lt_pipeline.learning.engine.protocol import Objective, Progress
 from lt_pipeline.learning.losses.criteria import Head, Outputs
 from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.methods.families.roles import Reported, Staged
@@ -102,7 +102,7 @@ class Method(Staged, Reported, Objective):
         by_view = features.view(1 + self.views, images, -1)
         return Outputs(self.net.head(by_view[0]), by_view, self.net.prototypes)
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return named terms; their sum is minimised and each is logged.
 
         ``progress`` is the share of the stage's steps that are done after this one, in (0, 1].

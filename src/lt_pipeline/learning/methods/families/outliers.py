@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import Outputs
 from lt_pipeline.learning.losses.functional import at_least_float32
@@ -79,7 +80,7 @@ class OutlierMethod(Method):
         both = at_least_float32(self.net(torch.cat([batch.images, batch.outliers])))
         return both[: len(batch.images)], both[len(batch.images) :]
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the criterion's terms and, from ``start`` on, that of the outliers."""
         if not self.exposed:
             return super().loss(batch, progress)
