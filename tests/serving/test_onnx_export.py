@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 from torch.export import Dim
 
 from lt_pipeline.learning import methods
+from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
+from lt_pipeline.learning.schema import UserError
 from lt_pipeline.serving import onnx_export
 from lt_pipeline.serving.export import Answer
 from lt_pipeline.serving.onnx_export import BATCHES, largest_difference, to_onnx
-from toys import toy_card, toy_images
+from toys import toy_card, toy_images, toy_labels
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -52,14 +56,51 @@ def test_onnx_answers_what_the_deployed_model_answers(name):
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [f"class {c}" for c in range(4)]
+    assert "thresholds" not in metadata
+
+
+def of_several():
+    """An experiment on images of several labels."""
+    images = toy_labels()
+    longtail = replace(LongTail.from_counts([90, 60, 40, 20], images.class_names), images=120)
+    config = ExperimentConfig.resolve("bce", {"model": {"backbone": "resnet8"}})
+    return Experiment(config, replace(toy_card(), longtail=longtail))
+
+
+class Catalog(dict):
+    """The catalog as the export asks it."""
+
+    exists, load = dict.__contains__, dict.__getitem__
+
+
+def test_labels_have_their_thresholds_in_the_metadata(tmp_path):
+    found = of_several()
+    method = found.build()
+    method.merge_for_inference()
+    catalog = Catalog({"bce.config": found.config, "data_card": found.card})
+    catalog |= {"bce.model": dict(method.state_dict()), "test_set": toy_labels()}
+    catalog["bce.onnx"] = tmp_path / "model.onnx"
+    with pytest.raises(UserError, match="bce has none yet: kedro run --pipelines=bce"):
+        onnx_export.export(catalog, "bce")
+    thresholds = [0.25, 0.5, 0.125, 0.75]
+    catalog["bce.metrics"] = {"thresholds": thresholds}
+    assert str(tmp_path) in onnx_export.export(catalog, "bce")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["thresholds"]) == thresholds
+    assert json.loads(told["class_names"]) == [f"class {c}" for c in range(4)]
+    (given, *_) = session.run(None, {"images": toy_labels().images[:5].numpy()})
+    with torch.no_grad():
+        wanted = method.eval().score(toy_labels().images[:5]).sigmoid()
+    np.testing.assert_allclose(given, wanted.numpy(), atol=1e-4)
 
 
 def test_a_model_that_answers_otherwise_is_refused(monkeypatch):
     method, images = finished("ce"), toy_images().images
     convert = onnx_export._convert
 
-    def spoilt(answer, example, class_names):
-        content = convert(answer, example, class_names)
+    def spoilt(answer, example, told):
+        content = convert(answer, example, told)
         with torch.no_grad():
             method.net.head.bias += torch.tensor([0.5, 0.0, 0.0, 0.0])
         return content

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,18 +47,21 @@ class Exported(NamedTuple):
     difference: float
 
 
-def to_onnx(method: Method, images: Tensor) -> Exported:
+def to_onnx(method: Method, images: Tensor, thresholds: Sequence[float] | None = None) -> Exported:
     """Return the finished ``method`` in ONNX, checked with uint8 ``images``.
 
     The input is ``images``, uint8 ``[N, channels, H, W]``, N free; outputs have the answers' names.
-    Class names are in the model's metadata.
+    Class names are in the model's metadata, and where images have several labels the probabilities
+    ``thresholds`` ``[C]`` from which on they are said.
 
     Raises:
         UserError: if ONNX Runtime answers otherwise, or the extra is not installed.
     """
     answer = Answer(method.cpu()).eval()
     try:
-        content = _convert(answer, images[: max(BATCHES)], method.card.longtail.class_names)
+        told = {"class_names": list(method.card.longtail.class_names)}
+        told |= {} if thresholds is None else {"thresholds": list(thresholds)}
+        content = _convert(answer, images[: max(BATCHES)], told)
         difference = largest_difference(content, answer, images)
     except ImportError as error:
         raise UserError(f"{EXTRA} ({error})") from None
@@ -70,7 +73,7 @@ def to_onnx(method: Method, images: Tensor) -> Exported:
     return Exported(content, difference)
 
 
-def _convert(answer: Answer, example: Tensor, class_names: Sequence[str]) -> bytes:
+def _convert(answer: Answer, example: Tensor, told: Mapping[str, list[Any]]) -> bytes:
     with torch.no_grad():
         names = list(answer(example))
     program = torch.onnx.export(
@@ -84,7 +87,7 @@ def _convert(answer: Answer, example: Tensor, class_names: Sequence[str]) -> byt
     )
     if program is None:
         raise UserError("PyTorch's exporter gave no ONNX model")
-    program.model.metadata_props["class_names"] = json.dumps(list(class_names))
+    program.model.metadata_props.update({name: json.dumps(own) for name, own in told.items()})
     return bytes(program.model_proto.SerializeToString())
 
 
@@ -122,7 +125,8 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
     experiment = Experiment(catalog.load(f"{method}.config"), catalog.load("data_card"))
     built = experiment.finished(catalog.load(f"{method}.model"), whole=True)
     test: Images = catalog.load("test_set")
-    exported = to_onnx(built, take(test, torch.arange(len(test))[: max(BATCHES)]))
+    some = take(test, torch.arange(len(test))[: max(BATCHES)])
+    exported = to_onnx(built, some, _thresholds(catalog, method, experiment))
     path: Path = catalog.load(f"{method}.onnx")
     with atomic_path(path) as temporary:
         temporary.write_bytes(exported.content)
@@ -131,6 +135,25 @@ def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
         f"{method} on {data}: {path} ({len(exported.content) / 2**20:.1f} MiB), at most "
         f"{exported.difference:.1g} from PyTorch's answers; {_log(catalog, method, path)}"
     )
+
+
+def _thresholds(
+    catalog: CatalogProtocol[Any, Any], method: str, experiment: Experiment
+) -> list[float] | None:
+    """Return what the evaluation chose, where images have several labels.
+
+    Raises:
+        UserError: if the model was not evaluated.
+    """
+    if not experiment.card.longtail.several:
+        return None
+    if not catalog.exists(f"{method}.metrics"):
+        raise UserError(
+            f"labels are said from thresholds on, and {method} has none yet: kedro run "
+            f"--pipelines={method} evaluates it"
+        )
+    found: list[float] = catalog.load(f"{method}.metrics")["thresholds"]
+    return found
 
 
 def _log(catalog: CatalogProtocol[Any, Any], method: str, path: Path) -> str:

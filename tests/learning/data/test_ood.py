@@ -60,6 +60,7 @@ def test_every_set_is_found_or_has_a_line_that_says_what_to_put_where(tmp_path):
     assert set(found) == set(AT_HAND)
     assert found.keys() | missing.keys() == set(ALL)
     assert missing.pop("cifar10") == "is the in-distribution source"
+    assert missing.pop("no_label") == "no test image is without a label"
     for line in missing.values():
         assert "\n" not in line
         assert "put" in line
@@ -70,7 +71,7 @@ def test_all_names_the_promised_sets():
     assert set(ALL) == {
         *AT_HAND, "cifar10", "cifar100", "fashion_mnist", "svhn", "textures", "places365",
         "tinyimagenet", "inaturalist", "lsun_crop", "lsun_resize", "textures10", "scenes",
-        "tinyimagenet_resize", "tinyimagenet_crop",
+        "tinyimagenet_resize", "tinyimagenet_crop", "no_label",
     }  # fmt: skip
 
 

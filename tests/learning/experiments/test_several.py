@@ -20,8 +20,9 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.data.samplers import SAMPLERS, SamplerConfig
 from lt_pipeline.learning.evaluation.diagnostics.logit_shift import changed_predictions, logit_shift
 from lt_pipeline.learning.experiments import evaluate as evaluating
-from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.config import EvaluationConfig, ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
+from lt_pipeline.learning.experiments.ood import evaluate_ood, summary_metrics
 from lt_pipeline.learning.experiments.run import (
     Start,
     draw_subsets,
@@ -160,6 +161,73 @@ def test_logistic_regression_solves_for_each_label(sets, tmp_path):
     residual = logits.sigmoid() - labels.double()
     gradient = residual.T @ features + weight
     assert gradient.abs().max() < 0.1
+
+
+# ---- images of no class
+
+
+def judged(sets, folder, caplog, **evaluation):
+    """Return the report of a trained method, its pictures and what was said."""
+    config = resolved("bce", epochs=8)
+    told = {"ood": ("uniform_noise", "no_label"), **evaluation}
+    config = config.model_copy(update={"evaluation": EvaluationConfig(**told)})
+    experiment = Experiment(config, card_of(sets.train))
+    made, _ = run_stages(experiment, experiment.stages, sets, folder, Store(folder))
+    weights, _ = finish(experiment, *sets[:3], made["train"])
+    with caplog.at_level("INFO"):
+        report, figures = evaluate_ood(experiment, weights, sets.train, sets.test, folder)
+    return experiment.finished(weights), report, figures
+
+
+def test_images_without_a_label_are_told_from_those_with_some(sets, tmp_path, caplog):
+    asked = ("odin", "energy", "msp", "max_logit", "knn", "react", "own", "vim")
+    told = {"detectors": asked, "detector": {"knn": 5}}
+    method, report, figures = judged(sets, tmp_path, caplog, **told)
+    assert "Left out, as they are of one label an image: odin, vim" in caplog.text
+    assert report["averaged_over"] == ["uniform_noise", "no_label"]
+    has = sets.test.labels.bool().any(1)
+    assert 0 < (~has).sum() < len(has)
+    with torch.no_grad():
+        logits = method.eval().score(sets.test.images).double()
+    wanted = {
+        "energy": logits.exp().log1p().sum(1),
+        "msp": logits.sigmoid().amax(1),
+        "max_logit": logits.amax(1),
+        "own": logits.sigmoid().amax(1),
+    }
+    for name, score in wanted.items():
+        inside, outside = score[has], score[~has]
+        area = (inside[:, None] > outside).double().mean()
+        area += (inside[:, None] == outside).double().mean() / 2
+        assert report["detectors"][name]["no_label"]["auroc"] == pytest.approx(
+            float(area), abs=1e-6
+        )
+    assert set(report["detectors"]) == {*asked} - {"odin", "vim"}
+    assert report["energy"]["no_label"] == pytest.approx(
+        -float(wanted["energy"][~has].mean()), 1e-4
+    )
+    found = summary_metrics(report)
+    assert {"auroc_many", "auroc_few"} < {*found["energy"]["mean"]}
+    assert set(figures) == {"detection.png", "groups.png"}
+    assert found["sets"] == 2
+
+
+def test_without_an_image_of_no_label_that_set_is_left_out(sets, tmp_path, caplog):
+    some = sets.test.labels.bool().any(1)
+    _, report, _ = judged(sets._replace(test=sets.test[some]), tmp_path, caplog)
+    assert report["averaged_over"] == ["uniform_noise"]
+    assert report["left_out"] == {"no_label": "no test image is without a label"}
+
+
+def test_detectors_of_one_label_alone_are_refused_in_a_line():
+    config = resolved("bce").model_copy(
+        update={"evaluation": EvaluationConfig(detectors=("odin", "vim"))}
+    )
+    with pytest.raises(
+        UserError, match="odin, vim rest on a softmax.*: choose among energy, max_l"
+    ):
+        config.check_data(MOSAICS)
+    config.model_copy(update={"evaluation": EvaluationConfig(ood=False)}).check_data(MOSAICS)
 
 
 # ---- which methods

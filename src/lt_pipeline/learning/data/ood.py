@@ -208,6 +208,16 @@ def _made(make: Callable[[Tensor, torch.Generator], Tensor]) -> OodSet:
     return images
 
 
+def _no_label(context: InDistribution) -> Tensor:
+    """Test images that have none of several labels."""
+    labels = context.test.labels.cpu()
+    without = (~labels.bool().any(1)).nonzero()[:, 0] if labels.ndim == 2 else labels[:0]
+    if not len(without):
+        raise MissingFileError("no test image is without a label")
+    index = without[subsample(len(without), context.limit, context.seed)]
+    return torch.cat(list(fetch_parts(context.test, index, MADE_AT_ONCE))).cpu()
+
+
 def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
     """Noise of mean 0.5 and standard deviation 0.5, the one of Hendrycks and Gimpel (2017)."""
     noise = torch.randn(images.shape, generator=generator)
@@ -250,6 +260,7 @@ OOD_SETS: dict[str, OodSet] = {
     "uniform_noise": _made(_uniform_noise),
     "permuted_pixels": _made(_permuted_pixels),
     "blurred": _made(_blurred),
+    "no_label": _no_label,
     "digits": _digits,
     **{name: partial(_from_files, loader) for name, loader in FILE_SETS.items()},
 }

@@ -1,7 +1,10 @@
 """Detectors of images that belong to no training class, by name; most are pytorch-ood's.
 
 Each judges a finished method from outside: by its scores, its logits, its features, or by how an
-image answers a small push (ODIN).
+image answers a small push (ODIN). Where images have several labels, those do that need no softmax
+and no one class of an image: the highest probability is of a sigmoid, and the energy the sum of the
+labels' own (JointEnergy: Wang et al., Can multi-label classification networks know what they don't
+know?, NeurIPS 2021, equation 7).
 """
 
 from __future__ import annotations
@@ -95,6 +98,16 @@ class DetectorContext(NamedTuple):
     train: ModelOutputs
     labels: Tensor
 
+    @property
+    def several(self) -> bool:
+        """Return whether images have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def known(self) -> Tensor:
+        """Return a number that is no class of none, ``[N]``, for libraries that leave such out."""
+        return torch.zeros(len(self.labels), dtype=torch.int64)
+
 
 def extract_outputs(
     method: Classifier, images: Pixels | Tensor, device: torch.device = CPU
@@ -120,15 +133,41 @@ def build_detectors(
     One's own network is a method as ``OwnNetwork``.
 
     Raises:
-        UserError: if there is no such detector, or it needs more training images than there are.
+        UserError: if there is no such detector, it needs more training images than there are, or
+            none of them is of several labels, which the images have.
     """
     for name in names:
         check_name(name)
+    if train.labels.ndim == 2:
+        names = of_several(names)
     method.to(device)
     fits = any(name in FITTED for name in names)
     seen = extract_outputs(method, train, device) if fits else NO_OUTPUTS
     fitting = DetectorContext(method, config or DetectorConfig(), device, seen, train.labels.cpu())
     return {name: DETECTORS[name](fitting) for name in names}
+
+
+def of_several(names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that say something of images with several labels.
+
+    Raises:
+        UserError: naming them, if none does.
+    """
+    found = [name for name in names if name in SEVERAL]
+    if not found:
+        raise UserError(
+            f"evaluation.detectors: {', '.join(names)} rest on a softmax or on the one class of an "
+            f"image, and images have several labels: choose among {', '.join(SEVERAL)}"
+        )
+    return found
+
+
+def joint_energy(logits: Tensor, temperature: float) -> Tensor:
+    """Return minus the sum over labels of T log(1 + exp(z_c / T)), ``[N]``: low inside.
+
+    ``logits`` z are ``[N, C]``.
+    """
+    return -temperature * torch.nn.functional.softplus(logits / temperature).sum(1)
 
 
 def check_name(name: str) -> None:
@@ -170,6 +209,8 @@ def _own(fitting: DetectorContext) -> Detector:
 
 
 def _msp(fitting: DetectorContext) -> Detector:
+    if fitting.several:
+        return lambda seen: seen.scores.double().sigmoid().amax(1)
     return lambda seen: -_library("MaxSoftmax").score(seen.scores.double())
 
 
@@ -209,7 +250,10 @@ def _of_logits(name: str) -> Callable[[DetectorContext], Detector]:
 
 def _energies(fitting: DetectorContext) -> Callable[[Tensor], Tensor]:
     """Return the function from logits ``[N, C]`` to energies ``[N]``, which are low inside."""
-    score, temperature = _library("EnergyBased").score, fitting.config.energy_temperature
+    temperature = fitting.config.energy_temperature
+    if fitting.several:
+        return lambda logits: joint_energy(logits.double(), temperature)
+    score = _library("EnergyBased").score
     return lambda logits: score(logits.double(), temperature)
 
 
@@ -221,7 +265,7 @@ def _energy(fitting: DetectorContext) -> Detector:
 def _knn(fitting: DetectorContext) -> Detector:
     check_neighbours("knn", fitting.config, len(fitting.labels))
     found = _library("KNN")(None, fitting.config.knn)
-    found.fit_features(_flat(fitting.train.features), fitting.labels)
+    found.fit_features(_flat(fitting.train.features), fitting.known)
     return lambda seen: -found.predict_features(_flat(seen.features))
 
 
@@ -270,7 +314,7 @@ def _react(fitting: DetectorContext) -> Detector:
         lambda features: predict(method, method.classify, features, device=device),
         percentile=fitting.config.react_percentile,
         detector=_energies(fitting),
-    ).fit_feature_maps(fitting.train.features, fitting.labels)
+    ).fit_feature_maps(fitting.train.features, fitting.known)
     return lambda seen: -found.predict_feature_maps(seen.features)
 
 
@@ -362,4 +406,6 @@ DETECTORS: dict[str, Callable[[DetectorContext], Detector]] = {
     "mahalanobis": _mahalanobis,
     "relative_mahalanobis": _relative_mahalanobis,
 }
+# those that are of several labels, too
+SEVERAL = ("energy", "max_logit", "msp", "knn", "react", "own")
 FITTED = ("knn", "nnguide", "vim", "react", "mahalanobis", "relative_mahalanobis")

@@ -35,6 +35,7 @@ from lt_pipeline.learning.evaluation.detectors import (
     check_dimensions,
     check_name,
     check_neighbours,
+    of_several,
 )
 from lt_pipeline.learning.experiments.renamed import renamed_config
 from lt_pipeline.learning.methods.families.base import Method
@@ -281,7 +282,8 @@ class ExperimentConfig(Config):
             with_frozen(method, stage, own)
             if not stage.subset:
                 steps_of(stage, images, own.batch_size)
-        for name in self.evaluation.detectors if self.evaluation.ood_names else ():
+        detectors = self.evaluation.detectors if self.evaluation.ood_names else ()
+        for name in of_several(detectors) if detectors and card.longtail.several else detectors:
             check_neighbours(name, self.evaluation.detector, images)
             if name == "vim":
                 features = method.net.prototypes.numel() // card.longtail.classes

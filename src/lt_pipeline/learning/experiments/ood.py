@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from lt_pipeline.learning.evaluation.detectors import (
     ModelOutputs,
     build_detectors,
     extract_outputs,
+    joint_energy,
     linear_readout,
+    of_several,
 )
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict
 from lt_pipeline.learning.evaluation.diagnostics.embedding import sample_by_group, tsne
@@ -37,7 +40,6 @@ LOGGER = logging.getLogger(__name__)
 Values = dict[str, Any]
 # Gradients are compared of this many images a group, with as many of every OOD set.
 COMPARED = 200
-SEVERAL = "detectors are of a softmax, and images have several labels"
 # Conflicts of the report, and what the headline calls their cosines.
 CONFLICTS = {"conflict": "gradient_cosine", "conflict_adjusted": "gradient_cosine_adjusted"}
 
@@ -67,10 +69,6 @@ def examine(
 ) -> Values:
     """Return the report of ``evaluate_ood``, all that its pictures are drawn from."""
     found, method = experiment.config, experiment.finished(model, whole=True)
-    if method.card.longtail.several:
-        LOGGER.info("Images of no class are not looked at: %s", SEVERAL)
-        why = dict.fromkeys(found.evaluation.ood_names, SEVERAL)
-        return {"left_out": why, "averaged_over": []}
     sets, left_out = _sets(found, method, test, raw_folder)
     for name, reason in left_out.items():
         LOGGER.info("OOD set %s is left out: %s", name, reason)
@@ -78,8 +76,13 @@ def examine(
         return {"left_out": left_out, "averaged_over": []}
     device = experiment.device
     method.to(device)
+    if method.card.longtail.several:
+        test = test[test.labels.bool().any(1)]  # one without a label is of no class itself
     inside = extract_outputs(method, test, device)
     outside = {name: extract_outputs(method, images, device) for name, images in sets.items()}
+    which = {"averaged_over": list(sets), "left_out": left_out}
+    if method.card.longtail.several:
+        return {**_of_several(found, method, train, inside, outside, test), **which}
     mixed = Mixtures(test, found.seed)
     mixed_outputs = extract_outputs(method, mixed, device)
     report = _detect(found, method, train, inside, outside, test)
@@ -88,12 +91,35 @@ def examine(
     return {
         "detectors": report,
         "paper_means": {name: _paper_means(of) for name, of in report.items()},
-        "energy": _energies(inside, outside, mixed_outputs, test, method),
+        "energy": _energies(energy, inside, {"mixed": mixed_outputs, **outside}, test, method),
         "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
         "conflict_adjusted": _conflict(*seen, log_prior),
         "embedding": _embedding(found, method, inside, outside, mixed_outputs, test),
-        "averaged_over": list(sets),
-        "left_out": left_out,
+        **which,
+    }
+
+
+def _of_several(
+    config: ExperimentConfig,
+    method: Method,
+    train: Images,
+    inside: ModelOutputs,
+    outside: dict[str, ModelOutputs],
+    test: Images,
+) -> Values:
+    """Return the report of images with several labels.
+
+    Without gradients, which are those of a cross-entropy, and mixtures, whose share is of one label
+    each.
+    """
+    asked, kept = config.evaluation.detectors, of_several(config.evaluation.detectors)
+    if others := [name for name in asked if name not in kept]:
+        LOGGER.info("Left out, as they are of one label an image: %s", ", ".join(others))
+    report = _detect(config, method, train, inside, outside, test)
+    return {
+        "detectors": report,
+        "paper_means": {name: _paper_means(of) for name, of in report.items()},
+        "energy": _energies(joint_energy, inside, outside, test, method),
     }
 
 
@@ -107,13 +133,12 @@ def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
     drawn = {
         "detection": figures.ood_by_set(detectors, title),
         "groups": figures.ood_by_group(detectors[first], first, title),
-        "conflict": figures.conflict(report["conflict"], title),
-        "conflict_adjusted": figures.conflict(
-            report["conflict_adjusted"], f"{title}, adjusted logits"
-        ),
     }
-    plane = report["embedding"]
-    if plane:
+    if "conflict" in report:
+        adjusted = report["conflict_adjusted"], f"{title}, adjusted logits"
+        drawn["conflict"] = figures.conflict(report["conflict"], title)
+        drawn["conflict_adjusted"] = figures.conflict(*adjusted)
+    if plane := report.get("embedding"):
         outside, mixed = (
             {name: torch.tensor(points) for name, points in plane[key].items()}
             for key in ("outside", "mixed")
@@ -142,7 +167,8 @@ def summary_metrics(report: Values) -> Values:
         for name, sets in report["detectors"].items()
     }
     for key, shown_as in CONFLICTS.items():
-        shown[shown_as] = {name: found["cosine"]["all"] for name, found in report[key].items()}
+        of_sets = report.get(key, {}).items()
+        shown[shown_as] = {name: found["cosine"]["all"] for name, found in of_sets}
     return {**shown, "sets": len(report["averaged_over"])}
 
 
@@ -210,18 +236,16 @@ def _some(features: Tensor, count: int) -> Tensor:
 
 
 def _energies(
+    energies: Callable[[Tensor, float], Tensor],
     inside: ModelOutputs,
-    outside: dict[str, ModelOutputs],
-    mixed_outputs: ModelOutputs,
+    others: dict[str, ModelOutputs],
     test: Images,
     method: Method,
 ) -> dict[str, float]:
-    """Return mean energies at temperature 1, of the test images by group."""
-    own = energy(inside.logits, 1.0)
+    """Return mean ``energies`` at temperature 1, of the test images by group."""
     return {
-        **by_group(own, test.labels.cpu(), method.card.longtail),
-        "mixed": float(energy(mixed_outputs.logits, 1.0).mean()),
-        **{name: float(energy(seen.logits, 1.0).mean()) for name, seen in outside.items()},
+        **by_group(energies(inside.logits, 1.0), test.labels.cpu(), method.card.longtail),
+        **{name: float(energies(seen.logits, 1.0).mean()) for name, seen in others.items()},
     }
 
 
