@@ -59,7 +59,7 @@ def to_onnx(method: Method, images: Tensor, thresholds: Sequence[float] | None =
     """
     answer = Answer(method.cpu()).eval()
     try:
-        told = {"class_names": list(method.card.longtail.class_names)}
+        told: dict[str, list[Any]] = {"class_names": list(method.card.longtail.class_names)}
         told |= {} if thresholds is None else {"thresholds": list(thresholds)}
         content = _convert(answer, images[: max(BATCHES)], told)
         difference = largest_difference(content, answer, images)
