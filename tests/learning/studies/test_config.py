@@ -87,6 +87,19 @@ def test_an_arm_goes_over_its_methods_own_block():
     assert found["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
 
 
+def test_all_arms_are_judged_as_the_study_says_and_otherwise_as_usual():
+    found = parameters()
+    found["evaluation"]["landscape"]["seed"] = 3
+    told = {"title": "t", "arms": ARMS, "evaluation": {"landscape": {"images": 4}}}
+    for one in StudyConfig.read(told, "studies.s").experiments(found).values():
+        how = one.evaluation.landscape
+        assert (how.images, how.seed) == (4, 3)
+    assert found["evaluation"]["landscape"]["images"] == 0, "the parameters stay as they are"
+    wrong = StudyConfig.read({**told, "evaluation": {"lanscape": {}}}, "studies.s")
+    with pytest.raises(ValueError, match="arm 'a': evaluation: unknown parameter 'lanscape'"):
+        wrong.experiments(found)
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [

@@ -35,7 +35,7 @@ def landscape_by_class(table: pd.DataFrame, longtail: LongTail, title: str) -> F
         axes.set_yscale("log")
         if sizes.min() > 0:
             ratio = f"largest / smallest: {sizes.max() / sizes.min():.3g}"
-            axes.set_title(ratio, loc="right", fontsize=9)
+            axes.set_title(ratio, loc="left", fontsize=9)
         axes.set_ylabel(label)
         class_axis(axes, longtail)
     figure.legend(*axes.get_legend_handles_labels(), loc="upper right", ncols=3, frameon=False)
