@@ -3,8 +3,8 @@
     python benchmarks/step_ops.py --env cifar100_lt --out FILE.csv
 
 Counted on a CPU, below autograd, of a method's first stage on images of noise, in the numbers that
-the environment has: forward, backward and the optimizer, which is fused, as on a GPU. Where not
-told otherwise, in bfloat16, as there.
+the environment has: forward, backward and the optimizer. What goes another way on a GPU goes so
+here (augmentation, checks of labels, the fused optimizer); unless told it is in bfloat16, as there.
 
 ``operations`` are all calls; ``launches`` those that compute something, no views and no empty
 tensors: about the kernels of a GPU. ``waits`` read a value or a size back from the device, as
@@ -18,13 +18,15 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PROJECT = Path(__file__).parents[1]
@@ -44,6 +46,7 @@ from lt_pipeline.learning.experiments.config import (  # noqa: E402
 )
 from lt_pipeline.learning.experiments.experiment import Sets  # noqa: E402
 from lt_pipeline.learning.losses import functional, margins  # noqa: E402
+from lt_pipeline.learning.transforms import views  # noqa: E402
 from variants import Variant, parameters  # noqa: E402
 
 # what gives no values: memory only, or other names of it
@@ -105,40 +108,60 @@ def of_step(training: Training) -> dict[str, Any]:
     (batch,) = training.batches(1)
     # of some images: what is called does not depend on how many
     (few,), _ = next(parts([batch], max(len(batch.labels) // IMAGES, 1)))
-    with without_checks():
+    with as_on_a_gpu():
         training.taken([few], 0.5)
         with Calls() as made:
             training.taken([few], 0.5)
-    return {**made.count, "waits_of": " ".join(f"{n}:{k}" for n, k in sorted(made.waits.items()))}
+    return {**made.count, "waits_of": named(made.waits)}
 
 
-def of_input(training: Training) -> dict[str, float]:
-    """Return what an epoch's batches call, a step's share."""
-    with Calls() as made:
+def named(waits: Counter[str]) -> str:
+    """Return which they are, as in ``nonzero:2``."""
+    return " ".join(f"{name}:{count}" for name, count in sorted(waits.items()))
+
+
+def of_input(training: Training) -> dict[str, Any]:
+    """Return what an epoch's batches call, a step's share, where tables are there already."""
+    next(training.batches(1))
+    with as_on_a_gpu(), Calls() as made:
         steps = sum(1 for _ in training.stream.epoch(0.0))
-    return {f"input_{name}": round(count / steps, 1) for name, count in made.count.items()}
+    shares = {f"input_{name}": round(count / steps, 1) for name, count in made.count.items()}
+    return {**shares, "input_waits_of": named(made.waits)}
 
 
 @contextmanager
-def without_checks() -> Iterator[None]:
-    """Leave out what looks at labels on a CPU only."""
-    kept = functional.check_labels
-    try:
-        functional.check_labels = margins.check_labels = lambda labels, classes: None
+def as_on_a_gpu() -> Iterator[None]:
+    """Take the ways inside that the code, and PyTorch, go on a GPU only."""
+    with ExitStack() as stack:
+        for module, name, there in (
+            # labels are looked at on a CPU
+            (functional, "check_labels", lambda labels, classes: None),
+            (margins, "check_labels", lambda labels, classes: None),
+            (F, "one_hot", _one_hot),
+            # each augmentation has its own images on a CPU, and all of them elsewhere
+            (views, "by_group", views.by_mask),
+            (views, "SMALL", views.LARGE),
+        ):
+            stack.enter_context(patch.object(module, name, there))
         yield
-    finally:
-        functional.check_labels = margins.check_labels = kept
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    found = labels.new_zeros(*labels.shape, num_classes)
+    return found.scatter_(-1, labels.unsqueeze(-1), 1)
 
 
 def rows(environment: str, asked: list[str], changes: list[str]) -> pd.DataFrame:
     """Return a row a method, or variant of one."""
     base = parameters(environment, ["training.precision=bfloat16", "device=cpu", *changes])
-    data, inputs, found = noise(base), dict[Any, dict[str, float]](), list[dict[str, Any]]()
+    data, inputs, found = noise(base), dict[Any, dict[str, Any]](), list[dict[str, Any]]()
     for variant in asked:
         label, method, own = Variant.parse(variant)
         torch.manual_seed(0)
         training = Training(ExperimentConfig.resolve(method, updated(base, own)), data)
         stage, how = training.stream.stage, training.config
+        if not stage.trains:
+            continue
         # methods that see alike images are not counted anew
         key = repr((stage.pair, stage.mix, stage.outliers, training.stream.views, how.augment))
         if key not in inputs:
