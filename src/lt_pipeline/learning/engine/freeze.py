@@ -30,6 +30,11 @@ def with_frozen(method: Learner, stage: Stage, config: TrainingConfig) -> Stage:
         *_frozen(method, config),
         *(_batchnorm(method) if config.freeze_batchnorm else ()),
     )
+    if not any(True for _ in trained_parameters(method, stage)):
+        raise UserError(
+            f"nothing learns in stage {stage.name!r}: a head that is text does not; set model.head "
+            f"to cosine, and head_init to text"
+        )
     if not names:
         return stage
     frozen = replace(stage, frozen=(*stage.frozen, *names))

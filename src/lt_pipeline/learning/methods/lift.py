@@ -23,9 +23,10 @@ from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.methods.families.options import MethodOptions
 from lt_pipeline.learning.models.backbones import Features
 from lt_pipeline.learning.models.heads import l2_normalize
-from lt_pipeline.learning.models.network import Network, parameter_count, resized
+from lt_pipeline.learning.models.network import Network, parameter_count
 from lt_pipeline.learning.models.weights import NONE
 from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.transforms.resize import resized
 
 
 class LiftOptions(MethodOptions):

@@ -14,6 +14,7 @@ from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses.criteria import CrossEntropyConfig
 from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.methods.families.options import MethodOptions
+from lt_pipeline.learning.models.network import Network
 from lt_pipeline.learning.schema import UserError
 
 # of a class that had no image to learn from: it is never the answer
@@ -73,6 +74,16 @@ class LogisticRegression(Method):
     def stages(cls, options: Any) -> tuple[Stage, ...]:
         """Return the one stage, which has no gradients."""
         return (Stage("fit", step="fit"),)
+
+    def build(self) -> Network:
+        """Return the network.
+
+        Raises:
+            UserError: if its head does not learn.
+        """
+        if self.model.head == "text":
+            raise UserError("logistic regression is a linear head: set model.head = linear")
+        return super().build()
 
     @torch.no_grad()
     def fit(

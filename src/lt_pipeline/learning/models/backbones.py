@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lt_pipeline.learning.models.clip import CLIP, ClipBackbone, check_clip
 from lt_pipeline.learning.models.resnet_cifar import CifarResNet
 from lt_pipeline.learning.models.weights import (
     DEFAULT,
@@ -40,9 +41,9 @@ FEATURES = "features:"
 def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Module:
     """Return the backbone ``name``; it maps ``[B, channels, H, W]`` to ``[B, net.features]``.
 
-    Besides ``BACKBONES`` any name that timm knows. ``weights`` are ``none``, ``default`` (the
-    library's own), or what ``load_weights`` takes; ``net.pixels`` is how they want images, None
-    without.
+    Besides ``BACKBONES`` any name that timm knows, or, behind ``clip:``, open_clip. ``weights`` are
+    ``none``, ``default`` (the library's own), or what ``load_weights`` takes; ``net.pixels`` is how
+    they want images, None without.
 
     Raises:
         UserError: for an unknown name, or weights that do not exist for the name or ``channels``.
@@ -56,9 +57,11 @@ def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Modu
         net = CifarResNet(CIFAR_DEPTHS[name], channels)
     elif name in LARGE:
         net = _torchvision(LARGE[name], channels, weights == DEFAULT)
+    elif name.startswith(CLIP):
+        net = ClipBackbone(name, weights)
     else:
         net = TimmBackbone(name, channels, weights == DEFAULT)
-    if is_own(weights):
+    if is_own(weights) and not isinstance(net, ClipBackbone):
         load_weights(net.net if isinstance(net, TimmBackbone) else net, weights)
     net.pixels = None if weights == NONE else Pixels(*getattr(net, "wants", IMAGENET))
     found: nn.Module = net
@@ -87,12 +90,14 @@ class Features(nn.Module):
 
 
 def check_backbone(name: str) -> None:
-    """Refuse a name that neither this package nor timm, where it is installed, knows.
+    """Refuse a name that neither this package nor timm or open_clip, where installed, know.
 
     Raises:
         UserError: with the nearest.
     """
-    if name in BACKBONES:
+    if name.startswith(CLIP):
+        check_clip(name)
+    if name in BACKBONES or name.startswith(CLIP):
         return
     known = _timm_names()
     if name.split(".")[0] not in known:
@@ -115,6 +120,8 @@ def check_weights(name: str, channels: int, weights: str) -> None:
             f"model.weights=default needs one of {', '.join(LARGE)} or timm's: {name} has no "
             f"public weights"
         )
+    if name.startswith(CLIP) and channels != 3:
+        raise UserError(f"model.backbone={name} needs images with 3 channels, not {channels}")
     if weights != NONE and channels != 3:
         raise UserError(f"model.weights needs images with 3 channels, but they have {channels}")
 

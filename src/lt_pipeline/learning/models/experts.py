@@ -20,6 +20,7 @@ from lt_pipeline.learning.models.backbones import (
     TimmBackbone,
     build_backbone,
 )
+from lt_pipeline.learning.models.clip import ClipBackbone
 from lt_pipeline.learning.models.heads import HEADS, HeadInit, l2_normalize, start_kaiming
 from lt_pipeline.learning.models.network import ModelConfig, Network, build_network
 from lt_pipeline.learning.models.resnet_cifar import WIDTHS, BasicBlock, CifarResNet
@@ -211,11 +212,7 @@ def build_expert_network(
         raise UserError(f"experts must be >= 1, but got {experts}")
     if shared not in get_args(Shared):
         raise UserError(unknown("shared part", shared, get_args(Shared)))
-    if shared != "all" and config.adapter.name != "none":
-        raise UserError(
-            f"model.adapter.name={config.adapter.name} freezes what experts have of their own: set "
-            f"the method's option shared to all, or the adapter to none"
-        )
+    _check_parts(config, shared)
     plain = build_network(config, classes=classes, channels=channels, mean=mean, std=std)
     backbone: Any
     if shared == "all":
@@ -227,7 +224,7 @@ def build_expert_network(
             "training.features=cached leaves experts no part of their own: set the method's "
             "option shared to all, or training.features to none"
         )
-    elif isinstance(plain.backbone, TimmBackbone):
+    elif isinstance(plain.backbone, TimmBackbone | ClipBackbone):
         raise UserError(
             f"experts of {config.backbone} cannot share a part of it: set the method's option "
             f"shared to all, or model.backbone to one of {', '.join(BACKBONES)}"
@@ -241,6 +238,18 @@ def build_expert_network(
         config.head, experts, backbone.features, classes, config.scale, config.head_init
     )
     return Network(plain.normalize, backbone, head)
+
+
+def _check_parts(config: ModelConfig, shared: Shared) -> None:
+    if shared != "all" and config.adapter.name != "none":
+        raise UserError(
+            f"model.adapter.name={config.adapter.name} freezes what experts have of their own: set "
+            f"the method's option shared to all, or the adapter to none"
+        )
+    if config.of_texts:
+        raise UserError(
+            "experts read no texts: set model.head to linear or cosine, and head_init to uniform"
+        )
 
 
 def _stage(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lt_pipeline.learning.schema import UserError, unknown
 
 HEADS = ("linear", "cosine")
-HeadInit = Literal["uniform", "kaiming"]
+HeadInit = Literal["uniform", "kaiming", "text"]
 
 
 class CosineHead(nn.Module):
@@ -36,6 +36,28 @@ class CosineHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of ``features`` ``[B, F]``."""
         return self.scale * self.cosines(features)
+
+
+class TextHead(nn.Module):
+    """Logits s * cos(features, t_c) + b, of class embeddings t_c that do not learn, as CLIP's.
+
+    All of it are buffers; b is 0 for CLIP itself.
+    """
+
+    def __init__(self, embeddings: Tensor, scale: float, bias: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", l2_normalize(embeddings))
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("bias", torch.tensor(bias))
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of ``features`` ``[B, F]``, in float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            cosines = F.linear(l2_normalize(features), l2_normalize(self.weight))
+        return self.scale * cosines + self.bias
 
 
 def build_head(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lt_pipeline.learning.models.adapters import (
     AdapterConfig,
@@ -24,39 +23,73 @@ from lt_pipeline.learning.models.backbones import (
     check_backbone,
     width_of,
 )
-from lt_pipeline.learning.models.heads import HeadInit, build_head
+from lt_pipeline.learning.models.clip import CLIP, TEMPLATES, ClipBackbone
+from lt_pipeline.learning.models.heads import CosineHead, HeadInit, TextHead, build_head
 from lt_pipeline.learning.models.weights import NONE
-from lt_pipeline.learning.schema import Config
+from lt_pipeline.learning.schema import Config, UserError
+from lt_pipeline.learning.transforms.resize import resized
 
 
 class ModelConfig(Config):
     """Which network; ``scale`` is the cosine head's s.
 
-    ``backbone`` is a name of ours or of timm's. ``weights`` are what it starts from: ``none``, the
-    library's own (``default``), a file, or an installed package; images are then normalised as
-    those want them.
+    ``backbone`` is a name of ours, of timm's, or, behind ``clip:``, of open_clip's. ``weights`` are
+    what it starts from: ``none``, the library's own (``default``), a file, or an installed package;
+    images are then normalised as those want them.
     ``head_init`` is how a linear head's weights start: ``uniform`` as torch's, or ``kaiming`` as in
     the released codes of LDAM's family, 2.4 times as large. Cosine heads start at unit length.
     ``resize`` is the width and height in pixels that the backbone has images at, however large they
     are kept and augmented; null is as they are. With an ``adapter`` the backbone is frozen, and
     what learns of it, in any method and stage, are small modules.
+    With CLIP's backbones the head can be ``text``: the embeddings of the classes' names in
+    ``templates``, which do not learn, with CLIP's own scale in place of s; or ``cosine`` and, where
+    ``head_init`` is ``text``, start there.
     """
 
     symbols: ClassVar[Mapping[str, str]] = {"s": "scale"}
 
     backbone: str = "resnet8"
-    head: Literal["linear", "cosine"] = "linear"
+    head: Literal["linear", "cosine", "text"] = "linear"
     head_init: HeadInit = "uniform"
     scale: PositiveFloat = 32.0
     weights: str = NONE
     resize: PositiveInt | None = None
     adapter: AdapterConfig = AdapterConfig()
+    templates: tuple[str, ...] = TEMPLATES
 
     @field_validator("backbone")
     @classmethod
     def _known(cls, name: str) -> str:
         check_backbone(name)
         return name
+
+    @field_validator("templates")
+    @classmethod
+    def _name_a_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise UserError(
+                f"must have one {{}} each, for the class, as in {TEMPLATES[0]!r}, but are "
+                f"{list(templates)}"
+            )
+        return templates
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> Self:
+        if self.head_init == "text" and self.head != "cosine":
+            raise UserError(
+                f"head_init=text is a cosine head's: set head to cosine, not {self.head}"
+            )
+        if self.of_texts and not self.backbone.startswith(CLIP):
+            raise UserError(
+                f"the embeddings of class names are CLIP's: set backbone to one of its, as "
+                f"{CLIP}RN50, or head and head_init to others than text, not {self.backbone}"
+            )
+        return self
+
+    @property
+    def of_texts(self) -> bool:
+        """Return whether the head is, or starts at, the embeddings of the classes' names."""
+        return "text" in (self.head, self.head_init)
 
 
 def on_features(model: ModelConfig) -> ModelConfig:
@@ -100,14 +133,6 @@ class Normalize(nn.Module):
         images = images.to(self.mean.dtype)
         images = images if self.size is None else resized(images, self.size)
         return (images - self.mean) / self.std
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Return float ``images`` ``[B, C, H, W]`` at ``size`` x ``size``, bilinearly."""
-    if images.shape[2:] == (size, size):
-        return images
-    smaller = size < min(images.shape[2:])
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=smaller)
 
 
 class Network(nn.Module):
@@ -177,8 +202,11 @@ def build_network(
     channels: int,
     mean: Sequence[float],
     std: Sequence[float],
+    names: Sequence[str] = (),
 ) -> Network:
     """Return the network of ``config``; ``mean`` and ``std`` are fractions of 1 by channel.
+
+    ``names`` are the classes', for heads that are made of texts.
 
     Weights that the backbone starts from have their own in place of those.
 
@@ -194,10 +222,34 @@ def build_network(
     add_adapters(backbone, config.adapter, classes, channels)
     mean, std = backbone.pixels or (mean, std)  # type: ignore[misc]
     width = int(backbone.features)  # type: ignore[arg-type]
-    head = build_head(config.head, width, classes, config.scale, config.head_init)
+    head = _head(config, backbone, width, classes, names)
     on_images = not isinstance(backbone, Features)
     normalize = Normalize(mean, std, config.resize) if on_images else nn.Identity()
     return Network(normalize, backbone, head)
+
+
+def _head(
+    config: ModelConfig, backbone: nn.Module, width: int, classes: int, names: Sequence[str]
+) -> nn.Module:
+    """Return the head of ``config``, and have CLIP's text encoder gone."""
+    if config.head == "text":
+        head: nn.Module = TextHead(*_read(config, backbone, names))
+    else:
+        head = build_head(config.head, width, classes, config.scale, config.head_init)
+    if isinstance(head, CosineHead) and config.head_init == "text":
+        with torch.no_grad():
+            head.weight.copy_(_read(config, backbone, names)[0])
+    if isinstance(backbone, ClipBackbone):
+        backbone.forget_texts()
+    return head
+
+
+def _read(
+    config: ModelConfig, backbone: nn.Module, names: Sequence[str]
+) -> tuple[Tensor, float, float]:
+    if not isinstance(backbone, ClipBackbone):
+        raise UserError("features have no texts: set model.head and head_init to others than text")
+    return backbone.read(names, config.templates)
 
 
 def parameter_count(module: nn.Module) -> int:

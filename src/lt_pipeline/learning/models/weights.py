@@ -47,7 +47,7 @@ def version_of(weights: str) -> str:
         MissingFileError: if they are not there.
     """
     if is_own(weights):
-        return sha256(_file(weights).read_bytes()).hexdigest()
+        return sha256(weights_file(weights).read_bytes()).hexdigest()
     libraries = [name for name in ("timm", "torchvision") if find_spec(name)]
     return " ".join([weights, *(f"{name} {version(name)}" for name in libraries)])
 
@@ -62,7 +62,7 @@ def load_weights(net: nn.Module, weights: str) -> None:
         MissingFileError: if there is no such file or package.
         UserError: if it is damaged, or does not fit: with how many names and shapes do.
     """
-    file = _file(weights)
+    file = weights_file(weights)
     read, own = _read(file), net.state_dict()
     named = {name: read[name] for name, tensor in own.items() if _same(read.get(name), tensor)}
     placed = dict(zip(own, read.values(), strict=False))
@@ -83,7 +83,7 @@ def _same(found: Tensor | None, wanted: Tensor) -> bool:
     return found is not None and found.shape == wanted.shape
 
 
-def _file(weights: str) -> Path:
+def weights_file(weights: str) -> Path:
     """Return the file that ``weights`` name."""
     path = Path(weights)
     if path.suffix in SUFFIXES:

@@ -70,6 +70,7 @@ class Method(Staged, Reported, Objective):
             channels=self.card.channels,
             mean=self.card.mean,
             std=self.card.std,
+            names=self.card.longtail.class_names,
         )
 
     @property
