@@ -245,6 +245,7 @@ OPTIONS = {
     "btm": {"branches": {"sets": 2, "epochs": 2, "batch_size": 8}},
     "dbm": {"variant": "bs"},
     "lgla": {"shared": "all"},
+    "lift": {"crops": 1},
     "mixup": {},
 }
 
