@@ -9,7 +9,8 @@ here (augmentation, checks of labels, the fused optimizer); unless told it is in
 ``operations`` are all calls; ``launches`` those that compute something, no views and no empty
 tensors: about the kernels of a GPU. ``waits`` read a value or a size back from the device, as
 ``.item()`` and ``nonzero()`` do, and ``constants`` make tensors of Python's numbers, a copy to the
-device each. Input is a batch as it is made for the step: images, augmentation and views.
+device each. Input is a batch as it is made for the step: images, augmentation and views. Methods
+whose first stage has no gradients (LIFT's class means, logistic regression) are left out.
 """
 
 from __future__ import annotations
