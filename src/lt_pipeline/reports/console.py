@@ -139,7 +139,8 @@ def print_comparison(
     metrics = shown("screen", summary)
     headings, rows = table_rows(summary, standing["beside_papers"], metrics, paired=paired)
     console.print(f"Methods on {card.config.title}: {card.config.test_set}, last epoch")
-    console.print("(mean ± standard deviation over seeds; of one run a bootstrap interval)")
+    single = "" if card.longtail.several else "; of one run a bootstrap interval"
+    console.print(f"(mean ± standard deviation over seeds{single})")
     if paired:
         console.print(f"({LEGEND})")
     console.print(screen.table(headings, rows))
