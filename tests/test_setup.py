@@ -184,7 +184,7 @@ def test_the_readmes_dag_is_the_pipelines():
     assert sorted(drawn) == sorted(wanted)
 
 
-def test_the_citation_is_valid_and_has_the_five_papers():
+def test_the_citation_is_valid_and_has_the_papers_of_all_figures():
     path = PROJECT / "CITATION.cff"
     done = check_schema("vendor.citation-file-format", path)
     assert done.returncode == 0, done.stdout + done.stderr

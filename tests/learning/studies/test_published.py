@@ -119,6 +119,7 @@ ENVIRONMENTS = {
     "DQRoute": ("cifar100_lt_dqroute", "cifar10_lt_dqroute"),
     "DARL": ("cifar100_lt_darl", "cifar10_lt_darl"),
     "BTM": ("cifar100_lt_btm",),
+    "LIFT": ("cifar100_lt_lift",),
 }
 
 
@@ -221,6 +222,7 @@ def rows_beside(entry, found):
         ("cifar100_lt_btm", "gml", ["BTM, table 9"]),
         ("miml_more", "bce", ["MORE, table 2"]),
         ("coco2014", "more", ["MORE, table 2"]),
+        ("cifar100_lt_lift", "lift", ["LIFT, table 4"]),
         # the recipe of another paper
         ("cifar10_lt", "ce", []),
         ("smoke", "more", []),
