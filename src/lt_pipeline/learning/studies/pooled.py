@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from lt_pipeline.learning.data.distribution import BETWEEN
 from lt_pipeline.learning.evaluation.metrics.intervals import Array, Interval, Outcomes, percentiles
 from lt_pipeline.learning.evaluation.metrics.label_intervals import Decisions
 from lt_pipeline.learning.schema import UserError
@@ -73,7 +74,7 @@ def _matrix(cells: pd.Series, classes: int) -> Array:
     found = np.zeros((len(cells), classes), dtype=bool)
     for row, cell in zip(found, cells, strict=True):
         # a column in which no cell has two is read as numbers
-        named = cell.split(";") if isinstance(cell, str) else [] if pd.isna(cell) else [cell]
+        named = cell.split(BETWEEN) if isinstance(cell, str) else [] if pd.isna(cell) else [cell]
         row[[int(label) for label in named if label != ""]] = True
     return found
 
