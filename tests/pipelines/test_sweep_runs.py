@@ -90,7 +90,7 @@ def test_the_run_that_began_a_sweep_ends_with_the_judgement_that_another_makes(t
     one.study.set_user_attr(PARENT, first)
     with mlflow.start_run() as second:
         one = sweep(tmp_path, 1)
-        best = {"value": 0.5, "to_start": 0, "running": 0}
+        best = {"value": 0.5, "metric": "validation/mean_recall", "to_start": 0, "running": 0}
         one.tracked.publish(one.study.trials_dataframe(), best, {})
         assert client.get_run(first).info.status == "RUNNING"
         publish_tested({})
