@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,50 +77,39 @@ def examine(
     device = experiment.device
     method.to(device)
     if method.card.longtail.several:
+        _say_left_out(found.evaluation.detectors)
         test = test[test.labels.bool().any(1)]  # one without a label is of no class itself
     inside = extract_outputs(method, test, device)
     outside = {name: extract_outputs(method, images, device) for name, images in sets.items()}
-    which = {"averaged_over": list(sets), "left_out": left_out}
+    report = _detect(found, method, train, inside, outside, test)
+    common = {
+        "detectors": report,
+        "paper_means": {name: _paper_means(of) for name, of in report.items()},
+        "averaged_over": list(sets),
+        "left_out": left_out,
+    }
     if method.card.longtail.several:
-        return {**_of_several(found, method, train, inside, outside, test), **which}
+        # gradients are those of a cross-entropy, and a mixture's share is of one label each
+        energies = _energies(joint_energy, inside, outside, test, method)
+        return {**common, "energy": energies}
     mixed = Mixtures(test, found.seed)
     mixed_outputs = extract_outputs(method, mixed, device)
-    report = _detect(found, method, train, inside, outside, test)
     seen = (method, inside, outside, (mixed, mixed_outputs), test, found.seed)
     log_prior = method.card.longtail.log_prior
     return {
-        "detectors": report,
-        "paper_means": {name: _paper_means(of) for name, of in report.items()},
+        **common,
         "energy": _energies(energy, inside, {"mixed": mixed_outputs, **outside}, test, method),
         "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
         "conflict_adjusted": _conflict(*seen, log_prior),
         "embedding": _embedding(found, method, inside, outside, mixed_outputs, test),
-        **which,
     }
 
 
-def _of_several(
-    config: ExperimentConfig,
-    method: Method,
-    train: Images,
-    inside: ModelOutputs,
-    outside: dict[str, ModelOutputs],
-    test: Images,
-) -> Values:
-    """Return the report of images with several labels.
-
-    Without gradients, which are those of a cross-entropy, and mixtures, whose share is of one label
-    each.
-    """
-    asked, kept = config.evaluation.detectors, of_several(config.evaluation.detectors)
+def _say_left_out(asked: Sequence[str]) -> None:
+    """Say which of the detectors that were ``asked`` for have no form for several labels."""
+    kept = of_several(asked)
     if others := [name for name in asked if name not in kept]:
         LOGGER.info("Left out, as they are of one label an image: %s", ", ".join(others))
-    report = _detect(config, method, train, inside, outside, test)
-    return {
-        "detectors": report,
-        "paper_means": {name: _paper_means(of) for name, of in report.items()},
-        "energy": _energies(joint_energy, inside, outside, test, method),
-    }
 
 
 def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
