@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lt_pipeline.io.one_session import check_alone
 from lt_pipeline.io.yaml_text import check_yaml
-from lt_pipeline.learning.experiments.renamed import RENAMED, renamed
+from lt_pipeline.learning.experiments.renamed import renamed
 from lt_pipeline.learning.schema import UserError, shown, unknown
 
 # the files whose blocks Kedro puts together
@@ -24,7 +25,14 @@ BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
 
 
 class _Composing(OmegaConfigLoader):
-    """Kedro's own, with recipes below an environment, and parameters by their former names, too."""
+    """Kedro's own, with recipes below an environment, and parameters by their former names, too.
+
+    Files of globals and parameters are read once.
+    """
+
+    def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
+        super().__init__(conf_source, env, **options)
+        self["globals"] = self._globals
 
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return the recipes that the environment lies over, by name, the uppermost last.
@@ -41,6 +49,28 @@ class _Composing(OmegaConfigLoader):
                 raise UserError(f"{where}: {unknown('recipe', name, known)}")
         return {name: known[name] for name in used}
 
+    def as_written(self) -> dict[str, Any]:
+        """Return the parameters of conf/ without those of the command line, made once."""
+        return self._as_written
+
+    @cached_property
+    def _as_written(self) -> dict[str, Any]:
+        given, self.runtime_params, self._runtime_params_oc = self.runtime_params, {}, None
+        try:
+            read = self._read_raw_config("parameters")
+            written: dict[str, Any] = self._resolve_from_raw_config("parameters", *read)
+        finally:
+            self.runtime_params = given
+        return written
+
+    def _read_raw_config(self, key: str) -> Any:
+        # what is made of parameters uses up what was read
+        return deepcopy(self._parameters) if key == "parameters" else super()._read_raw_config(key)
+
+    @cached_property
+    def _parameters(self) -> Any:
+        return super()._read_raw_config("parameters")
+
     def _read_dir_configs(
         self, conf_path: str, patterns: Iterable[str], key: str, *rest: Any
     ) -> dict[Path, DictConfig]:
@@ -49,9 +79,14 @@ class _Composing(OmegaConfigLoader):
             return found
         below = self.recipes() if Path(conf_path).name != self.base_env else {}
         found = {Path(name): OmegaConf.create(recipe) for name, recipe in below.items()} | found
-        if RENAMED:  # ${...} stays as it is written
-            found = {path: OmegaConf.create(renamed(_plain(f))) for path, f in found.items()}
-        return found
+        return {path: _by_new_names(file) for path, file in found.items()}
+
+
+def _by_new_names(file: DictConfig) -> DictConfig:
+    """Return ``file`` with its ``${...}`` as they are written, anew if a name in it is old."""
+    written = _plain(file)
+    found = renamed(written)
+    return file if found == written else OmegaConf.create(found)
 
 
 def _plain(file: DictConfig) -> dict[str, Any]:
@@ -91,23 +126,6 @@ class ConfLoader(_Composing):
             raise UserError(self._why(error)) from None
         except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
             raise UserError(" ".join(str(error).split())) from None
-
-    def as_written(self) -> dict[str, Any]:
-        """Return the parameters of conf/ without those of the command line, read once."""
-        return self._as_written
-
-    @cached_property
-    def _as_written(self) -> dict[str, Any]:
-        written: dict[str, Any] = _Composing(
-            conf_source=self.conf_source,
-            env=self.env,
-            base_env=self.base_env,
-            default_run_env=self.default_run_env,
-            merge_strategy=self.merge_strategy,
-        )["parameters"]
-        # the loader that was made last answers ${globals:...}
-        self._register_globals_resolver()
-        return written
 
     def use(self, **values: str) -> None:
         """Put ``values`` in the place of what conf/*/globals.yml says."""

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.functional import five_crop
 
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.predict import predict
@@ -107,6 +106,9 @@ class Lift(Method):
         """Return the mean logits ``[B, C]`` over the crops."""
         if self.options.crops == 1:
             return super().score(images)
+        # torchvision takes a second to import, which every start would wait for
+        from torchvision.transforms.functional import five_crop
+
         size = self.model.resize or images.shape[2]
         wider = size + max(1, round(self.options.expand * size))
         crops = five_crop(resized(images.float(), wider), [size, size])
