@@ -132,6 +132,19 @@ def test_without_a_run_it_says_what_to_do(experiment):
         collect(methods=["dbm"], same_images=False)
 
 
+def test_runs_whose_tables_are_gone_are_named_and_not_compared(experiment, tmp_path):
+    ids = [log_run("ce", seed) for seed in range(5)]
+    kept = log_run("more")
+    for run in ids:
+        (tmp_path / "artifacts" / run / "artifacts" / "class_table.csv").unlink()
+    runs, recalls, notes, _ = collect()
+    assert set(runs["run_id"]) == set(recalls["run_id"]) == {kept}
+    assert sum("left out: they have no" in note and "and 2 more" in note for note in notes) == 1
+    (tmp_path / "artifacts" / kept / "artifacts" / "class_table.csv").unlink()
+    with pytest.raises(ValueError, match="nothing to compare: .*and 3 more are left out"):
+        collect()
+
+
 def test_without_a_run_on_these_data_it_says_which_data_have_runs(experiment):
     log_run("ce", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})
     log_run("more", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})

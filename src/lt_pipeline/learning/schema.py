@@ -278,6 +278,13 @@ def unknown(kind: str, name: object, valid: Iterable[Any], place: str | None = N
     return f"unknown {kind} {shown(name)}: {hint}valid: {', '.join(names)}"
 
 
+def few(names: Iterable[str]) -> str:
+    """Return the first three of ``names``, and of how many others they are examples."""
+    listed = list(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
+
+
 def _problem(config: type[Config], name: Any, value: Any) -> PydanticCustomError | None:
     valid = kinds(config)
     if name in valid:

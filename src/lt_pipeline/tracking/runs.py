@@ -30,7 +30,7 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, PRECISION
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.renamed import renamed
-from lt_pipeline.learning.schema import nested
+from lt_pipeline.learning.schema import few, nested
 from lt_pipeline.tracking import client as tracking
 
 BELOW_OR_SWEEP = {MLFLOW_PARENT_RUN_ID, tracking.STUDY}
@@ -67,8 +67,19 @@ class Runs:
     def __init__(self, experiment_id: str) -> None:
         self._runs = {run.info.run_id: run for run in finished_runs(experiment_id)}
         self._classes: dict[Any, pd.DataFrame] = {}
-        # which runs cannot be read, in sentences
-        self.notes: list[str] = []
+        self._unread: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """Return which runs could not be read so far, in a sentence."""
+        if not self._unread:
+            return []
+        one = len(self._unread) == 1
+        return [
+            f"{few(self._unread)} {'is' if one else 'are'} left out: "
+            f"{'it has' if one else 'they have'} no config.json and class_table.csv, as of some "
+            f"nodes only, or these cannot be reached"
+        ]
 
     def table(self) -> pd.DataFrame:
         """Return a row a run."""
@@ -88,10 +99,7 @@ class Runs:
             try:
                 found[run.info.run_id] = read(run)
             except (MlflowException, OSError):
-                self.notes.append(
-                    f"run {run.info.run_name} ({run.info.run_id[:8]}) is left out: it has no "
-                    f"config.json and class_table.csv, as it was of some nodes only"
-                )
+                self._unread.append(f"run {run.info.run_name} ({run.info.run_id[:8]})")
         return found
 
     def _recalls(self, run: Run) -> pd.DataFrame:

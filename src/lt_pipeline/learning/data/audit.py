@@ -26,14 +26,13 @@ from lt_pipeline.learning.data.listing import Listing
 from lt_pipeline.learning.data.photos import ORDER, in_parts
 from lt_pipeline.learning.data.splits import GROUPS_FOR_INTERVALS
 from lt_pipeline.learning.progress import track
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import UserError, few
 
 # bits of 64 that two images' hashes may differ by: 10 chains most of the fish into one
 NEAR = 4
 # of all images, the share that a group may come to have by what looks alike
 LARGEST_JOINT = 0.02
 BITS = 64
-FEW = 3  # examples that a sentence names
 Pairs = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
@@ -241,7 +240,7 @@ def _notes(
         none = (labels == 0).sum()
         notes.append(f"{labels.mean():.3g} labels an image, and {none} images without one")
     if len(broken):
-        notes.append(f"{len(broken)} files cannot be read: {_few(broken['path'])}")
+        notes.append(f"{len(broken)} files cannot be read: {few(broken['path'])}")
     for kind, what in (("identical", "identical images"), ("near", "images that look alike")):
         own = pairs[pairs["kind"] == kind]
         if len(own):
@@ -275,17 +274,11 @@ def _of_classes(
         notes.append(f"{len(small)} images have a side below {size} pixels and are made larger")
     untested = classes["class"][(classes["images"] > 0) & (classes["test"] == 0)]
     if len(untested):
-        notes.append(f"learned, but not tested, being in one group: {_few(untested)}")
-    few = classes["class"][classes["test_groups"].between(1, GROUPS_FOR_INTERVALS - 1)]
-    if len(few):
+        notes.append(f"learned, but not tested, being in one group: {few(untested)}")
+    scarce = classes["class"][classes["test_groups"].between(1, GROUPS_FOR_INTERVALS - 1)]
+    if len(scarce):
         notes.append(
-            f"{len(few)} classes are tested on fewer than {GROUPS_FOR_INTERVALS} groups, too few "
-            f"for an interval: {_few(few)}"
+            f"{len(scarce)} classes are tested on fewer than {GROUPS_FOR_INTERVALS} groups, too "
+            f"few for an interval: {few(scarce)}"
         )
     return notes
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - FEW} more" if len(listed) > FEW else ""
-    return ", ".join(listed[:FEW]) + more

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lt_pipeline.learning.data.distribution import BETWEEN, label_cells
-from lt_pipeline.learning.schema import MissingFileError, UserError
+from lt_pipeline.learning.schema import MissingFileError, UserError, few
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # what folders and cells say, and the part that it is
@@ -31,7 +31,6 @@ COLUMNS = ("path", "label", "group", "split")
 # of a column of labels, what may stand between several labels of one image
 SEVERAL = re.compile(rf"[{BETWEEN}|]")
 SEPARATORS = ",;\t"
-FEW = 3  # names that a message shows
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def list_table(
     for name in ("path", "label"):
         if called[name] not in read.columns:
             raise UserError(
-                f"data.labels: {file} has no column {called[name]!r}, but {_few(read.columns)}: "
-                f"say by data.columns.{name} which one it is"
+                f"data.labels: {file} has no column {called[name]!r}, but "
+                f"{few(map(repr, read.columns))}: say by data.columns.{name} which one it is"
             )
     there = {name: read[own] for name, own in called.items() if own in read.columns}
     table = pd.DataFrame(there).reindex(columns=list(COLUMNS)).fillna("").astype(str)
@@ -184,8 +183,8 @@ def _label_order(folder: Path, found: Iterable[str], source: Path) -> tuple[str,
     twice = next((group for group in same.values() if len(group) > 1), None)
     if twice:
         raise UserError(
-            f"data: the labels {_few(twice)} of {source} differ in case or blanks only: give the "
-            f"class one name"
+            f"data: the labels {few(map(repr, twice))} of {source} differ in case or blanks only: "
+            f"give the class one name"
         )
     file = folder / CLASSES
     if not file.is_file():
@@ -193,7 +192,8 @@ def _label_order(folder: Path, found: Iterable[str], source: Path) -> tuple[str,
     listed = tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     strange = [name for name in names if name not in listed]
     if strange:
-        raise UserError(f"{file} does not list {_few(strange)}: add a line for each class")
+        which = few(map(repr, strange))
+        raise UserError(f"{file} does not list {which}: add a line for each class")
     return listed
 
 
@@ -297,9 +297,3 @@ def _by_pattern(paths: Iterable[str], pattern: str) -> list[str]:
             f"{without[0]}"
         )
     return [match[1] for _, match in matches if match]
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(repr(name) for name in names[:FEW]) + more

@@ -16,13 +16,13 @@ import torch
 
 from lt_pipeline.learning.data.decode import Fit
 from lt_pipeline.learning.data.distribution import label_cells
-from lt_pipeline.learning.data.listing import FEW, PARTS, TEST, TRAIN, VALIDATION, Listing
+from lt_pipeline.learning.data.listing import PARTS, TEST, TRAIN, VALIDATION, Listing
 from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
 from lt_pipeline.learning.data.protocol import digests
 from lt_pipeline.learning.data.sources import Source
 from lt_pipeline.learning.data.splits import fold_groups, split_groups
 from lt_pipeline.learning.data.stratify import stratify, thinned
-from lt_pipeline.learning.schema import UserError
+from lt_pipeline.learning.schema import UserError, few
 
 LOGGER = logging.getLogger(__name__)
 ORDER = (TRAIN, VALIDATION, TEST)
@@ -286,12 +286,10 @@ def say_untested(listing: Listing) -> None:
         if of_class.get(label, 0) == 1 and label not in tested
     ]
     if alone:
-        names = ", ".join(alone[:FEW])
-        more = f" and {len(alone) - FEW} more" if len(alone) > FEW else ""
         LOGGER.warning(
-            "Learned and not tested, being one image or one group: %s%s; more of another group "
+            "Learned and not tested, being one image or one group: %s; more of another group "
             "would do, or data.rare=drop, or a split without them",
-            *(names, more),
+            few(alone),
         )
 
 

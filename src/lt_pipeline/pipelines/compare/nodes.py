@@ -63,7 +63,8 @@ def collect(
     chosen, left_out = runs, list[str]()
     if len(runs):
         chosen, left_out = comparison.choose(runs, options, card.data_hash, several=several)
-    if chosen.empty:
+    recalls = found.recalls(chosen["run_id"] if len(chosen) else ())
+    if recalls.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
         known = f" ({'; '.join([*found.notes, *left_out])})" if found.notes or left_out else ""
         raise UserError(
@@ -71,7 +72,6 @@ def collect(
             f"{wanted} on these images{known}; {_elsewhere(card)}train first, as in kedro run "
             f"--pipelines=ce"
         )
-    recalls = found.recalls(chosen["run_id"])
     chosen = chosen[chosen["run_id"].isin(recalls["run_id"])].reset_index(drop=True)
     labels = chosen.set_index("run_id")["label"]
     notes = [*found.notes, *left_out, *comparison.differing_settings(chosen)]
