@@ -2,7 +2,8 @@
 
 A server process has imported what the package takes from other packages, but Kedro, which looks
 at the folder that it is imported in, and nothing of the package itself. Each command is a process
-that is forked from it, with its own folder, environment, arguments, imports of ours and end.
+that is forked from it, with its own folder, environment, arguments, imports of ours and end. What
+another program starts, as DVC does its stages, asks it too where ``programs()`` leads its PATH.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import multiprocessing.process
 import os
 import runpy
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,6 +45,7 @@ AT_WORK = (
     *("mlflow.tracing.processor.otel", "matplotlib.backends.backend_agg", "PIL.JpegImagePlugin"),
 )
 LONGEST, INT = 1 << 20, 4
+ASK = "ask"
 
 
 def is_python(command: Sequence[str]) -> bool:
@@ -58,7 +62,7 @@ class Process:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._said, saying = os.pipe()
         asked = {"command": [*command], "cwd": str(cwd), "environment": {**environment}}
-        socket.send_fds(_server(), [json.dumps(asked).encode()], [self._output.fileno(), saying])
+        _ask(_server(), asked, [self._output.fileno(), saying])
         os.close(saying)
         self.pid = _read(self._said)
 
@@ -88,22 +92,65 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def programs() -> Path:
+    """Return a folder with a ``kedro`` and a ``python`` that are processes of the server."""
+    folder = _server().parent
+    for name in ("kedro", "python"):
+        words = (sys.executable, "-IS", __file__, ASK, str(_server()), name)
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @cache
-def _server() -> socket.socket:
+def _server() -> Path:
     """Start the server; return where it is asked."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = Path(tempfile.mkdtemp(prefix="warm"))
+    ours, its = socket.socketpair()
+    asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asked.bind(str(folder / "asked"))
+    asked.listen(128)
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     server = subprocess.Popen(
-        [sys.executable, __file__, str(its.fileno())],
+        [sys.executable, __file__, str(its.fileno()), str(asked.fileno())],
         env={**without, "OMP_NUM_THREADS": "1"},
-        pass_fds=[its.fileno()],
+        pass_fds=[its.fileno(), asked.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     its.close()
-    # it ends when nobody can ask any more
-    atexit.register(lambda: (ours.close(), server.wait(timeout=30)))
-    return ours
+    asked.close()
+
+    def end() -> None:
+        # it ends when nobody can ask any more
+        ours.close()
+        server.wait(timeout=30)
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return folder / "asked"
+
+
+def _ask(server: Path, asked: Mapping[str, Any], given: Sequence[int]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.connect(str(server))
+        socket.send_fds(asking, [json.dumps(asked).encode()], given)
+
+
+def _be(server: str, *command: str) -> int:
+    """Be ``command`` for whoever waits for this process; return how it ended."""
+    program = [sys.executable, *command[1:]] if command[0] == "python" else [*command]
+    if not is_python(program):
+        os.execv(program[0], program)
+    said, saying = os.pipe()
+    asked = {"command": program, "cwd": os.getcwd(), "environment": {**os.environ}}
+    _ask(Path(server), asked, [sys.stdout.fileno(), saying])
+    os.close(saying)
+    _read(said)
+    ended = os.waitstatus_to_exitcode(_read(said))
+    if ended < 0:
+        os.kill(os.getpid(), -ended)
+    return ended
 
 
 def _read(pipe: int) -> int:
@@ -134,14 +181,15 @@ def _warm_up() -> None:
         raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
 
 
-def _serve(asking: socket.socket) -> dict[str, Any]:
+def _serve(alive: socket.socket, listening: socket.socket) -> dict[str, Any]:
     """Return, in a process of its own for each, what was asked for."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        said, given, *_ = socket.recv_fds(asking, LONGEST, 2)
-        if not said:
+        if alive in select.select([alive, listening], [], [])[0]:
             os._exit(0)
+        with listening.accept()[0] as asking:
+            said, given, *_ = socket.recv_fds(asking, LONGEST, 2)
         output, status = given
         if os.fork():
             os.close(output)
@@ -158,7 +206,8 @@ def _serve(asking: socket.socket) -> dict[str, Any]:
                 _write(status, ended)
             os._exit(0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        asking.close()
+        alive.close()
+        listening.close()
         os.close(status)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output, stream.fileno())
@@ -217,5 +266,7 @@ def _end(asked: Mapping[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == ASK:
+        sys.exit(_be(*sys.argv[2:]))
     _warm_up()
-    _end(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _end(_serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:])))

@@ -62,10 +62,15 @@ class Project:
     def start(
         self, *command: str, cwd: Path | None = None, cold: bool = False, **extra: str
     ) -> subprocess.Popen[str] | warm.Process:
-        """Start ``command``, where it is Python without its first seconds; ``cold``: with them."""
+        """Start ``command``, where it is Python without its first seconds; ``cold``: with them.
+
+        What DVC starts is without them, too.
+        """
         folder, environment = cwd or self.folder, self.environment(**extra)
         if warm.is_python(command) and not cold:
             return warm.Process(command, folder, environment)
+        if command[0] == "dvc":
+            environment["PATH"] = f"{warm.programs()}{os.pathsep}{environment['PATH']}"
         return subprocess.Popen(
             command,
             cwd=folder,

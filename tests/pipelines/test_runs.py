@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 
-import mlflow
 import pytest
 import torch
-from pipeline_projects import PROJECT, Project, copy_project, own, runs_at
+from pipeline_projects import PROJECT, Project, copy_project, own
 from safetensors.torch import load_file
-
-from addresses import free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -138,36 +134,6 @@ def test_a_tracking_server_that_is_not_there_is_said_before_training(project):
     assert "MLFLOW_TRACKING_URI" in output
     assert not project.file("03_primary").exists()
     assert time.monotonic() - started < 60
-
-
-def test_a_real_tracking_server_gets_the_run_and_the_model(project, tmp_path):
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", project.tracking_uri),
-            *("--artifacts-destination", str(tmp_path / "artifacts")),
-            *("--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
-        ],
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(f"{uri}/health", server)
-        registered = "--params=tracking.register=true"
-        output = project.kedro("--pipelines=ce", "--env=smoke", registered, MLFLOW_TRACKING_URI=uri)
-        assert f"open {uri}" in output
-        assert "View run" not in output
-        (run,) = runs_at(uri)
-        assert run.info.status == "FINISHED"
-        mlflow.set_tracking_uri(uri)
-        assert mlflow.pyfunc.load_model("models:/ce-digits-lt-ir10/1") is not None
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
 
 TOY = '''
