@@ -9,8 +9,10 @@ here (augmentation, checks of labels, the fused optimizer); unless told it is in
 ``operations`` are all calls; ``launches`` those that compute something, no views and no empty
 tensors: about the kernels of a GPU. ``waits`` read a value or a size back from the device, as
 ``.item()`` and ``nonzero()`` do, and ``constants`` make tensors of Python's numbers, a copy to the
-device each. Input is a batch as it is made for the step: images, augmentation and views. Methods
-whose first stage has no gradients (LIFT's class means, logistic regression) are left out.
+device each. ``captured_launches`` are those of a captured step's graph, and ``beside`` the calls
+that are left outside of it: the batch is copied, rates and progress are written, and what is drawn
+for the batch is drawn. Input is a batch as it is made for the step: images, augmentation and views.
+Methods whose first stage has no gradients (LIFT's class means, logistic regression) are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,12 @@ from benchmarks.gpu.steps import Training  # noqa: E402
 from benchmarks.gpu.tiles import Prepared  # noqa: E402
 
 from lt_pipeline.learning import methods  # noqa: E402
+from lt_pipeline.learning.data.batches import Batch  # noqa: E402
 from lt_pipeline.learning.data.images import ImageSet  # noqa: E402
 from lt_pipeline.learning.data.prepare import expected, facts  # noqa: E402
-from lt_pipeline.learning.engine.steps import parts  # noqa: E402
+from lt_pipeline.learning.engine.captured import WARM_UP, Captured  # noqa: E402
+from lt_pipeline.learning.engine.protocol import Progress  # noqa: E402
+from lt_pipeline.learning.engine.steps import Plain, Terms, parts  # noqa: E402
 from lt_pipeline.learning.experiments.config import (  # noqa: E402
     ExperimentConfig,
     data_config,
@@ -102,6 +107,17 @@ def noise(base: dict[str, Any], outliers: int = 1024) -> Prepared:
     return Prepared(Sets(train, few, few, beside), card)
 
 
+class Beside(Captured):
+    """Captured steps without their graph; what would be in it is counted as ``inside``."""
+
+    def warm_up(self, batch: Batch, progress: Progress) -> Terms:  # noqa: D102
+        return Plain.__call__(self, [batch], progress)
+
+    def record(self, batch: Batch) -> tuple[Terms, Callable[[], object]]:  # noqa: D102
+        with Calls() as self.inside:
+            return Plain.__call__(self, [batch], self.progress), lambda: None
+
+
 def of_step(training: Training) -> dict[str, Any]:
     """Return what a step calls, behind a first one: the optimizer's state is there."""
     for group in training.taken.optimizer.param_groups:
@@ -113,7 +129,17 @@ def of_step(training: Training) -> dict[str, Any]:
         training.taken([few], 0.5)
         with Calls() as made:
             training.taken([few], 0.5)
-    return {**made.count, "waits_of": named(made.waits)}
+        beside = Beside(training.method, training.stage, training.config, training.device)
+        for _ in range(WARM_UP + 1):
+            beside([few], 0.5)
+        with Calls() as left:
+            beside([few], 0.5)
+    return {
+        **made.count,
+        "captured_launches": beside.inside.count["launches"],
+        "beside": left.count["operations"],
+        "waits_of": named(made.waits),
+    }
 
 
 def named(waits: Counter[str]) -> str:

@@ -65,5 +65,7 @@ def test_steps_and_input_of_methods_are_in_a_table():
     assert launches["ce"] < launches["no loss"] < launches["more"], "two passes are more than one"
     assert (found["operations"] > launches).all()
     assert (found["input_launches"] > 0).all()
+    assert (found["captured_launches"] < launches).all(), "batches are counted at once"
+    assert (found["beside"] < 10).all(), "the batch, the rates and the progress"
     again = step_ops.rows("base", ["ce"], changes)
     assert again.loc[0].drop("method").equals(found.loc["ce"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from benchmarks.gpu import steps
 from benchmarks.gpu.packs import METHODS, Pack
-from benchmarks.gpu.throughput import told
+from benchmarks.gpu.throughput import STEPS, told
 from torch.profiler import ProfilerActivity, profile
 
 from lt_pipeline.learning.engine.checkpoint import atomic_path
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--steps", type=int, default=20, help="of an epoch, input included")
     parser.add_argument("--rows", type=int, default=15)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--step", choices=STEPS, default="auto", help="how a step is taken")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
 

@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.engine.captured import WARM_UP, step_for
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import set_trainable
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import objective_of
-from lt_pipeline.learning.engine.steps import Plain
+from lt_pipeline.learning.engine.steps import Compiled, Plain
 from lt_pipeline.learning.engine.trainer import stage_config
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -42,10 +43,10 @@ class Training:
         experiment = Experiment(config, data.card)
         self.method, stage = experiment.build(), experiment.stages[0]
         self.config = stage_config(config.training, stage)
-        stage = with_frozen(self.method, stage, self.config)
+        self.stage = stage = with_frozen(self.method, stage, self.config)
         self.method.load_weights(stage, {})
         self.device, objective = experiment.device, objective_of(self.method, stage)
-        self.taken = Plain(self.method, stage, self.config, self.device)
+        self.taken = step_for(self.method, stage, self.config, self.device)
         train, auxiliary = data.sets.train, data.sets.auxiliary
         self.stream = Stream(
             stage,
@@ -67,6 +68,12 @@ class Training:
     def step(self) -> Callable[[], object]:
         """Return a training step on a batch that is there already."""
         return partial(self.taken, [next(self.batches(1))], 0.5)
+
+    def one_by_one(self) -> Callable[[], object] | None:
+        """Return a step whose operations can be counted, None where the loss is compiled."""
+        if isinstance(self.taken, Compiled):
+            return None
+        return partial(Plain.__call__, self.taken, [next(self.batches(1))], 0.5)
 
     def input(self) -> Callable[[], object]:
         """Return what makes all batches of an epoch."""
@@ -168,12 +175,12 @@ def plain_loop(
 def take_turns(
     work: Mapping[str, Callable[[], object]], turns: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Return the seconds of every piece of work, turn by turn, after two that do not count.
+    """Return the seconds of every piece of work, turn by turn, after four that do not count.
 
     A busy machine slows all of them: a ratio is to be the median over the turns.
     """
     seconds: dict[str, list[float]] = {label: [] for label in work}
-    for turn in range(-2, turns):
+    for turn in range(-WARM_UP - 1, turns):  # a captured step is there then
         for label, piece in work.items():
             took = clock(piece, device)
             if turn >= 0:

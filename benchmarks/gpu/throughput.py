@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from benchmarks.gpu.tiles import Prepared
 from benchmarks.gpu.workers import SPAWN, sharing
 
 from lt_pipeline.learning.engine.checkpoint import atomic_path
+from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.experiments.experiment import Experiment
@@ -33,6 +34,7 @@ from lt_pipeline.learning.experiments.store import Store
 
 Values = dict[str, Any]
 PLAIN = "plain loop"
+STEPS = get_args(TrainingConfig.model_fields["step"].annotation)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
     parser.add_argument("--epochs", type=int, default=3, help="of every stage; the last counts")
     parser.add_argument("--side", type=int, nargs="*", default=[], help="runs at once, as in 1 4 8")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    parser.add_argument("--step", choices=STEPS, default="auto", help="how a step is taken")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
 
@@ -67,7 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
 def told(config: ExperimentConfig, arguments: argparse.Namespace) -> ExperimentConfig:
     """Return ``config`` as it is measured."""
     size = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
-    changes = {"compile": arguments.compile, **size}
+    changes = {"step": arguments.step, **size}
     training = config.training.model_copy(update=changes)
     return config.model_copy(update={"training": training, "device": arguments.device})
 
@@ -110,8 +112,9 @@ def measure(
             over = statistics.median(t / b for t, b in zip(seconds, base, strict=True))
             row = {"arm": label, "part": part, "value": size / middle, "over_base": over}
             if part == "step":
-                row |= {"batch_size": size}
-                row |= {} if arguments.compile else needed(work[label], size, middle, ceilings)
+                row |= {"batch_size": size, "step": type(training.taken).__name__.lower()}
+                one_by_one = training.one_by_one()
+                row |= needed(one_by_one, size, middle, ceilings) if one_by_one else {}
             yield {**row, "of_plain": row["value"] / plain}
     for label, config in configs.items():
         for stage, rate in epochs(config, data, arguments.epochs):

@@ -13,6 +13,7 @@ OTHERS = [
     ("ce", "evaluation.ood=svhn", "evaluation.ood: svhn is not there: no test_32x32.mat; put"),
     ("dbm_K", "training.batch_size=999", "training.batch_size must be <= the number"),
     ("ce", "device=meta", "device 'meta' cannot be used here"),
+    ("ce", "training.step=captured,device=cpu", "training.step=captured is a CUDA graph, but the"),
 ]
 
 

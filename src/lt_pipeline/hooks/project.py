@@ -345,7 +345,7 @@ def _check_fit(used: list[ExperimentConfig], parameters: dict[str, Any]) -> None
     """Refuse what this machine or the data cannot do, and say how schedules are read."""
     data = data_config(parameters)
     for experiment in used:
-        choose_device(experiment.device)
+        experiment.check_device()
         experiment.check_data(data)
     for line in dict.fromkeys(experiment.training.reading for experiment in used):
         LOGGER.info(line)

@@ -13,7 +13,6 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from lt_pipeline.hooks.errors import one_line
-from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.experiments.config import SHARED, search_of, updated
 from lt_pipeline.learning.schema import nested
 from lt_pipeline.pipelines.tune import SPACE, tuned_method
@@ -45,7 +44,7 @@ class TuneHooks:
         with one_line():
             parameters = with_holdout(catalog.load("parameters"))
             sweep = Sweep(parameters)
-            choose_device(sweep.base.device)
+            sweep.base.check_device()
             sweep.base.check_data(sweep.data)
             sweep.base.evaluation.check_files(sweep.data, catalog.load("raw_folder"))
             _reach_storage(sweep)

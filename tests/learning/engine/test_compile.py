@@ -1,4 +1,4 @@
-"""With ``training.compile`` a step's loss is one graph, which no step of an epoch makes anew."""
+"""With ``training.step=compiled`` a step's loss is one graph, made once for all of an epoch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 import yaml
 from torch import nn
 
+from lt_pipeline.learning.engine.captured import step_for
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.protocol import objective_of
-from lt_pipeline.learning.engine.steps import Loss, Plain
+from lt_pipeline.learning.engine.steps import Loss
 from lt_pipeline.learning.experiments.config import ExperimentConfig, updated
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.transforms.augment import AugmentConfig
@@ -59,10 +60,10 @@ def batches_of(method, stage):
 
 
 def after_three_steps(method, stage, *, compiled):
-    config = experiment("ce", compile=compiled).config.training
+    config = experiment("ce", step="compiled" if compiled else "plain").config.training
     torch.manual_seed(0)
     objective_of(method, stage).start_epoch(0, config.epochs)
-    step = Plain(method, stage, config, CPU)
+    step = step_for(method, stage, config, CPU)
     method.train()
     for number, batch in enumerate(batches_of(method, stage), 1):
         terms = step([batch], number / 10)

@@ -3,8 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lt_pipeline.learning.models.batchnorm import frozen_batchnorm_statistics, reestimate_batchnorm
+from lt_pipeline.learning.models.batchnorm import (
+    batches_counted_at_once,
+    frozen_batchnorm_statistics,
+    reestimate_batchnorm,
+)
 
 
 def layer():
@@ -34,6 +39,43 @@ def test_statistics_are_tracked_again_after_an_error():
     with pytest.raises(RuntimeError, match="mine"), frozen_batchnorm_statistics(net):
         raise RuntimeError("mine")
     assert net[0].track_running_stats
+
+
+def test_batches_are_counted_at_once_as_they_are_alone():
+    net = nn.ModuleDict({"once": layer(), "twice": layer(), "still": layer(), "mean": layer()})
+    net["still"].eval()
+    net["mean"][0].momentum = None  # it divides by its count
+    before = net.state_dict()["twice.0.num_batches_tracked"]
+    with batches_counted_at_once(net), Called() as made:
+        for name in ("once", "twice", "twice", "still", "mean"):
+            net[name](batches()[0])
+        assert net["twice"][0].running_mean.any()
+    state = net.state_dict()
+    counts = {n.split(".")[0]: int(v) for n, v in state.items() if n.endswith("tracked")}
+    assert counts == {"once": 1, "twice": 2, "still": 0, "mean": 1}
+    assert [*state] == [*nn.ModuleDict({n: layer() for n in net}).state_dict()]
+    assert state["twice.0.num_batches_tracked"].data_ptr() == before.data_ptr()
+    assert made.names.count("add_") == 1, "of the mean alone"
+
+
+class Called(TorchDispatchMode):
+    """Keeps the names of what is called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_counts_are_back_in_their_places_after_an_error():
+    net = layer()
+    with pytest.raises(RuntimeError, match="mine"), batches_counted_at_once(net):
+        raise RuntimeError("mine")
+    net(batches()[0])
+    assert net.state_dict()["0.num_batches_tracked"] == 1
 
 
 def images(count=12):

@@ -102,12 +102,19 @@ def batches(
         )
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return ``values``, which are the CPU's, on ``device``; the CPU does not wait for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def mixed_with_itself(batch: Batch, config: MixConfig, generator: torch.Generator) -> Batch:
     """Return ``batch`` with, as ``mixed``, its images mixed with themselves in random order.
 
     ``generator`` lives on the CPU.
     """
-    other = torch.randperm(len(batch.labels), generator=generator).to(batch.labels.device)
+    other = sent(torch.randperm(len(batch.labels), generator=generator), batch.labels.device)
     images, labels = batch.images, batch.labels
     found = mix(images, labels, images[other], labels[other], config, generator)
     return batch._replace(mixed=found)

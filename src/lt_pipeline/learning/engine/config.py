@@ -76,8 +76,10 @@ class TrainingConfig(Config):
         gradient_clip: largest norm of the whole gradient; null is no clipping.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere. A loss that drowns
             in rounding, as MORE's, is computed in float32 in any case.
-        compile: torch.compile the loss, from a batch to its terms (worth its minutes of start-up on
-            long GPU runs).
+        step: how a step is taken: ``plain`` calls one operation after the other; ``compiled`` has
+            torch.compile make one graph of the loss, from a batch to its terms (worth its minutes
+            of start-up on long runs); ``captured`` replays the whole step as a CUDA graph; ``auto``
+            does so on CUDA where it can, and is plain elsewhere.
         channels_last: memory format of images and weights; ``auto`` is true where convolutions
             are faster in it: on CUDA, and on CPUs with oneDNN; not for cached features.
         checkpoint_every: seconds, at least, between the states that a killed run resumes from, of
@@ -113,7 +115,7 @@ class TrainingConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     contrast: ContrastConfig = ContrastConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
+    step: Literal["auto", "plain", "compiled", "captured"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     checkpoint_every: NonNegativeFloat = 30.0
     monitor_every: NonNegativeInt = 1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself
+from lt_pipeline.learning.data.batches import Batch, batches, mixed_with_itself, sent
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.stage import Stage
@@ -56,7 +56,7 @@ class Stream:
         self.stage, self.config, self.views, self.device = stage, config, views, device
         self.steps = steps_of(stage, len(train), config.batch_size)
         self.images = len(train) if stage.remainder else self.steps * config.batch_size
-        self.train = train.to(device)
+        self.train, self.labels = train.to(device), train.labels.cpu()
         self.auxiliary = _auxiliary(auxiliary, stage, device)
         self.sampler = stage.sampler or config.sampler.build()
         self.order_generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ class Stream:
 
         ``done`` is the share of the stage's epochs that are over.
         """
-        size, labels = self.config.batch_size, self.train.labels.cpu()
+        size, labels = self.config.batch_size, self.labels
         order = self.sampler(labels, self.order_generator, done)
         found = self._augmented(self.train, order, size, self.views)
         if self.stage.pair:
@@ -108,7 +108,7 @@ class Stream:
     ) -> Iterator[Batch]:
         return batches(
             data,
-            order.to(self.device),
+            sent(order, self.device),
             size,
             augment or self.config.augment,
             self.augment_generator,

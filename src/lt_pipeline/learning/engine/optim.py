@@ -109,6 +109,20 @@ def build_optimizer(
     )
 
 
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give what learns a velocity of zero where a fused SGD has none of it.
+
+    It gives the first step that none gives. Torch's fused one takes velocities of all that has a
+    gradient, or of nothing: what begins to learn later would stop it.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for tensor in group["params"]:
+                state = optimizer.state[tensor]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(tensor)
+
+
 def _rates(method: Learner, stage: Stage, config: OptimizerConfig) -> dict[int, float]:
     """Return the factors of the learning rate that parameters have, by their ids."""
     scopes = [({*parameters_of(method, scope)}, rate) for scope, rate in stage.rates.items()]

@@ -21,7 +21,7 @@ from lt_pipeline.learning.engine.device import without_tf32
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.engine.steps import Plain, Step, Terms
+from lt_pipeline.learning.engine.steps import Compiled, Plain, Step, Terms
 from lt_pipeline.learning.engine.trainer import History, Measure, Report, Trainer, stage_config
 from lt_pipeline.learning.engine.vmapped import Vmapped
 from lt_pipeline.learning.schema import UserError
@@ -50,7 +50,7 @@ def fit_together(
 
     With ``vmap``, which ``auto`` is on a GPU, all networks are one forward and one backward pass:
     memory is that of a batch K times as large, what training changes must be parameters, or
-    buffers written in place, and ``config.compile`` and ``channels_last`` do not apply. On a CPU,
+    buffers written in place, and ``config.step`` and ``channels_last`` do not apply. On a CPU,
     where grouped convolutions are slower than single ones, as many networks as torch has threads
     are trained side by side, each on one. Dropout draws other masks than in ``fit``.
 
@@ -70,7 +70,8 @@ def fit_together(
         stacked = Vmapped(method, len(stages), stage, config, device)
         trainer = Trainer([stacked], stages, sets, seeds)
     else:
-        alone = [Plain(copy.deepcopy(method), stage, config, device) for _ in stages]
+        kind = Compiled if config.step == "compiled" else Plain
+        alone = [kind(copy.deepcopy(method), stage, config, device) for _ in stages]
         trainer = Trainer(alone, stages, sets, seeds, each=in_threads)
     trainer.run(monitors or {}, resume, report, measure)
     states = [{n: value.clone() for n, value in state.items()} for state in trainer.states()]

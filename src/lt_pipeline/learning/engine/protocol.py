@@ -13,7 +13,7 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.stage import Stage
 
-# a tensor, ``[]``, where the loss is compiled: a number would be a constant of it
+# a tensor, ``[]``, where a step is compiled or captured: a number would be a constant of it
 Progress = float | Tensor
 
 

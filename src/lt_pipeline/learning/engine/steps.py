@@ -14,7 +14,12 @@ from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, memory_format, without_tf32
 from lt_pipeline.learning.engine.loader import Stream
-from lt_pipeline.learning.engine.optim import Average, build_optimizer, trained_parameters
+from lt_pipeline.learning.engine.optim import (
+    Average,
+    begin_momentum,
+    build_optimizer,
+    trained_parameters,
+)
 from lt_pipeline.learning.engine.protocol import Learner, Progress, objective_of
 from lt_pipeline.learning.engine.schedule import rate_factor
 from lt_pipeline.learning.engine.stage import Stage
@@ -66,6 +71,7 @@ class Step(ABC):
     def begin(self, streams: Sequence[Stream]) -> None:
         """Take up the batches of each network, and lay the learning rate's schedule over them."""
         self.streams, steps = streams, streams[0].steps
+        begin_momentum(self.optimizer)
         self.steps = self.epochs * steps
         self.rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_factor(self.config, step, self.steps, steps)
@@ -108,6 +114,11 @@ class Step(ABC):
         (share * torch.stack(list(terms.values())).sum()).backward()
         return {name: share * value.detach() for name, value in terms.items()}
 
+    @property
+    def kind(self) -> str:
+        """Return the name of the steps whose state this one can take up."""
+        return type(self).__name__
+
     @abstractmethod
     def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:
         """Add to each network's gradient by ``descend``; return the terms, each ``[K]``."""
@@ -142,6 +153,7 @@ class Step(ABC):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
+        begin_momentum(self.optimizer)
         self.rates.load_state_dict(state["rates"])
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.restore(saved)
@@ -160,12 +172,13 @@ class Plain(Step):
         method.net.to(memory_format=self.format)
         held = {**dict(method.named_parameters()), **dict(method.named_buffers())}
         super().__init__(method, held, stage, config, device)
-        if config.compile:
-            self.loss.compile()
+
+    @property
+    def kind(self) -> str:
+        """Return what all that train one network are: each goes on where another one stopped."""
+        return Plain.__name__
 
     def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
-        if self.config.compile:
-            progress = torch.full((), float(progress), device=self.device)
         batch = self.objective.prepare(batches[0]).in_format(self.format)
         terms = self.descend(self.loss, batch, progress, share)
         return {name: value[None] for name, value in terms.items()}
@@ -176,6 +189,21 @@ class Plain(Step):
 
     def networks(self) -> Iterator[Learner]:  # noqa: D102
         yield self.method
+
+
+class Compiled(Plain):
+    """One network, whose loss is one graph of torch.compile's."""
+
+    def __init__(
+        self, method: Learner, stage: Stage, config: TrainingConfig, device: torch.device
+    ) -> None:
+        super().__init__(method, stage, config, device)
+        # a number would be a constant of the graph
+        self.progress = torch.zeros((), device=device)
+        self.loss.compile()
+
+    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
+        return super().gradients(batches, self.progress.fill_(progress), share)
 
 
 def parts(batches: Sequence[Batch], count: int) -> Iterator[tuple[Sequence[Batch], float]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.engine.captured import step_for
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import enough_threads
@@ -22,7 +23,7 @@ from lt_pipeline.learning.engine.optim import set_trainable
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.engine.steps import Plain, Step, Terms, Tick
+from lt_pipeline.learning.engine.steps import Step, Terms, Tick
 from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, METRICS, OBJECTIVES
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
 from lt_pipeline.learning.progress import shown
@@ -70,7 +71,7 @@ def fit(
     """
     config = stage_config(config, stage)
     stage = with_frozen(method, stage, config)
-    step = Plain(method, stage, config, device)
+    step = step_for(method, stage, config, device)
     trainer = Trainer([step], [stage], [train], [seed], auxiliary)
     with enough_threads(device, [config.batch_size, *train.shape]):
         trainer.run(monitors or {}, resume, report, measure)
@@ -122,7 +123,7 @@ class Trainer:
         for step in steps:
             step.begin(list(islice(waiting, step.count)))
         self.epochs, self.steps_per_epoch = steps[0].epochs, streams[0].steps
-        self.images, self.kind = streams[0].images, [type(step).__name__ for step in steps]
+        self.images, self.kind = streams[0].images, [step.kind for step in steps]
         self.title = " to ".join(dict.fromkeys((stages[0].name, stages[-1].name)))
         self.epoch = 0
         self.histories: list[History] = [{} for _ in stages]

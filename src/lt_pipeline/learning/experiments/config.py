@@ -26,6 +26,7 @@ from lt_pipeline.learning.data.ood import OOD_SETS
 from lt_pipeline.learning.data.ood_files import SetRequest
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig, expected, facts
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import steps_of
 from lt_pipeline.learning.engine.protocol import objective_of
@@ -316,6 +317,15 @@ class ExperimentConfig(Config):
             plain = on_features(plain)
         with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
+
+    def check_device(self) -> None:
+        """Refuse a device that is not there, or that cannot take the steps that are asked for."""
+        device = choose_device(self.device)
+        if self.training.step == "captured" and device.type != "cuda":
+            raise UserError(
+                f"training.step=captured is a CUDA graph, but the device is {device.type}: set it "
+                f"to auto"
+            )
 
     def evaluated_as(self, evaluation: Mapping[str, Any], device: str) -> ExperimentConfig:
         """Return the same training, judged as ``evaluation`` says, and computed on ``device``.

@@ -143,9 +143,10 @@ class DARL(LGLA):
             seen = seen.mean(1, keepdim=True).expand_as(seen)
         energies = losses.energy(seen, options.tau)
         if options.ambiguity == "class_means" and self.training:
-            self.class_energy = losses.class_mean_energy(
+            found = losses.class_mean_energy(
                 self.class_energy, energies[:plain], labels[:plain], options.momentum
             )
+            self.class_energy.copy_(found)
         return energies, losses.ambiguity_weight(
             energies,
             options.ambiguity,

@@ -86,7 +86,9 @@ class LGLA(ExpertMethod):
         self.shift: Tensor
         self.sums: Tensor
         self.ambiguity: Tensor
-        self.snapshot = 0
+        # the point of the run that the epoch is at; a buffer, as no step is by it
+        self.register_buffer("snapshot", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.snapshot: Tensor
 
     @property
     def expert_names(self) -> list[str]:
@@ -96,7 +98,7 @@ class LGLA(ExpertMethod):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Note how far the run is."""
         super().start_epoch(epoch, epochs)
-        self.snapshot = round(epoch / epochs * (SNAPSHOTS - 1))
+        self.snapshot.fill_(round(epoch / epochs * (SNAPSHOTS - 1)))
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return every expert's loss."""
@@ -145,7 +147,9 @@ class LGLA(ExpertMethod):
         images, *totals = self.sums
         for kept, total in zip(self.ambiguity, totals, strict=True):
             # a class that the epoch did not show keeps what it had
-            kept[self.snapshot :] = torch.where(images > 0, total / images.clamp(min=1), kept[-1])
+            kept[int(self.snapshot) :] = torch.where(
+                images > 0, total / images.clamp(min=1), kept[-1]
+            )
         self.sums.zero_()
 
     def epoch_metrics(self) -> dict[str, float]:

@@ -27,6 +27,41 @@ def frozen_batchnorm_statistics(module: nn.Module) -> Iterator[None]:
             layer.track_running_stats = tracked
 
 
+class _Calls:
+    """Stands for a layer's ``num_batches_tracked`` and counts what is added to it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add_(self, more: int) -> None:
+        self.count += more
+
+
+@contextmanager
+def batches_counted_at_once(module: nn.Module) -> Iterator[None]:
+    """Count the batches of all BatchNorm layers behind the block, in one call for all.
+
+    It gives the counts that they would have by themselves, each in a call of its own.
+    """
+    # a layer without momentum reads its count
+    layers = [x for x in _layers(module) if x.momentum is not None and x.training]
+    counts = [layer.num_batches_tracked for layer in layers]
+    calls = [_Calls() for _ in layers]
+    try:
+        for layer, stand_in in zip(layers, calls, strict=True):
+            layer._buffers["num_batches_tracked"] = stand_in  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, count in zip(layers, counts, strict=True):
+            layer._buffers["num_batches_tracked"] = count
+    found: dict[int, list[Tensor]] = {}
+    for one, count in zip(calls, counts, strict=True):
+        if one.count and count is not None:
+            found.setdefault(one.count, []).append(count)
+    for more, those in found.items():
+        torch._foreach_add_(those, more)
+
+
 @torch.no_grad()
 def reestimate_batchnorm(
     module: nn.Module, images: Pixels | Tensor, *, device: torch.device, batch_size: int = 256

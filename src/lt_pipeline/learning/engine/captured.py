@@ -1,0 +1,221 @@
+"""Steps that are captured once as a CUDA graph, and replayed without Python between their kernels.
+
+A captured step is a list of kernels with their arguments: memory is read and written where it lay,
+and what was a number of Python's stays what it was. Whatever is another in every step is therefore
+in tensors that are written in place before it: the batch, the learning rates and the progress. All
+else that decides what is called, and where tensors lie, is looked at between epochs: where it has
+changed, as at the end of a warm-up, steps are captured anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lt_pipeline.learning.data.batches import Batch
+from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.protocol import Learner, Objective, Progress, objective_of
+from lt_pipeline.learning.engine.stage import Stage
+from lt_pipeline.learning.engine.steps import Compiled, Plain, Terms
+from lt_pipeline.learning.models.batchnorm import batches_counted_at_once
+from lt_pipeline.learning.schema import UserError
+
+LOGGER = logging.getLogger(__name__)
+
+# steps on batches of a shape before one is captured: what is made at first use is there then
+WARM_UP = 3
+# what a module's attributes must be of to decide what a step calls
+SWITCHES = (bool, int, float, str, type(None))
+
+Shapes = tuple[torch.Size, ...]
+
+
+def step_for(method: Learner, stage: Stage, config: TrainingConfig, device: torch.device) -> Plain:
+    """Return what takes the steps of one network, as ``config.step`` asks for.
+
+    Raises:
+        UserError: if they are to be captured and cannot be.
+    """
+    if config.step in ("plain", "compiled"):
+        kind = Plain if config.step == "plain" else Compiled
+        return kind(method, stage, config, device)
+    why = why_not(method, stage, config, device)
+    if not why:
+        return Captured(method, stage, config, device)
+    if config.step == "captured":
+        raise UserError(refusal(stage.name, why))
+    if device.type == "cuda":
+        LOGGER.info("Steps of stage %s are not captured: %s", stage.name, why)
+    return Plain(method, stage, config, device)
+
+
+def why_not(method: Learner, stage: Stage, config: TrainingConfig, device: torch.device) -> str:
+    """Return why steps cannot be captured, "" where they can."""
+    if device.type != "cuda":
+        return f"only CUDA captures, and the device is {device.type}"
+    draws = type(objective_of(method, stage)).prepare is not Objective.prepare
+    if draws and config.optimizer.accumulate > 1:
+        return "optimizer.accumulate is above 1, and each part of a batch is drawn for by itself"
+    return ""
+
+
+def refusal(stage: str, why: str) -> str:
+    """Return what to say where a captured step was asked for."""
+    return f"training.step=captured cannot be had in stage {stage!r}: {why}; set it to auto"
+
+
+class Taken(NamedTuple):
+    """A captured step: the batch that it reads, the terms that it leaves, and what replays it."""
+
+    batch: list[Tensor]
+    terms: Terms
+    replay: Callable[[], object]
+
+
+class Captured(Plain):
+    """One network, whose steps are CUDA graphs, one for each shape of a batch.
+
+    The first steps on a shape are taken plainly, on the side stream that the capture is on: they
+    are the warm-up, and steps of the training like all others. What an objective draws for a batch
+    is drawn in front of the graph. All graphs have their memory from one pool.
+    """
+
+    def __init__(
+        self, method: Learner, stage: Stage, config: TrainingConfig, device: torch.device
+    ) -> None:
+        super().__init__(method, stage, config, device)
+        self.stage, self.given_up = stage, False
+        self.progress = torch.zeros((), device=device)
+        self.told = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was captured."""
+        self.graphs: dict[Shapes, Taken] = {}
+        self.warm, self.known = Counter[Shapes](), dict[str, Any]()
+        self.pool: Any = None
+
+    def epoch(self, epoch: int, tick: Callable[[int], None]) -> Terms:  # noqa: D102
+        if self.warm and self.fixed() != self.known:
+            self.forget()
+        return super().epoch(epoch, tick)
+
+    def __call__(self, batches: Sequence[Batch], progress: Progress) -> Terms:  # noqa: D102
+        batch = self.objective.prepare(batches[0])
+        leaves = _tensors(batch)
+        shapes = tuple(tensor.shape for tensor in leaves)
+        self.progress.fill_(progress)
+        for rate, group in zip(self.told, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        if not self.given_up and shapes not in self.graphs and self.warm[shapes] >= WARM_UP:
+            self.capture(batch, shapes)
+        taken = self.graphs.get(shapes)
+        if taken is None:
+            self.known = self.known or self.fixed()
+            self.warm[shapes] += 1
+            return self.warm_up(batch, progress)
+        torch._foreach_copy_(taken.batch, leaves)
+        taken.replay()
+        return taken.terms
+
+    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
+        module: Any = self.method
+        with batches_counted_at_once(module):
+            return super().gradients(batches, progress, share)
+
+    def capture(self, batch: Batch, shapes: Shapes) -> None:
+        """Capture a step on batches like ``batch``, or say why not, and never try again.
+
+        Raises:
+            UserError: if it cannot be, and nothing else will do.
+        """
+        mine = tree_map_only(Tensor, torch.clone, batch)
+        try:
+            changed = _changed(self.known, self.fixed())
+            if changed:
+                raise RuntimeError(f"a step changes or replaces {changed}")
+            with self._as_tensors():
+                terms, replay = self.record(mine)
+        except RuntimeError as error:
+            self._give_up(str(error).strip().splitlines()[0], error)
+        else:
+            self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
+
+    def record(self, batch: Batch) -> tuple[Terms, Callable[[], object]]:
+        """Return the terms of a step on ``batch``, and what takes it; nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        # other threads, as those that read images, may go on with what they do
+        with torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"):
+            terms = super().__call__([batch], self.progress)
+        return terms, graph.replay
+
+    def warm_up(self, batch: Batch, progress: Progress) -> Terms:
+        """Take a step as ``Plain`` does, on the stream that captures."""
+        here = torch.cuda.current_stream(self.device)
+        self.side.wait_stream(here)
+        with torch.cuda.stream(self.side):
+            terms = super().__call__([batch], progress)
+        here.wait_stream(self.side)
+        return terms
+
+    @cached_property
+    def side(self) -> torch.cuda.Stream:
+        """Return the stream of warm-ups and captures."""
+        return torch.cuda.Stream(self.device)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what a captured step takes for given: switches, and where each tensor lies."""
+        method: Any = self.method
+        found: dict[str, Any] = {
+            f"{name}.{key}".lstrip("."): value
+            for name, module in method.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, SWITCHES)
+        }
+        for name, tensor in chain(method.named_parameters(), method.named_buffers()):
+            found[name] = (tensor.data_ptr(), tensor.requires_grad)
+        return found
+
+    @contextmanager
+    def _as_tensors(self) -> Iterator[None]:
+        """Have the optimizer read its rates from tensors inside the block, as a graph must."""
+        groups = self.optimizer.param_groups
+        before = [dict(group) for group in groups]
+        try:
+            for group, rate in zip(groups, self.told, strict=True):
+                # fused, whatever a file said that the training goes on from
+                group.update({"lr": rate, "fused": True})
+                if "capturable" in group:
+                    group["capturable"] = True
+            yield
+        finally:
+            for group, values in zip(groups, before, strict=True):
+                group.update(values)
+
+    def _give_up(self, why: str, error: RuntimeError) -> None:
+        if self.config.step == "captured":
+            raise UserError(refusal(self.stage.name, why)) from error
+        LOGGER.warning("Steps of stage %s are not captured: %s", self.stage.name, why)
+        self.forget()
+        self.given_up = True
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the first name of what is another now, "" where nothing is."""
+    names = (name for name in {**before, **now} if before.get(name) != now.get(name))
+    return next(names, "")
