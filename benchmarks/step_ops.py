@@ -52,7 +52,7 @@ from lt_pipeline.learning.experiments.config import (  # noqa: E402
 )
 from lt_pipeline.learning.experiments.experiment import Sets  # noqa: E402
 from lt_pipeline.learning.losses import functional, margins  # noqa: E402
-from lt_pipeline.learning.transforms import views  # noqa: E402
+from lt_pipeline.learning.transforms import augment, views  # noqa: E402
 from variants import Variant, parameters  # noqa: E402
 
 # what gives no values: memory only, or other names of it
@@ -166,6 +166,8 @@ def as_on_a_gpu() -> Iterator[None]:
             (margins, "check_labels", lambda labels, classes: None),
             (F, "one_hot", _one_hot),
             # each augmentation has its own images on a CPU, and all of them elsewhere
+            (augment, "has_triton", lambda device: True),
+            (augment, "in_a_kernel", lambda images, drawn, config: images.clone()),  # one launch
             (views, "by_group", views.by_mask),
             (views, "SMALL", views.LARGE),
         ):

@@ -11,6 +11,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.distribution import CountGroups, LongTail
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig
+from lt_pipeline.learning.transforms.augment import AugmentConfig, Drawn, apply
 
 PROJECT = Path(__file__).parents[1]
 COUNTS = (40, 20, 10, 5)
@@ -28,6 +29,12 @@ def scenes(count: int, channels: int, height: int, width: int) -> Tensor:
     slope = torch.linspace(0, 100, height)[:, None] + torch.linspace(0, 40, width)
     grain = torch.randint(0, 25, (count, channels, height, width), generator=generator)
     return (low + slope + grain).to(torch.uint8)
+
+
+def operated(images: Tensor, draws, fill: int) -> Tensor:
+    """Return ``images`` after the operations that they have drawn of a policy."""
+    drawn = Drawn(None, None, *draws.operations(*images.shape[2:]))
+    return apply(images, drawn, AugmentConfig(autoaugment_fill=fill))
 
 
 def toy_images(counts=COUNTS, *, channels=1, size=8, seed=0, noise=40.0) -> ImageSet:

@@ -17,11 +17,8 @@ from lt_pipeline.learning.transforms.augment import (
     augment,
     crop_at,
     cut_at,
-    cutout,
-    random_crop,
     random_flip,
 )
-from lt_pipeline.learning.transforms.autoaugment import autoaugment
 from lt_pipeline.learning.transforms.views import ContrastConfig, draw_crops, draw_jitter
 
 SHAPES = st.tuples(
@@ -35,6 +32,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def noise(*shape: int, low: int = 1) -> Tensor:
     return torch.randint(low, 256, shape, generator=seeded(99), dtype=torch.uint8)
+
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    return augment(images, AugmentConfig(crop_padding=padding), generator)
+
+
+def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    return augment(images, AugmentConfig(crop_padding=0, cutout=side), generator)
 
 
 def crop_one(image: Tensor, padding: int, dy: int, dx: int) -> Tensor:
@@ -178,7 +183,8 @@ def test_augment_is_crop_flip_autoaugment_cutout_in_that_order() -> None:
     images, generator = noise(64, 3, 16, 16), seeded(3)
     expected = random_crop(images, 4, generator)
     expected = random_flip(expected, 0.5, generator)
-    expected = autoaugment(expected, generator, 77)
+    policy = AugmentConfig(crop_padding=0, autoaugment=True, autoaugment_fill=77)
+    expected = augment(expected, policy, generator)
     expected = cutout(expected, 8, generator)
     config = AugmentConfig(
         crop_padding=4, flip=0.5, autoaugment=True, autoaugment_fill=77, cutout=8

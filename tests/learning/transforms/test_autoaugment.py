@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -10,19 +12,17 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
 
-from lt_pipeline.learning.transforms.autoaugment import (
-    LEVELS,
-    POLICY,
-    Draws,
-    apply_draws,
-    autoaugment,
-    draw,
-    spans,
-)
+from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
+from lt_pipeline.learning.transforms.autoaugment import LEVELS, POLICY, Draws, draw, spans
 from lt_pipeline.learning.transforms.operations import OPERATIONS, SIGNED, magnitudes, operate
-from toys import scenes, seeded
+from toys import operated, scenes, seeded
 
 THEIRS = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=128)
+
+
+def autoaugment(images: Tensor, generator: torch.Generator, **fill: int) -> Tensor:
+    values = {f"autoaugment_{name}": value for name, value in fill.items()}
+    return augment(images, AugmentConfig(crop_padding=0, autoaugment=True, **values), generator)
 
 
 def their_magnitude(name: str, level: int | None, height: int, width: int) -> float:
@@ -86,7 +86,7 @@ def test_every_sub_policy_coin_and_sign_leads_to_its_own_two_operations() -> Non
     cases = cases[torch.randperm(len(cases), generator=seeded())]
     sub_policy, coins = cases[:, 0], cases[:, 1:].bool().T
     images = scenes(len(cases), 3, 12, 10)
-    results = apply_draws(images, Draws(sub_policy, coins[:2], coins[2:]), fill=128)
+    results = operated(images, Draws(sub_policy, coins[:2], coins[2:]), fill=128)
     for image, result, index, row in zip(images, results, sub_policy, coins.T, strict=True):
         expected = image
         for step, (name, _, level) in enumerate(POLICY[int(index)]):
@@ -101,7 +101,7 @@ def test_every_sub_policy_coin_and_sign_leads_to_its_own_two_operations() -> Non
 
 def test_autoaugment_applies_what_the_same_generator_draws() -> None:
     images = scenes(200, 3, 16, 16)
-    expected = apply_draws(images, draw(200, seeded(5)), fill=9)
+    expected = operated(images, draw(200, seeded(5)), fill=9)
     assert torch.equal(autoaugment(images, seeded(5), fill=9), expected)
     assert not torch.equal(autoaugment(images, seeded(6), fill=9), expected)
 
@@ -119,6 +119,29 @@ def test_sub_policies_are_equally_frequent() -> None:
     expected = count / 25
     assert len(tally) == 25
     assert float(((tally - expected) ** 2 / expected).sum()) < 52.6  # 24 df, p = 0.0007
+
+
+def test_operations_and_signed_magnitudes_are_as_frequent_as_the_policy_says() -> None:
+    count, spread = 200_000, spans(32, 32)
+    for step, (operation, size) in enumerate(
+        zip(*draw(count, seeded(4)).operations(32, 32), strict=True)
+    ):
+        expected: Counter[tuple[int, float]] = Counter()
+        for name, probability, level in (steps[step] for steps in POLICY):
+            magnitude = float(magnitudes(spread[name], LEVELS)[level or 0])
+            for sign in (1, -1) if name in SIGNED else (1,):
+                share = probability / (25 * (1 + (name in SIGNED)))
+                expected[OPERATIONS.index(name), sign * magnitude] += count * share
+            expected[0, 0.0] += count * (1 - probability) / 25
+        # of what is not applied there is no magnitude
+        drawn = zip(operation.tolist(), size.where(operation > 0, 0.0).tolist(), strict=True)
+        found = Counter(drawn)
+        cells = {cell: often for cell, often in expected.items() if often}
+        assert found.keys() <= cells.keys()
+        far = sum((found[cell] - often) ** 2 / often for cell, often in cells.items())
+        freedom = len(cells) - 1
+        assert freedom > 15
+        assert far < freedom + 4 * (2 * freedom) ** 0.5
 
 
 def test_coins_fall_with_the_probability_of_their_step_and_independently() -> None:
@@ -155,12 +178,12 @@ def test_equal_images_of_a_batch_get_draws_of_their_own() -> None:
 
 def test_results_do_not_depend_on_batch_mates() -> None:
     images, draws = scenes(60, 3, 16, 16), draw(60, seeded())
-    together = apply_draws(images, draws, 128)
+    together = operated(images, draws, 128)
     for i in range(60):
         own = Draws(
             draws.sub_policy[i : i + 1], draws.applied[:, i : i + 1], draws.negative[:, i : i + 1]
         )
-        assert torch.equal(apply_draws(images[i : i + 1], own, 128)[0], together[i])
+        assert torch.equal(operated(images[i : i + 1], own, 128)[0], together[i])
 
 
 @settings(deadline=None, max_examples=15)
@@ -194,6 +217,6 @@ def test_other_channels_are_refused(channels: int) -> None:
 def test_cuda_gives_the_cpu_result_but_for_rounding() -> None:
     images, draws = scenes(500, 3, 32, 32), draw(500, seeded())
     on_device = Draws(*(part.cuda() for part in draws))
-    result = apply_draws(images.cuda(), on_device, 128).cpu()
-    assert float((result == apply_draws(images, draws, 128)).double().mean()) > 0.99
+    result = operated(images.cuda(), on_device, 128).cpu()
+    assert float((result == operated(images, draws, 128)).double().mean()) > 0.99
     assert autoaugment(images.cuda(), torch.Generator("cuda").manual_seed(0)).is_cuda

@@ -7,16 +7,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import TrivialAugmentWide
 
 from lt_pipeline.learning.transforms import operations
+from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.operations import SIGNED
 from lt_pipeline.learning.transforms.trivialaugment import (
     LEVELS,
     SPANS,
     Draws,
-    apply_draws,
     draw,
-    trivialaugment,
 )
-from toys import scenes, seeded
+from toys import operated, scenes, seeded
 
 OPERATIONS = (*SPANS,)
 THEIRS = TrivialAugmentWide(fill=90)
@@ -24,6 +23,10 @@ THEIRS = TrivialAugmentWide(fill=90)
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 SHAPES = [(3, 64, 48), (1, 28, 28), (3, 34, 40)]
+
+
+def trivialaugment(images: Tensor, generator: torch.Generator) -> Tensor:
+    return augment(images, AugmentConfig(crop_padding=0, trivialaugment=True), generator)
 
 
 def every_level(name: str) -> Draws:
@@ -60,7 +63,7 @@ def test_every_level_of_every_operation_is_torchvisions_on_each_image_alone(
     draws = every_level(name)
     images = scenes(2 * LEVELS, *shape)
     kept = images.clone()
-    ours = apply_draws(images, draws, 90)
+    ours = operated(images, draws, 90)
     assert torch.equal(images, kept)
     assert (ours.dtype, ours.shape) == (torch.uint8, images.shape)
     expected = torch.stack([
@@ -78,9 +81,9 @@ def test_every_level_of_every_operation_is_torchvisions_on_each_image_alone(
 
 def test_images_of_every_operation_at_once_are_as_alone() -> None:
     images, draws = scenes(200, 3, 16, 16), draw(200, seeded(1))
-    together = apply_draws(images, draws, 90)
+    together = operated(images, draws, 90)
     for k in range(len(images)):
-        alone = apply_draws(images[k : k + 1], Draws(*(d[k : k + 1] for d in draws)), 90)
+        alone = operated(images[k : k + 1], Draws(*(d[k : k + 1] for d in draws)), 90)
         assert torch.equal(together[k : k + 1], alone)
 
 
@@ -104,6 +107,6 @@ def test_equal_generators_give_equal_images_and_go_on() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_what_a_cpu_does_for_the_same_draws() -> None:
     images, draws = scenes(300, 3, 32, 32), draw(300, seeded(1))
-    on_gpu = apply_draws(images.cuda(), Draws(*(d.cuda() for d in draws)), 90).cpu()
-    gap = (on_gpu.int() - apply_draws(images, draws, 90).int()).abs()
+    on_gpu = operated(images.cuda(), Draws(*(d.cuda() for d in draws)), 90).cpu()
+    gap = (on_gpu.int() - operated(images, draws, 90).int()).abs()
     assert float((gap > 1).float().mean()) < 0.001

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +28,7 @@ COLOURS: dict[str, Any] = {
     **{"autoaugment": False, "trivialaugment": False},
     **{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
 }
+KERNEL_PIXELS = 64 * 64  # of an image that one program of a kernel holds
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 Shares = Annotated[tuple[_Share, _Share], AfterValidator(_ordered)]
@@ -88,12 +93,7 @@ class AugmentConfig(Config):
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError where this does not suit images of ``(channels, height, width)``."""
         channels, height, width = shape
-        coloured = [name for name in COLOURS if getattr(self, name)]
-        if coloured and channels not in (1, 3):
-            raise UserError(
-                f"{coloured[0]} needs images with 1 or 3 channels, but these have {channels}: set "
-                f"it to {str(COLOURS[coloured[0]]).lower()}"
-            )
+        self.check_colours(channels)
         if not self.resizes and self.crop_padding >= min(height, width):
             raise UserError(
                 f"crop_padding must be smaller than the image, {height} x {width}, but is "
@@ -105,6 +105,30 @@ class AugmentConfig(Config):
                 f"{self.cutout}: larger squares hide whole images"
             )
 
+    def check_colours(self, channels: int) -> None:
+        """Raise UserError where colours are changed, and not of 1 or 3 ``channels``."""
+        coloured = [name for name in COLOURS if getattr(self, name)]
+        if coloured and channels not in (1, 3):
+            raise UserError(
+                f"{coloured[0]} needs images with 1 or 3 channels, but these have {channels}: set "
+                f"it to {str(COLOURS[coloured[0]]).lower()}"
+            )
+
+
+class Drawn(NamedTuple):
+    """What N images draw; None is what is off.
+
+    ``corner`` int64 ``[2, N]`` is a window's place in the padded image, ``mirrored`` bool ``[N]``;
+    ``operation`` int64 and ``size`` float32 ``[S, N]`` are a policy's S steps
+    (``operations.operate``), ``centre`` int64 ``[2, N]`` is the middle of Cutout's square.
+    """
+
+    corner: Tensor | None = None
+    mirrored: Tensor | None = None
+    operation: Tensor | None = None
+    size: Tensor | None = None
+    centre: Tensor | None = None
+
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Return ``images`` uint8 ``[N, C, H, W]``, each cropped, flipped and so on by its own draw.
@@ -114,22 +138,42 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     ``images``. The input stays as it is; when all is off, it is what returns. Of features
     ``[N, F, V, 1]`` each has one view left: the second, which is the mirror image's, with the
     probability of a flip.
+
+    On a GPU all of small images but resized crops and colours is one kernel, channels last.
     """
     if images.is_floating_point():
         return one_view(images, config.flip, generator)
-    images = _crop_and_colour(images, config, generator)
-    if config.autoaugment:
-        # here, because torchvision takes two seconds to import
-        from lt_pipeline.learning.transforms.autoaugment import autoaugment
+    config.check_colours(images.shape[1])
+    if config.resizes or config.jitters:
+        images = _crop_and_colour(images, config, generator)
+        config = config.model_copy(update={"crop_padding": 0, "flip": 0.0})
+    drawn = draw(images.shape, config, generator)
+    return (in_a_kernel if has_kernel(images) else apply)(images, drawn, config)
 
-        images = autoaugment(images, generator, config.autoaugment_fill)
-    if config.trivialaugment:
-        from lt_pipeline.learning.transforms.trivialaugment import trivialaugment
 
-        images = trivialaugment(images, generator, config.autoaugment_fill)
-    if config.cutout:
-        images = cutout(images, config.cutout, generator)
-    return images
+def has_kernel(images: Tensor) -> bool:
+    """Return whether one kernel can augment such ``images`` ``[N, C, H, W]`` where they are.
+
+    They must be on a GPU that Triton knows, and small: a program holds a whole one.
+    """
+    channels, height, width = images.shape[1:]
+    small = height * width <= KERNEL_PIXELS and channels in (1, 3)
+    return small and has_triton(images.device)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Return whether Triton is installed and makes kernels for ``device``."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def in_a_kernel(images: Tensor, drawn: Drawn, config: AugmentConfig) -> Tensor:
+    """Do as ``apply``, to a grey level, in one launch."""
+    from lt_pipeline.learning.transforms import kernel
+
+    return kernel.apply(images, drawn, config)
 
 
 def _crop_and_colour(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -138,20 +182,73 @@ def _crop_and_colour(images: Tensor, config: AugmentConfig, generator: torch.Gen
     if config.resizes:
         images = views.random_resized_crop(images, config, generator)
     elif config.crop_padding:
-        images = random_crop(images, config.crop_padding, generator)
+        corner = draw_corners(len(images), config.crop_padding, generator)
+        images = crop_at(images, config.crop_padding, *corner)
     if config.flip:
         images = random_flip(images, config.flip, generator)
-    if config.jitters:
-        images = views.color_jitter(images, config, generator)
+    return views.color_jitter(images, config, generator) if config.jitters else images
+
+
+def draw(shape: Sequence[int], config: AugmentConfig, generator: torch.Generator) -> Drawn:
+    """Draw for images of ``shape`` ``(N, C, H, W)``, on the device of ``generator``."""
+    count, _, height, width = shape
+    padding, flip = config.crop_padding, config.flip
+    corner = draw_corners(count, padding, generator) if padding else None
+    mirrored = coins(count, flip, generator) if flip else None
+    operation, size = _policy(shape, config, generator)
+    centre = draw_centres(count, height, width, generator) if config.cutout else None
+    return Drawn(corner, mirrored, operation, size, centre)
+
+
+def _policy(
+    shape: Sequence[int], config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the operations and signed magnitudes of what policy there is."""
+    for name in ("autoaugment", "trivialaugment"):
+        if getattr(config, name):
+            # here, because torchvision takes two seconds to import
+            policy = import_module(f"lt_pipeline.learning.transforms.{name}")
+            found: tuple[Tensor, Tensor] = policy.draw(shape[0], generator).operations(*shape[2:])
+            return found
+    return None, None
+
+
+def draw_corners(count: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Draw the places of ``count`` windows, int64 ``[2, count]`` in 0..2 * padding."""
+    return torch.randint(2 * padding + 1, (2, count), generator=generator, device=generator.device)
+
+
+def coins(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Draw bool ``[count]``, true with ``probability``."""
+    return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def draw_centres(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Draw pixels of ``count`` images, int64 ``[2, count]``: uniform over all of them.
+
+    DeVries and Taylor (2017): so that a square around one can reach past the border.
+    """
+    device = generator.device
+    return torch.stack([
+        torch.randint(side, (count,), generator=generator, device=device)
+        for side in (height, width)
+    ])  # fmt: skip
+
+
+def apply(images: Tensor, drawn: Drawn, config: AugmentConfig) -> Tensor:
+    """Return ``images`` uint8 ``[N, C, H, W]`` after what each has ``drawn``."""
+    if drawn.corner is not None:
+        images = crop_at(images, config.crop_padding, *drawn.corner)
+    if drawn.mirrored is not None:
+        images = flip_where(images, drawn.mirrored)
+    if drawn.operation is not None and drawn.size is not None:
+        from lt_pipeline.learning.transforms.operations import operate
+
+        for operation, size in zip(drawn.operation, drawn.size, strict=True):
+            images = operate(images, operation, size, config.autoaugment_fill)
+    if drawn.centre is not None:
+        images = cut_at(images, config.cutout, *drawn.centre)
     return images
-
-
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Return ``images`` ``[N, C, H, W]``, zero-padded and cropped to their size at random."""
-    dy, dx = torch.randint(
-        2 * padding + 1, (2, len(images)), generator=generator, device=images.device
-    )
-    return crop_at(images, padding, dy, dx)
 
 
 def crop_at(images: Tensor, padding: int, dy: Tensor, dx: Tensor) -> Tensor:
@@ -175,10 +272,14 @@ def crop_at(images: Tensor, padding: int, dy: Tensor, dx: Tensor) -> Tensor:
 
 def random_flip(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Return ``images`` ``[N, C, H, W]``, each mirrored left to right with ``probability``."""
-    coins = torch.rand(len(images), generator=generator, device=images.device)
+    return flip_where(images, coins(len(images), probability, generator))
+
+
+def flip_where(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Return ``images`` ``[N, C, H, W]``, those that are ``mirrored``, bool ``[N]``, so."""
     # Choosing whole images from both sets is faster than torch.where on pixels.
     both = torch.cat([images, images.flip(3)])
-    choice = torch.arange(len(images), device=images.device) + len(images) * (coins < probability)
+    choice = torch.arange(len(images), device=images.device) + len(images) * mirrored
     return both.index_select(0, choice)
 
 
@@ -189,18 +290,6 @@ def one_view(features: Tensor, probability: float, generator: torch.Generator) -
     coins = torch.rand(len(features), generator=generator, device=features.device)
     chosen = (coins < probability).long()
     return features[torch.arange(len(features), device=features.device), :, chosen, :, None]
-
-
-def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Return ``images`` ``[N, C, H, W]``, each with a black square of ``side`` pixels.
-
-    DeVries and Taylor (2017): the centre is uniform over all pixels, so the square can reach past
-    the border.
-    """
-    count, _, height, width = images.shape
-    y = torch.randint(height, (count,), generator=generator, device=images.device)
-    x = torch.randint(width, (count,), generator=generator, device=images.device)
-    return cut_at(images, side, y, x)
 
 
 def cut_at(images: Tensor, side: int, y: Tensor, x: Tensor) -> Tensor:

@@ -12,13 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.transforms.operations import (
-    OPERATIONS,
-    check_channels,
-    magnitudes,
-    operate,
-    with_sign,
-)
+from lt_pipeline.learning.transforms.operations import OPERATIONS, magnitudes, there, with_sign
 
 LEVELS = 10
 
@@ -51,8 +45,7 @@ POLICY: tuple[tuple[tuple[str, float, int | None], tuple[str, float, int | None]
     (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
 )
 
-
-_PROBABILITY = [[probability for _, probability, _ in steps] for steps in POLICY]
+_PROBABILITY = torch.tensor([[probability for _, probability, _ in steps] for steps in POLICY]).T
 
 
 def spans(height: int, width: int) -> dict[str, tuple[float, float]]:
@@ -101,22 +94,5 @@ def draw(count: int, generator: torch.Generator) -> Draws:
     device = generator.device
     sub_policy = torch.randint(len(POLICY), (count,), generator=generator, device=device)
     coins = torch.rand(2, 2, count, generator=generator, device=device)
-    probability = torch.tensor(_PROBABILITY, device=device).T[:, sub_policy]  # [2, N]
+    probability = there(_PROBABILITY, device)[:, sub_policy]  # [2, N]
     return Draws(sub_policy, coins[0] < probability, coins[1] < 0.5)
-
-
-def apply_draws(images: Tensor, draws: Draws, fill: int) -> Tensor:
-    """Return ``images`` uint8 ``[N, C, H, W]`` after what each has drawn; the input stays."""
-    for operation, size in zip(*draws.operations(*images.shape[2:]), strict=True):
-        images = operate(images, operation, size, fill)
-    return images
-
-
-def autoaugment(images: Tensor, generator: torch.Generator, fill: int = 128) -> Tensor:
-    """Return ``images`` uint8 ``[N, 1 or 3, H, W]``, each after a sub-policy of its own.
-
-    ``generator`` lives on the device of ``images``; ``fill``, 0..255, is the value of pixels that a
-    shear, a shift or a rotation uncovers. Raises ValueError for other numbers of channels.
-    """
-    check_channels("AutoAugment", images.shape[1])
-    return apply_draws(images, draw(len(images), generator), fill)

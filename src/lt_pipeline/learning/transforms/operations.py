@@ -6,14 +6,13 @@ what torchvision's do; results are its own to a grey level, but for places half 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.views import (
     BRIGHTNESS,
     CONTRAST,
@@ -30,6 +29,10 @@ OPERATIONS = (
 )
 SIGNED = OPERATIONS[1:10]  # go both ways
 _BLENDS = {"Brightness": BRIGHTNESS, "Color": SATURATION, "Contrast": CONTRAST}
+# by operation; the index of its treatment: Invert is a Solarize of size 0
+_IS_SIGNED = torch.tensor([name in SIGNED for name in OPERATIONS])
+_BLEND = torch.tensor([_BLENDS.get(name, 0) for name in OPERATIONS])
+_KIND = torch.tensor([0, *[1] * 5, *[2] * 3, 3, 4, 5, 6, 7, 5])
 
 
 def operate(images: Tensor, operation: Tensor, size: Tensor, fill: int) -> Tensor:
@@ -44,7 +47,7 @@ def operate(images: Tensor, operation: Tensor, size: Tensor, fill: int) -> Tenso
         *(_identity, partial(_move, fill=fill), _blend, _sharpen, _posterize, _solarize),
         *(_autocontrast, _equalize),
     )
-    kind = torch.tensor(_KIND, device=images.device)[operation]
+    kind = there(_KIND, images.device)[operation]
     pieces = (part.split(at_once(images)) for part in (images, kind, operation, size))
     return torch.cat([
         each(mine, kinds, treatments, *draws) for mine, kinds, *draws in zip(*pieces, strict=True)
@@ -61,17 +64,13 @@ def magnitudes(span: tuple[float, float], levels: int) -> Tensor:
 
 def with_sign(size: Tensor, operation: Tensor, negative: Tensor) -> Tensor:
     """Return ``size`` ``[..., N]``, negative where that was drawn and ``operation`` has a sign."""
-    signed = torch.tensor([name in SIGNED for name in OPERATIONS], device=size.device)
-    return torch.where(negative & signed[operation], -size, size)
+    return torch.where(negative & there(_IS_SIGNED, size.device)[operation], -size, size)
 
 
-def check_channels(name: str, channels: int) -> None:
-    """Raise UserError unless the policy ``name`` can treat images with this many channels."""
-    if channels not in (1, 3):
-        raise UserError(
-            f"{name} needs images with 1 or 3 channels, but these have {channels}: "
-            f"set {name.lower()} to false"
-        )
+@cache
+def there(table: Tensor, device: torch.device) -> Tensor:
+    """Return the ``table`` of a module on ``device``, copied once: a copy waits for the host."""
+    return table.to(device)
 
 
 def _move(images: Tensor, operation: Tensor, size: Tensor, *, fill: int) -> Tensor:
@@ -97,8 +96,8 @@ def _move(images: Tensor, operation: Tensor, size: Tensor, *, fill: int) -> Tens
 
 
 def _blend(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:
-    kinds = torch.tensor([_BLENDS.get(n, 0) for n in OPERATIONS], device=images.device)
-    return blend(images.float(), kinds[operation], 1 + size).round_().to(torch.uint8)
+    kind = there(_BLEND, images.device)[operation]
+    return blend(images.float(), kind, 1 + size).round_().to(torch.uint8)
 
 
 def _sharpen(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:
@@ -136,7 +135,3 @@ def _autocontrast(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:
 def _equalize(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:
     equal: Tensor = tv.equalize(images)
     return equal
-
-
-# the index of each operation's treatment; Invert is a Solarize of size 0
-_KIND = (0, *[1] * 5, *[2] * 3, 3, 4, 5, 6, 7, 5)

@@ -11,12 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_pipeline.learning.transforms.operations import (
-    check_channels,
-    magnitudes,
-    operate,
-    with_sign,
-)
+from lt_pipeline.learning.transforms.operations import magnitudes, with_sign
 
 LEVELS = 31
 # the magnitudes of the first and the last level, in the order of OPERATIONS
@@ -45,25 +40,15 @@ class Draws(NamedTuple):
     level: Tensor
     negative: Tensor
 
-    def magnitudes(self) -> Tensor:
-        """Return the signed magnitudes, float32 ``[N]``."""
+    def operations(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the operations, int64 ``[1, N]``, and their signed magnitudes: of every size."""
         size = _table(self.level.device)[self.operation, self.level]
-        return with_sign(size, self.operation, self.negative)
+        return self.operation[None], with_sign(size, self.operation, self.negative)[None]
 
 
 @cache
 def _table(device: torch.device) -> Tensor:
     return torch.stack([magnitudes(span, LEVELS) for span in SPANS.values()]).to(device)
-
-
-def trivialaugment(images: Tensor, generator: torch.Generator, fill: int = 128) -> Tensor:
-    """Return ``images`` uint8 ``[N, 1 or 3, H, W]``, each after an operation of its own draw.
-
-    ``generator`` lives on the device of ``images``; ``fill``, 0..255, is the value of pixels that a
-    shear, a shift or a rotation uncovers.
-    """
-    check_channels("TrivialAugment", images.shape[1])
-    return apply_draws(images, draw(len(images), generator), fill)
 
 
 def draw(count: int, generator: torch.Generator) -> Draws:
@@ -73,8 +58,3 @@ def draw(count: int, generator: torch.Generator) -> Draws:
     level = torch.randint(LEVELS, (count,), generator=generator, device=device)
     coins = torch.rand(count, generator=generator, device=device)
     return Draws(operation, level, coins < 0.5)
-
-
-def apply_draws(images: Tensor, draws: Draws, fill: int) -> Tensor:
-    """Return ``images`` uint8 ``[N, C, H, W]`` after what each has drawn; the input stays."""
-    return operate(images, draws.operation, draws.magnitudes(), fill)

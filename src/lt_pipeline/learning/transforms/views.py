@@ -23,6 +23,7 @@ from lt_pipeline.learning.transforms.augment import (
     Range,
     Shares,
     Strength,
+    coins,
     random_flip,
 )
 
@@ -91,11 +92,11 @@ def _view(images: Tensor, config: ContrastConfig, generator: torch.Generator) ->
     if config.jitter:
         view = apply_jitter(view, draw_jitter(len(view), config, generator))
     if config.grayscale:
-        turns = _coins(len(view), config.grayscale, generator).view(-1, 1, 1, 1)
+        turns = coins(len(view), config.grayscale, generator).view(-1, 1, 1, 1)
         view = torch.where(turns, luma(view), view)
     if config.blur:
         sigma = _uniform(*config.blur_sigma, (len(view),), generator)
-        sigma = sigma.where(_coins(len(view), config.blur, generator), 0.0)
+        sigma = sigma.where(coins(len(view), config.blur, generator), 0.0)
         view = blur(view, sigma, math.ceil(3 * config.blur_sigma[1]))
     return view.round_().to(torch.uint8)
 
@@ -248,7 +249,7 @@ def draw_jitter(count: int, config: ContrastConfig, generator: torch.Generator) 
         torch.stack([_uniform(max(0.0, 1 - s), 1 + s, (count,), generator) for s in strengths]),
         _uniform(-config.hue, config.hue, (count,), generator),
         _uniform(0, 1, (4, count), generator).argsort(0),
-        _coins(count, config.jitter, generator),
+        coins(count, config.jitter, generator),
     )
 
 
@@ -343,7 +344,3 @@ def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
 
 def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
-
-
-def _coins(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    return _uniform(0, 1, (count,), generator) < probability
