@@ -62,6 +62,8 @@ def test_values_move_to_where_they_are_now_and_nothing_else_does(table):
 def test_a_value_that_is_called_otherwise_now_is_translated():
     assert renamed({"model": {"pretrained": True}}) == {"model": {"weights": "default"}}
     assert renamed({"model": {"pretrained": False}}) == {"model": {"weights": "none"}}
+    assert renamed({"training": {"compile": False}}) == {"training": {"step": "auto"}}
+    assert renamed({"training": {"compile": True}}) == {"training": {"step": "compiled"}}
     assert renamed({"model": {"pretrained": [1]}}) == {"model": {"weights": [1]}}
 
 

@@ -8,9 +8,15 @@ from typing import Any
 from lt_pipeline.learning.schema import UserError
 
 # old path in conf/ -> new one, as in {"training.epoch": "training.epochs"}
-RENAMED: dict[str, str] = {"model.pretrained": "model.weights"}
+RENAMED: dict[str, str] = {
+    "model.pretrained": "model.weights",
+    "training.compile": "training.step",
+}
 # and what its values are called now, where that is something else
-VALUES: dict[str, dict[Any, Any]] = {"model.pretrained": {False: "none", True: "default"}}
+VALUES: dict[str, dict[Any, Any]] = {
+    "model.pretrained": {False: "none", True: "default"},
+    "training.compile": {False: "auto", True: "compiled"},
+}
 
 
 def renamed(parameters: Mapping[str, Any]) -> dict[str, Any]:
