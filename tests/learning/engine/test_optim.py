@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.optim import build_optimizer, trained_parameters
+from lt_pipeline.learning.engine.optim import (
+    begin_momentum,
+    build_optimizer,
+    trained_parameters,
+)
 from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Plain, parts
@@ -137,6 +141,24 @@ def test_biases_are_known_by_their_own_shape_in_a_stack_of_networks_too(kind):
     decays = {g["weight_decay"]: g["params"] for g in step.optimizer.param_groups}
     assert len(decays[0.01]) == 8
     assert {p.ndim for p in decays[0.0]} == {1 + len(count)}
+
+
+def test_what_begins_to_learn_later_does_not_stop_a_fused_optimizer():
+    def weights(begin, **kind):
+        early, late = (torch.ones(3, requires_grad=True) for _ in range(2))
+        optimizer = torch.optim.SGD([early, late], lr=0.1, momentum=0.9, nesterov=True, **kind)
+        begin(optimizer)
+        for step in range(4):
+            optimizer.zero_grad()
+            (early.square().sum() + (late**3).sum() * (step > 1)).backward()
+            late.grad = late.grad if step > 1 else None
+            optimizer.step()
+        return early.detach(), late.detach()
+
+    found = weights(begin_momentum, fused=True)
+    torch.testing.assert_close(found, weights(lambda optimizer: None))
+    with pytest.raises(TypeError, match="NoneType"):  # of torch: once it is not, this can go
+        weights(lambda optimizer: None, fused=True)
 
 
 def test_biases_of_experts_are_matrices_and_biases():
