@@ -80,7 +80,7 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
     Raises:
         UserError: if a study in conf/ has the name of something else.
     """
-    found: dict[str, Maker] = {
+    known: dict[str, Maker] = {
         "__default__": partial(_method, DEFAULT, parameters),
         "audit": audit.create_pipeline,
         "data_prep": data_prep.create_pipeline,
@@ -90,21 +90,21 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
         **{name: partial(_method, name, parameters) for name in methods.available()},
     }
     for name, block in block_of(parameters, "studies").items():
-        for one in (name, *_tables(block)):
-            if one in found:
-                raise UserError(f"studies.{name}: {one} is the name of another pipeline")
-            found[one] = partial(_study, name, parameters)
+        for pipeline in (name, *_tables(block)):
+            if pipeline in known:
+                raise UserError(f"studies.{name}: {pipeline} is the name of another pipeline")
+            known[pipeline] = partial(_study, name, parameters)
     for name in methods.available():
-        if (several := repeated(name, parameters)) in found:
-            found[name] = found[several]
-    return {**found, "__default__": found[DEFAULT]}
+        if (several := repeated(name, parameters)) in known:
+            known[name] = known[several]
+    return {**known, "__default__": known[DEFAULT]}
 
 
 def env_of(names: Iterable[str | None]) -> str | None:
     """Return the environment that the studies among ``names`` run in unless told; mostly none."""
     blocks = block_of(_written(), "studies") if {*names} - {*methods.available(), None} else {}
-    found = (block for name, block in blocks.items() if {name, *_tables(block)} & {*names})
-    return next((block["env"] for block in found if block.get("env")), None)
+    matching = (block for name, block in blocks.items() if {name, *_tables(block)} & {*names})
+    return next((block["env"] for block in matching if block.get("env")), None)
 
 
 def repeated(method: str, parameters: Mapping[str, Any]) -> str:
@@ -126,7 +126,7 @@ def with_seeds(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     Raises:
         UserError: if ``seeds`` are none.
     """
-    seeds, found = parameters.get("seeds"), dict(block_of(parameters, "studies"))
+    seeds, studies = parameters.get("seeds"), dict(block_of(parameters, "studies"))
     for name in {*names} & {*methods.available()}:
         several = repeated(name, parameters)
         if several == name:
@@ -138,14 +138,14 @@ def with_seeds(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str,
         except UserError as error:
             where = f"studies.{several}.these_seeds"
             raise UserError(str(error).replace(where, "seeds")) from None
-        found[several] = own
-    return {**parameters, "studies": found} if found else dict(parameters)
+        studies[several] = own
+    return {**parameters, "studies": studies} if studies else dict(parameters)
 
 
 def _tables(block: Any) -> list[str]:
     """Return the other names of a study; what is wrong with its block is said where it is read."""
-    found = block.get("tables") if isinstance(block, Mapping) else None
-    listed = found if isinstance(found, list) else [found]
+    tables = block.get("tables") if isinstance(block, Mapping) else None
+    listed = tables if isinstance(tables, list) else [tables]
     return [name for name in listed if isinstance(name, str)]
 
 
@@ -161,11 +161,11 @@ def _method(name: str, parameters: Mapping[str, Any]) -> Pipeline:
 
 def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline of a study, with a node for each run that ``parameters`` ask for."""
-    found = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
+    config = StudyConfig.read(parameters["studies"][name], f"studies.{name}")
     with one_line_errors():
         seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
     folds = data_config(parameters).each_fold
-    runs = found.run_names(seed, folds)
+    runs = config.run_names(seed, folds)
     return _from_raw(partial(study.create_pipeline, name, runs, folded=bool(folds)))
 
 
@@ -177,7 +177,7 @@ def _tune(parameters: Mapping[str, Any]) -> Pipeline:
 def _written() -> dict[str, Any]:
     """Return the parameters of conf/base: without a run, all that is known."""
     project = find_kedro_project(Path.cwd())
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for file in sorted((project / BASE).glob("parameters*.yml")) if project else ():
-        found |= yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return found
+        values |= yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return values

@@ -56,13 +56,13 @@ class ClaimHooks:
         if not loader.runtime_params and not tunes:
             return
         written = loader.as_written()
-        found = own_folders.differences(given, written)
+        changes = own_folders.differences(given, written)
         # a sweep holds images out, which other runs train on
-        seen = own_folders.differences(with_holdout(given), written) if tunes else found
+        seen = own_folders.differences(with_holdout(given), written) if tunes else changes
         of_data = own_folders.of_data(seen)
-        self.run = own_folders.folder(self.shared, found)
+        self.run = own_folders.folder(self.shared, changes)
         self.prepared = own_folders.folder(self.shared, of_data)
-        self.notes = {self.run: found, self.prepared: of_data}
+        self.notes = {self.run: changes, self.prepared: of_data}
         loader.use(run=self.run, prepared=self.prepared, shared=self.shared)
 
     @hook_impl(wrapper=True)
@@ -76,9 +76,9 @@ class ClaimHooks:
             try:
                 claims = list(self._claims(pipeline, catalog.load("parameters")))
                 held.enter_context(claimed(self.place, claims, command(run_params)))
-                for name, found in self.notes.items():
-                    if found:
-                        note(self.place, name, found)
+                for name, changes in self.notes.items():
+                    if changes:
+                        note(self.place, name, changes)
             except UserError as error:
                 raise click.ClickException(str(error)) from error
             self.unwritten = PREPARED & pipeline.all_outputs()
@@ -94,18 +94,18 @@ class ClaimHooks:
         if PREPARED & pipeline.datasets():
             data = data_config(with_holdout(parameters) if sweeps else parameters)
             what = f"data/03_primary/{self.prepared}, with other data,"
-            found = own_folders.key(data.model_dump(mode="json"))
-            yield Claim(f"{DATA}/{self.prepared}", what, found)
+            data_hash = own_folders.key(data.model_dump(mode="json"))
+            yield Claim(f"{DATA}/{self.prepared}", what, data_hash)
         for name in sorted({space.partition(".")[0] for space in spaces} - {"", "data_prep"}):
             if name in block_of(parameters, "studies"):
                 yield Claim(f"{RUNS}/{self.shared}/arms", "the store of finished arms", "arms")
             if name != TUNE:
                 yield Claim(f"{RUNS}/{self.run}/{name}", f"{name} in {self.run}")
         for method in sorted(sweeps):
-            found = own_folders.key(_of_sweep(method, parameters))
+            sweep_hash = own_folders.key(_of_sweep(method, parameters))
             for folder in sorted({self.run, self.shared}):
                 what = f"the sweep of {method} in {folder}"
-                yield Claim(f"{RUNS}/{folder}/{SPACE.rstrip('.')}/{method}", what, found)
+                yield Claim(f"{RUNS}/{folder}/{SPACE.rstrip('.')}/{method}", what, sweep_hash)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:

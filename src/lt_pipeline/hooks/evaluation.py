@@ -34,39 +34,39 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
     if address is not None:
         store.open_store(uri)
         mlflow.set_tracking_uri(uri)
-    found = models.trained(mlflow.MlflowClient(), address, experiment)
-    data = _data(found)
-    _check_given(found, data, loader.runtime_params or {})
-    LOGGER.info("Evaluating run %s (%s)", found.id, found.run.info.run_name)
+    model = models.trained(mlflow.MlflowClient(), address, experiment)
+    data = _data(model)
+    _check_given(model, data, loader.runtime_params or {})
+    LOGGER.info("Evaluating run %s (%s)", model.id, model.run.info.run_name)
     loader["parameters"] = {
         **parameters,
-        "seed": found.config.seed,
+        "seed": model.config.seed,
         # as it was given, and what was not is not what conf/ says today
-        "data": {**data, **found.data},
-        EVALUATE: {"model": f"runs:/{found.id}"},
+        "data": {**data, **model.data},
+        EVALUATE: {"model": f"runs:/{model.id}"},
     }
-    return found
+    return model
 
 
-def _data(found: models.Trained) -> dict[str, Any]:
-    """Return what the data of ``found`` are, the usual where it did not say."""
-    with named(f"run {found.id}: "):
-        return data_config({"data": found.data}).model_dump(mode="json")
+def _data(model: models.Trained) -> dict[str, Any]:
+    """Return what the data of ``model`` are, the usual where it did not say."""
+    with named(f"run {model.id}: "):
+        return data_config({"data": model.data}).model_dump(mode="json")
 
 
-def parent_tags(found: models.Trained) -> dict[str, str]:
+def parent_tags(model: models.Trained) -> dict[str, str]:
     """Return the tags that put an evaluation below the run that it is of."""
-    return {"mlflow.parentRunId": found.id, EVALUATED: found.id}
+    return {"mlflow.parentRunId": model.id, EVALUATED: model.id}
 
 
-def _check_given(found: models.Trained, data: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse parameters of a training that are not those of ``found``."""
-    trained = tracking.by_method(found.config.model_dump(mode="json"))
+def _check_given(model: models.Trained, data: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse parameters of a training that are not those of ``model``."""
+    trained = tracking.by_method(model.config.model_dump(mode="json"))
     known = {**trained, **dict(flatten({"data": data}, "."))}
     for path, value in flatten(given, "."):
         if path.partition(".")[0] not in INDIFFERENT and known.get(path) != value:
             was = f"was trained with {shown(known[path])}" if path in known else "knows no such"
             raise UserError(
-                f"{path}: is {shown(value)}, but run {found.id} of {found.config.method} {was}: an "
+                f"{path}: is {shown(value)}, but run {model.id} of {model.config.method} {was}: an "
                 f"evaluation changes nothing of a training; leave it out, or name another run"
             )

@@ -42,9 +42,9 @@ def check_card(card: DataCard, wanted: DataConfig) -> None:
     Raises:
         UserError: naming the first parameter that differs.
     """
-    found = _difference(card.config, wanted)
-    if found:
-        raise UserError(f"the prepared data are of data.{found}: run data_prep first")
+    differs = _difference(card.config, wanted)
+    if differs:
+        raise UserError(f"the prepared data are of data.{differs}: run data_prep first")
 
 
 def check_config(saved: ExperimentConfig, wanted: ExperimentConfig) -> None:
@@ -54,10 +54,10 @@ def check_config(saved: ExperimentConfig, wanted: ExperimentConfig) -> None:
         UserError: naming the first parameter that differs.
     """
     usual = {"evaluation": wanted.evaluation, "device": wanted.device}
-    found = _difference(saved.model_copy(update=usual), wanted)
-    if found:
+    differs = _difference(saved.model_copy(update=usual), wanted)
+    if differs:
         raise UserError(
-            f"{wanted.method} was run with {found}: run the whole pipeline, or say what was run"
+            f"{wanted.method} was run with {differs}: run the whole pipeline, or say what was run"
         )
 
 

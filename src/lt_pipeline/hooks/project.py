@@ -163,8 +163,8 @@ class ProjectHooks:
                 if not self.evaluated:
                     _take_up(catalog, experiment, pipeline, partial)
                 apply_resolved(catalog, experiment)
-            for name, found in self.plans.items():
-                restrict_to_study(catalog, name, found.arms)
+            for name, planned in self.plans.items():
+                restrict_to_study(catalog, name, planned.arms)
 
     @hook_impl(trylast=True, specname="before_pipeline_run")
     def describe_run(
@@ -198,12 +198,12 @@ class ProjectHooks:
         for experiment in self.experiments:
             if "params:data" not in pipeline.inputs():
                 # what the images are that were found prepared: an evaluation makes them anew
-                found = flatten({"data": _data_in_effect(parameters)}, ".")
-                tracking.log_params(dict(found))
+                prepared = flatten({"data": _data_in_effect(parameters)}, ".")
+                tracking.log_params(dict(prepared))
             resolved = experiment.model_dump(mode="json", exclude={"method", "seed", "device"})
             options = {experiment.method: {"options": resolved.pop("options")}}
-            found = flatten({**resolved, **options}, ".")
-            tracking.log_params({name: v for name, v in found if name not in written})
+            settings = flatten({**resolved, **options}, ".")
+            tracking.log_params({name: v for name, v in settings if name not in written})
 
     def _run_name(self, names: list[str]) -> str:
         if self.evaluated:
@@ -245,7 +245,7 @@ class ProjectHooks:
         if "params:data" in pipeline.inputs():
             catalog["params:data"].save(_data_in_effect(parameters))
         keys = {e.method: run_key(e, self.data) for e in self.experiments}
-        keys |= {name: found.key(self.data) for name, found in self.plans.items()}
+        keys |= {name: planned.key(self.data) for name, planned in self.plans.items()}
         keys |= {EVALUATE: self.evaluated.id} if self.evaluated else {}
         with one_line():
             seal(catalog, pipeline, data_key(self.data), keys)
@@ -267,8 +267,8 @@ class ProjectHooks:
         for experiment in self.experiments:
             if dataset_name == f"{experiment.method}.config":
                 check_config(data, experiment)
-        for name, found in self.plans.items():
-            if dataset_name == f"{name}.plan" and data != found:
+        for name, planned in self.plans.items():
+            if dataset_name == f"{name}.plan" and data != planned:
                 raise UserError(f"{name} was planned with other parameters: run {name}.plan first")
 
     @hook_impl
@@ -313,8 +313,8 @@ class ProjectHooks:
     def show_audit(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print what was found in a person's images."""
         if "audit.environment" in pipeline.all_outputs():
-            found = summary(catalog.load("audit.notes")["notes"], catalog.load("audit.environment"))
-            console().print(found, highlight=False, markup=False)
+            text = summary(catalog.load("audit.notes")["notes"], catalog.load("audit.environment"))
+            console().print(text, highlight=False, markup=False)
 
     @hook_impl(specname="after_pipeline_run")
     def show_comparison(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -442,9 +442,9 @@ def _what_differs(context: KedroContext, parameters: dict[str, Any]) -> list[str
     loader, env = context.config_loader, context.env
     if not isinstance(loader, ConfLoader):
         return []
-    found = [env] if env and env not in (loader.base_env, loader.default_run_env) else []
+    environment = [env] if env and env not in (loader.base_env, loader.default_run_env) else []
     changed = differences(parameters, loader.as_written()) if loader.runtime_params else {}
-    return [*found, *([in_words(changed)] if changed else [])]
+    return [*environment, *([in_words(changed)] if changed else [])]
 
 
 def _title(names: list[str], experiments: list[ExperimentConfig]) -> str:

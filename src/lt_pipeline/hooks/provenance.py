@@ -48,10 +48,10 @@ class ProvenanceHooks:
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
         """Say how to repeat the run, and from which state of DVC's lock file it started."""
         self.catalog = catalog
-        found = {tag: os.environ.get(variable) for variable, tag in FROM_DVC.items()}
-        found |= {"command": command(run_params), "dvc_lock": blob_id(self.project / LOCK)}
-        found[PROCESS] = json.dumps(this_process())
-        tracking.set_tags({name: value for name, value in found.items() if value})
+        tags = {tag: os.environ.get(variable) for variable, tag in FROM_DVC.items()}
+        tags |= {"command": command(run_params), "dvc_lock": blob_id(self.project / LOCK)}
+        tags[PROCESS] = json.dumps(this_process())
+        tracking.set_tags({name: value for name, value in tags.items() if value})
         # kedro-mlflow's: an object's address, this machine's path, what the command says in full
         tracking.drop_tags({*run_params, "kedro_command"} - {"env"})
         end_killed_runs()
@@ -64,8 +64,8 @@ class ProvenanceHooks:
         """Tag the run with the hashes of the model and the data that it made."""
         if dataset_name.endswith(".model"):
             for path in _files(self.catalog, dataset_name):
-                found = hashes(path)
-                tracking.set_tags({"model_hash": found["sha256"], "model_md5": found["md5"]})
+                digests = hashes(path)
+                tracking.set_tags({"model_hash": digests["sha256"], "model_md5": digests["md5"]})
         if dataset_name == "data_card":
             tracking.set_tags({"data_hash": data.data_hash, "data_made": True})
 
@@ -127,5 +127,5 @@ def _files(catalog: DataCatalog, name: str) -> list[Path]:
     path = getattr(catalog.get(name), "_filepath", None)
     if path is None:
         return []
-    found = Path(path)
-    return [p for p in sorted(found.rglob("*")) if p.is_file()] if found.is_dir() else [found]
+    saved = Path(path)
+    return [p for p in sorted(saved.rglob("*")) if p.is_file()] if saved.is_dir() else [saved]

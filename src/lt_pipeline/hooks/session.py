@@ -26,8 +26,8 @@ def pipeline_names() -> list[str]:
     """Return the pipelines asked for, by a session or by another command, as kedro viz."""
     command = click.get_current_context(silent=True)
     given = command.params if command else {}
-    found = [*(given.get("pipelines") or []), given.get("pipeline")]
-    return [name for name in _asked().get("pipeline_names") or found if name]
+    names = [*(given.get("pipelines") or []), given.get("pipeline")]
+    return [name for name in _asked().get("pipeline_names") or names if name]
 
 
 def is_to_run(pipeline: str) -> bool:

@@ -114,8 +114,8 @@ def command(best: dict[str, Any], run_params: dict[str, Any]) -> str:
     method, given = best["method"], run_params.get("runtime_params") or {}
     searched = (*OWN, search_of(method))
     kept = {name: value for name, value in given.items() if name not in searched}
-    found = {"data": {"validation": best["validation"]}, method: nested(best["params"], ".")}
-    again = {"pipeline_names": [method], "runtime_params": updated(kept, found)}
+    settings = {"data": {"validation": best["validation"]}, method: nested(best["params"], ".")}
+    again = {"pipeline_names": [method], "runtime_params": updated(kept, settings)}
     return kedro_run({**again, "env": run_params.get("env")})
 
 

@@ -83,14 +83,14 @@ def claimed(place: Path, claims: Iterable[Claim], command: str) -> Iterator[None
 
 def holders(folder: Path) -> dict[Path, Holder]:
     """Return who uses ``folder`` or one below it, by the file that is locked; clear up others'."""
-    found = {}
+    held = {}
     for lock in sorted(folder.rglob("*.lock")):
         holder = _read(lock.with_suffix(".json"))
         if holder and _is_held(lock):
-            found[lock] = holder
+            held[lock] = holder
         else:
             _remove(lock)
-    return found
+    return held
 
 
 def note(place: Path, name: str, parameters: Mapping[str, Any]) -> None:
@@ -221,8 +221,8 @@ def _read(path: Path) -> Holder | None:
 
 
 def _names(project: Path) -> set[str]:
-    found = (path for stage in STAGES for path in (project / "data" / stage).glob("*"))
-    return {path.name for path in found if path.is_dir()}
+    paths = (path for stage in STAGES for path in (project / "data" / stage).glob("*"))
+    return {path.name for path in paths if path.is_dir()}
 
 
 def _folder(project: Path, name: str) -> Folder:
@@ -239,5 +239,5 @@ def _folder(project: Path, name: str) -> Folder:
 
 
 def _users(place: Path, name: str) -> list[Holder]:
-    found = (holders(place / kind / name).values() for kind in (RUNS, DATA))
-    return list(dict.fromkeys(holder for some in found for holder in some))
+    by_kind = (holders(place / kind / name).values() for kind in (RUNS, DATA))
+    return list(dict.fromkeys(holder for users in by_kind for holder in users))

@@ -194,10 +194,10 @@ class TypedDataset(KeyedDataset[Any, Any]):
         Raises:
             UserError: if the file holds something else, or is of another run.
         """
-        found = self._read()
+        value = self._read()
         if self._model is None:
-            self._check(found.pop(MADE_OF, None))
-        return found
+            self._check(value.pop(MADE_OF, None))
+        return value
 
     def _said(self) -> str | None:
         return self._read().get(MADE_OF) if self._model is None else None

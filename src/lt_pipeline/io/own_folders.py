@@ -45,26 +45,26 @@ def differences(parameters: Mapping[str, Any], written: Mapping[str, Any]) -> Di
     }
 
 
-def of_data(found: Differences) -> Differences:
+def of_data(changes: Differences) -> Differences:
     """Return the differences that decide what the data are."""
-    return {path: value for path, value in found.items() if path.startswith("data.")}
+    return {path: value for path, value in changes.items() if path.startswith("data.")}
 
 
-def folder(run: str, found: Differences) -> str:
+def folder(run: str, changes: Differences) -> str:
     """Return the folder's name: the environment's ``run``, a readable part, and a hash.
 
     Without differences it is ``run`` itself.
     """
-    if not found:
+    if not changes:
         return run
-    readable = "+".join(f"{_short(path)}-{_plain(value)}" for path, value in found.items())
-    ending = f"-{key(found)[:8]}"
+    readable = "+".join(f"{_short(path)}-{_plain(value)}" for path, value in changes.items())
+    ending = f"-{key(changes)[:8]}"
     return f"{run}+{readable}"[: LONGEST - len(ending)].rstrip("+-._") + ending
 
 
-def in_words(found: Differences) -> str:
+def in_words(changes: Differences) -> str:
     """Return what differs as a person reads it, as in ``seed 1 · epochs 20``."""
-    return " · ".join(f"{_short(path)} {shown(value)}" for path, value in found.items())
+    return " · ".join(f"{_short(path)} {shown(value)}" for path, value in changes.items())
 
 
 def key(values: Mapping[str, Any]) -> str:

@@ -45,11 +45,11 @@ def check_yaml(text: str, source: str, block: bool = False) -> None:
     if block and root is not None and not isinstance(root, MappingNode):
         raise UserError(f"{source}: must be a block of parameters, as in 'seed: 0'")
     try:
-        found = next(_problems(root, ""), None)
+        first = next(_problems(root, ""), None)
     except RecursionError:
         raise UserError(f"{source}: is nested too deeply, or stands within itself") from None
-    if found:
-        node, problem = found
+    if first:
+        node, problem = first
         raise UserError(f"{where(node.start_mark.line)}: {problem}")
 
 

@@ -99,17 +99,17 @@ def largest_difference(content: bytes, answer: Answer, images: Tensor) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    names, found = [output.name for output in session.get_outputs()], list[Tensor]()
+    names, differences = [output.name for output in session.get_outputs()], list[Tensor]()
     for count in BATCHES:
         batch = images[:count]
         with torch.no_grad():
             wanted = answer(batch)
         given = dict(zip(names, session.run(None, {"images": batch.numpy()}), strict=True))
-        found += [
+        differences += [
             (torch.from_numpy(given[name]).double() - value.double()).abs().max()
             for name, value in wanted.items()
         ]
-    return float(torch.stack(found).max())
+    return float(torch.stack(differences).max())
 
 
 def export(catalog: CatalogProtocol[Any, Any], method: str) -> str:
@@ -152,8 +152,8 @@ def _thresholds(
             f"labels are said from thresholds on, and {method} has none yet: kedro run "
             f"--pipelines={method} evaluates it"
         )
-    found: list[float] = catalog.load(f"{method}.metrics")["thresholds"]
-    return found
+    thresholds: list[float] = catalog.load(f"{method}.metrics")["thresholds"]
+    return thresholds
 
 
 def _log(catalog: CatalogProtocol[Any, Any], method: str, path: Path) -> str:

@@ -60,8 +60,8 @@ class ImageClassifier(PythonModel):
 
     def _answer(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         with torch.no_grad():
-            found = self.network(torch.from_numpy(images))
-        return {name: value.numpy() for name, value in found.items()}
+            answers = self.network(torch.from_numpy(images))
+        return {name: value.numpy() for name, value in answers.items()}
 
     def _names(self, answer: dict[str, np.ndarray[Any, Any]]) -> list[str]:
         if self.thresholds:

@@ -43,12 +43,12 @@ def run_of_model(
         UserError: in one line, if there is none: it names those that there are.
     """
     try:
-        found = (
+        registered = (
             client.get_model_version(name, version)
             if version
             else client.get_model_version_by_alias(name, str(alias))
         )
-        return client.get_run(str(found.run_id))
+        return client.get_run(str(registered.run_id))
     except MlflowException as error:
         if unreachable(error):
             raise
@@ -63,7 +63,7 @@ def _registered(client: MlflowClient, name: str) -> str:
     try:
         model = client.get_registered_model(name)
     except MlflowException:
-        known = listed(found.name for found in client.search_registered_models())
+        known = listed(m.name for m in client.search_registered_models())
         return f"registered are {known}"
     versions = client.search_model_versions(f"name = '{name}'")
     numbers = sorted((str(v.version) for v in versions), key=int)
@@ -79,7 +79,7 @@ def listed(names: Iterable[str]) -> str:
 def _run(client: MlflowClient, run_id: str) -> Run:
     where = tracking.masked(client.tracking_uri)
     try:
-        found = client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if unreachable(error):
             raise
@@ -87,9 +87,9 @@ def _run(client: MlflowClient, run_id: str) -> Run:
             f"there is no run {run_id} in {where}: is MLFLOW_TRACKING_URI right? Experiments there "
             f"are {listed(e.name for e in client.search_experiments())}"
         ) from error
-    if found.info.lifecycle_stage != "active":
+    if run.info.lifecycle_stage != "active":
         raise UserError(f"run {run_id} in {where} is deleted: restore it first")
-    return found
+    return run
 
 
 def _run_of_logged(client: MlflowClient, model: str) -> Run:

@@ -38,7 +38,7 @@ def in_effect(parameters: Mapping[str, Any], project: Path) -> dict[str, Any]:
     Raises:
         UserError: in one line, naming every parameter that is wrong and what would be right.
     """
-    found = TrackingConfig.read(block_of(parameters, BLOCK))
+    config = TrackingConfig.read(block_of(parameters, BLOCK))
     if home(project) != project:
-        found = found.model_copy(update={"register": False})
-    return {**parameters, BLOCK: found.model_dump()}
+        config = config.model_copy(update={"register": False})
+    return {**parameters, BLOCK: config.model_dump()}

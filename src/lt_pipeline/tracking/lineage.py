@@ -151,32 +151,32 @@ def _of_file(client: MlflowClient, path: Path, project: Path) -> Facts:
     """Return the runs that made a file, or that made or used data."""
     if path.name == LOCK:
         return _of_lock(client, path.parent)
-    found = hashes(path)
-    runs = _runs_with(client, "model_hash", found["sha256"])
+    hashed = hashes(path)
+    runs = _runs_with(client, "model_hash", hashed["sha256"])
     if runs:
         return _answer(runs, "model_hash")
     if path.name == CARD:
         # it says which data it is of; of a file that stands beside it nothing follows from it
         return _of_hash(client, json.loads(path.read_text()).get("data_hash", "?"), str(path))
-    made = [run for run in _all_runs(client, WITH_FILES) if found in _logged(client, run).values()]
+    made = [run for run in _all_runs(client, WITH_FILES) if hashed in _logged(client, run).values()]
     if made and path.with_name(CARD).is_file() and "data_hash" in made[0].data.tags:
         return _of_hash(client, made[0].data.tags["data_hash"], str(path))
     if made:
         return {"what": "made this file", "runs": [_heading(run) for run in made]}
     raise UserError(
-        f"no run in {_shown(client)} made {path} as it is (sha256 {found['sha256']}): it was made "
+        f"no run in {_shown(client)} made {path} as it is (sha256 {hashed['sha256']}): it was made "
         f"elsewhere or changed since"
     )
 
 
 def _of_lock(client: MlflowClient, project: Path) -> Facts:
     """Return which run made the model of every stage in dvc.lock."""
-    found = {}
+    by_stage = {}
     for stage in dvc_lock.stages(project):
         model = dvc_lock.model_of(project, stage)
         runs = _runs_with(client, "model_md5", model) if model else []
-        found[stage] = [f"{run.info.run_id}  {run.info.run_name}" for run in runs]
-    return {LOCK: blob_id(project / LOCK), "models by": found}
+        by_stage[stage] = [f"{run.info.run_id}  {run.info.run_name}" for run in runs]
+    return {LOCK: blob_id(project / LOCK), "models by": by_stage}
 
 
 def _of_hash(client: MlflowClient, value: str, what: str) -> Facts:
@@ -233,18 +233,18 @@ def _logged(client: MlflowClient, run: Run) -> Mapping[str, dict[str, str]]:
     """Return the hashes of the run's outputs by path; none where a run logged none."""
     if not _artifacts(client, run, OUTPUTS):
         return {}
-    found: dict[str, dict[str, str]] = mlflow.artifacts.load_dict(
+    outputs: dict[str, dict[str, str]] = mlflow.artifacts.load_dict(
         f"{run.info.artifact_uri}/{OUTPUTS}"
     )
-    return found
+    return outputs
 
 
 def _outputs(client: MlflowClient, run: Run, project: Path) -> Iterator[tuple[str, str]]:
     """Yield every output with its hash and whether it is still there."""
-    for name, found in _logged(client, run).items():
+    for name, logged in _logged(client, run).items():
         now = hashes(project / name) if (project / name).is_file() else None
-        state = "there" if now == found else "another one is there now"
-        yield name, f"{found['sha256']}  {state if now else 'no longer there'}"
+        state = "there" if now == logged else "another one is there now"
+        yield name, f"{logged['sha256']}  {state if now else 'no longer there'}"
 
 
 def _shown(client: MlflowClient) -> str:

@@ -159,14 +159,14 @@ def weights(client: MlflowClient, run: Run) -> StateDict:
 
 def weights_inside(network: torch.export.ExportedProgram) -> StateDict:
     """Return the weights of the method that was exported as ``network``."""
-    found = network.state_dict.items()
-    return {name.removeprefix(INSIDE): value.detach() for name, value in found}
+    tensors = network.state_dict.items()
+    return {name.removeprefix(INSIDE): value.detach() for name, value in tensors}
 
 
 def _latest(client: MlflowClient, method: str, experiment: str) -> Run:
     """Return the latest finished run of ``method`` that has weights, evaluations left out."""
-    found = client.get_experiment_by_name(experiment)
-    runs = list(finished_runs(found.experiment_id)) if found else []
+    place = client.get_experiment_by_name(experiment)
+    runs = list(finished_runs(place.experiment_id)) if place else []
     for run in runs:
         if run.data.tags.get("method") == method and _has_weights(client, run):
             return run
@@ -178,8 +178,8 @@ def _latest(client: MlflowClient, method: str, experiment: str) -> Run:
 
 
 def _has_weights(client: MlflowClient, run: Run) -> bool:
-    found = _artifacts(client, run)
-    return CONFIG in found and (WEIGHTS in found or bool(_logged(run)))
+    files = _artifacts(client, run)
+    return CONFIG in files and (WEIGHTS in files or bool(_logged(run)))
 
 
 def _what_it_lacks(run: Run) -> str:
@@ -215,7 +215,7 @@ def _data(client: MlflowClient, run: Run) -> Values:
     """
     same = f"tags.data_hash = '{run.data.tags.get('data_hash')}'"
     for known in (run, *tracking.find_runs(client, [run.info.experiment_id], same)):
-        found = block_logged(known.data.params, "data")
-        if found:
-            return found
+        block = block_logged(known.data.params, "data")
+        if block:
+            return block
     raise UserError(f"run {run.info.run_id}: neither it nor another run on its images says data.*")

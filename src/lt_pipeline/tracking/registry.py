@@ -56,8 +56,8 @@ def _none(why: str) -> Values:
 def _versions(run_ids: Iterable[str], slug: str) -> dict[str, ModelVersion]:
     """Return the latest model version that each of the runs itself registered, by run."""
     listed = ", ".join(f"'{run_id}'" for run_id in run_ids)
-    found = mlflow.MlflowClient().search_model_versions(f"run_id IN ({listed})")
-    own = sorted((v for v in found if v.name != slug), key=lambda version: int(version.version))
+    versions = mlflow.MlflowClient().search_model_versions(f"run_id IN ({listed})")
+    own = sorted((v for v in versions if v.name != slug), key=lambda version: int(version.version))
     return {str(version.run_id): version for version in own}
 
 

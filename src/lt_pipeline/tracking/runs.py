@@ -52,8 +52,8 @@ def finished_runs(*experiment_ids: str) -> Iterator[Run]:
     """
     client, ended = mlflow.MlflowClient(), "attributes.status = 'FINISHED' and "
     for key in HEADLINES:  # of images with one label, and with several: no experiment has both
-        found = tracking.find_runs(client, [*experiment_ids], f'{ended}metrics."{key}" >= 0')
-        yield from (run for run in found if not BELOW_OR_SWEEP & set(run.data.tags))
+        runs = tracking.find_runs(client, [*experiment_ids], f'{ended}metrics."{key}" >= 0')
+        yield from (run for run in runs if not BELOW_OR_SWEEP & set(run.data.tags))
 
 
 class Runs:
@@ -83,24 +83,24 @@ class Runs:
 
     def table(self) -> pd.DataFrame:
         """Return a row a run."""
-        found = self._each(self._runs, lambda run: _row(run, _config(run)))
-        return pd.DataFrame(list(found.values()))
+        rows = self._each(self._runs, lambda run: _row(run, _config(run)))
+        return pd.DataFrame(list(rows.values()))
 
     def recalls(self, wanted: Iterable[str]) -> pd.DataFrame:
         """Return a row a run and class of the runs ``wanted``, by their ids."""
-        found = self._each(wanted, self._recalls).items()
-        tables = [table.assign(run_id=run_id) for run_id, table in found]
+        by_run = self._each(wanted, self._recalls).items()
+        tables = [table.assign(run_id=run_id) for run_id, table in by_run]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=RECALLS)
 
     def _each(self, wanted: Iterable[str], read: Callable[[Run], Any]) -> dict[str, Any]:
         """Return what is read of each run, in order; what cannot be is noted and left out."""
-        found = {}
+        results = {}
         for run in map(self._runs.__getitem__, wanted):
             try:
-                found[run.info.run_id] = read(run)
+                results[run.info.run_id] = read(run)
             except (MlflowException, OSError):
                 self._unread.append(f"run {run.info.run_name} ({run.info.run_id[:8]})")
-        return found
+        return results
 
     def _recalls(self, run: Run) -> pd.DataFrame:
         tags, params = run.data.tags, run.data.params.items()
@@ -138,10 +138,10 @@ def _config(run: Run) -> Values:
         options = block_logged(params, method).get("options", {})
         single = {name: _value(params[name]) for name in ("seed", "device")}
         try:
-            found = ExperimentConfig.model_validate(
+            config = ExperimentConfig.model_validate(
                 {"method": method, **single, **blocks, "options": options}
             )
-            return found.model_dump(mode="json")
+            return config.model_dump(mode="json")
         except ValidationError:
             pass
     return dict(json.loads(_artifact(run, "config.json")))
@@ -153,8 +153,8 @@ def data_of_runs() -> Iterator[tuple[str, Values]]:
     The settings are those of ``DataConfig``; empty where the run did not log them, and as they are
     where they are no longer valid.
     """
-    found = mlflow.MlflowClient().search_experiments()
-    for run in finished_runs(*(experiment.experiment_id for experiment in found)):
+    experiments = mlflow.MlflowClient().search_experiments()
+    for run in finished_runs(*(experiment.experiment_id for experiment in experiments)):
         yield run.data.tags.get("method", "unknown method"), _data_settings(run.data.params)
 
 
@@ -173,11 +173,11 @@ def _value(text: str) -> Any:
 
 
 def _data_settings(params: Mapping[str, str]) -> Values:
-    found = block_logged(params, "data")
+    block = block_logged(params, "data")
     try:
-        return DataConfig.model_validate(found).model_dump(mode="json") if found else {}
+        return DataConfig.model_validate(block).model_dump(mode="json") if block else {}
     except ValidationError:
-        return found
+        return block
 
 
 def earlier_paces() -> dict[tuple[str, str], float]:
@@ -191,13 +191,13 @@ def earlier_paces() -> dict[tuple[str, str], float]:
         return {}
     only = "attributes.status = 'FINISHED' and metrics.\"cost/training_seconds\" > 0"
     runs = tracking.find_runs(mlflow.MlflowClient(), [active.info.experiment_id], only)
-    found: dict[tuple[str, str], list[float]] = {}
+    paces: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         params, method = run.data.params, run.data.tags.get("method")
         if method and {"training.epochs", "model.backbone"} <= params.keys():
             seconds = run.data.metrics["cost/training_seconds"] / int(params["training.epochs"])
-            found.setdefault((method, params["model.backbone"]), []).append(seconds)
-    return {key: median(values) for key, values in found.items()}
+            paces.setdefault((method, params["model.backbone"]), []).append(seconds)
+    return {key: median(values) for key, values in paces.items()}
 
 
 def _artifact(run: Run, name: str) -> str:

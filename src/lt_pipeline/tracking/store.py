@@ -94,15 +94,15 @@ def check_run(uri: str, run: str, experiment: str) -> None:
     """
     client, change = mlflow.MlflowClient(uri), "unset it, or name a run of"
     try:
-        found = client.get_run(run).info
+        info = client.get_run(run).info
     except MlflowException as error:
         if unreachable(error):
             raise
         why = f"there is no run {run!r} in {masked(uri)}"
         raise UserError(f"MLFLOW_RUN_ID: {why}; {change} {experiment}") from None
-    if found.lifecycle_stage != "active":
+    if info.lifecycle_stage != "active":
         raise UserError(f"MLFLOW_RUN_ID: the run {run} is deleted; {change} {experiment}")
-    other = client.get_experiment(found.experiment_id).name
+    other = client.get_experiment(info.experiment_id).name
     if other != experiment:
         raise UserError(f"MLFLOW_RUN_ID: the run {run} is of {other}; {change} {experiment}")
 

@@ -22,12 +22,12 @@ def git(project: Path, *arguments: str) -> str:
 
 def hashes(path: Path) -> dict[str, str]:
     """Return the SHA-256 of a file and the MD5 by which DVC knows it, in hexadecimal."""
-    found = {"sha256": sha256(), "md5": md5(usedforsecurity=False)}
+    digests = {"sha256": sha256(), "md5": md5(usedforsecurity=False)}
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
-            for digest in found.values():
+            for digest in digests.values():
                 digest.update(block)
-    return {name: digest.hexdigest() for name, digest in found.items()}
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def blob_id(path: Path) -> str:

@@ -24,15 +24,15 @@ def stages_with(project: Path, md5: str | None) -> list[str]:
     if not md5:
         return []
     outs = {name: stage.get("outs", []) for name, stage in stages(project).items()}
-    return [name for name, found in outs.items() if md5 in [out.get("md5") for out in found]]
+    return [name for name, files in outs.items() if md5 in [out.get("md5") for out in files]]
 
 
 def commits_with(project: Path, md5: str | None) -> list[str]:
     """Return the commits which brought this hash into a dvc.lock, or took it out."""
     if not md5:
         return []
-    found = git(project, "log", "--all", "--format=%h", f"-S{md5}", "--", f"*{LOCK}")
-    return found.split()
+    commits = git(project, "log", "--all", "--format=%h", f"-S{md5}", "--", f"*{LOCK}")
+    return commits.split()
 
 
 def model_of(project: Path, stage: str) -> str | None:

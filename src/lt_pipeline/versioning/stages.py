@@ -131,7 +131,7 @@ class View:
     def pipeline(self) -> dict[str, Any]:
         """Return what dvc.yaml says: stages that check, make data, run each method, compare."""
         stages = {name: self._stage(name) for name in (DATA, *self.methods)}
-        if any(found.name == COMPARE for found in self._snapshot.pipelines):
+        if any(p.name == COMPARE for p in self._snapshot.pipelines):
             stages[COMPARE] = self._stage(COMPARE)
         stages = {CHECK: self._check(stages.values()), **stages}
         return {"stages": stages, "plots": [{"Recall by class, all methods": self._recalls()}]}
@@ -149,7 +149,7 @@ class View:
             "desc": "Parameters that every stage can read",
             "cmd": " ".join([*command, *self._in_env(), *names]),
             "wdir": self._wdir,
-            "params": [{file: sorted(found)} for file, found in sorted(read.items())],
+            "params": [{file: sorted(parameters)} for file, parameters in sorted(read.items())],
             "outs": [self._checked],
         }
         return {key: value for key, value in stage.items() if value}
@@ -166,8 +166,8 @@ class View:
         return ["--env", self.env] if self.env else []
 
     def _stage(self, pipeline: str) -> dict[str, Any]:
-        found = next(p for p in self._snapshot.pipelines if p.name == pipeline)
-        nodes = [node for node in found.nodes if node.namespace == pipeline]
+        snapshot = next(p for p in self._snapshot.pipelines if p.name == pipeline)
+        nodes = [node for node in snapshot.nodes if node.namespace == pipeline]
         made = {name for node in nodes for name in node.outputs}
         needed = {name for node in nodes for name in node.inputs} - made
         if pipeline == COMPARE:
