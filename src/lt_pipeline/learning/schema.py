@@ -151,18 +151,18 @@ class Kind(NamedTuple):
         """
         if self._is_too_large(value):
             limit = "3.4e38" if float in self.types else "2^32"
-            told = {"text": f"must be below {limit} in size, but is {value!r}"}
-            return PydanticCustomError("refused", "{text}", told)
+            context = {"text": f"must be below {limit} in size, but is {value!r}"}
+            return PydanticCustomError("refused", "{text}", context)
         if self.anything or self._fits(value):
             return None
         if isinstance(value, list | tuple) and self.items:
-            found = (self.items.problem(item, name) for item in value)
-            return next((problem for problem in found if problem), None)
+            problems = (self.items.problem(item, name) for item in value)
+            return next((problem for problem in problems if problem), None)
         if isinstance(value, str) and self._is_one_of_texts:
-            told = {"text": unknown(name, value, self.names)}
-            return PydanticCustomError("refused", "{text}", told)
-        told = {"words": self.words, "given": shown(value), "chooses": self._chosen_by(value)}
-        return PydanticCustomError("kind", "must be {words}, but got {given}", told)
+            context = {"text": unknown(name, value, self.names)}
+            return PydanticCustomError("refused", "{text}", context)
+        context = {"words": self.words, "given": shown(value), "chooses": self._chosen_by(value)}
+        return PydanticCustomError("kind", "must be {words}, but got {given}", context)
 
     def _fits(self, value: Any) -> bool:
         if isinstance(value, bool | str | None):
@@ -194,12 +194,12 @@ class Kind(NamedTuple):
     @property
     def words(self) -> str:
         """Return what it may be, in words."""
-        found = [word for kind, words in WORDS.items() if kind in self.types for word in words]
-        found += [repr(name) for name in self.names]
-        found += [f"a list (each {self.items.words})"] if self.items else []
-        found += ["a block of parameters"] * bool(self.blocks or dict in self.types)
-        found += ["null"] * (NoneType in self.types)
-        return " or ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
+        parts = [word for kind, words in WORDS.items() if kind in self.types for word in words]
+        parts += [repr(name) for name in self.names]
+        parts += [f"a list (each {self.items.words})"] if self.items else []
+        parts += ["a block of parameters"] * bool(self.blocks or dict in self.types)
+        parts += ["null"] * (NoneType in self.types)
+        return " or ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
     def _chosen_by(self, value: Any) -> str:
         """Return the parameter of the block that a text was meant for, if there is one."""
@@ -306,10 +306,10 @@ def block_of(parameters: Mapping[str, Any], name: str, above: str = "") -> Mappi
     Raises:
         UserError: if it is something else: null would drop what conf/ says for what the code does.
     """
-    found = parameters.get(name, {})
-    if not isinstance(found, Mapping):
-        raise UserError(f"{above}{name}: must be a block of parameters, but got {shown(found)}")
-    return found
+    block = parameters.get(name, {})
+    if not isinstance(block, Mapping):
+        raise UserError(f"{above}{name}: must be a block of parameters, but got {shown(block)}")
+    return block
 
 
 def canonical(config: Config) -> dict[str, Any]:
@@ -317,15 +317,15 @@ def canonical(config: Config) -> dict[str, Any]:
 
     Names that choose a kind stay: two kinds at their defaults are not alike.
     """
-    found = {}
+    changed = {}
     for name, field in type(config).model_fields.items():
         value = _plain(getattr(config, name))
         usual = (
             None if field.is_required() else _plain(field.get_default(call_default_factory=True))
         )
         if name in CHOOSING or field.is_required() or value != usual:
-            found[name] = value
-    return found
+            changed[name] = value
+    return changed
 
 
 def _plain(value: Any) -> Any:
@@ -349,14 +349,14 @@ def flatten(
 
 def nested(values: Mapping[str, Any], separator: str) -> dict[str, Any]:
     """Return what ``flatten`` makes ``values`` of."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for path, value in values.items():
         *parents, name = path.split(separator)
-        inner = found
+        inner = tree
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[name] = value
-    return found
+    return tree
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -390,8 +390,8 @@ def one_line_errors(
         yield
     except ValidationError as error:
         _raise_bugs(error)
-        found = [_in_words(p, prefix, meant) for p in _of_the_kind_given(error)]
-        raise UserError("; ".join(dict.fromkeys(found))) from None
+        problems = [_in_words(p, prefix, meant) for p in _of_the_kind_given(error)]
+        raise UserError("; ".join(dict.fromkeys(problems))) from None
 
 
 def _raise_bugs(error: ValidationError) -> None:
@@ -404,9 +404,9 @@ def _raise_bugs(error: ValidationError) -> None:
 
 def _of_the_kind_given(error: ValidationError) -> list[ErrorDetails]:
     """Return the problems, without a name's where a block was given that may be either."""
-    found = error.errors(include_url=False)
-    kept = [p for p in found if not (p["type"] == "literal_error" and isinstance(p["input"], dict))]
-    return kept or found
+    every = error.errors(include_url=False)
+    kept = [p for p in every if not (p["type"] == "literal_error" and isinstance(p["input"], dict))]
+    return kept or every
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:

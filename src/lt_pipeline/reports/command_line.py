@@ -59,11 +59,11 @@ def to_params_option(parameters: Mapping[str, Any]) -> tuple[str, list[str]]:
     """
     items, left_out = [], []
     for path, value in _leaves(_in_plain_types(parameters)):
-        found = next((i for i in _items(path, value) if _is_read_as(i, path, value)), None)
-        if found is None:
+        item = next((i for i in _items(path, value) if _is_read_as(i, path, value)), None)
+        if item is None:
             left_out.append(".".join(map(str, path)))
         else:
-            items.append(found)
+            items.append(item)
     return ",".join(items), left_out
 
 
@@ -102,8 +102,8 @@ def read(items: Iterable[str]) -> dict[str, Any]:
     given = list(items)
     for item in given:
         check_item(item)
-    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore[assignment]
-    return found
+    parameters: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore[assignment]
+    return parameters
 
 
 def check_item(item: str) -> None:
@@ -169,7 +169,7 @@ def _is_read_as(item: str, path: tuple[str, ...], value: Any) -> bool:
     for name in reversed(path):
         value = {name: value}
     try:
-        found = read(split(item)) if split(item) == [item] else None
+        parsed = read(split(item)) if split(item) == [item] else None
     except UserError:
         return False
-    return repr(found) == repr(value)
+    return repr(parsed) == repr(value)

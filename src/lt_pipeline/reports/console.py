@@ -218,7 +218,7 @@ def _plain(value: Any) -> str:
 
 def _print_ood(console: Console, name: str, report: Values) -> None:
     """Print the mean over the OOD sets of every detector, and which sets these are."""
-    means = {detector: found["mean"] for detector, found in report["detectors"].items()}
+    means = {detector: by_set["mean"] for detector, by_set in report["detectors"].items()}
     metrics = [m for m in placed("comparison") if m.from_detection]
     values = ", ".join(
         " ".join([detector, *(f"{m.short} {m.number(mean[m.name])}" for m in metrics)])

@@ -26,8 +26,8 @@ class Paired(NamedTuple):
     @classmethod
     def of_first(cls, standing: Mapping[str, Any]) -> Paired | None:
         """Return those of a comparison: from its first row, of what rows stand in order by."""
-        found = standing["first_two"]
-        return cls(METRICS[found["metric"]], found["first"]) if found else None
+        gap = standing["first_two"]
+        return cls(METRICS[gap["metric"]], gap["first"]) if gap else None
 
     def there(self, summary: pd.DataFrame) -> bool:
         """Return whether ``summary`` has differences: one of a single row has none."""
@@ -40,17 +40,17 @@ class Paired(NamedTuple):
 
     def cells(self, row: Mapping[Any, Any]) -> list[str]:
         """Return a method's: the difference with its interval, and the seeds it takes to see it."""
-        found = {name: row[f"{self.metric.key} {name}"] for name in DIFFERENCE}
+        gap = {name: row[f"{self.metric.key} {name}"] for name in DIFFERENCE}
         if row["label"] == self.reference:
             return ["", ""]
-        if not found["difference pairs"]:
+        if not gap["difference pairs"]:
             return ["no common seed", "-"]
-        ahead = self.metric.change(found["difference"], more_digits=1)
-        if pd.isna(found["difference low"]):
-            why = "one seed" if found["difference pairs"] == 1 else "in every seed"
+        ahead = self.metric.change(gap["difference"], more_digits=1)
+        if pd.isna(gap["difference low"]):
+            why = "one seed" if gap["difference pairs"] == 1 else "in every seed"
             return [f"{ahead} ({why})", "-"]
-        ends = ", ".join(self.metric.change(found[f"difference {end}"]) for end in ("low", "high"))
-        needed = found["seeds needed"]
+        ends = ", ".join(self.metric.change(gap[f"difference {end}"]) for end in ("low", "high"))
+        needed = gap["seeds needed"]
         return [f"{ahead} [{ends}]", "-" if pd.isna(needed) else f"{needed:,.0f}"]
 
     def cells_of_paper(
@@ -61,9 +61,9 @@ class Paired(NamedTuple):
         The latter goes by the spread that our differences have. ``beside`` are papers' figures.
         """
         figures = {
-            found["label"]: found["paper"]
-            for found in beside
-            if found["source"] == source and found["metric"] == self.metric.key
+            figure["label"]: figure["paper"]
+            for figure in beside
+            if figure["source"] == source and figure["metric"] == self.metric.key
         }
         if row["label"] == self.reference or not {row["label"], self.reference} <= figures.keys():
             return ["", ""]

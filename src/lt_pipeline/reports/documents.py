@@ -56,12 +56,12 @@ def table_rows(
     for own in summary.to_dict("records"):
         cells = [_cell(own, metric) for metric in metrics.values()]
         cells[place:place] = paired.cells(own) if paired else []
-        told = [str(own[name]) for name in settings]
-        rows.append(Row([own["label"], str(own["runs"]), *told, *cells], of_paper=False))
-        given = [found for found in beside if found["label"] == own["label"]]
-        for source in dict.fromkeys(found["source"] for found in given):
-            said = {f["metric"]: f for f in given if f["source"] == source}
-            texts = [_said(said[n], m, gaps) if n in said else "" for n, m in metrics.items()]
+        values = [str(own[name]) for name in settings]
+        rows.append(Row([own["label"], str(own["runs"]), *values, *cells], of_paper=False))
+        given = [figure for figure in beside if figure["label"] == own["label"]]
+        for source in dict.fromkeys(figure["source"] for figure in given):
+            theirs = {f["metric"]: f for f in given if f["source"] == source}
+            texts = [_said(theirs[n], m, gaps) if n in theirs else "" for n, m in metrics.items()]
             texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
             rows.append(Row([source, "", *("" for _ in settings), *texts], of_paper=True))
     headings = [metric.column for metric in metrics.values()]
@@ -85,10 +85,10 @@ def _cell(row: Mapping[Any, Any], metric: Metric) -> str:
     return f"{text} [{', '.join(map(metric.number, ends))}]"
 
 
-def _said(found: Mapping[str, Any], metric: Metric, gap: bool) -> str:
+def _said(figure: Mapping[str, Any], metric: Metric, gap: bool) -> str:
     """Return a paper's figure and, where it is asked for, ours minus it in brackets."""
-    text = metric.number(found["paper"])
-    return f"{text} ({metric.change(found['ours'] - found['paper'])})" if gap else text
+    text = metric.number(figure["paper"])
+    return f"{text} ({metric.change(figure['ours'] - figure['paper'])})" if gap else text
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Row]) -> str:
@@ -145,8 +145,8 @@ def html_table(headings: Sequence[str], rows: Sequence[Row]) -> str:
 def _html_cell(text: str) -> str:
     """Return the cell with the spread behind a number in small type on a line of its own."""
     for mark in (" ± ", " [", " ("):
-        number, found, rest = text.partition(mark)
-        if found and number.replace(",", "").replace(".", "").lstrip("+-").isdigit():
+        number, sep, rest = text.partition(mark)
+        if sep and number.replace(",", "").replace(".", "").lstrip("+-").isdigit():
             spread = escape((mark + rest).strip()).replace(", ", ", <wbr>")
             return f"{escape(number)}<small>{spread}</small>"
     return escape(text)
@@ -154,9 +154,9 @@ def _html_cell(text: str) -> str:
 
 def gap_rows(beside: Records) -> tuple[list[str], list[Row]]:
     """Return the table of what a method has more or less than a paper, in points of a per cent."""
-    metrics = [named(key) for key in dict.fromkeys(found["metric"] for found in beside)]
+    metrics = [named(key) for key in dict.fromkeys(figure["metric"] for figure in beside)]
     rows = []
-    for label, source in dict.fromkeys((found["label"], found["source"]) for found in beside):
+    for label, source in dict.fromkeys((figure["label"], figure["source"]) for figure in beside):
         own = [f for f in beside if (f["label"], f["source"]) == (label, source)]
         gaps = {f["metric"]: named(f["metric"]).change(f["ours"] - f["paper"]) for f in own}
         reason = own[0]["reason"] or "none given in conf/base/papers.yml"

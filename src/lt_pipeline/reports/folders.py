@@ -13,7 +13,7 @@ HEADING = ("folder", "MiB", "last written", "differs from conf/ in", "in use by"
 
 def listed(project: Path) -> str:
     """Return a table of all folders."""
-    rows = [HEADING, *(_row(found) for found in folders(project))]
+    rows = [HEADING, *(_row(folder) for folder in folders(project))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines) if len(rows) > 1 else "no run has written to data/ yet"
@@ -25,11 +25,11 @@ def removed(project: Path, names: Iterable[str], unused: bool) -> str:
     Raises:
         UserError: in one line, if one of ``names`` is not there or in use: nothing is removed.
     """
-    found = {folder.name: folder for folder in folders(project)}
-    free = [name for name, folder in found.items() if folder.is_own and not folder.used_by]
+    by_name = {folder.name: folder for folder in folders(project)}
+    free = [name for name, folder in by_name.items() if folder.is_own and not folder.used_by]
     wanted = list(dict.fromkeys([*names, *(free if unused else [])]))
     remove(project, wanted)
-    size = sum(found[name].size for name in wanted)
+    size = sum(by_name[name].size for name in wanted)
     return f"removed {', '.join(wanted) or 'nothing'} ({_mebibytes(size)} MiB)"
 
 

@@ -16,8 +16,8 @@ LOG_WIDTH = 160
 
 def console() -> Console:
     """Return where to print to."""
-    found = Console()
-    return found if _has_width(found) else Console(width=LOG_WIDTH)
+    output = Console()
+    return output if _has_width(output) else Console(width=LOG_WIDTH)
 
 
 def fit_logs() -> None:
@@ -26,8 +26,8 @@ def fit_logs() -> None:
         rich.reconfigure(width=LOG_WIDTH)
 
 
-def _has_width(found: Console) -> bool:
-    return found.is_terminal or "COLUMNS" in os.environ
+def _has_width(output: Console) -> bool:
+    return output.is_terminal or "COLUMNS" in os.environ
 
 
 def table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]] = ()) -> Table:
@@ -35,12 +35,12 @@ def table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]] = 
 
     The first column has names, which are never cut, and no heading is broken within a word.
     """
-    found = Table(box=SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(headings):
         widest = max(map(len, heading.split()))
         right = {"justify": "right", "min_width": widest} if place else {"no_wrap": True}
-        found.add_column(heading, **right)
+        grid.add_column(heading, **right)
     for cells, of_paper in rows:
         first = f"  {cells[0]}" if of_paper else cells[0]
-        found.add_row(first, *cells[1:], style="italic" if of_paper else None)
-    return found
+        grid.add_row(first, *cells[1:], style="italic" if of_paper else None)
+    return grid

@@ -98,14 +98,14 @@ def tabulate(
 
     What is for the screen has the runs that failed, in words, under ``failed``.
     """
-    found, published, data = plan.study, read_papers(papers), card.settings
+    study, published, data = plan.study, read_papers(papers), card.settings
     configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
-    metrics = shown_by_study(summary, found.columns, natural=card.natural)
+    metrics = shown_by_study(summary, study.columns, natural=card.natural)
     # what arms' differences are of in the table; the file has the other metrics' as well
     headline = METRICS[MEAN_RECALL] if card.natural else of_task(HEADLINES, summary)
-    paired = Paired(headline, found.reference)
+    paired = Paired(headline, study.reference)
     headings, rows = table_rows(own, beside, metrics, "arm", gaps=True, paired=paired)
     reasons = [f"{b['label']}, {b['source']}: {b['reason']}" for b in beside if b["reason"]]
     none = why_none(plan.name, configs, published, data)
@@ -126,13 +126,13 @@ def tabulate(
 
 def draw(plan: Plan, card: DataCard, summary: pd.DataFrame) -> dict[str, Figure]:
     """Return the pictures of the summary, by file name."""
-    found = plan.study
-    title = f"{found.title}: {card.config.title}"
+    study = plan.study
+    title = f"{study.title}: {card.config.title}"
     over = {"over": "folds"} if plan.folds else {}
     rows = [{**row, **over} for row in summary.to_dict("records")]
     metrics = {f"{metric.picture}.png": metric for metric in pictured(summary)}
-    if not found.sweep:
+    if not study.sweep:
         return {name: by_arm(rows, metric, title) for name, metric in metrics.items()}
-    values = dict(zip(found.sweep.labels(), found.sweep.values, strict=True))
-    axis = found.sweep.path.split(".")[-1]
+    values = dict(zip(study.sweep.labels(), study.sweep.values, strict=True))
+    axis = study.sweep.path.split(".")[-1]
     return {name: over_values(rows, values, m, axis, title) for name, m in metrics.items()}

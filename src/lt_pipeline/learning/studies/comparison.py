@@ -152,19 +152,19 @@ def by_data(runs: Iterable[tuple[str, Values]], here: Values) -> list[str]:
     said of them is what differs from those of ``here``.
     """
     own = dict(flatten({"data": here}, "."))
-    found: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     for method, settings in runs:
         other = dict(flatten({"data": settings}, "."))
         differs = [f"{n}={shown(v)}" for n, v in other.items() if n not in own or own[n] != v]
         same = "these data settings" if other else "data settings that are not logged"
-        found.setdefault(", ".join(differs) or same, []).append(method)
-    ranked = sorted(found, key=lambda words: -len(found[words]))
-    said = [
-        f"{_count(len(found[words]))} ({', '.join(sorted(set(found[words])))}) with {words}"
+        methods.setdefault(", ".join(differs) or same, []).append(method)
+    ranked = sorted(methods, key=lambda words: -len(methods[words]))
+    phrases = [
+        f"{_count(len(methods[words]))} ({', '.join(sorted(set(methods[words])))}) with {words}"
         for words in ranked[:NAMED]
     ]
     rest = len(ranked) - NAMED
-    return [*said, f"and runs with {rest} other data settings"] if rest > 0 else said
+    return [*phrases, f"and runs with {rest} other data settings"] if rest > 0 else phrases
 
 
 def _count(runs: int) -> str:
@@ -227,7 +227,7 @@ def with_differences(
     Each row's ``metrics`` less those of the row ``reference``, over the seeds that both have: the
     columns ``<metric> <name>`` for the names of ``DIFFERENCE``. The reference itself has none.
     """
-    found = {
+    differences = {
         label: {
             f"{metric} {name}": of.get(key)
             for metric in metrics
@@ -237,7 +237,7 @@ def with_differences(
         for label in table.index
         if label != reference
     }
-    return table.join(pd.DataFrame.from_dict(found, orient="index").astype(float))
+    return table.join(pd.DataFrame.from_dict(differences, orient="index").astype(float))
 
 
 def summarise(runs: pd.DataFrame, recalls: pd.DataFrame, sort_by: Sorting) -> pd.DataFrame:
@@ -293,30 +293,30 @@ def first_two(runs: pd.DataFrame, summary: pd.DataFrame, sort_by: Sorting) -> Va
         return None
     metric = f"test/{sort_by}"
     first, second = summary["label"].iloc[0], summary["label"].iloc[1]
-    found = paired(runs, "label", first, second, metric)
-    return {"first": first, "second": second, "metric": metric, **found}
+    gap = paired(runs, "label", first, second, metric)
+    return {"first": first, "second": second, "metric": metric, **gap}
 
 
-def summary_sentence(found: Mapping[str, Any] | None) -> str:
+def summary_sentence(gap: Mapping[str, Any] | None) -> str:
     """Return what ``first_two`` found as a sentence."""
-    if found is None:
+    if gap is None:
         return "One method only: there is nothing to compare it with."
-    first, second, pairs = found["first"], found["second"], found["pairs"]
-    metric = catalog.METRICS[found["metric"]]
+    first, second, pairs = gap["first"], gap["second"], gap["pairs"]
+    metric = catalog.METRICS[gap["metric"]]
     if not pairs:
         return f"{first} and {second} have no seed in common: their difference cannot be tested."
-    ahead = f"{first} minus {second}: {metric.change(found['mean'], 1)} points of {metric.plain}"
+    ahead = f"{first} minus {second}: {metric.change(gap['mean'], 1)} points of {metric.plain}"
     if pairs < 2:
         return f"{ahead} on the one seed that both have; an interval and a test need two."
-    spread = f"sd {metric.number(found['sd'], 1)} over {pairs} common seeds"
-    if found["p_value"] is None:
+    spread = f"sd {metric.number(gap['sd'], 1)} over {pairs} common seeds"
+    if gap["p_value"] is None:
         return f"{ahead} ({spread}); the differences are all the same, so there is nothing to test."
-    low, high = (metric.change(found[end], 1) for end in ("low", "high"))
-    needed = found["pairs_needed"]
+    low, high = (metric.change(gap[end], 1) for end in ("low", "high"))
+    needed = gap["pairs_needed"]
     size = f"; a difference of this size takes {needed:,} seeds to be found" if needed else ""
     return (
         f"{ahead} [{low}, {high}] (paired 95 % interval; {spread}); paired t test: "
-        f"t = {found['statistic']:.2f}, p = {found['p_value']:.3g}{size}."
+        f"t = {gap['statistic']:.2f}, p = {gap['p_value']:.3g}{size}."
     )
 
 

@@ -176,12 +176,12 @@ class StudyConfig(Config):
         Raises:
             UserError: in one line, naming the arm and the parameter that is wrong.
         """
-        found = {}
+        experiments = {}
         judged = updated(parameters.get("evaluation"), self.evaluation)
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
             block = updated(parameters.get(arm.method), own)
             with named(f"arm {label!r}: "):
                 given = {**parameters, "evaluation": judged, arm.method: block}
-                found[label] = ExperimentConfig.resolve(arm.method, given)
-        return found
+                experiments[label] = ExperimentConfig.resolve(arm.method, given)
+        return experiments

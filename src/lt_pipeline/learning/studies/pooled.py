@@ -33,11 +33,11 @@ class Pooled(NamedTuple):
     @property
     def numbers(self) -> dict[str, float]:
         """Return what it is told by, the first with an interval."""
-        found = self.outcomes
-        if isinstance(found, Decisions):
-            return {"pooled/macro_f1": found.macro_f1, "pooled/micro_f1": found.micro_f1}
-        right = float(found.right.mean())
-        return {"pooled/mean_recall": found.mean_recall, "pooled/accuracy": right}
+        outcomes = self.outcomes
+        if isinstance(outcomes, Decisions):
+            return {"pooled/macro_f1": outcomes.macro_f1, "pooled/micro_f1": outcomes.micro_f1}
+        right = float(outcomes.right.mean())
+        return {"pooled/mean_recall": outcomes.mean_recall, "pooled/accuracy": right}
 
     @property
     def groups(self) -> int | None:
@@ -56,27 +56,27 @@ def pooled(runs: Sequence[Folds], classes: int | None = None) -> Pooled:
     """
     whole = [pd.concat(folds, ignore_index=True) for folds in runs]
     first, known = whole[0], [name for name in ("label", "group") if name in whole[0]]
-    if not all(one[known].equals(first[known]) for one in whole):
+    if not all(table[known].equals(first[known]) for table in whole):
         raise UserError("runs cannot be pooled, as they were tested on other images")
     groups = first["group"].to_numpy() if "group" in first else None
     if classes is not None:
-        said = np.stack([_matrix(one["predicted"], classes) for one in whole])
-        decided = Decisions(_matrix(first["label"], classes), said, groups)
+        predicted = np.stack([_matrix(table["predicted"], classes) for table in whole])
+        decided = Decisions(_matrix(first["label"], classes), predicted, groups)
         return Pooled(len(whole), decided, tuple(decided.by_run.tolist()))
     labels = first["label"].to_numpy()
-    right = [(one["predicted"] == one["label"]).to_numpy(float) for one in whole]
-    found = [Outcomes(labels, own, groups).mean_recall for own in right]
-    return Pooled(len(whole), Outcomes(labels, np.mean(right, axis=0), groups), tuple(found))
+    right = [(table["predicted"] == table["label"]).to_numpy(float) for table in whole]
+    recalls = [Outcomes(labels, own, groups).mean_recall for own in right]
+    return Pooled(len(whole), Outcomes(labels, np.mean(right, axis=0), groups), tuple(recalls))
 
 
 def _matrix(cells: pd.Series, classes: int) -> Array:
     """Return which labels the ``cells`` name, bool ``[N, C]``, as in ``0;3``; empty is none."""
-    found = np.zeros((len(cells), classes), dtype=bool)
-    for row, cell in zip(found, cells, strict=True):
+    flags = np.zeros((len(cells), classes), dtype=bool)
+    for row, cell in zip(flags, cells, strict=True):
         # a column in which no cell has two is read as numbers
         named = cell.split(BETWEEN) if isinstance(cell, str) else [] if pd.isna(cell) else [cell]
         row[[int(label) for label in named if label != ""]] = True
-    return found
+    return flags
 
 
 def pool_table(arms: Mapping[str, Pooled], reference: str) -> pd.DataFrame:
@@ -128,8 +128,8 @@ def difference(one: Pooled, other: Pooled) -> Outcomes | Interval | None:
     raise UserError("arms cannot be compared, as they were tested on other images")
 
 
-def _ends(key: str, found: Interval | None) -> Values:
-    return dict(zip((f"{key} low", f"{key} high"), found or (None, None), strict=True))
+def _ends(key: str, interval: Interval | None) -> Values:
+    return dict(zip((f"{key} low", f"{key} high"), interval or (None, None), strict=True))
 
 
 def class_rows(label: str, own: Pooled, names: Sequence[str]) -> list[Values]:

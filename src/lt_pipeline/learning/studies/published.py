@@ -162,15 +162,15 @@ def why_none(
 
     None is where nothing is published of ``study``, or an arm has a paper's setting.
     """
-    found = []
+    candidates = []
     for table in papers:
         for label, figures in table.rows.items():
             if table.study == study and label in configs:
                 setting = dict(flatten({**configs[label], "data": data}, "."))
-                found.append((_differing(table, figures, setting), table.source, label))
-    if not found or not all(differing for differing, *_ in found):
+                candidates.append((_differing(table, figures, setting), table.source, label))
+    if not candidates or not all(differing for differing, *_ in candidates):
         return None
-    differing, source, label = min(found, key=lambda one: len(one[0]))
+    differing, source, label = min(candidates, key=lambda one: len(one[0]))
     return f"No figure of {source} is beside ours, as of {label} {', '.join(differing)}"
 
 

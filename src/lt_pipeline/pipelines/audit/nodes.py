@@ -43,10 +43,10 @@ def look(
     """
     config, _ = data_config({"data": data}), _network(model)
     listing = listed_raw(config)
-    found = audit(listing, config.validation or HOLD_OUT, config.test, config.seed, config.size)
-    cells = label_cells(listing.tensor(found.facts["label"]), listing.class_names)
-    facts = found.facts.assign(label=cells)
-    return facts, found.pairs, found.classes, {"notes": found.notes}
+    audited = audit(listing, config.validation or HOLD_OUT, config.test, config.seed, config.size)
+    cells = label_cells(listing.tensor(audited.facts["label"]), listing.class_names)
+    facts = audited.facts.assign(label=cells)
+    return facts, audited.pairs, audited.classes, {"notes": audited.notes}
 
 
 def report(

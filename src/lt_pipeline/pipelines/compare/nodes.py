@@ -58,15 +58,15 @@ def collect(
     if active is None:
         raise UserError("compare reads the runs of an MLflow experiment, but no run is active")
     name = mlflow.get_experiment(active.info.experiment_id).name
-    found, several = Runs(active.info.experiment_id), card.longtail.several
-    runs = found.table()
+    logged, several = Runs(active.info.experiment_id), card.longtail.several
+    runs = logged.table()
     chosen, left_out = runs, list[str]()
     if len(runs):
         chosen, left_out = comparison.choose(runs, options, card.data_hash, several=several)
-    recalls = found.recalls(chosen["run_id"] if len(chosen) else ())
+    recalls = logged.recalls(chosen["run_id"] if len(chosen) else ())
     if recalls.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
-        known = f" ({'; '.join([*found.notes, *left_out])})" if found.notes or left_out else ""
+        known = f" ({'; '.join([*logged.notes, *left_out])})" if logged.notes or left_out else ""
         raise UserError(
             f"there is nothing to compare: the MLflow experiment {name!r} has no finished run"
             f"{wanted} on these images{known}; {_elsewhere(card)}train first, as in kedro run "
@@ -74,7 +74,7 @@ def collect(
         )
     chosen = chosen[chosen["run_id"].isin(recalls["run_id"])].reset_index(drop=True)
     labels = chosen.set_index("run_id")["label"]
-    notes = [*found.notes, *left_out, *comparison.differing_settings(chosen)]
+    notes = [*logged.notes, *left_out, *comparison.differing_settings(chosen)]
     every = CompareConfig(variants=True)
     candidates, _ = comparison.choose(runs, every, card.data_hash, several=several)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
@@ -82,8 +82,8 @@ def collect(
 
 def _elsewhere(card: DataCard) -> str:
     """Return which other data have runs in this store, as the beginning of advice."""
-    found = comparison.by_data(data_of_runs(), card.settings)
-    return f"there are {'; '.join(found)}: compare with their data parameters, or " if found else ""
+    other = comparison.by_data(data_of_runs(), card.settings)
+    return f"there are {'; '.join(other)}: compare with their data parameters, or " if other else ""
 
 
 def tabulate(
@@ -123,9 +123,9 @@ def draw(
     rows = summary.rename(columns={"label": "arm"}).to_dict("records")
     named, title, several = summary["label"].tolist(), card.config.title, card.longtail.several
     whole, own = catalog.METRICS[HEADLINES[several]], (RECALL, PRECISION)[several]
-    of = {label: recalls[recalls["label"] == label] for label in named}
-    by_class = {label: _mean_recalls(found, own) for label, found in of.items()}
-    lines = {label: _profile(of[label], own) for label in named[:PROFILES]}
+    by_label = {label: recalls[recalls["label"] == label] for label in named}
+    by_class = {label: _mean_recalls(table, own) for label, table in by_label.items()}
+    lines = {label: _profile(by_label[label], own) for label in named[:PROFILES]}
     first = f", the first {PROFILES}" if len(named) > PROFILES else ""
     each, every = own.plain.capitalize(), f"{own.plain.capitalize()}s"
     drawn = {

@@ -28,9 +28,9 @@ def take(
         UserError: if there is no such model, or it was trained beside other images than these.
     """
     client = mlflow.MlflowClient()
-    found = models.trained(client, models.EvaluateConfig.read(evaluate).model)
-    found.check(card)
-    return found.config.evaluated_as(evaluation, device), models.weights(client, found.run)
+    trained = models.trained(client, models.EvaluateConfig.read(evaluate).model)
+    trained.check(card)
+    return trained.config.evaluated_as(evaluation, device), models.weights(client, trained.run)
 
 
 def evaluate(
