@@ -81,15 +81,15 @@ def near_pairs(hashes: np.ndarray[Any, np.dtype[np.uint64]], bits: int = NEAR) -
     are compared.
     """
     edges = np.linspace(0, BITS, bits + 2).astype(int)
-    found: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     for low, high in pairwise(edges):
         mask = np.uint64(((1 << int(high - low)) - 1) << int(low))
         part = hashes & mask
         order = np.argsort(part, kind="stable")
         starts = np.flatnonzero(np.diff(part[order])) + 1
         for rows in np.split(order, starts):
-            found.update(_close(rows, hashes, bits))
-    return _pairs(sorted(found))
+            pairs.update(_close(rows, hashes, bits))
+    return _pairs(sorted(pairs))
 
 
 def _close(
@@ -130,9 +130,9 @@ def _within(one: Any, other: Any) -> bool:
 def _components(count: int, pairs: Pairs) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return, for each of ``count`` things, the first that pairs connect it with."""
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
-    _, found = connected_components(graph, directed=False)
-    _, first = np.unique(found, return_index=True)
-    named: np.ndarray[Any, np.dtype[np.int64]] = first[found]
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)
+    named: np.ndarray[Any, np.dtype[np.int64]] = first[component]
     return named
 
 
@@ -142,8 +142,8 @@ def largest_chain(groups: Iterable[str], pairs: Pairs) -> int:
     return int(np.bincount(_components(len(names), ids[pairs])[ids]).max())
 
 
-def _pairs(found: Iterable[tuple[int, int]]) -> Pairs:
-    return np.array(list(found), dtype=np.int64).reshape(-1, 2)
+def _pairs(pairs: Iterable[tuple[int, int]]) -> Pairs:
+    return np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ def _pair_table(facts: pd.DataFrame, same: Pairs, near: Pairs) -> pd.DataFrame:
             "same_class": facts["label"][a] == facts["label"][b],
             "same_group": facts["group"][a] == facts["group"][b],
         }
-        for kind, found in kinds
-        for a, b in found.tolist()
+        for kind, pairs in kinds
+        for a, b in pairs.tolist()
     ]
     return pd.DataFrame(rows, columns=["one", "other", "kind", "same_class", "same_group"])
 

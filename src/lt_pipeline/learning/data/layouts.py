@@ -99,10 +99,10 @@ def _lines(file: Path) -> list[str]:
         raise MissingFileError(f"data.path: there is no {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.path: {file} cannot be read as a list: {error}") from error
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    if not found:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
         raise UserError(f"data.path: {file} lists nothing: it is empty, or was cut off")
-    return found
+    return lines
 
 
 # ---- Pascal VOC
@@ -141,13 +141,13 @@ def _objects(file: Path, difficult: bool) -> set[str]:
     except (ElementTree.ParseError, OSError) as error:
         raise UserError(f"data.path: {file} is damaged: {error}") from error
     objects = root.findall("object")
-    strange = sorted({found.findtext("name", "") for found in objects} - {*VOC})
+    strange = sorted({element.findtext("name", "") for element in objects} - {*VOC})
     if strange:
         raise UserError(f"data.path: {file} has an object {strange[0]!r}, which is no class of VOC")
     return {
-        found.findtext("name", "")
-        for found in objects
-        if difficult or found.findtext("difficult", "0").strip() != "1"
+        element.findtext("name", "")
+        for element in objects
+        if difficult or element.findtext("difficult", "0").strip() != "1"
     }
 
 
@@ -164,10 +164,10 @@ def _coco_reader(year: str, learned: str | None = None) -> Callable[[Path, bool 
         names, rows = list[str](), list[Row]()
         for part, split in ((TRAIN, "train"), (TEST, "val")):
             file = folder / "annotations" / f"instances_{split}{year}.json"
-            found = _instances(file)
-            if names and found.names != names:
+            instances = _instances(file)
+            if names and instances.names != names:
                 raise UserError(f"data.path: {file} has other categories than the training images")
-            names, images = found.names, found.images
+            names, images = instances.names, instances.images
             if learned and part == TRAIN:
                 images = dict(_chosen(images, folder / learned, file))
             rows += [Row(f"{split}{year}/{name}", own, part) for name, own in images.values()]
@@ -237,21 +237,21 @@ def _concepts(folder: Path, labelled: str) -> list[str]:
         return sorted(_lines(lists[0]))
     pattern = labelled.format(concept="*", part="Train")
     before, after = (len(end) for end in Path(pattern).name.split("*"))
-    found = sorted(file.name[before : len(file.name) - after] for file in folder.glob(pattern))
-    if not found:
+    names = sorted(file.name[before : len(file.name) - after] for file in folder.glob(pattern))
+    if not names:
         raise MissingFileError(f"data.path: there is no {folder / pattern}, which has the labels")
-    return found
+    return names
 
 
 def _flags(file: Path, images: int) -> list[str]:
     """Return the zeros and ones of a concept, a line an image."""
-    found = _lines(file)
-    strange = next((line for line in found if line not in ("0", "1")), None)
+    lines = _lines(file)
+    strange = next((line for line in lines if line not in ("0", "1")), None)
     if strange is not None:
         raise UserError(f"data.path: {file} has {strange!r} where 0 or 1 must be")
-    if len(found) != images:
-        raise UserError(f"data.path: {file} has {len(found)} lines, and {images} images are listed")
-    return found
+    if len(lines) != images:
+        raise UserError(f"data.path: {file} has {len(lines)} lines, and {images} images are listed")
+    return lines
 
 
 VOC_TEST = ("VOC2007", "VOC2007/ImageSets/Main/test.txt")

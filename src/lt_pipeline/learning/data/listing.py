@@ -62,10 +62,10 @@ class Listing:
         """Return ``labels`` of the table as images have them, int64 ``[N]`` or uint8 ``[N, C]``."""
         if not self.several:
             return torch.tensor(labels.to_numpy(copy=True))
-        found = torch.zeros(len(labels), len(self.class_names), dtype=torch.uint8)
-        for row, own in zip(found, labels, strict=True):
+        flags = torch.zeros(len(labels), len(self.class_names), dtype=torch.uint8)
+        for row, own in zip(flags, labels, strict=True):
             row[list(own)] = 1
-        return found
+        return flags
 
     @property
     def has_split(self) -> bool:
@@ -174,9 +174,9 @@ def _labels(cell: str) -> list[str]:
     return [name for part in SEVERAL.split(cell) if (name := part.strip())]
 
 
-def _label_order(folder: Path, found: Iterable[str], source: Path) -> tuple[str, ...]:
+def _label_order(folder: Path, labels: Iterable[str], source: Path) -> tuple[str, ...]:
     """Return the class names in label order: the file's, which must know all, or sorted."""
-    names = sorted(found)
+    names = sorted(labels)
     same: dict[str, list[str]] = defaultdict(list)
     for name in names:
         same[name.strip().casefold()].append(name)
@@ -250,8 +250,8 @@ def _check_rows(table: pd.DataFrame, folder: Path, file: Path, several: bool) ->
 def _flags(read: pd.DataFrame, others: Iterable[str | None]) -> list[str]:
     """Return the columns of zeros and ones, each a label, none where there are not two."""
     known = [str(name) for name in read.columns if name not in {*others}]
-    found = [name for name in known if read[name].astype(str).isin(("0", "1")).all()]
-    return found if len(found) > 1 else []
+    flags = [name for name in known if read[name].astype(str).isin(("0", "1")).all()]
+    return flags if len(flags) > 1 else []
 
 
 def _missing(missing: Sequence[str], folder: Path, file: Path) -> str:

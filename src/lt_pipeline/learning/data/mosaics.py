@@ -58,8 +58,8 @@ def rates(profile: Cut, imbalance_ratio: float) -> Tensor:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if float(of_cells(middle).sum()) < 1 else (low, middle)
-    found = of_cells(low)
-    return found / found.sum()
+    rate = of_cells(low)
+    return rate / rate.sum()
 
 
 def draw_classes(
@@ -125,11 +125,11 @@ def _parted(
 
 def _pick(pool: Sequence[Tensor], cells: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random digit of its class's ``pool`` for each of ``cells``, int64 ``[N, 4]``."""
-    found = torch.empty_like(cells)
+    digits = torch.empty_like(cells)
     for label in cells.unique().tolist():
         own, wanted = pool[label], cells == label
-        found[wanted] = own[torch.randint(len(own), (int(wanted.sum()),), generator=generator)]
-    return found
+        digits[wanted] = own[torch.randint(len(own), (int(wanted.sum()),), generator=generator)]
+    return digits
 
 
 def _compose(digits: Images, picked: Tensor) -> ImageSet:

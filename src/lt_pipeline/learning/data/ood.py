@@ -92,17 +92,17 @@ def load_ood(
         check_name(name)
     if context.limit < 1:
         raise UserError(f"limit must be >= 1 image a set, but got {context.limit}")
-    found: dict[str, Tensor] = {}
+    sets: dict[str, Tensor] = {}
     missing: dict[str, str] = {}
     for name in names:
         if name == context.source:
             missing[name] = "is the in-distribution source"
             continue
         try:
-            found[name] = _ood_set(name)(context)
+            sets[name] = _ood_set(name)(context)
         except MissingFileError as error:
             missing[name] = str(error)
-    return found, missing
+    return sets, missing
 
 
 def check_name(name: str, known: Iterable[str] | None = None) -> None:

@@ -461,11 +461,11 @@ def facts(config: DataConfig) -> Facts:
         return mosaic_facts(_drawn(config))
     if config.source not in PHOTOS:
         return FACTS[config.source]
-    found = listed(config)
-    of_label = found.by_label
+    listing = listed(config)
+    of_label = listing.by_label
     labels = of_label["label"][of_label["split"] == TRAIN]
-    counts = np.bincount(labels, minlength=len(found.class_names)).tolist()
-    images = int((found.table["split"] == TRAIN).sum()) if found.several else None
+    counts = np.bincount(labels, minlength=len(listing.class_names)).tolist()
+    images = int((listing.table["split"] == TRAIN).sum()) if listing.several else None
     return Facts((3, config.size, config.size), tuple(counts), images)
 
 
@@ -500,8 +500,8 @@ def listed(config: DataConfig) -> Listing:
 def _listed(settings: str) -> Listing:
     config = DataConfig.model_validate_json(settings)
     if config.folds:
-        found = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
-        return _tailed(of_fold(found, config.folds, config.fold or 0), config)
+        folded = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
+        return _tailed(of_fold(folded, config.folds, config.fold or 0), config)
     shares = config.validation, config.test
     parted = in_parts(listed_raw(config), *shares, config.seed, config.rare)
     say_untested(parted)
@@ -555,8 +555,8 @@ def _longtail(
 
 def _auxiliary(images: Tensor | None, train: Images) -> Images:
     """Return images of no class as a set with one."""
-    found = torch.empty(0, *train.shape, dtype=torch.uint8) if images is None else images
-    return ImageSet(found, torch.zeros(len(found), dtype=torch.int64), ("of no class",))
+    pixels = torch.empty(0, *train.shape, dtype=torch.uint8) if images is None else images
+    return ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("of no class",))
 
 
 def _wanted(

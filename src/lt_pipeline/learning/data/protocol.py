@@ -81,10 +81,10 @@ def fetch_parts(data: Pixels | Tensor, order: Tensor, sizes: int | list[int]) ->
         yield from (data[part.to(data.device)] for part in parts)
         return
     pieces = [piece for part in parts for piece in part.split(data.at_once)]
-    found = data.fetch(order, [len(piece) for piece in pieces])
+    fetched = data.fetch(order, [len(piece) for piece in pieces])
     for part in parts:
         count = max(-(-len(part) // data.at_once), 1)
-        yield next(found) if count == 1 else torch.cat([*islice(found, count)])
+        yield next(fetched) if count == 1 else torch.cat([*islice(fetched, count)])
 
 
 def in_order(data: Pixels | Tensor, size: int) -> Iterator[Tensor]:
@@ -101,11 +101,11 @@ def take(data: Pixels | Tensor, order: Tensor) -> Tensor:
 
 def digests(data: Pixels, flip: bool = False) -> list[bytes]:
     """Return what stands for each image's pixels, [N], as they are or flipped left to right."""
-    found = list[bytes]()
+    hashes = list[bytes]()
     for batch in in_order(data, HASHED):
         pixels = (batch.flip(3) if flip else batch).cpu().contiguous().numpy()
-        found += [hashlib.blake2b(image.data, digest_size=DIGEST).digest() for image in pixels]
-    return found
+        hashes += [hashlib.blake2b(image.data, digest_size=DIGEST).digest() for image in pixels]
+    return hashes
 
 
 def content_hash(data: Images) -> str:

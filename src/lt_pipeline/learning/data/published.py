@@ -46,11 +46,11 @@ def beside_published(card: DataCard) -> str | None:
     None is where no paper says anything of the set, or it is cut to a long tail.
     """
     config = card.config
-    found = PUBLISHED.get(config.source, PUBLISHED.get(config.name or ""))
-    if found is None or config.long_tail is not None:
+    paper = PUBLISHED.get(config.source, PUBLISHED.get(config.name or ""))
+    if paper is None or config.long_tail is not None:
         return None
     return (
-        f"{config.title}, to train on ({found.place} in brackets): {_pairs(card.longtail, found)}"
+        f"{config.title}, to train on ({paper.place} in brackets): {_pairs(card.longtail, paper)}"
     )
 
 

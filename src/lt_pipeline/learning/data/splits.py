@@ -40,8 +40,8 @@ def split_groups(
         ValueError: if ``labels`` and ``groups`` differ in length or shares do not sum to 1.
     """
     names = list(shares)
-    found = assign(labels, groups, list(shares.values()), seed)
-    return [names[part] for part in found]
+    parts = assign(labels, groups, list(shares.values()), seed)
+    return [names[part] for part in parts]
 
 
 def fold_groups(

@@ -71,9 +71,9 @@ def _subset_of_several(
     counts, taken = has.sum(0), torch.zeros(len(labels), dtype=torch.bool)
     for c in counts.argsort(stable=True).tolist():
         lacks = per_class - int(has[taken, c].sum())
-        found = (has[:, c] & ~taken).nonzero()[: max(lacks, 0), 0]
-        taken[found] = True
-        drawn += order[found].tolist()
+        rows = (has[:, c] & ~taken).nonzero()[: max(lacks, 0), 0]
+        taken[rows] = True
+        drawn += order[rows].tolist()
     return torch.tensor(drawn, dtype=torch.int64)
 
 

@@ -153,13 +153,13 @@ def of_several(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: naming them, if none does.
     """
-    found = [name for name in names if name in SEVERAL]
-    if not found:
+    usable = [name for name in names if name in SEVERAL]
+    if not usable:
         raise UserError(
             f"evaluation.detectors: {', '.join(names)} rest on a softmax or on the one class of an "
             f"image, and images have several labels: choose among {', '.join(SEVERAL)}"
         )
-    return found
+    return usable
 
 
 def joint_energy(logits: Tensor, temperature: float) -> Tensor:
@@ -220,7 +220,7 @@ def _odin(fitting: DetectorContext) -> Detector:
     In float64, as at T = 1000 the scores of two images differ in the fifth digit.
     """
     method, config, device = fitting.method, fitting.config, fitting.device
-    found = _library("ODIN")(
+    detector = _library("ODIN")(
         lambda images: method.score(images).double(),
         # networks take pixels in 0..255 and normalise by themselves
         eps=255 * config.odin_epsilon,
@@ -232,7 +232,7 @@ def _odin(fitting: DetectorContext) -> Detector:
         scores = []
         for part in in_order(seen.images, BATCH):
             with enough_threads(device, part.shape):
-                scores.append(-found.predict(part.to(device).float()).cpu())
+                scores.append(-detector.predict(part.to(device).float()).cpu())
         return torch.cat(scores)
 
     return score
@@ -264,18 +264,18 @@ def _energy(fitting: DetectorContext) -> Detector:
 
 def _knn(fitting: DetectorContext) -> Detector:
     check_neighbours("knn", fitting.config, len(fitting.labels))
-    found = _library("KNN")(None, fitting.config.knn)
-    found.fit_features(_flat(fitting.train.features), fitting.known)
-    return lambda seen: -found.predict_features(_flat(seen.features))
+    detector = _library("KNN")(None, fitting.config.knn)
+    detector.fit_features(_flat(fitting.train.features), fitting.known)
+    return lambda seen: -detector.predict_features(_flat(seen.features))
 
 
 def _nnguide(fitting: DetectorContext) -> Detector:
     check_neighbours("nnguide", fitting.config, len(fitting.labels))
     head = fitting.method.net.head
     features, weight, bias = linear_readout(head, fitting.train.features)
-    found = _library("NNGuide")(None, lambda z: z @ weight.T + bias, fitting.config.nnguide)
-    found.fit_features(features, fitting.labels)
-    return lambda seen: -found.predict_features(linear_readout(head, seen.features)[0])
+    detector = _library("NNGuide")(None, lambda z: z @ weight.T + bias, fitting.config.nnguide)
+    detector.fit_features(features, fitting.labels)
+    return lambda seen: -detector.predict_features(linear_readout(head, seen.features)[0])
 
 
 def _vim(fitting: DetectorContext) -> Detector:
@@ -309,13 +309,13 @@ def _vim(fitting: DetectorContext) -> Detector:
 
 def _react(fitting: DetectorContext) -> Detector:
     method, device = fitting.method, fitting.device
-    found = _library("ReAct")(
+    detector = _library("ReAct")(
         None,
         lambda features: predict(method, method.classify, features, device=device),
         percentile=fitting.config.react_percentile,
         detector=_energies(fitting),
     ).fit_feature_maps(fitting.train.features, fitting.known)
-    return lambda seen: -found.predict_feature_maps(seen.features)
+    return lambda seen: -detector.predict_feature_maps(seen.features)
 
 
 def _mahalanobis(fitting: DetectorContext) -> Detector:
@@ -348,8 +348,8 @@ def _distances(train: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     whiten = directions * variance.rsqrt()
 
     def squares(others: Tensor) -> Tensor:
-        found: Tensor = torch.cdist(_flat(others).double() @ whiten, means @ whiten)
-        return found.square()
+        distances: Tensor = torch.cdist(_flat(others).double() @ whiten, means @ whiten)
+        return distances.square()
 
     return squares
 

@@ -37,8 +37,8 @@ def tsne(features: Tensor, seed: int, perplexity: float = 30) -> Tensor:
     # here, because scikit-learn takes a second to import
     from sklearn.manifold import TSNE
 
-    found = TSNE(init="pca", perplexity=usable, random_state=seed).fit_transform(points.numpy())
-    return torch.from_numpy(found)
+    positions = TSNE(init="pca", perplexity=usable, random_state=seed).fit_transform(points.numpy())
+    return torch.from_numpy(positions)
 
 
 def sample_by_group(labels: Tensor, longtail: LongTail, per_group: int, seed: int) -> Tensor:

@@ -78,11 +78,11 @@ def residual(logits: Tensor, targets: Tensor) -> Tensor:
     if not torch.allclose(targets.sum(1), targets.new_ones(()), rtol=0, atol=1e-5):
         raise ValueError("every target must sum to 1 over the classes; divide it by its sum")
     probability = logits.detach().double().softmax(1)
-    found = probability - targets / targets.sum(1, keepdim=True)
+    difference = probability - targets / targets.sum(1, keepdim=True)
     # r sums to 0: for the likeliest class, p - 1 would lose all its digits where p is nearly 1.
     likeliest = probability.argmax(1, keepdim=True)
-    rest = found.scatter(1, likeliest, 0.0).sum(1, keepdim=True)
-    return found.scatter(1, likeliest, -rest)
+    rest = difference.scatter(1, likeliest, 0.0).sum(1, keepdim=True)
+    return difference.scatter(1, likeliest, -rest)
 
 
 def gradient_products(

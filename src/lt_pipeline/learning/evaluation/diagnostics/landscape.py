@@ -33,15 +33,15 @@ class Hessian:
         self.products += 1
         sizes = [p.numel() for p in self.parameters]
         shaped = [v.view_as(p) for v, p in zip(vector.split(sizes), self.parameters, strict=True)]
-        found = torch.zeros_like(vector)
+        product = torch.zeros_like(vector)
         for part in self.parts:
             along = torch.stack(
                 [(g * v).sum() for g, v in zip(self._gradient(part()), shaped, strict=True)]
             ).sum()
             # a linear loss has a gradient that nothing changes
             if along.requires_grad:
-                found += torch.cat([h.flatten() for h in self._gradient(along, keep=False)])
-        return found
+                product += torch.cat([h.flatten() for h in self._gradient(along, keep=False)])
+        return product
 
     def draw(self, generator: torch.Generator, count: int = 1) -> Tensor:
         """Return random signs, ``[P, count]``, where the parameters are."""
@@ -133,8 +133,8 @@ def curvature(
     start = hessian.draw(generator)[:, 0]
     ends = extreme_eigenvalues(hessian, start, steps, tolerance)
     gamma = abs(ends.smallest / ends.largest) if ends.largest else 0.0
-    found = trace(hessian, hessian.draw(generator, 2 * probes))
-    return Curvature(risk, ends.smallest, ends.largest, found, gamma, ends.converged)
+    total = trace(hessian, hessian.draw(generator, 2 * probes))
+    return Curvature(risk, ends.smallest, ends.largest, total, gamma, ends.converged)
 
 
 # what is compared between the classes

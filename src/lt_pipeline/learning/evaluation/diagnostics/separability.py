@@ -41,8 +41,8 @@ def _others(images: Sequence[int], features: int, shrinkage: bool = True) -> int
     each = side**2 * features + 50 * side * features + 2e4
     if classes * (classes - 1) / 2 * each <= MAX_OPERATIONS:
         return classes - 1
-    found = min(2 * int(MAX_OPERATIONS / each / classes), MOST_OTHERS)
-    return found if FEWEST_OTHERS <= found < classes - 1 else 0
+    others = min(2 * int(MAX_OPERATIONS / each / classes), MOST_OTHERS)
+    return others if FEWEST_OTHERS <= others < classes - 1 else 0
 
 
 def class_separability(
@@ -131,11 +131,11 @@ def _shrunk(members: Sequence[Tensor], features: Tensor) -> Tensor:
 
     floor = _rounding(features) * torch.eye(features.shape[1], dtype=torch.float64)
     shrink = OAS(store_precision=False)
-    found = floor.new_empty(len(members), *floor.shape)
-    for place, x in zip(found, members, strict=True):
+    covariances = floor.new_empty(len(members), *floor.shape)
+    for place, x in zip(covariances, members, strict=True):
         estimate = torch.from_numpy(shrink.fit(x.numpy()).covariance_)
         torch.add(estimate * len(x) / (len(x) - 1), floor, out=place)
-    return found
+    return covariances
 
 
 def _rounding(features: Tensor) -> float:
@@ -171,8 +171,8 @@ def _of_few(means: Tensor, members: Sequence[Tensor], features: Tensor) -> Crite
         white = torch.linalg.solve_triangular(
             torch.linalg.cholesky(inner), both @ gap[:, :, None], upper=False
         )
-        found: Tensor = (gap.square().sum(1) - white.square().sum((1, 2))).clamp(min=0) / sums
-        return found
+        values: Tensor = (gap.square().sum(1) - white.square().sum((1, 2))).clamp(min=0) / sums
+        return values
 
     return criterion
 
@@ -221,24 +221,24 @@ def _fisher(means: Tensor, covariances: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Return J of the pairs ``i``, ``j``, ``[P]``, of ``[U, F]`` and ``[U, F, F]``."""
     factors = torch.linalg.cholesky(covariances[i] + covariances[j])  # [P, F, F]
     gaps = (means[i] - means[j]).unsqueeze(2)  # [P, F, 1]
-    found: Tensor = torch.linalg.solve_triangular(factors, gaps, upper=False)
-    return found.square().sum((1, 2))
+    white: Tensor = torch.linalg.solve_triangular(factors, gaps, upper=False)
+    return white.square().sum((1, 2))
 
 
 def _mean_over_others(criterion: Criterion, classes: int, others: int, size: int) -> Tensor:
     """Return each class's mean of ``criterion`` over ``others``; ``size`` pairs at a time."""
     if others == classes - 1:
-        found = torch.zeros(classes, classes, dtype=torch.float64)
+        matrix = torch.zeros(classes, classes, dtype=torch.float64)
         for i, j in _pairs(classes, size):
-            found[i, j] = found[j, i] = criterion(i, j)
-        return found.sum(1) / others
+            matrix[i, j] = matrix[j, i] = criterion(i, j)
+        return matrix.sum(1) / others
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
     total = torch.zeros(classes, dtype=torch.float64)
     for step in range(1, others // 2 + 1):
         for i, j in zip(order.split(size), order.roll(-step).split(size), strict=True):
-            one = criterion(i, j)
-            total[i] += one
-            total[j] += one
+            values = criterion(i, j)
+            total[i] += values
+            total[j] += values
     return total / others
 
 

@@ -23,8 +23,8 @@ def expected_calibration_error(scores: Tensor, labels: Tensor, bins: int = 15) -
     """
     check_finite_scores(scores)
     if labels.ndim == 2:
-        found = reliability(scores, labels, bins)
-        rows = zip(found["images"], found["confidence"], found["accuracy"], strict=True)
+        by_bin = reliability(scores, labels, bins)
+        rows = zip(by_bin["images"], by_bin["confidence"], by_bin["accuracy"], strict=True)
         return sum(n * abs(c - a) for n, c, a in rows) / labels.numel()
     # here, because importing it takes a second that the start of a run can spare
     from torchmetrics.functional.classification import multiclass_calibration_error

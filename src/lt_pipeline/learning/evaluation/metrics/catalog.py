@@ -310,8 +310,8 @@ def of_task(which: Sequence[str], columns: Iterable[object]) -> Metric:
 
 def first_detector(columns: Iterable[object]) -> str | None:
     """Return the OOD detector that comes first among metrics' names, None if there is none."""
-    named = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
-    return next((found[1] for found in named if found), None)
+    matches = (re.fullmatch(r"ood/([^/]+)/mean/auroc", str(column)) for column in columns)
+    return next((match[1] for match in matches if match), None)
 
 
 def named(key: str) -> Metric:
@@ -330,8 +330,8 @@ def placed(place: Place) -> list[Metric]:
 def among(rows: Iterable[Metric], columns: Iterable[object]) -> dict[str, Metric]:
     """Return, by key, those of ``rows`` that are in ``columns``, OOD's of the first detector."""
     names = list(map(str, columns))
-    found = [metric.of(first_detector(names) or "") for metric in rows]
-    return {metric.key: metric for metric in found if metric.key in names}
+    metrics = [metric.of(first_detector(names) or "") for metric in rows]
+    return {metric.key: metric for metric in metrics if metric.key in names}
 
 
 def shown(place: Place, columns: Iterable[object]) -> dict[str, Metric]:
@@ -358,8 +358,8 @@ def shown_by_study(
 def pictured(columns: Iterable[object]) -> list[Metric]:
     """Return the metrics that there are pictures of, by group, for runs that have ``columns``."""
     names = set(map(str, columns))
-    found = [m.of(first_detector(columns) or "") for m in METRICS.values() if m.picture]
-    return [metric for metric in found if names & set(metric.keys_by_group().values())]
+    metrics = [m.of(first_detector(columns) or "") for m in METRICS.values() if m.picture]
+    return [metric for metric in metrics if names & set(metric.keys_by_group().values())]
 
 
 def askable() -> list[str]:

@@ -86,10 +86,10 @@ def report(confusion: Tensor, longtail: LongTail, floor: float = 1e-3) -> dict[s
         UserError: if there is no test image at all, or the classes are not those of ``longtail``.
     """
     _check_classes(confusion, longtail)
-    found = Recalls(confusion, longtail, floor)
-    if not found.tested.any():
+    recalls = Recalls(confusion, longtail, floor)
+    if not recalls.tested.any():
         raise UserError("the test set must have images, but has none")
-    values = {m.name: m.from_recalls(found) for m in METRICS.values() if m.from_recalls}
+    values = {m.name: m.from_recalls(recalls) for m in METRICS.values() if m.from_recalls}
     return {**{name: v for name, v in values.items() if v is not None}, "recall_floor": floor}
 
 
@@ -118,9 +118,9 @@ def score_report(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, fl
 
 def interval_report(tested: Outcomes) -> dict[str, float]:
     """Return the mean recall's 95 % interval, unless groups are too few, and how many there are."""
-    names, found = ("mean_recall_low", "mean_recall_high"), tested.interval()
+    names, ends = ("mean_recall_low", "mean_recall_high"), tested.interval()
     groups = {} if tested.groups is None else {"groups": float(len(set(tested.groups.tolist())))}
-    return {**(dict(zip(names, found, strict=True)) if found else {}), **groups}
+    return {**(dict(zip(names, ends, strict=True)) if ends else {}), **groups}
 
 
 def class_table(
@@ -164,14 +164,14 @@ def _intervals(confusion: Tensor, tested: Outcomes | None) -> list[dict[str, Any
     """Return the columns of every class that say how sure its recall is."""
     if tested is None or tested.groups is None:
         both = zip(right_images(confusion).tolist(), true_images(confusion).tolist(), strict=True)
-        found = [wilson(right, images) if images else None for right, images in both]
-        groups: list[dict[str, int]] = [{} for _ in found]
+        intervals = [wilson(right, images) if images else None for right, images in both]
+        groups: list[dict[str, int]] = [{} for _ in intervals]
     else:
-        found = tested.class_intervals(len(confusion))
+        intervals = tested.class_intervals(len(confusion))
         groups = [{"test_groups": n} for n in tested.groups_by_class(len(confusion))]
     return [
         dict(zip(("recall_low", "recall_high"), ends or (None, None), strict=True)) | of
-        for ends, of in zip(found, groups, strict=True)
+        for ends, of in zip(intervals, groups, strict=True)
     ]
 
 

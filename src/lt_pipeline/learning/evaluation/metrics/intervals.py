@@ -79,8 +79,8 @@ class Outcomes:
 
     def groups_by_class(self, classes: int) -> list[int]:
         """Return of how many groups each class's images are; without groups, how many images."""
-        found: list[int] = np.bincount(self.cells.label, minlength=classes).tolist()
-        return found
+        counts: list[int] = np.bincount(self.cells.label, minlength=classes).tolist()
+        return counts
 
     def class_intervals(
         self, classes: int, draws: int = DRAWS, seed: int = 0
@@ -92,15 +92,15 @@ class Outcomes:
         """
         images = np.bincount(self.labels, minlength=classes)
         right = np.bincount(self.labels, self.right, classes)
-        found: list[Interval | None] = [None] * classes
+        intervals: list[Interval | None] = [None] * classes
         drawn = dict[int, list[int]]()
         for c, count in enumerate(self.groups_by_class(classes)):
             if self.groups is None and count:
-                found[c] = wilson(right[c], images[c])
+                intervals[c] = wilson(right[c], images[c])
             elif count < GROUPS_FOR_INTERVALS:
                 continue
             elif right[c] in (0, images[c]):
-                found[c] = wilson(right[c] / images[c] * count, count)
+                intervals[c] = wilson(right[c] / images[c] * count, count)
             else:
                 drawn.setdefault(count, []).append(c)
         for members in drawn.values():
@@ -109,8 +109,8 @@ class Outcomes:
                 recalls = self._drawn_of(some, draws, np.random.default_rng(seed))
                 ends = np.quantile(recalls, ENDS, axis=0).T.tolist()
                 for c, (low, high) in zip(some, ends, strict=True):
-                    found[c] = low, high
-        return found
+                    intervals[c] = low, high
+        return intervals
 
     def interval(self, draws: int = DRAWS, seed: int = 0) -> Interval | None:
         """Return the 95 % interval of ``mean_recall``; None with fewer than five groups.
@@ -131,9 +131,9 @@ class Outcomes:
         if self.groups is None and np.isin(self.right, (0, 1)).all():
             # of independent images as many are right as a binomial draw says
             count = np.bincount(place(self.labels))
-            share = np.bincount(place(self.labels), self.right) / count
-            found = generator.binomial(count, share, (draws, len(count))) / count
-            return np.asarray(found.mean(1))
+            recall = np.bincount(place(self.labels), self.right) / count
+            by_class = generator.binomial(count, recall, (draws, len(count))) / count
+            return np.asarray(by_class.mean(1))
         sums = np.zeros((2, draws, len(self.classes)))
         for own in _alike(self.cells._replace(label=place(self.cells.label))):
             columns, at = np.unique(own.label, return_inverse=True)
@@ -165,8 +165,8 @@ class Outcomes:
         drawn, held = np.empty((draws, len(classes))), [self._by_class[c] for c in classes]
         for part, times in times_drawn(len(held[0]), draws, generator):
             for place, own in enumerate(held):
-                found = (times @ self.cells.right[own]) / (times @ self.cells.images[own])
-                drawn[part, place] = found
+                recalls = (times @ self.cells.right[own]) / (times @ self.cells.images[own])
+                drawn[part, place] = recalls
         return drawn
 
 

@@ -58,9 +58,9 @@ class Decisions:
     def by_class(self) -> Array:
         """Return the F1 of each class, ``[C]``, nan without a test image."""
         right, both = self._whole
-        found = np.full(self.labels.shape[1], np.nan)
-        found[self.classes] = (2 * right / both).mean(0)
-        return found
+        f1 = np.full(self.labels.shape[1], np.nan)
+        f1[self.classes] = (2 * right / both).mean(0)
+        return f1
 
     def interval(self, draws: int = DRAWS, seed: int = 0) -> Interval | None:
         """Return the 95 % interval of ``macro_f1``; None with fewer than five groups."""
@@ -76,10 +76,10 @@ class Decisions:
 
         Equal seeds draw equal groups, whatever is said of them.
         """
-        found, generator = np.empty(draws), np.random.default_rng(seed)
+        values, generator = np.empty(draws), np.random.default_rng(seed)
         for part, times in times_drawn(self._units, draws, generator):
-            found[part] = _macro_f1(*self._summed(times)).mean(0)
-        return found
+            values[part] = _macro_f1(*self._summed(times)).mean(0)
+        return values
 
     @cached_property
     def _units(self) -> int:

@@ -69,44 +69,44 @@ class Recalls:
         return self.known.clamp(min=self.floor)
 
 
-def accuracy(found: Recalls) -> float:
+def accuracy(recalls: Recalls) -> float:
     """Return the share of all images that was found."""
-    return float(right_images(found.confusion).sum().double() / found.confusion.sum())
+    return float(right_images(recalls.confusion).sum().double() / recalls.confusion.sum())
 
 
-def mean_recall(found: Recalls) -> float:
+def mean_recall(recalls: Recalls) -> float:
     """Return the mean recall of the classes with a test image."""
-    return float(found.known.mean())
+    return float(recalls.known.mean())
 
 
-def classes(found: Recalls) -> float:
+def classes(recalls: Recalls) -> float:
     """Return how many classes with a test image there are: what means are over."""
-    return float(found.tested.sum())
+    return float(recalls.tested.sum())
 
 
-def group_recall(found: Recalls, group: str) -> float | None:
+def group_recall(recalls: Recalls, group: str) -> float | None:
     """Return the mean recall of a group's classes with a test image, None if there is none."""
-    return found.longtail.group_mean(group, found.by_class, found.tested)
+    return recalls.longtail.group_mean(group, recalls.by_class, recalls.tested)
 
 
-def harmonic_mean(found: Recalls) -> float:
+def harmonic_mean(recalls: Recalls) -> float:
     """Return the harmonic mean of the recalls, one of zero counted as ``floor`` (BTM's rule).
 
     One such class among a hundred keeps it below 10 %, whatever the others do.
     """
-    return float(1 / (1 / found.floored).mean())
+    return float(1 / (1 / recalls.floored).mean())
 
 
-def geometric_mean(found: Recalls) -> float:
+def geometric_mean(recalls: Recalls) -> float:
     """Return the geometric mean of the recalls, one of zero counted as ``floor`` (BTM's rule)."""
-    return float(found.floored.log().mean().exp())
+    return float(recalls.floored.log().mean().exp())
 
 
-def lowest_recall(found: Recalls) -> float:
+def lowest_recall(recalls: Recalls) -> float:
     """Return the recall of the worst class with a test image."""
-    return float(found.known.min())
+    return float(recalls.known.min())
 
 
-def zero_recall_classes(found: Recalls) -> float:
+def zero_recall_classes(recalls: Recalls) -> float:
     """Return how many classes with test images have none that was found."""
-    return float((found.known == 0).sum())
+    return float((recalls.known == 0).sum())

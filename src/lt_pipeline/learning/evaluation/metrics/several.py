@@ -35,9 +35,9 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
     # here, because scikit-learn takes a second to import
     from sklearn.metrics import average_precision_score
 
-    truth, found = labels.cpu().numpy(), scores.double().cpu().numpy()
+    truth, numbers = labels.cpu().numpy(), scores.double().cpu().numpy()
     values = [
-        average_precision_score(truth[:, c], found[:, c]) if truth[:, c].any() else np.nan
+        average_precision_score(truth[:, c], numbers[:, c]) if truth[:, c].any() else np.nan
         for c in range(truth.shape[1])
     ]
     return torch.tensor(values, dtype=torch.float64)
@@ -54,11 +54,11 @@ def best_thresholds(scores: Tensor, labels: Tensor) -> Tensor:
         UserError: if a score is nan or infinite.
     """
     check_finite_scores(scores)
-    found = torch.full((scores.shape[1],), HALF, dtype=torch.float64)
+    thresholds = torch.full((scores.shape[1],), HALF, dtype=torch.float64)
     for c in range(scores.shape[1]):
         if labels[:, c].any():
-            found[c] = _best_threshold(scores[:, c], labels[:, c])
-    return found
+            thresholds[c] = _best_threshold(scores[:, c], labels[:, c])
+    return thresholds
 
 
 def _best_threshold(scores: Tensor, labels: Tensor) -> float:
@@ -145,52 +145,52 @@ class Decided:
         return self.labels.long().T @ self.said
 
 
-def mean_average_precision(found: Decided) -> float:
+def mean_average_precision(decided: Decided) -> float:
     """Return the mean average precision of the classes with a test image."""
-    return float(found.average_precision[found.tested].mean())
+    return float(decided.average_precision[decided.tested].mean())
 
 
-def group_average_precision(found: Decided, group: str) -> float | None:
+def group_average_precision(decided: Decided, group: str) -> float | None:
     """Return the same of a group's classes with a test image, None if there is none."""
-    return found.longtail.group_mean(group, found.average_precision, found.tested)
+    return decided.longtail.group_mean(group, decided.average_precision, decided.tested)
 
 
-def macro_f1(found: Decided) -> float:
+def macro_f1(decided: Decided) -> float:
     """Return the mean F1 of the classes with a test image."""
-    return float(found.f1[found.tested].mean())
+    return float(decided.f1[decided.tested].mean())
 
 
-def micro_f1(found: Decided) -> float:
+def micro_f1(decided: Decided) -> float:
     """Return the F1 of all decisions on the classes with a test image, taken together."""
-    both = (found.said.sum(0) + found.labels.sum(0))[found.tested].sum()
-    return float(2 * found.right[found.tested].sum().double() / both)
+    both = (decided.said.sum(0) + decided.labels.sum(0))[decided.tested].sum()
+    return float(2 * decided.right[decided.tested].sum().double() / both)
 
 
-def coverage_error(found: Decided) -> float:
+def coverage_error(decided: Decided) -> float:
     """Return how many of the highest scores it takes to cover all labels of an image, on average.
 
     Scikit-learn's, over the images with a label (Tsoumakas et al. 2010).
     """
     from sklearn.metrics import coverage_error as measure
 
-    return float(measure(*_labelled(found)))
+    return float(measure(*_labelled(decided)))
 
 
-def ranking_loss(found: Decided) -> float:
+def ranking_loss(decided: Decided) -> float:
     """Return the share of pairs, a label that an image has and one that it has not, out of order.
 
     Scikit-learn's, over the images with a label (Tsoumakas et al. 2010).
     """
     from sklearn.metrics import label_ranking_loss
 
-    return float(label_ranking_loss(*_labelled(found)))
+    return float(label_ranking_loss(*_labelled(decided)))
 
 
-def classes(found: Decided) -> float:
+def classes(decided: Decided) -> float:
     """Return how many classes with a test image there are: what means are over."""
-    return float(found.tested.sum())
+    return float(decided.tested.sum())
 
 
-def _labelled(found: Decided) -> Sequence[Any]:
-    some = found.labels.bool().any(1)
-    return found.labels[some].numpy(), found.scores[some].double().numpy()
+def _labelled(decided: Decided) -> Sequence[Any]:
+    labelled = decided.labels.bool().any(1)
+    return decided.labels[labelled].numpy(), decided.scores[labelled].double().numpy()

@@ -41,19 +41,19 @@ def paired_difference(
     differences = np.subtract(first, second, dtype=float)
     if not np.isfinite(differences).all():
         raise UserError(f"pairs need finite numbers, but their differences are {differences}")
-    found: dict[str, Any] = {"pairs": len(differences), "mean": float(differences.mean())}
-    found |= dict.fromkeys(("sd", "low", "high", "statistic", "p_value", "pairs_needed"))
+    summary: dict[str, Any] = {"pairs": len(differences), "mean": float(differences.mean())}
+    summary |= dict.fromkeys(("sd", "low", "high", "statistic", "p_value", "pairs_needed"))
     if len(differences) > 1:
-        found["sd"] = float(differences.std(ddof=1))
+        summary["sd"] = float(differences.std(ddof=1))
         if np.ptp(differences) > np.finfo(float).eps * np.abs(differences).max():
             from scipy import stats  # a second to import, and every run comes by here
 
             tested = stats.ttest_rel(first, second)
             low, high = tested.confidence_interval(level)
-            found |= {"low": float(low), "high": float(high)}
-            found |= {"statistic": float(tested.statistic), "p_value": float(tested.pvalue)}
-            found["pairs_needed"] = pairs_needed(found["mean"], found["sd"], 1 - level)
-    return found
+            summary |= {"low": float(low), "high": float(high)}
+            summary |= {"statistic": float(tested.statistic), "p_value": float(tested.pvalue)}
+            summary["pairs_needed"] = pairs_needed(summary["mean"], summary["sd"], 1 - level)
+    return summary
 
 
 def pairs_needed(
