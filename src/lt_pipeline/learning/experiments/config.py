@@ -421,13 +421,13 @@ def place_of(name: str, method: str | None = None) -> str | None:
         blocks[f"{method}.options"] = methods.get(method).Options()
     blocks |= {"training": TrainingConfig(), "model": ModelConfig()}
     blocks |= {"evaluation": EvaluationConfig()}
-    found = (
+    matches = (
         place
         for path, block in blocks.items()
         for known, place in places(block, f"{path}.")
         if known == name
     )
-    return next(found, None)
+    return next(matches, None)
 
 
 def search_of(method: str) -> str:

@@ -116,11 +116,11 @@ def evaluate(
 def first_of_all(metrics: Values) -> dict[str, float]:
     """Return the few of ``evaluate``'s metrics that runs are told apart by at a glance."""
     test, names = metrics["test"], [metric.name for metric in placed("first")]
-    found = {name: test[name] for name in names if name in test}
+    values = {name: test[name] for name in names if name in test}
     if held_out := metrics.get("validation", {}):
         known = [f"validation/{name}" for name in held_out]
-        found["hold_out"] = held_out[of_task(OBJECTIVES, known).name]
-    return found
+        values["hold_out"] = held_out[of_task(OBJECTIVES, known).name]
+    return values
 
 
 def evaluate_again(
@@ -146,8 +146,8 @@ def _with_landscape(
 ) -> tuple[Values, Evaluated]:
     """Return the landscape's metrics, if any, and ``judged`` with its columns in the table."""
     shape, columns = landscape(experiment, method, train)
-    found = {"landscape": shape} if shape else {}
-    return found, judged._replace(table=judged.table.assign(**columns))
+    metrics = {"landscape": shape} if shape else {}
+    return metrics, judged._replace(table=judged.table.assign(**columns))
 
 
 def _evaluate_test(
@@ -233,8 +233,8 @@ def evaluate_hold_out(
     scores = predict(method, method.score, seen, device=experiment.device)
     labels = seen.labels.cpu()
     known = len(of_each_label(labels)[1].unique())
-    found = {"validation": {**accuracies_of(scores, labels), "classes": known}}
-    return found, best_thresholds(scores, labels) if longtail.several else None
+    metrics = {"validation": {**accuracies_of(scores, labels), "classes": known}}
+    return metrics, best_thresholds(scores, labels) if longtail.several else None
 
 
 def _groups(longtail: LongTail) -> Values:

@@ -92,8 +92,8 @@ class Experiment:
 
         @torch.no_grad()
         def extract(images: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = network(images.to(device))
-            return found
+            features: torch.Tensor = network(images.to(device))
+            return features
 
         return extract
 

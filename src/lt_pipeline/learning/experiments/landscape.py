@@ -115,7 +115,7 @@ def landscape(
     sample = ClassSample.draw(train.labels, how.images, how.seed)
     criterion = base_criterion(experiment, method).to(device)
     method.requires_grad_(True).eval()
-    found = list[Curvature]()
+    curvatures = list[Curvature]()
     with exact(device, [how.batch, *train.shape]):
         for c in track(range(longtail.classes), "landscape by class", longtail.classes):
             chosen = sample.position[sample.label == c]
@@ -124,8 +124,8 @@ def landscape(
             if not hessian.parts[0]().requires_grad:
                 return {"left_out": "landscape: the scores depend on no parameter"}, {}
             generator = torch.Generator().manual_seed(how.seed)
-            found.append(curvature(hessian, generator, how.steps, how.probes, how.tolerance))
-    columns = {name: [getattr(one, name) for one in found] for name in Curvature._fields}
+            curvatures.append(curvature(hessian, generator, how.steps, how.probes, how.tolerance))
+    columns = {name: [getattr(one, name) for one in curvatures] for name in Curvature._fields}
     return _summary(columns, longtail), columns
 
 

@@ -68,8 +68,8 @@ def examine(
     raw_folder: Path,
 ) -> Values:
     """Return the report of ``evaluate_ood``, all that its pictures are drawn from."""
-    found, method = experiment.config, experiment.finished(model, whole=True)
-    sets, left_out = _sets(found, method, test, raw_folder)
+    config, method = experiment.config, experiment.finished(model, whole=True)
+    sets, left_out = _sets(config, method, test, raw_folder)
     for name, reason in left_out.items():
         LOGGER.info("OOD set %s is left out: %s", name, reason)
     if not sets:
@@ -77,11 +77,11 @@ def examine(
     device = experiment.device
     method.to(device)
     if method.card.longtail.several:
-        _say_left_out(found.evaluation.detectors)
+        _say_left_out(config.evaluation.detectors)
         test = test[test.labels.bool().any(1)]  # one without a label is of no class itself
     inside = extract_outputs(method, test, device)
     outside = {name: extract_outputs(method, images, device) for name, images in sets.items()}
-    report = _detect(found, method, train, inside, outside, test)
+    report = _detect(config, method, train, inside, outside, test)
     common = {
         "detectors": report,
         "paper_means": {name: _paper_means(of) for name, of in report.items()},
@@ -92,16 +92,16 @@ def examine(
         # gradients are those of a cross-entropy, and a mixture's share is of one label each
         energies = _energies(joint_energy, inside, outside, test, method)
         return {**common, "energy": energies}
-    mixed = Mixtures(test, found.seed)
+    mixed = Mixtures(test, config.seed)
     mixed_outputs = extract_outputs(method, mixed, device)
-    seen = (method, inside, outside, (mixed, mixed_outputs), test, found.seed)
+    seen = (method, inside, outside, (mixed, mixed_outputs), test, config.seed)
     log_prior = method.card.longtail.log_prior
     return {
         **common,
         "energy": _energies(energy, inside, {"mixed": mixed_outputs, **outside}, test, method),
         "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
         "conflict_adjusted": _conflict(*seen, log_prior),
-        "embedding": _embedding(found, method, inside, outside, mixed_outputs, test),
+        "embedding": _embedding(config, method, inside, outside, mixed_outputs, test),
     }
 
 
@@ -149,15 +149,15 @@ def summary_metrics(report: Values) -> Values:
     metrics = [metric for metric in placed("comparison") if metric.from_detection]
     shown: Values = {
         name: {
-            where: found if where == "mean" else {m.name: found[m.name] for m in metrics}
-            for where, found in sets.items()
+            where: values if where == "mean" else {m.name: values[m.name] for m in metrics}
+            for where, values in sets.items()
         }
         | report["paper_means"][name]
         for name, sets in report["detectors"].items()
     }
     for key, shown_as in CONFLICTS.items():
         of_sets = report.get(key, {}).items()
-        shown[shown_as] = {name: found["cosine"]["all"] for name, found in of_sets}
+        shown[shown_as] = {name: values["cosine"]["all"] for name, values in of_sets}
     return {**shown, "sets": len(report["averaged_over"])}
 
 
@@ -178,8 +178,8 @@ def _sets(
     names = [name for name in evaluation.ood_names if name not in to_train_on]
     limits = evaluation.ood_limit, evaluation.ood_made
     context = InDistribution(raw_folder, test, data.source, data.seed, *limits)
-    found, missing = load_ood(names, context)
-    return found, {**to_train_on, **missing}
+    sets, missing = load_ood(names, context)
+    return sets, {**to_train_on, **missing}
 
 
 def _detect(
@@ -307,8 +307,8 @@ def _embedding(
     parts = [inside.features[chosen], _some(mixed_outputs.features[chosen], size)]
     parts += [_some(seen.features, size) for seen in outside.values()]
     flat = [linear_readout(method.net.head, part)[0] for part in parts]
-    found = tsne(torch.cat(flat), config.seed).split([len(part) for part in flat])
-    points = [part.tolist() for part in found]
+    positions = tsne(torch.cat(flat), config.seed).split([len(part) for part in flat])
+    points = [part.tolist() for part in positions]
     return {
         "inside": points[0],
         "labels": labels[chosen].tolist(),

@@ -25,13 +25,13 @@ def renamed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if one is there by both names.
     """
-    found = dict(parameters)
+    current = dict(parameters)
     for old, new in RENAMED.items():
-        value, there = _taken(found, old.split("."))
+        value, there = _taken(current, old.split("."))
         if there:
             value = next((now for was, now in VALUES.get(old, {}).items() if was is value), value)
-            _put(found, new.split("."), value, f"{old} is called {new} now, and both are given")
-    return found
+            _put(current, new.split("."), value, f"{old} is called {new} now, and both are given")
+    return current
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not RENAMED or not isinstance(method, str) or "options" not in config:
         return dict(config)
     rest = {name: value for name, value in config.items() if name != "options"}
-    found = renamed({**rest, method: {"options": config["options"]}})
-    options = found.pop(method)["options"]
-    return {**found, "options": options}
+    current = renamed({**rest, method: {"options": config["options"]}})
+    options = current.pop(method)["options"]
+    return {**current, "options": options}
 
 
 def _taken(block: dict[str, Any], path: list[str]) -> tuple[Any, bool]:

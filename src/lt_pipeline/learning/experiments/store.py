@@ -84,9 +84,9 @@ class MadeOf:
         self._left_out = {*JUDGING, f"training.{KEEPING}"}
         self._left_out |= {f"options.{name}" for name in recipe.left_out}
         options = recipe.options or config.options
-        found = ExperimentConfig.model_construct(**{**dict(config), "options": options})
-        self.fingerprint = _digest(self._decisive(canonical(found)))
-        self.values = self._decisive(found.model_dump(mode="json"))
+        resolved = ExperimentConfig.model_construct(**{**dict(config), "options": options})
+        self.fingerprint = _digest(self._decisive(canonical(resolved)))
+        self.values = self._decisive(resolved.model_dump(mode="json"))
 
     def _decisive(self, values: Values) -> Values:
         kept = {
@@ -109,8 +109,8 @@ def stage_resume(
     Its key is of what the stage is made of; for a later stage also of what it starts from, and of
     the images that it sees.
     """
-    found, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
-    digest = sha256(found.fingerprint.encode())
+    made_of, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
+    digest = sha256(made_of.fingerprint.encode())
     for name, state in checkpoints.items():
         digest.update(name.encode())
         for part, value in sorted(state.items()):
@@ -118,7 +118,7 @@ def stage_resume(
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     for data in seen if stage.subset else ():
         digest.update(content_hash(data).encode())
-    return ResumeFile(path, digest.hexdigest(), found.values)
+    return ResumeFile(path, digest.hexdigest(), made_of.values)
 
 
 class Kept(BaseModel):
@@ -164,15 +164,15 @@ class Store:
     def folder_of(self, experiment: Experiment) -> Path:
         """Return where a run is kept, whichever studies it is an arm of."""
         config = experiment.config
-        found = self._found(experiment)
-        if found:
-            return found[0]
+        kept = self._found(experiment)
+        if kept:
+            return kept[0]
         return self.folder / f"{config.method}-{config.seed}-{key(experiment)[:12]}"
 
     def metrics(self, experiment: Experiment) -> dict[str, float] | None:
         """Return the metrics of a run that is finished, else None."""
-        found = self._found(experiment)
-        return found[1].metrics if found else None
+        kept = self._found(experiment)
+        return kept[1].metrics if kept else None
 
     def answers(self, name: str) -> pd.DataFrame:
         """Return what the finished run in the folder ``name`` made of each test image.
@@ -211,11 +211,11 @@ class Store:
 
     def shared(self, experiment: Experiment, stage: Stage) -> ResumeFile | None:
         """Return where a first stage is kept that others may have, too; None where none can."""
-        found = MadeOf(experiment, stage)
-        if not found.shared:
+        made_of = MadeOf(experiment, stage)
+        if not made_of.shared:
             return None
-        name = f"{found.fingerprint[:16]}-{stage.name}.pt"
-        return ResumeFile(self.folder / "shared" / name, found.fingerprint, found.values)
+        name = f"{made_of.fingerprint[:16]}-{stage.name}.pt"
+        return ResumeFile(self.folder / "shared" / name, made_of.fingerprint, made_of.values)
 
     def _found(self, experiment: Experiment) -> tuple[Path, Kept] | None:
         """Return folder and file of a finished run of the same configuration on the same data."""

@@ -20,10 +20,10 @@ BARS = 200
 
 def class_distribution(longtail: LongTail, title: str) -> Figure:
     """Draw training images by class, from most to fewest, coloured by group, on a log scale."""
-    found = longtail.statistics()
+    statistics = longtail.statistics()
     size = (
-        f"{found['images']:.0f} images, {longtail.classes} classes, "
-        f"IR {found['imbalance_ratio']:.3g}, Gini {found['gini']:.2f}"
+        f"{statistics['images']:.0f} images, {longtail.classes} classes, "
+        f"IR {statistics['imbalance_ratio']:.3g}, Gini {statistics['gini']:.2f}"
     )
     figure, axes = new_figure(f"{title}\n{size}", pad=ABOVE)
     for name, places, heights in by_group(dict(enumerate(longtail.class_counts)), longtail):

@@ -171,10 +171,10 @@ def _taken_for(axes: Axes, true: Any, predicted: Any, images: Any, places: Any) 
     """Draw a line a group: how much of it is right, and for which group's classes it is taken."""
     plain(axes, "x")
     wrong = np.where(true == predicted, 0, places[predicted] + 1)
-    found = np.zeros((len(GROUP_NAMES), len(GROUP_NAMES) + 1))
-    np.add.at(found, (places[true], wrong), images)
-    known = np.flatnonzero(found.sum(1))
-    shares = 100 * found[known] / found[known].sum(1, keepdims=True)
+    counts = np.zeros((len(GROUP_NAMES), len(GROUP_NAMES) + 1))
+    np.add.at(counts, (places[true], wrong), images)
+    known = np.flatnonzero(counts.sum(1))
+    shares = 100 * counts[known] / counts[known].sum(1, keepdims=True)
     names = [GROUP_NAMES[place] for place in known]
     left = np.zeros(len(known))
     looks = {"right": "#999999", **{f"→ {name}": GROUP_COLOURS[name] for name in GROUP_NAMES}}

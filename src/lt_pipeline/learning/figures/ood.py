@@ -100,7 +100,7 @@ def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str
     rows = list(report)
     figure, (left, right) = _panels(f"Gradient conflict: {title}", rows, len(MARKERS), 2)
     cosines, shares = (
-        {name: found[key] for name, found in report.items()} for key in ("cosine", "negative_share")
+        {name: row[key] for name, row in report.items()} for key in ("cosine", "negative_share")
     )
     by_group = {group: _column(cosines, group, 1) for group in COLOURS}
     _markers(left, by_group, rows, GROUP_STYLES)
@@ -182,7 +182,7 @@ def _column(
     table: Mapping[str, Mapping[str, float]], key: str, factor: float = 100
 ) -> dict[str, float]:
     """Return ``key`` of every row that has it, times ``factor``."""
-    return {name: factor * found[key] for name, found in table.items() if key in found}
+    return {name: factor * row[key] for name, row in table.items() if key in row}
 
 
 def _panels(

@@ -120,8 +120,8 @@ def fused_log_probability(logits: Tensor, routing: Tensor) -> Tensor:
     logit of -inf is a class that an expert does not know; one that no expert with a say knows gets
     the smallest finite number.
     """
-    found = torch.logsumexp(logits.log_softmax(2) + routing.log()[:, :, None], 1)
-    return found.clamp(min=torch.finfo(found.dtype).min)
+    fused = torch.logsumexp(logits.log_softmax(2) + routing.log()[:, :, None], 1)
+    return fused.clamp(min=torch.finfo(fused.dtype).min)
 
 
 def fused_logits(logits: Tensor, routing: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ def get(name: str) -> type[Method]:
     if name not in available():
         raise UserError(unknown("method", name, available()))
     module = import_module(f"{__name__}.{name}")
-    found = [
+    classes = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Method)
         and value.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise UserError(f"methods/{name}.py must define one Method, but defines {len(found)}")
-    return found[0]
+    if len(classes) != 1:
+        raise UserError(f"methods/{name}.py must define one Method, but defines {len(classes)}")
+    return classes[0]

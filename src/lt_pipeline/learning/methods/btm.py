@@ -203,27 +203,27 @@ class BalancedTrainingAndMerging(Decoupled):
     def stages(cls, options: BtmOptions) -> tuple[Stage, ...]:
         """Return the stages of algorithm 1, with one for each fine-tuning."""
         branches, after = options.branches, options.when == "after"
-        found = [*stages_below(options)]
+        stages = [*stages_below(options)]
         if options.has_fc:
-            fc = options.fc_classifier.stage("fc", found[-1].name, options.factors)
+            fc = options.fc_classifier.stage("fc", stages[-1].name, options.factors)
             decided_by = _recipe(options, "branches")
-            found.append(replace(fc, objective="plain", decides=SOURCE, recipe=decided_by))
+            stages.append(replace(fc, objective="plain", decides=SOURCE, recipe=decided_by))
         if after:
-            found.append(_last(options, "post_train", found[-1].name))
-        start = found[-1].name
+            stages.append(_last(options, "post_train", stages[-1].name))
+        start = stages[-1].name
         alone = _fine_tuning(options, start)
         branch = replace(alone, role="branch")
         if branches.together:
             branch = replace(branch, group="branches", recipe=_recipe(options))
-        found += [
+        stages += [
             replace(branch, name=name, subset=branches.subset(k))
             for k, name in enumerate(options.branch_names)
         ]
         if options.has_union:
             union = branches.subset(0, 1)
-            found.append(replace(alone, name="union", subset=union, role="reference"))
+            stages.append(replace(alone, name="union", subset=union, role="reference"))
         if options.references and not after:
-            found.append(replace(_last(options, "stage_2", start), role="reference"))
+            stages.append(replace(_last(options, "stage_2", start), role="reference"))
         merge = Stage(
             "merge",
             options.branch_names,
@@ -232,7 +232,7 @@ class BalancedTrainingAndMerging(Decoupled):
             step="merge",
             decides=alone.decides,
         )
-        return (*found, merge, *([] if after else [_last(options, "post_train", "merge")]))
+        return (*stages, merge, *([] if after else [_last(options, "post_train", "merge")]))
 
     @classmethod
     def paths(cls, options: BtmOptions) -> tuple[tuple[str, str, int], ...]:
@@ -240,10 +240,10 @@ class BalancedTrainingAndMerging(Decoupled):
         if not options.interpolate:
             return ()
         stages = {stage.name: stage for stage in cls.stages(options)}
-        one, *others = options.branch_names
+        first, *others = options.branch_names
         points = options.interpolate
-        found = [(stages[one].start[0], one, points)]
-        return (*found, *((one, other, points) for other in others[:1]))
+        pairs = [(stages[first].start[0], first, points)]
+        return (*pairs, *((first, other, points) for other in others[:1]))
 
     @property
     def plain(self) -> CrossEntropy:
@@ -295,7 +295,7 @@ class BalancedTrainingAndMerging(Decoupled):
         options, counts = self.options.branches, self.card.longtail.class_counts
         drawn = [min(n, options.images) for n in counts]
         each = [options.images] * len(counts) if options.short == "fill" else drawn
-        found = [
+        notes = [
             *super().notes(),
             f"each of {options.sets} subsets has {sum(each)} images, {min(each)} to {max(each)} a "
             f"class, and {sum(n <= options.images for n in counts)} of {len(counts)} classes give "
@@ -303,11 +303,11 @@ class BalancedTrainingAndMerging(Decoupled):
             self._pace(sum(each)),
         ]
         if self.options.has_fc:
-            found.append(
+            notes.append(
                 f"{self.options.pretrain} handles imbalance, so its classifier forgets that first "
                 f"(btm.options.fc)"
             )
-        return found
+        return notes
 
     def _of_several(self) -> list[str]:
         options = self.options.branches
@@ -329,8 +329,8 @@ class BalancedTrainingAndMerging(Decoupled):
 
     def _scores(self, train: Images, device: torch.device) -> dict[str, float]:
         self.to(device)
-        found = predict(self, self.score, train, device=device)
-        return report(confusion_matrix(found, train.labels), self.card.longtail)
+        scores = predict(self, self.score, train, device=device)
+        return report(confusion_matrix(scores, train.labels), self.card.longtail)
 
 
 class CrossEntropy(Part):

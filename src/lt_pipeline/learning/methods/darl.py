@@ -128,9 +128,9 @@ class DARL(LGLA):
         adjusted = losses.adjusted_logits(logits, weight, shift)
         # angles are compared with those of images of one class, for either label of a mixture
         plainly = (logits[:cut], labels)
-        found = self.expert_losses(logits, adjusted, first, plainly)
+        loss = self.expert_losses(logits, adjusted, first, plainly)
         second = self.expert_losses(logits[cut:], adjusted[cut:], mixed.second, plainly)
-        return self._named(torch.cat([found[:cut], two_hot_loss(found[cut:], second, mixed.share)]))
+        return self._named(torch.cat([loss[:cut], two_hot_loss(loss[cut:], second, mixed.share)]))
 
     def ambiguity_weight(self, logits: Tensor, labels: Tensor, plain: int) -> tuple[Tensor, Tensor]:
         """Return energies and E_hat, ``[N, K]``, of ``logits`` ``[N, K, C]``.
@@ -200,11 +200,11 @@ class DARL(LGLA):
             "step": {"": seen},
             "parts": {f" {name}": prior for name, (_, prior) in self.part_priors().items()},
         }[self.options.prior]
-        found = [f"{_imbalance(prior)}{name}" for name, prior in adjusted.items()]
+        imbalances = [f"{_imbalance(prior)}{name}" for name, prior in adjusted.items()]
         return [
             *super().notes(),
             f"the labels of a training step have an imbalance of {_imbalance(seen)}, the "
-            f"adjustment is for {', '.join(found)}",
+            f"adjustment is for {', '.join(imbalances)}",
         ]
 
     def prior_left(self) -> Tensor:
@@ -218,8 +218,8 @@ class DARL(LGLA):
             return prior_left(self.step_prior().to(self.shift), scale * self.shift)
         left = torch.zeros_like(self.prior)
         for weight, prior in self.part_priors().values():
-            found = prior.to(self.prior)
-            left += weight * prior_left(found, scale * self._shifts(found))
+            part_prior = prior.to(self.prior)
+            left += weight * prior_left(part_prior, scale * self._shifts(part_prior))
         return left
 
     def part_priors(self) -> dict[str, tuple[float, Tensor]]:
@@ -235,7 +235,7 @@ class DARL(LGLA):
             partner = level if options.pairs == "balanced" else prior
             parts["mixed"] = (options.mixed_share, share * prior + (1 - share) * partner)
         whole = sum(size for size, _ in parts.values())
-        return {name: (size / whole, found) for name, (size, found) in parts.items() if size}
+        return {name: (size / whole, expected) for name, (size, expected) in parts.items() if size}
 
     def step_prior(self) -> Tensor:
         """Return the expected share of every class among a step's labels, float64 ``[C]``."""

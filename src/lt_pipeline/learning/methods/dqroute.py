@@ -261,8 +261,8 @@ class DQRoute(ExpertMethod):
                     "dqroute measures difficulty on a hold-out: set data.validation > 0, or "
                     "dqroute.options.difficulty to training"
                 )
-            found = predict(self, self.score, validation, device=device)
-            self.difficulty.watch(found.to(device), validation.labels.to(device))
+            scores = predict(self, self.score, validation, device=device)
+            self.difficulty.watch(scores.to(device), validation.labels.to(device))
         self.difficulty.update(None if self.warming else self.options.gamma_of(epochs))
 
     def epoch_metrics(self) -> dict[str, float]:
@@ -272,15 +272,15 @@ class DQRoute(ExpertMethod):
         """
         longtail, weight = self.card.longtail, self.class_weight()
         labels = torch.arange(longtail.classes, device=weight.device)
-        found = {
+        metrics = {
             "effective_classes": self.difficulty.effective_classes,
             "size_correlation": float(self.difficulty.size_correlation.value),
         }
         for name, values in (("weight", weight), ("entropy", self.difficulty.entropy)):
             by = by_group(values, labels, longtail)
-            found |= {f"{name}_{group}": value for group, value in by.items()}
+            metrics |= {f"{name}_{group}": value for group, value in by.items()}
         return super().epoch_metrics() | {
-            f"difficulty/{name}": value for name, value in found.items()
+            f"difficulty/{name}": value for name, value in metrics.items()
         }
 
     def training_curves(self) -> dict[str, list[list[float]]]:
@@ -352,8 +352,8 @@ class DQRoute(ExpertMethod):
     ) -> dict[str, dict[str, float]]:
         """Return by group of ``test``: mean routing weights, and what other fusions would get."""
         self.to(device)
-        found = predict(self, self._parts, test, device=device)
-        logits, share, longtail = found[..., :-1], found[..., -1], self.card.longtail
+        outputs = predict(self, self._parts, test, device=device)
+        logits, share, longtail = outputs[..., :-1], outputs[..., -1], self.card.longtail
         logits = self._known(logits.to(device)).cpu()
         alike = torch.full_like(share, 1 / share.shape[1])
         rivals = {

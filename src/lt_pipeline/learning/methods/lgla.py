@@ -105,8 +105,8 @@ class LGLA(ExpertMethod):
         logits = at_least_float32(self.net(batch.images))  # [B, K, C]
         energies = energy(logits, self.options.tau).mean(1)
         self._watch(energies, torch.zeros_like(energies), batch.labels)
-        found = self.expert_losses(logits, logits + self.shift, batch.labels)
-        return self._named(found)
+        weighted = self.expert_losses(logits, logits + self.shift, batch.labels)
+        return self._named(weighted)
 
     def expert_losses(
         self,
@@ -125,16 +125,16 @@ class LGLA(ExpertMethod):
             repeated = labels.repeat_interleave(logits.shape[1])
             flat = logits.flatten(0, 1)
             adjusted = adjusted + (margin(flat, repeated) - flat).view_as(logits)
-        found = by_expert(adjusted, labels)
+        unweighted = by_expert(adjusted, labels)
         if not self.options.angular:
-            return found
-        return found * losses.angular_weight(
+            return unweighted
+        return unweighted * losses.angular_weight(
             logits, labels, self.model.scale, self.member, reference
         )
 
-    def _named(self, found: Tensor) -> dict[str, Tensor]:
+    def _named(self, values: Tensor) -> dict[str, Tensor]:
         """Return the means of losses ``[B, K]`` by expert."""
-        return dict(zip(self.expert_names, found.mean(0), strict=True))
+        return dict(zip(self.expert_names, values.mean(0), strict=True))
 
     @torch.no_grad()
     def _watch(self, energies: Tensor, excess: Tensor, labels: Tensor) -> None:
@@ -181,7 +181,7 @@ class LGLA(ExpertMethod):
     def notes(self) -> list[str]:
         """Say which classes the local experts have, and whom the adjustment favours."""
         left, groups = self.prior_left(), self.card.longtail.groups
-        found = [
+        notes = [
             *super().notes(),
             "local experts are for "
             + " and ".join(f"{int(n)} classes" for n in self.member.sum(1))
@@ -189,11 +189,11 @@ class LGLA(ExpertMethod):
         ]
         if {"few", "many"} <= groups.keys():
             few, many = (float(left[[*groups[name]]].mean()) for name in ("few", "many"))
-            found.append(
+            notes.append(
                 f"adjusted like this, the mean logits favour few-shot classes over many-shot ones "
                 f"by {few - many:+.2f} nats"
             )
-        return found
+        return notes
 
     def prior_left(self) -> Tensor:
         """Return what the adjustment leaves of the labels' prior in the mean logits, ``[C]``."""

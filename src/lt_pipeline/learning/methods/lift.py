@@ -118,7 +118,7 @@ class Lift(Method):
         """Say how much learns, and of what the rest is frozen."""
         still = sum(parameter.numel() for parameter in self.net.kept.values())
         whole = parameter_count(self.net)
-        found = [*super().notes(), f"{whole - still:,} of {whole:,} parameters learn"]
+        notes = [*super().notes(), f"{whole - still:,} of {whole:,} parameters learn"]
         if still and self.model.weights == NONE:
-            found.append("model.weights is none: what is frozen is random")
-        return found
+            notes.append("model.weights is none: what is frozen is random")
+        return notes

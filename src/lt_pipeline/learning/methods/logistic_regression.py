@@ -105,11 +105,11 @@ class LogisticRegression(Method):
         )
         scaled, labels = ((features - mean) / scale).numpy(), train.labels.cpu()
         solve = _one_by_one if labels.ndim == 2 else _at_once
-        seen, found, constant, iterations = solve(solver, scaled, labels)
+        seen, coef, constant, iterations = solve(solver, scaled, labels)
         weight = torch.zeros(self.net.prototypes.shape, dtype=torch.float64)
         bias = torch.full((len(weight),), NEVER, dtype=torch.float64)
-        weight[seen] = found / scale
-        bias[seen] = constant - (found / scale * mean).sum(1)
+        weight[seen] = coef / scale
+        bias[seen] = constant - (coef / scale * mean).sum(1)
         head.load_state_dict({"weight": weight, "bias": bias})
         return {"iterations": iterations}
 
@@ -117,10 +117,10 @@ class LogisticRegression(Method):
 def _at_once(solver: Any, features: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Return the classes that there are, their weights and constants, and the steps it took."""
     solver.fit(features, labels.numpy())
-    found, constant = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
-    if len(found) == 1:  # of two classes scikit-learn has the second one's only
-        found, constant = torch.cat([-found, found]) / 2, torch.cat([-constant, constant]) / 2
-    return torch.from_numpy(solver.classes_), found, constant, int(max(solver.n_iter_))
+    coef, constant = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
+    if len(coef) == 1:  # of two classes scikit-learn has the second one's only
+        coef, constant = torch.cat([-coef, coef]) / 2, torch.cat([-constant, constant]) / 2
+    return torch.from_numpy(solver.classes_), coef, constant, int(max(solver.n_iter_))
 
 
 def _one_by_one(solver: Any, features: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -136,5 +136,5 @@ def _one_by_one(solver: Any, features: Any, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def _solution(solver: Any) -> tuple[Tensor, Tensor, int]:
-    found = torch.from_numpy(solver.coef_.copy()), torch.from_numpy(solver.intercept_.copy())
-    return *found, int(max(solver.n_iter_))
+    solution = torch.from_numpy(solver.coef_.copy()), torch.from_numpy(solver.intercept_.copy())
+    return *solution, int(max(solver.n_iter_))

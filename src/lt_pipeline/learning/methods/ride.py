@@ -189,9 +189,9 @@ class RoutingDiverseExperts(ExpertMethod):
     ) -> dict[str, dict[str, float]]:
         """Return by group of ``test``: experts used, and what is right with and without routing."""
         self.to(device)
-        found = predict(self, self._parts, test, device=device)
+        outputs = predict(self, self._parts, test, device=device)
         classes = self.card.longtail.classes
-        logits, gates = found[..., :classes], found[:, :-1, classes]
+        logits, gates = outputs[..., :classes], outputs[:, :-1, classes]
         values = {
             "experts_used": losses.experts_used(gates),
             "accuracy_routed": losses.routed(logits, gates).argmax(1) == test.labels.cpu(),

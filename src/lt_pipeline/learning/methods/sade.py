@@ -156,8 +156,8 @@ class SelfSupervisedAggregation(ExpertMethod):
         if margin is not None:
             labels = batch.labels.repeat_interleave(len(SKILLS))
             logits = margin(logits.flatten(0, 1), labels).view_as(logits)
-        found = losses.by_expert(logits + self.skill_shift, batch.labels).mean(0)
-        return dict(zip(SKILLS, found, strict=True))
+        by_skill = losses.by_expert(logits + self.skill_shift, batch.labels).mean(0)
+        return dict(zip(SKILLS, by_skill, strict=True))
 
     def diagnose(
         self, train: Images, test: Images, device: torch.device
@@ -169,17 +169,17 @@ class SelfSupervisedAggregation(ExpertMethod):
         self.to(device)
         logits = predict(self, self.net, test, device=device)  # [N, 3, C]
         names = [f"expert {k + 1}" for k in range(len(SKILLS))]
-        found = {
+        accuracies = {
             f"accuracy_{name.replace(' ', '_')}": self._accuracy(logits[:, k], test)
             for k, name in enumerate(names)
         }
         if isinstance(test, FeatureSet):
-            return found
+            return accuracies
         weight = self.aggregation_weight(test, device)
         return {
             "aggregation_weight": dict(zip(names, weight.tolist(), strict=True)),
             "aggregated_accuracy": self._accuracy((weight[:, None] * logits).sum(1), test),
-            **found,
+            **accuracies,
         }
 
     def aggregation_weight(self, test: Images, device: torch.device) -> Tensor:
@@ -216,6 +216,6 @@ class SelfSupervisedAggregation(ExpertMethod):
     def _accuracy(self, scores: Tensor, test: Images) -> dict[str, float]:
         """Return the mean recalls by group and, as ``all``, the accuracy."""
         longtail = self.card.longtail
-        found = report(confusion_matrix(scores, test.labels.cpu()), longtail)
-        groups = {name: found[name] for name in longtail.groups if name in found}
-        return {**groups, "all": found["accuracy"]}
+        metrics = report(confusion_matrix(scores, test.labels.cpu()), longtail)
+        groups = {name: metrics[name] for name in longtail.groups if name in metrics}
+        return {**groups, "all": metrics["accuracy"]}

@@ -103,8 +103,8 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``main(x) + adapter(x)``."""
-        found: Tensor = self.main(x) + self.adapter(x)
-        return found
+        total: Tensor = self.main(x) + self.adapter(x)
+        return total
 
 
 def add_adapters(backbone: Any, config: AdapterConfig, classes: int, channels: int) -> None:
@@ -208,14 +208,14 @@ def _shapes(
     backbone: nn.Module, blocks: list[nn.Module], channels: int
 ) -> dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]]:
     """Return the channels and the width of what each block takes, and of what it gives."""
-    found, training = {}, backbone.training
+    shapes, training = {}, backbone.training
 
     def see(block: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        found[block] = (given[0].shape[1], given[0].shape[3]), (made.shape[1], made.shape[3])
+        shapes[block] = (given[0].shape[1], given[0].shape[3]), (made.shape[1], made.shape[3])
 
     hooks = [block.register_forward_hook(see) for block in blocks]
     backbone.eval()(torch.zeros(1, channels, PROBE, PROBE))
     backbone.train(training)
     for hook in hooks:
         hook.remove()
-    return found
+    return shapes

@@ -64,8 +64,8 @@ def build_backbone(name: str, channels: int = 3, weights: str = NONE) -> nn.Modu
     if is_own(weights) and not isinstance(net, ClipBackbone):
         load_weights(net.net if isinstance(net, TimmBackbone) else net, weights)
     net.pixels = None if weights == NONE else Pixels(*getattr(net, "wants", IMAGENET))
-    found: nn.Module = net
-    return found
+    backbone: nn.Module = net
+    return backbone
 
 
 @cache
@@ -193,8 +193,8 @@ def _parts(net: nn.Module) -> Iterator[list[nn.Parameter]]:
     for child in net.children():
         steps = child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else (child,)
         for step in steps:
-            if found := [*own, *step.parameters()]:
-                yield found
+            if parameters := [*own, *step.parameters()]:
+                yield parameters
                 own = []
 
 
@@ -214,8 +214,8 @@ def _torchvision(name: str, channels: int, pretrained: bool) -> nn.Module:
     net.fc = nn.Identity()
     blocks = (*net.layer1, *net.layer2, *net.layer3, *net.layer4)
     net.layers = [[net.conv1, net.bn1], *([block] for block in blocks)]
-    found: nn.Module = net
-    return found
+    backbone: nn.Module = net
+    return backbone
 
 
 def _pretrained_weights(name: str) -> dict[str, Tensor]:
@@ -223,11 +223,11 @@ def _pretrained_weights(name: str) -> dict[str, Tensor]:
 
     weights = models.get_model_weights(name).DEFAULT
     try:
-        found: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise MissingFileError(
             f"the pretrained weights of {name} are damaged or cannot be downloaded ({error}); put "
             f"{Path(weights.url).name} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set "
             f"model.weights to none"
         ) from error
-    return found
+    return state

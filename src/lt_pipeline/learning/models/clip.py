@@ -77,9 +77,9 @@ class ClipBackbone(nn.Module):
         words = [name.replace("_", " ") for name in names]
         tokenizer = open_clip.get_tokenizer(model)
         clip.eval()
-        found = open_clip.build_zero_shot_classifier(clip, tokenizer, words, list(templates))
+        embeddings = open_clip.build_zero_shot_classifier(clip, tokenizer, words, list(templates))
         bias = 0.0 if clip.logit_bias is None else float(clip.logit_bias)
-        return found.T.contiguous(), float(clip.logit_scale.exp()), bias
+        return embeddings.T.contiguous(), float(clip.logit_scale.exp()), bias
 
     def forget_texts(self) -> None:
         """Drop the text encoder."""

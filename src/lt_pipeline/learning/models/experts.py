@@ -85,8 +85,8 @@ class ExpertCifarResNet(nn.Module):
         """Map images ``[B, channels, H, W]`` to features ``[B, K, F]``, F = 48 or 64."""
         x = F.relu(self.bn(self.stem(x)))
         x = self.stage3(self.stage2(self.stage1(x)))  # [B, K F, H / 4, W / 4]
-        found: Tensor = torch.mean(x, dim=(2, 3)).unflatten(1, (self.experts, self.features))
-        return found
+        features: Tensor = torch.mean(x, dim=(2, 3)).unflatten(1, (self.experts, self.features))
+        return features
 
 
 class ExpertResNet(nn.Module):
@@ -127,8 +127,8 @@ class SharedBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to features ``[B, K, F]``: K views of the same."""
-        found: Tensor = self.plain(x)
-        return found.unsqueeze(1).expand(-1, self.experts, -1)
+        features: Tensor = self.plain(x)
+        return features.unsqueeze(1).expand(-1, self.experts, -1)
 
 
 class ExpertHeads(nn.Module):

@@ -173,8 +173,8 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return what the head sees, ``[B, F]``."""
-        found: Tensor = self.backbone(self.normalize(images))
-        return found
+        features: Tensor = self.backbone(self.normalize(images))
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""

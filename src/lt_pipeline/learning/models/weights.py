@@ -79,8 +79,8 @@ def load_weights(net: nn.Module, weights: str) -> None:
         )
 
 
-def _same(found: Tensor | None, wanted: Tensor) -> bool:
-    return found is not None and found.shape == wanted.shape
+def _same(given: Tensor | None, wanted: Tensor) -> bool:
+    return given is not None and given.shape == wanted.shape
 
 
 def weights_file(weights: str) -> Path:
@@ -116,7 +116,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     except DAMAGED as error:
         raise UserError(f"model.weights: {file} cannot be read: {error}") from error
     inner = read.get("state_dict", read) if isinstance(read, Mapping) else {}
-    found = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
-    if not found:
+    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise UserError(f"model.weights: {file} holds no tensors by name")
-    return found
+    return tensors

@@ -25,8 +25,8 @@ ROUTING = "routing_"
 
 def draw(report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
     """Return the pictures of weights and difficulty over training, and of routing by group."""
-    found, series = report["diagnostics"], report["series"]
-    shares = {n.removeprefix(ROUTING): v for n, v in found.items() if n.startswith(ROUTING)}
+    diagnostics, series = report["diagnostics"], report["series"]
+    shares = {n.removeprefix(ROUTING): v for n, v in diagnostics.items() if n.startswith(ROUTING)}
     (effective,), (correlation,) = series["effective_classes"], series["size_correlation"]
     return {
         "class_weights": class_weights(series["class_weight"], longtail, title),

@@ -13,8 +13,8 @@ from lt_pipeline.learning.figures.style import GROUP_COLOURS, new_figure
 
 def draw(report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
     """Return the picture of table 4, with the share of predictions that change."""
-    found = report["diagnostics"]
-    shift, changed = found["logit_shift"], found["changed_predictions"]
+    diagnostics = report["diagnostics"]
+    shift, changed = diagnostics["logit_shift"], diagnostics["changed_predictions"]
     return {"logit_shift": logit_shift_by_group(shift, changed, title)}
 
 

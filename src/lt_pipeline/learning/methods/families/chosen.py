@@ -62,8 +62,8 @@ class Chosen(Pretrained):
         for tau in self.options.candidates:
             self.change(tau)
             self.to(device)
-            found = accuracies(self, self.score, validation, device=device)
-            recalls[tau] = found["mean_recall"]
+            metrics = accuracies(self, self.score, validation, device=device)
+            recalls[tau] = metrics["mean_recall"]
             self.load_state_dict(kept)
         self.used = max(recalls, key=lambda tau: recalls[tau])
         self.change(self.used)

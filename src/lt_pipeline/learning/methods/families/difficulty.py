@@ -74,8 +74,8 @@ class ClassDifficulty(nn.Module):
         seen = images > 0
         self.known |= seen
         for smooth, total in zip((self.entropy, self.accuracy), totals, strict=True):
-            found = torch.where(seen, total / images.where(seen, 1.0), smooth)
-            smooth.lerp_(found, 1 - self.smoothing)
+            measured = torch.where(seen, total / images.where(seen, 1.0), smooth)
+            smooth.lerp_(measured, 1 - self.smoothing)
             smooth.copy_(torch.where(self.known, smooth, smooth[self.known].mean()))
         self.sums.zero_()
         difficulty = routing.class_difficulty(self.entropy, self.accuracy, self.balance)

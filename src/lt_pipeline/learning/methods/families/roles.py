@@ -119,8 +119,8 @@ class Staged(Classifier):
             {name.removeprefix(f"{home}."): value for name, value in state.items()}
             for _, state in self._decided(checkpoints)
         ]
-        found: dict[str, Any] = getattr(self.get_submodule(home), function)(states, train, device)
-        return found
+        values: dict[str, Any] = getattr(self.get_submodule(home), function)(states, train, device)
+        return values
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up ``state``, which may be of some parts only."""
