@@ -291,8 +291,8 @@ class ProjectHooks:
                 if self.evaluated:
                     title = f"{title} of run {self.evaluated.id[:8]}"
                 finished = {title: catalog.load(f"{name}.metrics")}
-                strange = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
-                print_results(finished, strange, catalog.load("data_card"), self.where)
+                ood = {title: catalog.load(f"{name}.ood")} if f"{name}.ood" in made else {}
+                print_results(finished, ood, catalog.load("data_card"), self.where)
 
     @hook_impl(trylast=True, specname="after_pipeline_run")
     def end_failed_study(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -29,11 +29,11 @@ Values = Mapping[str, Any]
 
 
 def print_results(
-    finished: Mapping[str, Values], strange: Mapping[str, Values], card: DataCard, where: str
+    finished: Mapping[str, Values], ood: Mapping[str, Values], card: DataCard, where: str
 ) -> None:
     """Print a row a method, what must be known to read it, and where to look further.
 
-    ``strange`` is what the node ``ood`` gave, by method.
+    ``ood`` is what the node ``ood`` gave, by method.
     """
     tested = {name: {f"test/{n}": v for n, v in m["test"].items()} for name, m in finished.items()}
     metrics = shown("run", [key for values in tested.values() for key in values])
@@ -56,8 +56,8 @@ def print_results(
     for name, values in finished.items():
         for line in _remarks(values):
             console.print(f"{name}: {line}.")
-        if strange.get(name, {}).get("averaged_over"):
-            _print_ood(console, name, strange[name])
+        if ood.get(name, {}).get("averaged_over"):
+            _print_ood(console, name, ood[name])
     _print_where(console, where)
 
 

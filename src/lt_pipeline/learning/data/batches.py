@@ -85,9 +85,9 @@ def batches(
     used = order if remainder else order[: len(order) // batch_size * batch_size]
     together = min(CHUNK, CHUNK_BYTES // prod(data.shape)) // batch_size // (1 + views)
     size = max(together, 1) * batch_size
-    found = fetch_parts(data, used, size)
+    parts = fetch_parts(data, used, size)
     for chunk in used.split(size):
-        plain = next(found)
+        plain = next(parts)
         images = augment(plain, config, generator)
         labels = data.labels[chunk]
         more = [contrast_view(plain, contrast or ContrastConfig(), generator) for _ in range(views)]
@@ -114,7 +114,7 @@ def mixed_with_itself(batch: Batch, config: MixConfig, generator: torch.Generato
 
     ``generator`` lives on the CPU.
     """
-    other = sent(torch.randperm(len(batch.labels), generator=generator), batch.labels.device)
+    partners = sent(torch.randperm(len(batch.labels), generator=generator), batch.labels.device)
     images, labels = batch.images, batch.labels
-    found = mix(images, labels, images[other], labels[other], config, generator)
-    return batch._replace(mixed=found)
+    mixed = mix(images, labels, images[partners], labels[partners], config, generator)
+    return batch._replace(mixed=mixed)

@@ -163,7 +163,7 @@ def of_several(names: Sequence[str]) -> list[str]:
 
 
 def joint_energy(logits: Tensor, temperature: float) -> Tensor:
-    """Return minus the sum over labels of T log(1 + exp(z_c / T)), ``[N]``: low inside.
+    """Return minus the sum over labels of T log(1 + exp(z_c / T)), ``[N]``: low for ID images.
 
     ``logits`` z are ``[N, C]``.
     """
@@ -249,7 +249,7 @@ def _of_logits(name: str) -> Callable[[DetectorContext], Detector]:
 
 
 def _energies(fitting: DetectorContext) -> Callable[[Tensor], Tensor]:
-    """Return the function from logits ``[N, C]`` to energies ``[N]``, which are low inside."""
+    """Return the function from logits ``[N, C]`` to energies ``[N]``: low for ID images."""
     temperature = fitting.config.energy_temperature
     if fitting.several:
         return lambda logits: joint_energy(logits.double(), temperature)

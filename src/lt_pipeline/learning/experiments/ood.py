@@ -79,9 +79,9 @@ def examine(
     if method.card.longtail.several:
         _say_left_out(config.evaluation.detectors)
         test = test[test.labels.bool().any(1)]  # one without a label is of no class itself
-    inside = extract_outputs(method, test, device)
-    outside = {name: extract_outputs(method, images, device) for name, images in sets.items()}
-    report = _detect(config, method, train, inside, outside, test)
+    id_outputs = extract_outputs(method, test, device)
+    ood_outputs = {name: extract_outputs(method, images, device) for name, images in sets.items()}
+    report = _detect(config, method, train, id_outputs, ood_outputs, test)
     common = {
         "detectors": report,
         "paper_means": {name: _paper_means(of) for name, of in report.items()},
@@ -90,18 +90,20 @@ def examine(
     }
     if method.card.longtail.several:
         # gradients are those of a cross-entropy, and a mixture's share is of one label each
-        energies = _energies(joint_energy, inside, outside, test, method)
+        energies = _energies(joint_energy, id_outputs, ood_outputs, test, method)
         return {**common, "energy": energies}
     mixed = Mixtures(test, config.seed)
     mixed_outputs = extract_outputs(method, mixed, device)
-    seen = (method, inside, outside, (mixed, mixed_outputs), test, config.seed)
+    seen = (method, id_outputs, ood_outputs, (mixed, mixed_outputs), test, config.seed)
     log_prior = method.card.longtail.log_prior
     return {
         **common,
-        "energy": _energies(energy, inside, {"mixed": mixed_outputs, **outside}, test, method),
+        "energy": _energies(
+            energy, id_outputs, {"mixed": mixed_outputs, **ood_outputs}, test, method
+        ),
         "conflict": _conflict(*seen, torch.zeros_like(log_prior)),
         "conflict_adjusted": _conflict(*seen, log_prior),
-        "embedding": _embedding(config, method, inside, outside, mixed_outputs, test),
+        "embedding": _embedding(config, method, id_outputs, ood_outputs, mixed_outputs, test),
     }
 
 
@@ -128,13 +130,15 @@ def _pictures(experiment: Experiment, report: Values) -> dict[str, Figure]:
         drawn["conflict"] = figures.conflict(report["conflict"], title)
         drawn["conflict_adjusted"] = figures.conflict(*adjusted)
     if plane := report.get("embedding"):
-        outside, mixed = (
+        ood_points, mixed = (
             {name: torch.tensor(points) for name, points in plane[key].items()}
             for key in ("outside", "mixed")
         )
-        inside, labels = torch.tensor(plane["inside"]), torch.tensor(plane["labels"])
+        id_points, labels = torch.tensor(plane["inside"]), torch.tensor(plane["labels"])
         longtail = experiment.card.longtail
-        drawn["embedding"] = figures.embedding(inside, labels, longtail, outside, mixed, title)
+        drawn["embedding"] = figures.embedding(
+            id_points, labels, longtail, ood_points, mixed, title
+        )
     return {f"{name}.png": figure for name, figure in drawn.items()}
 
 
@@ -186,8 +190,8 @@ def _detect(
     config: ExperimentConfig,
     method: Method,
     train: Images,
-    inside: ModelOutputs,
-    outside: dict[str, ModelOutputs],
+    id_outputs: ModelOutputs,
+    ood_outputs: dict[str, ModelOutputs],
     test: Images,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return {detector: {set: report}}, each with the mean over the sets."""
@@ -195,10 +199,10 @@ def _detect(
     detectors = build_detectors(evaluation.detectors, method, train, evaluation.detector, device)
     result = {}
     for name, detector in track(detectors.items(), "detectors", len(detectors)):
-        id_score = detector(inside)
+        id_score = detector(id_outputs)
         result[name] = {
             where: ood_report(id_score, detector(seen), test.labels, method.card.longtail)
-            for where, seen in track(outside.items(), f"{name} on OOD sets", len(outside))
+            for where, seen in track(ood_outputs.items(), f"{name} on OOD sets", len(ood_outputs))
         }
         result[name]["mean"] = mean_report(list(result[name].values()))
     return result
@@ -226,22 +230,22 @@ def _some(features: Tensor, count: int) -> Tensor:
 
 def _energies(
     energies: Callable[[Tensor, float], Tensor],
-    inside: ModelOutputs,
+    id_outputs: ModelOutputs,
     others: dict[str, ModelOutputs],
     test: Images,
     method: Method,
 ) -> dict[str, float]:
     """Return mean ``energies`` at temperature 1, of the test images by group."""
     return {
-        **by_group(energies(inside.logits, 1.0), test.labels.cpu(), method.card.longtail),
+        **by_group(energies(id_outputs.logits, 1.0), test.labels.cpu(), method.card.longtail),
         **{name: float(energies(seen.logits, 1.0).mean()) for name, seen in others.items()},
     }
 
 
 def _conflict(
     method: Method,
-    inside: ModelOutputs,
-    outside: dict[str, ModelOutputs],
+    id_outputs: ModelOutputs,
+    ood_outputs: dict[str, ModelOutputs],
     mixtures: tuple[Mixtures, ModelOutputs],
     test: Images,
     seed: int,
@@ -261,13 +265,13 @@ def _conflict(
     longtail, labels = method.card.longtail, test.labels.cpu()
     chosen = sample_by_group(labels, longtail, COMPARED, seed)
     readout = method.net.head
-    features, weight, bias = linear_readout(readout, inside.features[chosen])
+    features, weight, bias = linear_readout(readout, id_outputs.features[chosen])
     head = gradient_conflict.Head(weight, bias if hasattr(readout, "bias") else None)
     classes = longtail.classes
     one_hot = torch.eye(classes, dtype=torch.float64)
     own = gradient_conflict.residual(head.logits(features) + shift, one_hot[labels[chosen]])
     result = {}
-    for name, seen in outside.items():
+    for name, seen in ood_outputs.items():
         others = linear_readout(readout, _some(seen.features, COMPARED))[0]
         level = torch.full((len(others), classes), 1 / classes)
         pushed = gradient_conflict.residual(head.logits(others), level)
@@ -294,8 +298,8 @@ def _conflict(
 def _embedding(
     config: ExperimentConfig,
     method: Method,
-    inside: ModelOutputs,
-    outside: dict[str, ModelOutputs],
+    id_outputs: ModelOutputs,
+    ood_outputs: dict[str, ModelOutputs],
     mixed_outputs: ModelOutputs,
     test: Images,
 ) -> Values:
@@ -304,8 +308,8 @@ def _embedding(
     if not size:
         return {}
     chosen = sample_by_group(labels, longtail, size, config.seed)
-    parts = [inside.features[chosen], _some(mixed_outputs.features[chosen], size)]
-    parts += [_some(seen.features, size) for seen in outside.values()]
+    parts = [id_outputs.features[chosen], _some(mixed_outputs.features[chosen], size)]
+    parts += [_some(seen.features, size) for seen in ood_outputs.values()]
     flat = [linear_readout(method.net.head, part)[0] for part in parts]
     positions = tsne(torch.cat(flat), config.seed).split([len(part) for part in flat])
     points = [part.tolist() for part in positions]
@@ -313,5 +317,5 @@ def _embedding(
         "inside": points[0],
         "labels": labels[chosen].tolist(),
         "mixed": {"mixed": points[1]},
-        "outside": dict(zip(outside, points[2:], strict=True)),
+        "outside": dict(zip(ood_outputs, points[2:], strict=True)),
     }

@@ -29,8 +29,8 @@ AUROC, FPR95 = (METRICS[f"ood/{{detector}}/mean/{name}"] for name in ("auroc", "
 # the six colours and these seven go round together in 42 steps
 DETECTOR_MARKERS = "oDs^vPX"
 # so do these greys and markers, in 21; none is a group's marker
-OUTSIDE_GREYS = ("#333333", "#8f8f8f", "#6b6b6b")
-OUTSIDE_MARKERS = "x+Dv1p|"
+OOD_GREYS = ("#333333", "#8f8f8f", "#6b6b6b")
+OOD_MARKERS = "x+Dv1p|"
 MIXED_COLOURS = ("#009E73", "#CC79A7", "#56B4E9")
 
 Style = tuple[str, str]  # colour, marker
@@ -116,18 +116,18 @@ def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str
 
 
 def embedding(
-    inside: Tensor,
+    id_points: Tensor,
     labels: Tensor,
     longtail: LongTail,
-    outside: Mapping[str, Tensor],
+    ood_points: Mapping[str, Tensor],
     mixed: Mapping[str, Tensor],
     title: str,
 ) -> Figure:
     """Draw features in the plane: ID images by group, OOD sets, mixed images (figures 2 and 6).
 
-    ``inside`` ``[N, 2]`` are positions of ID images of true classes ``labels`` ``[N]``;
-    ``outside`` and ``mixed`` hold positions ``[n, 2]`` by the name of their set, all found in one
-    call of ``diagnostics.embedding.tsne``. OOD sets are grey, mixed images stars.
+    ``id_points`` ``[N, 2]`` are positions of ID images of true classes ``labels`` ``[N]``;
+    ``ood_points`` and ``mixed`` hold positions ``[n, 2]`` by the name of their set, all of one call
+    of ``diagnostics.embedding.tsne``. OOD sets are grey, mixed images stars.
     """
     figure = Figure(figsize=(8.2, 5.6), layout="constrained")
     axes = figure.add_subplot()
@@ -135,15 +135,15 @@ def embedding(
     for group, mask in longtail.group_members(labels).items():
         _cloud(
             axes,
-            inside[mask.cpu()],
+            id_points[mask.cpu()],
             group,
             GROUP_STYLES[group],
             outline="white",
             size=4.5,
             zorder=2,
         )
-    greys = zip(cycle(OUTSIDE_GREYS), cycle(OUTSIDE_MARKERS), strict=False)
-    for (name, points), (grey, marker) in zip(outside.items(), greys, strict=False):
+    greys = zip(cycle(OOD_GREYS), cycle(OOD_MARKERS), strict=False)
+    for (name, points), (grey, marker) in zip(ood_points.items(), greys, strict=False):
         _cloud(axes, points, name, ("none", marker), outline=grey, size=4, zorder=1)
     for (name, points), colour in zip(mixed.items(), cycle(MIXED_COLOURS), strict=False):
         _cloud(axes, points, name, (colour, "*"), outline="black", size=8, zorder=3)

@@ -27,12 +27,12 @@ def uniform_loss(logits: Tensor) -> Tensor:
 
 
 def energy_margin(
-    inside: Tensor, outside: Tensor, m_in: float, m_out: float
+    id_energies: Tensor, ood_energies: Tensor, m_in: float, m_out: float
 ) -> tuple[Tensor, Tensor]:
     """Return max(0, E - m_in)^2, ``[B]``, and max(0, m_out - E)^2, ``[M]``: EnergyOE.
 
-    ``inside`` ``[B]`` and ``outside`` ``[M]`` are the energies (``ambiguity.energy`` at tau = 1) of
-    images with a class, to be below ``m_in``, and of outliers, to be above ``m_out``.
+    ``id_energies`` ``[B]`` and ``ood_energies`` ``[M]`` are those (``ambiguity.energy`` at tau = 1)
+    of images with a class, to be below ``m_in``, and of outliers, to be above ``m_out``.
 
     Raises:
         UserError: if m_in > m_out.
@@ -42,4 +42,4 @@ def energy_margin(
             f"m_in must be <= m_out, as classes have lower energies than outliers, but they are "
             f"{m_in:g} and {m_out:g}"
         )
-    return (inside - m_in).relu().square(), (m_out - outside).relu().square()
+    return (id_energies - m_in).relu().square(), (m_out - ood_energies).relu().square()

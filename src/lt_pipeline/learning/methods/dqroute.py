@@ -201,12 +201,12 @@ class DQRoute(ExpertMethod):
             "classification": self._classification(logits, share, member, weight, batch.labels)
         }
         if self.options.route and self.options.ood_weight:
-            outside = routing.ood_loss(
+            ood_loss = routing.ood_loss(
                 self.options.ood_loss, gates, member, logits, self.options.uniform_weight
             ).sum(1)
             if self.options.weighted_ood:
-                outside = weighted(outside, weight, mean=self.options.weighted_mean)
-            terms["ood"] = self.options.ood_weight * outside.mean()
+                ood_loss = weighted(ood_loss, weight, mean=self.options.weighted_mean)
+            terms["ood"] = self.options.ood_weight * ood_loss.mean()
         return terms
 
     def _classification(

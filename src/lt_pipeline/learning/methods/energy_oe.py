@@ -51,8 +51,8 @@ class EnergyOutlierExposure(OutlierMethod):
     Options = EnergyOptions
     options: EnergyOptions
 
-    def exposure(self, inside: Tensor, outside: Tensor) -> Tensor:
+    def exposure(self, id_logits: Tensor, ood_logits: Tensor) -> Tensor:
         """Return the squared distances to the bounds (equations 8 and 9), a scalar."""
         below, above = self.options.inside_below, self.options.outside_above
-        kept, away = energy_margin(energy(inside, 1.0), energy(outside, 1.0), below, above)
+        kept, away = energy_margin(energy(id_logits, 1.0), energy(ood_logits, 1.0), below, above)
         return kept.mean() + away.mean()

@@ -11,6 +11,6 @@ from lt_pipeline.learning.methods.families.outliers import OutlierMethod
 class OutlierExposure(OutlierMethod):
     """Predictions for images of no class are pushed to the uniform distribution."""
 
-    def exposure(self, inside: Tensor, outside: Tensor) -> Tensor:
+    def exposure(self, id_logits: Tensor, ood_logits: Tensor) -> Tensor:
         """Return the cross-entropy of the uniform distribution, a scalar."""
-        return uniform_loss(outside).mean()
+        return uniform_loss(ood_logits).mean()

@@ -54,11 +54,11 @@ def batches_counted_at_once(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, count in zip(layers, counts, strict=True):
             layer._buffers["num_batches_tracked"] = count
-    found: dict[int, list[Tensor]] = {}
-    for one, count in zip(calls, counts, strict=True):
-        if one.count and count is not None:
-            found.setdefault(one.count, []).append(count)
-    for more, those in found.items():
+    by_number: dict[int, list[Tensor]] = {}
+    for call, count in zip(calls, counts, strict=True):
+        if call.count and count is not None:
+            by_number.setdefault(call.count, []).append(count)
+    for more, those in by_number.items():
         torch._foreach_add_(those, more)
 
 

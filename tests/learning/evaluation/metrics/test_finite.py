@@ -24,7 +24,7 @@ OTHERS = {
 # of the metrics for several labels an image
 SEVERAL = {"labels": torch.tensor([[1, 0], [0, 1], [1, 1]])}
 # by image and class, or by image
-SCORES = {"scores": (3, 2), "inside": (3,), "outside": (4,), "wanted": (3,), "others": (4,)}
+SCORES = {"scores": (3, 2), "id_scores": (3,), "ood_scores": (4,), "wanted": (3,), "others": (4,)}
 
 
 def of_scores():

@@ -169,5 +169,5 @@ def test_the_mean_over_sets_is_that_of_every_value():
 
 
 def test_a_side_without_images_is_refused():
-    with pytest.raises(ValueError, match="has 1 inside and 0 outside"):
+    with pytest.raises(ValueError, match="has 1 ID and 0 OOD ones"):
         ood_report(torch.ones(1), torch.ones(0), torch.zeros(1).long(), LongTail.from_counts([5]))

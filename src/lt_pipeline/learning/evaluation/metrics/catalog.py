@@ -283,7 +283,7 @@ _TABLE = (
     ),
     Metric(
         "ood/{detector}/mean/fpr95", "FPR95 {detector}", _COMPARED | _STUDIED, better="lower",
-        by_group="ood/{detector}/mean/fpr95_{group}", from_detection=ranking.fpr95_of_outside,
+        by_group="ood/{detector}/mean/fpr95_{group}", from_detection=ranking.fpr95_of_ood,
     ),
     Metric(
         "ood/{detector}/mean/fpr95_in", "FPR95 in", better="lower", from_detection=ranking.fpr95

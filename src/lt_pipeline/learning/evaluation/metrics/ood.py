@@ -12,33 +12,33 @@ from lt_pipeline.learning.schema import UserError
 
 
 def ood_report(
-    inside: Tensor, outside: Tensor, labels: Tensor, longtail: LongTail
+    id_scores: Tensor, ood_scores: Tensor, labels: Tensor, longtail: LongTail
 ) -> dict[str, float]:
     """Return AUROC, FPR95 both ways and average precisions; AUROC and FPR95 by group, too.
 
-    ``inside`` ``[N]`` are scores of test images with true classes ``labels`` ``[N]``, ``outside``
-    ``[M]`` those of images of no class. A group's are its own images against all of ``outside``;
-    groups without images are left out.
+    ``id_scores`` ``[N]`` are those of test images with true classes ``labels`` ``[N]``,
+    ``ood_scores`` ``[M]`` those of images of no class. A group's are its own images against all of
+    ``ood_scores``; groups without images are left out.
 
     Raises:
         UserError: if either side has no image, or a score is nan or infinite.
     """
-    if not len(inside) or not len(outside):
+    if not len(id_scores) or not len(ood_scores):
         raise UserError(
-            f"an OOD comparison needs images on both sides, but has {len(inside)} inside and "
-            f"{len(outside)} outside"
+            f"an OOD comparison needs images on both sides, but has {len(id_scores)} ID and "
+            f"{len(ood_scores)} OOD ones"
         )
     rows = catalog.METRICS.values()
-    told = {m.name: (m.from_detection, m.by_group) for m in rows if m.from_detection}
-    found = {name: measure(inside, outside) for name, (measure, _) in told.items()}
+    measures = {m.name: (m.from_detection, m.by_group) for m in rows if m.from_detection}
+    report = {name: measure(id_scores, ood_scores) for name, (measure, _) in measures.items()}
     for group, mask in longtail.group_members(labels).items():
-        for name, (measure, by_group) in told.items():
+        for name, (measure, by_group) in measures.items():
             if by_group:
-                found[f"{name}_{group}"] = measure(inside[mask], outside)
-    return found
+                report[f"{name}_{group}"] = measure(id_scores[mask], ood_scores)
+    return report
 
 
 def mean_report(reports: Collection[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of every value over ``reports`` of the same images inside, one or more."""
+    """Return the mean of every value over ``reports`` of the same ID images, one or more."""
     names = next(iter(reports))
     return {name: sum(report[name] for report in reports) / len(reports) for name in names}

@@ -12,8 +12,8 @@ from lt_pipeline.learning.evaluation.metrics.finite import check_finite_scores
 KEPT = 0.95
 
 
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the chance that an image of ``inside`` scores above one of ``outside``, ties half.
+def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Return the chance that one of ``id_scores`` is above one of ``ood_scores``, ties half.
 
     Raises:
         UserError: if a score is nan or infinite.
@@ -21,7 +21,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     # here and below, because scikit-learn takes a second to import
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(*_curve(inside, outside)))
+    return float(roc_auc_score(*_curve(id_scores, ood_scores)))
 
 
 def fpr95(wanted: Tensor, others: Tensor) -> float:
@@ -40,32 +40,32 @@ def fpr95(wanted: Tensor, others: Tensor) -> float:
     return float((others.double() >= ranked[needed - 1]).double().mean())
 
 
-def fpr95_of_outside(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of ``inside`` that is turned away when 95 % of ``outside`` is.
+def fpr95_of_ood(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Return the share of ``id_scores`` that is turned away when 95 % of ``ood_scores`` is.
 
     That of OpenOOD and DARL, where images of no class are what is looked for.
     """
-    return fpr95(-outside, -inside)
+    return fpr95(-ood_scores, -id_scores)
 
 
-def aupr_in(inside: Tensor, outside: Tensor) -> float:
-    """Return the average precision with ``inside`` as what is looked for.
+def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Return the average precision with ``id_scores`` as what is looked for.
 
     It is scikit-learn's, as in Hendrycks' code, the sum of precisions times the steps of recall;
     OpenOOD's AUPR is the trapezoid under the curve.
     """
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(*_curve(inside, outside)))
+    return float(average_precision_score(*_curve(id_scores, ood_scores)))
 
 
-def aupr_out(inside: Tensor, outside: Tensor) -> float:
-    """Return the average precision with ``outside`` as what is looked for."""
-    return aupr_in(-outside, -inside)
+def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Return the average precision with ``ood_scores`` as what is looked for."""
+    return aupr_in(-ood_scores, -id_scores)
 
 
-def _curve(inside: Tensor, outside: Tensor) -> tuple[Any, Any]:
-    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    scores = torch.cat([inside, outside]).double()
+def _curve(id_scores: Tensor, ood_scores: Tensor) -> tuple[Any, Any]:
+    truth = torch.cat([torch.ones(len(id_scores)), torch.zeros(len(ood_scores))])
+    scores = torch.cat([id_scores, ood_scores]).double()
     check_finite_scores(scores)
     return truth.numpy(), scores.cpu().numpy()

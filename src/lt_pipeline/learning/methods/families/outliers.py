@@ -84,10 +84,10 @@ class OutlierMethod(Method):
         """Return the criterion's terms and, from ``start`` on, that of the outliers."""
         if not self.exposed:
             return super().loss(batch, progress)
-        inside, outside = self.logits(batch)
-        terms = self.criterion.terms(Outputs(inside), batch.labels)
-        return {**terms, "outliers": self.options.weight * self.exposure(inside, outside)}
+        id_logits, ood_logits = self.logits(batch)
+        terms = self.criterion.terms(Outputs(id_logits), batch.labels)
+        return {**terms, "outliers": self.options.weight * self.exposure(id_logits, ood_logits)}
 
-    def exposure(self, inside: Tensor, outside: Tensor) -> Tensor:
+    def exposure(self, id_logits: Tensor, ood_logits: Tensor) -> Tensor:
         """Return the unweighted term, a scalar, of logits ``[B, C]`` and ``[M, C]``."""
         raise NotImplementedError
