@@ -10,7 +10,8 @@ import torch
 from confs import parameters
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.experiments.experiment import Sets
-from lt_pipeline.pipelines.study.nodes import plan_runs, train_run
+from lt_pipeline.learning.studies.config import AtOnceConfig
+from lt_pipeline.pipelines.study.nodes import plan_runs, train_runs
 from lt_pipeline.reports.studies import summarise
 from toys import toy_images
 
@@ -34,5 +35,7 @@ def run_study(
 ) -> pd.DataFrame:
     """Return a row a run of the study, by its nodes in the order of their names."""
     plan = plan_runs(name)(parameters, card, arms)
-    rows = [train_run(run)(plan, card, *images, raw_folder, arms) for run in sorted(plan.runs)]
+    nodes = plan.study.at_once(plan.first_seed, (), AtOnceConfig.of(parameters).together)
+    given = plan, card, *images, raw_folder, arms
+    rows = [row for members in sorted(nodes) for row in train_runs(members)(*given)]
     return summarise(plan, *rows)[0]

@@ -41,6 +41,15 @@ def raw_cifar() -> Path:
     return folder
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """What works side by side on a CPU does so by as many threads as torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def no_server_is_left() -> Iterator[None]:
     """A test that chooses a tracking server does not choose it for those behind it."""

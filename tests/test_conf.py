@@ -13,6 +13,7 @@ from lt_pipeline.learning.data.prepare import DataConfig
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
 from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, UserError, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
+from lt_pipeline.learning.studies.config import AtOnceConfig
 from lt_pipeline.pipelines.audit.nodes import FINE_TUNING, RECIPE
 from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
@@ -78,9 +79,10 @@ def test_shared_parameters_are_the_codes(base, name):
 
 def test_what_is_no_block_is_the_codes(base):
     assert {name for name, value in base.items() if not isinstance(value, dict)} == {
-        *("seed", "seeds", "device", "method")
+        *("seed", "seeds", "together", "device", "method")
     }
     assert (base["seed"], base["device"], base["seeds"]) == (PLAIN.seed, PLAIN.device, None)
+    assert base["together"] == AtOnceConfig().together
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,7 +19,7 @@ from lt_pipeline.io.own_folders import OVER_FOLDS, OVER_SEEDS
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, method_options
 from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
-from lt_pipeline.learning.studies.config import StudyConfig
+from lt_pipeline.learning.studies.config import AtOnceConfig, StudyConfig
 from lt_pipeline.pipelines import audit, compare, data_prep, evaluate, method, study, tune
 from lt_pipeline.tuning.config import method_name
 
@@ -165,7 +165,7 @@ def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     with one_line_errors():
         seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
     folds = data_config(parameters).each_fold
-    runs = config.run_names(seed, folds)
+    runs = config.at_once(seed, folds, AtOnceConfig.of(parameters).together)
     return _from_raw(partial(study.create_pipeline, name, runs, folded=bool(folds)))
 
 

@@ -30,6 +30,7 @@ from lt_pipeline.learning.experiments.store import Store, stage_resume
 from lt_pipeline.learning.studies.comparison import CompareConfig, choose
 from lt_pipeline.learning.studies.plan import Plan
 from lt_pipeline.tracking.runs import Runs
+from toys import toy_images
 
 pytestmark = pytest.mark.slow
 
@@ -121,7 +122,7 @@ def test_its_killed_training_begins_anew(before, tmp_path):
     left = before.file("06_models", "smoke", "more", "progress")
     progress = shutil.copytree(left, tmp_path / "progress")
     assert list(progress.glob("*.pt"))
-    assert stage_resume(experiment, stage, {}, [], progress).load() is None
+    assert stage_resume(experiment, stage, {}, toy_images(), progress).load() is None
 
 
 def test_its_weights_give_its_metrics(before):

@@ -16,7 +16,7 @@ from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.study.folds import pool
-from lt_pipeline.pipelines.study.nodes import KEPT_IN, plan_runs, train_fold
+from lt_pipeline.pipelines.study.nodes import KEPT_IN, plan_runs, train_on_fold
 from lt_pipeline.reports.studies import failed_runs, summarise
 
 COUNTS = {"blue": 20, "red": 14, "rare": 8}
@@ -149,8 +149,9 @@ class Nodes:
     def run(self):
         self.plan = plan_runs("s")(self.parameters, self.card, self.store, *self.folders)
         rows = [
-            train_fold(name)(self.plan, self.card, self.store, *self.folders)
+            row
             for name in sorted(self.plan.runs)
+            for row in train_on_fold([name])(self.plan, self.card, self.store, *self.folders)
         ]
         self.runs, self.summary, _ = summarise(self.plan, *rows)
         return pool(self.plan, self.card, self.runs, self.store)

@@ -141,7 +141,8 @@ def reset_finished_stages(catalog: DataCatalog, name: str, pipeline: Pipeline) -
         return
     for node in pipeline.nodes:
         if all(catalog.exists(output) for output in node.outputs):
-            (catalog.load(f"{name}.progress") / f"{node.short_name}.pt").unlink(missing_ok=True)
+            for state in catalog.load(f"{name}.progress").glob(f"{node.short_name}.*"):
+                state.unlink()
 
 
 def take_saved(

@@ -8,8 +8,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
@@ -61,13 +62,18 @@ INHERITED = (
 )  # fmt: skip
 
 
+# as training calls it, with a stage's name, an epoch and its values
+Report = Callable[[str, int, Mapping[str, float]], None]
+
 _OUTBOX = Outbox()
 # by run and name of a value
 _LAST_EPOCH: dict[tuple[str, str], int] = {}
 
 
-def log_epoch(stage: str, epoch: int, values: Mapping[str, float]) -> None:
-    """Log an epoch's values to the active run; without a run, nothing happens.
+def log_epoch(
+    stage: str, epoch: int, values: Mapping[str, float], run: mlflow.ActiveRun | None = None
+) -> None:
+    """Log an epoch's values to ``run``, or the active one; without a run, nothing happens.
 
     The first stage's have plain names, as in ``train/cross_entropy``; those of later stages have
     the stage's name in them, as in ``train/branch_0/cross_entropy``: their epochs begin at 1 again.
@@ -75,21 +81,27 @@ def log_epoch(stage: str, epoch: int, values: Mapping[str, float]) -> None:
     No training waits for a server: short epochs go there together, and what it does not take is
     tried again. Train inside of ``epochs``.
     """
-    run, now = mlflow.active_run(), int(time.time() * 1000)
+    run, now = run or mlflow.active_run(), int(time.time() * 1000)
     if run:
         named = {_by_stage(stage, name): value for name, value in values.items()}
         _LAST_EPOCH.update({(run.info.run_id, name): epoch for name in named})
         _OUTBOX.add(run.info.run_id, [_metric(k, v, now, epoch) for k, v in named.items()])
 
 
-@contextmanager
-def epochs() -> Iterator[None]:
-    """Send the epochs that still wait when the training inside ends, however it does.
+def to_this_run() -> Report:
+    """Return ``log_epoch`` of the run that is active now, whichever thread calls it."""
+    return partial(log_epoch, run=mlflow.active_run())
 
-    Trainings of a run wait two seconds in all for that; what is left goes later.
+
+@contextmanager
+def epochs() -> Iterator[Report]:
+    """Yield what logs epochs ``to_this_run``.
+
+    When the training inside ends, however it does, the epochs that still wait are sent. Trainings
+    of a run wait two seconds in all for that; what is left goes later.
     """
     try:
-        yield
+        yield to_this_run()
     finally:
         _OUTBOX.training_ends()
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from functools import partial
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch.nn import functional as F
 
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast, enough_threads, memory_format, without_tf32
-from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.parallel import results, side_by_side
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.methods.families.base import Method, MethodOptions
@@ -41,6 +44,30 @@ def test_tf32_is_off_inside_the_block_and_as_before_afterwards(before):
     assert switches() == before
 
 
+def test_tf32_is_off_until_no_thread_wants_it_off(before):
+    both, one_is_out = Barrier(2), Barrier(2)
+    seen = []
+
+    def first():
+        with without_tf32():
+            both.wait(5)
+        one_is_out.wait(5)
+
+    def second():
+        with without_tf32():
+            both.wait(5)
+            one_is_out.wait(5)
+            seen.append(switches())
+
+    threads = [Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [(False, False)]
+    assert switches() == before
+
+
 def test_tf32_stays_where_it_may(before):
     with without_tf32(False):
         assert switches() == before
@@ -64,15 +91,9 @@ def test_autocast_is_what_the_precision_says_unless_it_must_be_exact(precision, 
 class Noting(torch.autograd.Function):
     """Passes logits on, and notes the switches in the backward pass."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(logits):
+    def forward(ctx, logits):
         return logits.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
 
     @staticmethod
     def backward(ctx, gradient):
@@ -95,7 +116,7 @@ class Exact(Seeing):
     needs_float32 = True
 
 
-@pytest.mark.parametrize("way", ["alone", "stacked", "in threads"])
+@pytest.mark.parametrize("way", ["alone", "in threads"])
 @pytest.mark.parametrize(
     ("kind", "forward"),
     [(Seeing, (True, True, True)), (Exact, (False, False, False))],
@@ -105,11 +126,9 @@ def test_a_step_is_as_exact_as_the_method_asks_forward_and_backward(way, kind, f
     method = kind(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
     config = TrainingConfig(epochs=1, batch_size=25, warmup_epochs=0, precision="bfloat16")
     stage, data = Stage("train", epochs=1), toy_images()
-    if way == "alone":
-        fit(method, stage, data, config, seed=0, device=CPU)
-    else:
-        given = [stage] * 2, [data] * 2, config
-        fit_together(method, *given, seeds=[0, 1], device=CPU, vmap=way == "stacked")
+    methods = [method] if way == "alone" else [method, copy.deepcopy(method)]
+    tasks = [partial(fit, m, stage, data, config, seed=0, device=CPU) for m in methods]
+    results(side_by_side(tasks, CPU))
     assert Seeing.forward_pass == forward
     assert Seeing.backward == forward[1:]
     assert switches() == (True, True)

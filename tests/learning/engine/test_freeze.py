@@ -9,7 +9,6 @@ from torch import nn
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.optim import set_trainable, trained_parameters
-from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
 from lt_pipeline.learning.experiments.config import ExperimentConfig
@@ -116,23 +115,6 @@ def test_weight_decay_leaves_frozen_weights_alone():
     values = {"freeze": ["head"], "weight_decay": 0.1}
     before, after = after_training(config(**values))
     assert not any("head" in name for name in changed(before, after))
-
-
-@pytest.mark.parametrize("vmap", [True, False])
-def test_networks_trained_together_are_frozen_alike(vmap):
-    training = config(freeze=2, freeze_batchnorm=True)
-    start = method().state_dict()
-    found = fit_together(
-        method(), [STAGE, STAGE], [toy_images()] * 2, training, seeds=[0, 1], device=CPU, vmap=vmap
-    )
-    for seed, (state, _) in enumerate(found):
-        alone = method()
-        fit(alone, STAGE, toy_images(), training, seed=seed, device=CPU)
-        moved = changed(start, state)
-        assert moved == changed(start, alone.state_dict())
-        assert not any("stage1" in name or "bn" in name for name in moved)
-        for name, value in alone.state_dict().items():
-            torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-10, msg=name)
 
 
 def test_frozen_low_rank_factors_have_no_gradient_in_loras_second_half():

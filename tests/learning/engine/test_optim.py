@@ -15,11 +15,9 @@ from lt_pipeline.learning.engine.optim import (
     build_optimizer,
     trained_parameters,
 )
-from lt_pipeline.learning.engine.parallel import fit_together
 from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.engine.steps import Plain, parts
+from lt_pipeline.learning.engine.steps import parts
 from lt_pipeline.learning.engine.trainer import fit
-from lt_pipeline.learning.engine.vmapped import Vmapped
 from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.backbones import build_backbone
 from lt_pipeline.learning.models.experts import build_expert_network
@@ -31,7 +29,6 @@ from lt_pipeline.learning.transforms.mix import MixConfig, mix
 from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
-WAYS = ("alone", "by vmap", "in threads")
 KINDS = {
     "adamw": {"name": "adamw"},
     "ema": {"ema": 0.8},
@@ -40,7 +37,6 @@ KINDS = {
     "all": {"name": "adamw", "ema": 0.8, "accumulate": 2, "layer_decay": 0.5},
 }
 each_kind = pytest.mark.parametrize("optimizer", KINDS.values(), ids=KINDS)
-each_way = pytest.mark.parametrize("way", WAYS)
 
 
 class Plainest(Method):
@@ -82,18 +78,9 @@ def run(trained, training, **extra):
     return fit(trained, stage, toy_images(), training, seed=3, device=CPU, **extra)
 
 
-def together(trained, training, way, seeds=(3, 4), **extra):
-    """Return the states of networks that are trained together, or one alone."""
-    stage, data = Stage("train"), toy_images()
-    if way == "alone":
-        run(trained, training, **extra)
-        return [trained.state_dict()]
-    count = len(seeds)
-    found = fit_together(
-        trained, [stage] * count, [data] * count, training, seeds=seeds, device=CPU,
-        vmap=way == "by vmap", **extra,
-    )  # fmt: skip
-    return [state for state, _ in found]
+def state_after(trained, training, **extra):
+    run(trained, training, **extra)
+    return trained.state_dict()
 
 
 def same(a, b):
@@ -131,16 +118,6 @@ def test_adamw_decays_neither_norms_nor_biases():
     )
     _, of_sgd = groups(method(), config({}))
     assert {decay for _, decay in of_sgd.values()} == {0.01}
-
-
-@pytest.mark.parametrize("kind", [Plain, Vmapped])
-def test_biases_are_known_by_their_own_shape_in_a_stack_of_networks_too(kind):
-    trained, training = method(), config({"name": "adamw"})
-    count = () if kind is Plain else (3,)
-    step = kind(trained, *count, Stage("train"), training, CPU)
-    decays = {g["weight_decay"]: g["params"] for g in step.optimizer.param_groups}
-    assert len(decays[0.01]) == 8
-    assert {p.ndim for p in decays[0.0]} == {1 + len(count)}
 
 
 def test_what_begins_to_learn_later_does_not_stop_a_fused_optimizer():
@@ -295,15 +272,13 @@ def test_layers_are_in_the_order_of_the_computation():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@each_way
-def test_a_batch_in_parts_is_a_batch_where_nothing_else_sees_it_whole(way, count):
+def test_a_batch_in_parts_is_a_batch_where_nothing_else_sees_it_whole(count):
     # 20 images in three parts are 7, 7 and 6
     training = [config(optimizer, batch_size=20) for optimizer in ({}, {"accumulate": count})]
-    whole, halves = (together(without_batchnorm(method()), one, way) for one in training)
-    for a, b in zip(whole, halves, strict=True):
-        assert not same(a, method().state_dict())
-        for name, value in a.items():
-            torch.testing.assert_close(b[name], value, rtol=1e-9, atol=1e-11, msg=name)
+    whole, halves = (state_after(without_batchnorm(method()), one) for one in training)
+    assert not same(whole, method().state_dict())
+    for name, value in whole.items():
+        torch.testing.assert_close(halves[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
 def test_batchnorm_sees_parts():
@@ -404,8 +379,7 @@ def test_monitors_judge_the_average():
     assert torch.equal(trained.tested[-1], trained.net.head.weight)
 
 
-@each_way
-def test_what_is_frozen_and_what_a_method_keeps_is_not_averaged(way):
+def test_what_is_frozen_and_what_a_method_keeps_is_not_averaged():
     class Counting(Plainest):
         def __init__(self, *arguments):
             super().__init__(*arguments)
@@ -414,24 +388,10 @@ def test_what_is_frozen_and_what_a_method_keeps_is_not_averaged(way):
         def end_epoch(self, epochs, validation, device):
             self.told += 1
 
-    for state in together(method(Counting), config({"ema": 0.9}), way):
-        assert state["told"] == 2
+    assert state_after(method(Counting), config({"ema": 0.9}))["told"] == 2
 
 
-# all of them, in all ways
-
-
-@each_kind
-@pytest.mark.parametrize("way", WAYS[1:])
-def test_networks_together_are_those_of_one_after_the_other(way, optimizer):
-    training, held_out = config(optimizer), {"validation": toy_images(seed=9)}
-    found = together(method(), training, way, monitors=held_out)
-    alone = method()
-    run(alone, training, monitors=held_out)
-    # steps of AdamW are as large for gradients that are rounding alone
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(found[0][name], value, rtol=1e-5, atol=1e-7, msg=name)
-    assert not same(*found)
+# all of them
 
 
 class Interrupted(Exception):
@@ -439,10 +399,9 @@ class Interrupted(Exception):
 
 
 @each_kind
-@each_way
-def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, way, optimizer):
+def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, optimizer):
     training = config(optimizer, epochs=3, checkpoint_every=0)
-    whole = together(method(), training, way)
+    whole = state_after(method(), training)
 
     def break_off(stage, epoch, values):
         if epoch == 2:
@@ -450,13 +409,11 @@ def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, way, optimizer):
 
     resume = ResumeFile(tmp_path / "train.pt", "run")
     with pytest.raises(Interrupted):
-        together(method(), training, way, resume=resume, report=break_off)
+        run(method(), training, resume=resume, report=break_off)
     assert resume.load()["epoch"] == 2
-    resumed = together(method(seed=99), training, way, resume=resume)
-    assert all(same(a, b) for a, b in zip(resumed, whole, strict=True))
+    assert same(state_after(method(seed=99), training, resume=resume), whole)
     # one that had ended
-    again = together(method(seed=98), training, way, resume=resume)
-    assert all(same(a, b) for a, b in zip(again, whole, strict=True))
+    assert same(state_after(method(seed=98), training, resume=resume), whole)
 
 
 # parameters

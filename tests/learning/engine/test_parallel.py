@@ -1,363 +1,305 @@
+"""Work side by side: each is what it is alone, whatever becomes of the others."""
+
 from __future__ import annotations
 
-import copy
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import threading
+import time
+from functools import partial
+from itertools import pairwise
+from threading import Barrier
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lt_pipeline.learning.data.samplers import class_balanced
 from lt_pipeline.learning.engine.checkpoint import ResumeFile
 from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.parallel import (
+    RANDOM,
+    Stopped,
+    alone,
+    at_once,
+    go_on,
+    results,
+    side_by_side,
+)
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.trainer import fit
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
-from lt_pipeline.learning.transforms.augment import AugmentConfig
-from lt_pipeline.learning.transforms.mix import MixConfig, two_hot_loss
+from lt_pipeline.learning.schema import UserError
 from toys import toy_card, toy_images
 
 CPU = torch.device("cpu")
-COUNTS = (10, 8, 6, 5)
-SEEDS = [3, 4, 5]
-BOTH_WAYS = pytest.mark.parametrize("vmap", [True, False])
-WHAT = pytest.mark.parametrize("trains", ["", "net.head", "net.backbone"])
 # a run's seconds are its own
 TIMES = {"train/seconds", "train/images_per_second"}
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-class Mixing(Method):
-    def loss(self, batch, progress):
-        images, first, second, share = batch.mixed
-        logits = self.net(images)
-        losses = [F.cross_entropy(logits, label, reduction="none") for label in (first, second)]
-        return {"mixed": two_hot_loss(*losses, share).mean(), "late": progress * logits.mean()}
+def in_turn(tasks):
+    return [task() for task in tasks]
 
 
-class Plain(Method):
-    def loss(self, batch, progress):
-        return {"plain": F.cross_entropy(self.net(batch.images), batch.labels)}
+def training(**values):
+    return {"epochs": 2, "batch_size": 12, "warmup_epochs": 0, "monitor_every": 0, **values}
 
 
-def method(kind=Mixing, seed=0, **model):
-    torch.manual_seed(seed)
-    return kind(MethodOptions(), ModelConfig(backbone="resnet8", **model), toy_card()).double()
+class Own:
+    """A training of its own: method, options, weights, seed, rate, images."""
 
+    def __init__(self, method, seed=0, options=None, **values):
+        given = {"seed": seed, "training": training(**values), method: {"options": options or {}}}
+        head = {"head": "cosine"} if method in ("darl", "dbm") else {}
+        given["model"] = {"backbone": "resnet8", **head}
+        self.experiment = Experiment(ExperimentConfig.resolve(method, given), toy_card())
+        self.seed, self.data = seed, toy_images((10, 8, 6, 5), seed=seed)
 
-def config(**values):
-    return TrainingConfig(augment=AugmentConfig(crop_padding=1, flip=0.5), **values)
-
-
-def stages(count=3, epochs=3, trainable=("",), **training):
-    given = {
-        "batch_size": 12,
-        "learning_rate": 0.05,
-        "schedule": "cosine",
-        "warmup_epochs": 0,
-        "weight_decay": 1e-2,
-        **training,
-    }
-    mix = MixConfig(cutmix=False)
-    return [
-        Stage(
-            f"branch_{k}",
-            epochs=epochs,
-            trainable=trainable,
-            mix=mix,
-            remainder=True,
-            training=given,
-        )
-        for k in range(count)
-    ]
-
-
-def subsets(count=3):
-    return [toy_images(COUNTS, seed=k) for k in range(count)]
-
-
-def together(trained, given, *, training=None, **extra):
-    extra = {"seeds": SEEDS[: len(given)], **extra}
-    sets = extra.pop("sets", subsets(len(given)))
-    return fit_together(trained, given, sets, training or config(), device=CPU, **extra)
-
-
-def one_by_one(start, given, training=None, monitors=None):
-    found = []
-    for stage, data, seed in zip(given, subsets(len(given)), SEEDS, strict=False):
-        trained = copy.deepcopy(start)
+    def __call__(self, resume=None, report=None):
+        own = self.experiment.build()
+        stage = next(stage for stage in self.experiment.stages if stage.trains)
+        own.load_weights(stage, {})
         history = fit(
-            trained, stage, data, training or config(), seed=seed, device=CPU, monitors=monitors
-        )
-        found.append((trained.state_dict(), history))
-    return found
+            own, stage, self.data, self.experiment.config.training, seed=self.seed, device=CPU,
+            auxiliary=toy_images(seed=7), resume=resume, report=report,
+        )  # fmt: skip
+        return own.state_dict(), history
 
 
-def close(found, expected, **tolerance):
-    assert len(found) == len(expected)
-    for (state, history), (true_state, true_history) in zip(found, expected, strict=True):
-        assert list(state) == list(true_state)
-        for name, value in true_state.items():
-            assert state[name].dtype == value.dtype, name
-            torch.testing.assert_close(state[name], value, **tolerance, msg=lambda m, n=name: n + m)
-        assert list(history) == list(true_history)
-        for name in history.keys() - TIMES:
-            values, truth = ([p["value"] for p in h[name]] for h in (history, true_history))
-            assert values == pytest.approx(truth, rel=1e-5, abs=1e-7), name
-            assert [p["step"] for p in history[name]] == [p["step"] for p in true_history[name]]
+def same(one, other):
+    (state, history), (true_state, true_history) = one, other
+    assert state.keys() == true_state.keys()
+    for name, value in true_state.items():
+        assert torch.equal(state[name], value), name
+    assert history.keys() == true_history.keys()
+    assert all(history[name] == true_history[name] for name in history.keys() - TIMES)
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+RATE, DECAY, LONGER, SMALLER = (
+    {"learning_rate": 0.01}, {"weight_decay": 0.1, "epochs": 3}, {"epochs": 3}, {"batch_size": 8}
+)  # fmt: skip
+TOGETHER = {
+    "own rates": [("ce", 0, {}), ("ce", 1, {}, RATE), ("ce", 2, {}, DECAY)],
+    "own options": [("more", 1, {}), ("more", 1, {"amplitude": 0.5}), ("more", 1, {"rank": 0.5})],
+    "pairs": [("darl", 0, {}), ("darl", 1, {}, LONGER)],
+    "views": [("bcl", 0, {}), ("bcl", 1, {}, RATE)],
+    "outliers": [("oe", 0, {}), ("oe", 1, {"weight": 0.1})],
+    "methods": [("dbm", 1, {}), ("dbm", 2, {}, SMALLER), ("ce", 1, {})],
+}
 
 
-@BOTH_WAYS
-@WHAT
-def test_the_networks_are_those_of_one_training_after_the_other(vmap, trains):
-    given, start = stages(trainable=(trains,)), method()
-    held_out = {"validation": toy_images(seed=9)}
-    found = together(start, given, monitors=held_out, vmap=vmap)
-    close(found, one_by_one(start, given, monitors=held_out), rtol=1e-7, atol=1e-9)
-    before, (state, _) = start.state_dict(), found[0]
-    moved = {name for name in before if not torch.equal(before[name], state[name])}
-    if trains:
-        assert moved
-        assert all(name.startswith(trains) for name in moved)
-    assert not same(found[0][0], found[1][0])
-    statistics = {name for name in moved if "running" in name or "tracked" in name}
-    assert bool(statistics) == (trains != "net.head")
+@pytest.mark.parametrize("given", TOGETHER.values(), ids=TOGETHER)
+def test_each_is_what_it_is_alone(given):
+    trainings = [Own(*one[:3], **(one[3] if one[3:] else {})) for one in given]
+    found = results(side_by_side(trainings, CPU))
+    for one, other in zip(found, in_turn(trainings), strict=True):
+        same(one, other)
+    ends = [state["net.head.weight"] for state, _ in found]
+    assert not any(torch.equal(a, b) for a, b in pairwise(ends))
 
 
-@BOTH_WAYS
-def test_gradients_are_clipped_by_network(vmap):
-    # 0.6 is less than some networks' norms and more than others'
-    given, start = stages(gradient_clip=0.6), method()
-    found = together(start, given, vmap=vmap)
-    close(found, one_by_one(start, given), rtol=1e-7, atol=1e-9)
-    free = together(start, stages(), vmap=vmap)
-    assert not torch.allclose(
-        found[0][0]["net.head.weight"], free[0][0]["net.head.weight"], rtol=1e-3
-    )
+def test_one_that_diverges_ends_and_the_others_go_on():
+    trainings = [Own("ce", 0), Own("ce", 1, learning_rate=1e30), Own("ce", 2)]
+    first, wrong, last = side_by_side(trainings, CPU)
+    assert isinstance(wrong, UserError)
+    assert str(wrong).startswith("the loss term 'cross_entropy' is nan in epoch 1 of stage 'train'")
+    same(first, trainings[0]())
+    same(last, trainings[2]())
+    with pytest.raises(UserError, match="is nan in epoch 1"):
+        results([first, wrong, last])
 
 
-@BOTH_WAYS
-def test_in_single_precision_they_agree_to_its_tolerance(vmap):
-    given, start = stages(), method().float()
-    close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-3, atol=1e-4)
-
-
-def test_bfloat16_is_as_far_from_float32_as_it_is_alone():
-    start = method().float()
-    exact = one_by_one(start, stages())
-    given = stages(precision="bfloat16")
-    alone, found = one_by_one(start, given), together(start, given, vmap=True)
-    name = "net.backbone.stem.weight"
-    for (true, _), (expected, _), (state, _) in zip(exact, alone, found, strict=True):
-        assert state[name].dtype == torch.float32
-        error = (expected[name] - true[name]).norm()
-        assert 0 < (state[name] - true[name]).norm() < 2 * error
-
-
-@BOTH_WAYS
-def test_one_network_is_fit(vmap):
-    given, start = stages(1), method()
-    close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
-
-
-class Undecayed(Plain):
-    def no_weight_decay(self):
-        return [self.net.head.weight]
-
-
-@BOTH_WAYS
-def test_batches_without_mixtures_and_rates_by_submodule(vmap):
-    given = [
-        replace(stage, mix=None, remainder=False, rates={"net.head": 0.1}) for stage in stages()
-    ]
-    start = method(Undecayed)
-    close(together(start, given, vmap=vmap), one_by_one(start, given), rtol=1e-7, atol=1e-9)
-
-
-@BOTH_WAYS
-def test_the_method_has_its_start_again_and_no_network_shares_memory(vmap):
-    start = method()
-    before = {name: value.clone() for name, value in start.state_dict().items()}
-    pointers = {name: value.data_ptr() for name, value in start.state_dict().items()}
-    found = together(start, stages(), vmap=vmap)
-    assert same(start.state_dict(), before)
-    assert pointers == {name: value.data_ptr() for name, value in start.state_dict().items()}
-    tensors = [value for state, _ in found for value in state.values()]
-    assert len({value.data_ptr() for value in tensors}) == len(tensors)
-
-
-class Watching(Mixing):
-    """Counts, in a buffer, what it is told between epochs."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.register_buffer("told", torch.zeros(2))
-
-    def start_epoch(self, epoch, epochs):
-        super().start_epoch(epoch, epochs)
-        self.told[0] += epoch + 1
-
-    def end_epoch(self, epochs, validation, device):
-        self.told[1] += self.net.head.weight.sum().item()
-
-    def epoch_metrics(self):
-        return {"told": float(self.told.sum())}
-
-
-@BOTH_WAYS
-def test_what_a_network_learns_between_epochs_is_its_own(vmap):
-    given, start = stages(), method(Watching)
-    found = together(start, given, vmap=vmap)
-    close(found, one_by_one(start, given), rtol=1e-7, atol=1e-9)
-    assert all(state["told"][0] == 6 for state, _ in found)
-    assert len({float(state["told"][1]) for state, _ in found}) == 3
-
-
-class Interrupted(Exception):
+class Killed(BaseException):
     pass
 
 
-@BOTH_WAYS
-def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path, vmap):
-    given = stages(epochs=4)
-    training = config(checkpoint_every=0)
-    whole, reported = together(method(), given, training=training, vmap=vmap), []
+def test_what_was_killed_resumes_each_from_its_own_state(tmp_path):
+    trainings = [Own("ce", seed, epochs=4, checkpoint_every=0) for seed in (0, 1)]
+    files = [ResumeFile(tmp_path / f"{k}.pt", str(k)) for k in (0, 1)]
 
-    def break_off(stage, epoch, values):
-        if (stage, epoch) == ("branch_1", 3):
-            raise Interrupted
+    def kill(stage, epoch, values):
+        if epoch == 2:
+            raise Killed
 
-    resume = ResumeFile(tmp_path / "branches.pt", "run")
-    with pytest.raises(Interrupted):
-        together(method(), given, training=training, vmap=vmap, resume=resume, report=break_off)
-    # a state holds everything, so that other initial weights do not matter
-    resumed = together(
-        method(seed=99),
-        given,
-        training=training,
-        vmap=vmap,
-        resume=resume,
-        report=lambda stage, epoch, values: reported.append((epoch, stage, values)),
-    )
-    assert [r[:2] for r in reported] == [
-        (epoch, stage.name) for epoch in range(1, 5) for stage in given
-    ]
-    for k, ((state, history), (true_state, true_history)) in enumerate(
-        zip(resumed, whole, strict=True)
-    ):
-        assert same(state, true_state)
-        assert all(history[name] == true_history[name] for name in history.keys() - TIMES)
-        for epoch, _, values in reported[k::3]:
-            assert values == {name: series[epoch - 1]["value"] for name, series in history.items()}
-    done = together(
-        method(), given, training=training, vmap=vmap, resume=ResumeFile(resume.path, "run")
-    )
-    assert all(same(a[0], b[0]) for a, b in zip(done, whole, strict=True))
+    reports = (None, kill)
+    given = zip(trainings, files, reports, strict=True)
+    with pytest.raises(Killed):
+        side_by_side([partial(one, file, report) for one, file, report in given], CPU)
+    assert files[1].load()["epoch"] == 2
+    again = [partial(one, file) for one, file in zip(trainings, files, strict=True)]
+    for one, other in zip(results(side_by_side(again, CPU)), in_turn(trainings), strict=True):
+        same(one, other)
 
 
-def test_a_state_of_the_other_way_is_not_used(tmp_path):
-    given, resume = stages(epochs=1), ResumeFile(tmp_path / "branches.pt", "run")
-    found = [together(method(), given, vmap=vmap, resume=resume) for vmap in (True, False)]
-    close(found[1], found[0], rtol=1e-7, atol=1e-9)
+def test_an_interrupt_stops_those_that_are_at_work():
+    both = Barrier(2)
+
+    def endless():
+        both.wait(5)
+        while True:
+            go_on()
+            time.sleep(0.001)
+
+    def interrupted():
+        both.wait(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([interrupted, endless, endless], CPU)
 
 
-def test_threads_are_as_many_as_torch_had_and_are_left_as_they_were():
-    before = torch.get_num_threads()
-    seen = []
+def test_a_training_stops_between_two_steps():
+    began, steps = Barrier(2), []
 
-    class Counting(Mixing):
+    class Waiting(Method):
         def loss(self, batch, progress):
-            seen.append(torch.get_num_threads())
-            return super().loss(batch, progress)
+            if not steps:
+                began.wait(5)
+                told.wait(5)
+            steps.append(1)
+            return {"plain": F.cross_entropy(self.net(batch.images), batch.labels)}
 
-    try:
-        torch.set_num_threads(2)
-        found = together(method(Counting), stages(epochs=1))
-        assert torch.get_num_threads() == 2
-        # a thread's own number hides what later ones begin with
-        with ThreadPoolExecutor(1) as later:
-            assert later.submit(torch.get_num_threads).result() == 2
-        torch.set_num_threads(1)
-        alone = together(method(Counting), stages(epochs=1))
-    finally:
-        torch.set_num_threads(before)
-    assert set(seen) == {1}
-    assert all(same(a[0], b[0]) for a, b in zip(found, alone, strict=True))
+    told = threading.Event()
+    method = Waiting(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+
+    def interrupted():
+        began.wait(5)
+        threading.Timer(0.1, told.set).start()
+        raise KeyboardInterrupt
+
+    given = method, Stage("train"), toy_images(), TrainingConfig(**training(epochs=50))
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([interrupted, partial(fit, *given, seed=0, device=CPU)], CPU)
+    assert len(steps) == 1
 
 
-@BOTH_WAYS
-def test_a_loss_that_is_no_number_names_its_network(vmap):
-    class Broken(Plain):
+def test_threads_are_shared_and_left_as_they_were():
+    both = Barrier(2)
+
+    def looked():
+        both.wait(5)
+        found = torch.get_num_threads(), at_once(), threading.get_ident()
+        both.wait(5)
+        return found
+
+    for threads, share in ((2, 1), (4, 2)):
+        torch.set_num_threads(threads)
+        found = results(side_by_side([looked, looked], CPU))
+        assert [one[:2] for one in found] == [(share, 2)] * 2
+        assert found[0][2] != found[1][2]
+        assert torch.get_num_threads() == threads
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))  # noqa: B023
+        thread.start()
+        thread.join()
+        assert later == [threads], "a thread's own number hides what later ones begin with"
+    assert at_once() == 1
+
+
+def test_no_more_are_at_work_than_there_are_threads():
+    def count():
+        time.sleep(0.01)
+        return at_once()
+
+    assert max(results(side_by_side([count] * 6, CPU))) == 2
+    torch.set_num_threads(1)
+    assert results(side_by_side([count] * 3, CPU)) == [1, 1, 1]
+
+
+def test_groups_inside_of_others_count_all():
+    inner = [at_once, at_once]
+    torch.set_num_threads(4)
+    both = Barrier(4)
+
+    def counted():
+        both.wait(5)
+        found = at_once()
+        both.wait(5)
+        return found
+
+    inner = lambda: results(side_by_side([counted, counted], CPU))  # noqa: E731
+    assert results(side_by_side([inner, inner], CPU)) == [[4, 4], [4, 4]]
+
+
+def test_seconds_are_each_ones_share():
+    """Of two that train at once, both are said to take half of the time that passes."""
+    one = Own("ce", epochs=1)
+    both = Barrier(2)
+
+    class Slow(Method):
         def loss(self, batch, progress):
-            found = super().loss(batch, progress)["plain"]
-            dark = batch.images.double().mean() < 1
-            return {"mine": found + torch.where(dark, float("nan"), 0.0)}
+            both.wait(5)
+            time.sleep(0.05)
+            return {"plain": F.cross_entropy(self.net(batch.images), batch.labels)}
 
-    sets = subsets()
-    sets[1] = replace(sets[1], images=torch.zeros_like(sets[1].images))
-    with pytest.raises(ValueError, match=r"'mine' is nan in epoch 1 of stage 'branch_1'"):
-        together(method(Broken), stages(), sets=sets, vmap=vmap)
+    def trained():
+        method = Slow(MethodOptions(), ModelConfig(backbone="resnet8"), toy_card())
+        given = method, Stage("train"), one.data, TrainingConfig(**training(epochs=1))
+        started = time.monotonic()
+        history = fit(*given, seed=0, device=CPU)
+        both.wait(5)
+        return time.monotonic() - started, history
 
-
-@BOTH_WAYS
-def test_weights_that_the_last_step_spoils_name_their_network(vmap):
-    class LastStep(Plain):
-        def loss(self, batch, progress):
-            found = super().loss(batch, progress)
-            # 0 all the way, and of infinite slope at the end, for the network whose images are dark
-            light = batch.images.double().mean() + (progress < 1)
-            return {**found, "root": (light * self.net.head.weight.square().sum()).sqrt()}
-
-    sets = subsets()
-    sets[1] = replace(sets[1], images=torch.zeros_like(sets[1].images))
-    wanted = "weights are nan or infinite in epoch 2 of stage 'branch_1': lower training.learning_r"
-    with pytest.raises(ValueError, match=wanted):
-        together(method(LastStep), stages(epochs=2), sets=sets, vmap=vmap)
+    for passed, history in results(side_by_side([trained, trained], CPU)):
+        seconds = history["train/seconds"][0]["value"]
+        assert 0.05 < seconds < 0.6 * passed
+        assert history["train/images_per_second"][0]["value"] * seconds == pytest.approx(24)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 5}, r"differ in the name only, but epochs is 3 in 'branch_0' and 5 in 'b.*_2'"),
-        ({"sampler": class_balanced}, "but sampler is None in 'branch_0'"),
-        ({"training": {"learning_rate": 1.0}}, "but training is"),
-    ],
-)
-def test_stages_that_differ_are_refused(change, message):
-    given = stages()
-    given[2] = replace(given[2], **change)
-    with pytest.raises(ValueError, match=message):
-        together(method(), given)
+def test_weights_are_drawn_by_one_at_a_time():
+    wanted = [Own("ce", seed).experiment.build().state_dict() for seed in range(6)]
+
+    def build(seed):
+        return [Own("ce", seed).experiment.build().state_dict() for _ in range(5)]
+
+    found = results(side_by_side([partial(build, seed) for seed in range(6)], CPU))
+    for states, true in zip(found, wanted, strict=True):
+        assert all(torch.equal(s[name], true[name]) for s in states for name in true)
+    assert RANDOM.acquire(blocking=False)
+    RANDOM.release()
 
 
-@pytest.mark.parametrize(
-    ("change", "what"), [({"pair": class_balanced}, "pair"), ({"outliers": 0.5}, "outliers")]
-)
-def test_what_fine_tuning_does_not_use_is_refused(change, what):
-    with pytest.raises(ValueError, match=f"stage 'branch_0' asks for {what}: train them one after"):
-        together(method(), [replace(stage, **change) for stage in stages()])
+def test_one_at_a_time_does_what_is_called_alike():
+    inside = []
+
+    def enter(key):
+        with alone(key):
+            inside.append(key)
+            time.sleep(0.02)
+            found = inside.count(key)
+            inside.remove(key)
+        return found
+
+    assert results(side_by_side([partial(enter, "x")] * 4, CPU)) == [1] * 4
 
 
-def test_views_are_refused():
-    class Viewing(Mixing):
-        views = 2
+def test_one_alone_is_done_here():
+    assert side_by_side([threading.get_ident], CPU) == [threading.get_ident()]
+    (wrong,) = side_by_side([partial(int, "x")], CPU)
+    assert isinstance(wrong, ValueError)
+    assert side_by_side([], CPU) == []
 
-    with pytest.raises(ValueError, match="asks for views"):
-        together(method(Viewing), stages())
+
+def test_nobody_is_told_to_stop_where_nobody_asked():
+    go_on()
+    assert not issubclass(Stopped, Exception), "what fails by itself is caught"
 
 
-def test_sets_of_other_sizes_and_missing_seeds_are_refused():
-    sets = subsets()
-    sets[1] = toy_images((9, 8, 6, 5))
-    with pytest.raises(ValueError, match=r"'branch_0' has \[29, .* 'branch_1' \[28, 1, 8, 8\]"):
-        together(method(), stages(), sets=sets)
-    with pytest.raises(ValueError, match="there are 3, 3 and 2"):
-        together(method(), stages(), seeds=[1, 2])
-    with pytest.raises(ValueError, match="there are 0, 0 and 0"):
-        together(method(), [])
+@pytest.mark.gpu
+def test_on_a_gpu_each_has_a_stream_and_is_what_it_is_alone():
+    device, streams = torch.device("cuda"), []
+
+    def trained(seed):
+        streams.append(torch.cuda.current_stream(device))
+        own = Own("ce", seed).experiment.build()
+        given = own, Stage("train"), toy_images(seed=seed), TrainingConfig(**training())
+        fit(*given, seed=seed, device=device)
+        return own.state_dict()
+
+    tasks = [partial(trained, seed) for seed in range(4)]
+    found = results(side_by_side(tasks, device))
+    assert len({stream.cuda_stream for stream in streams}) == 4
+    for state, true in zip(found, in_turn(tasks), strict=True):
+        for name, value in true.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-2, atol=1e-3, msg=name)

@@ -21,7 +21,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig, data_confi
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.experiments.store import KEPT, Store, data_key, key, run_key, stage_resume
 from lt_pipeline.learning.schema import Config, canonical, kinds
-from toys import PROJECT, toy_card
+from toys import PROJECT, toy_card, toy_images
 
 METRICS = {"test/accuracy": 0.1 + 0.2, "test/few": float("nan")}
 
@@ -213,7 +213,7 @@ def test_a_run_whose_parameters_no_longer_are_is_not_used(tmp_path):
 
 def resume(one, folder):
     """Where the first stage of ``one`` goes on."""
-    return stage_resume(one, one.stages[0], {}, [], folder)
+    return stage_resume(one, one.stages[0], {}, toy_images(), folder)
 
 
 def test_a_training_goes_on_where_a_parameter_is_new(tmp_path):
@@ -254,7 +254,7 @@ def test_a_later_stage_goes_on_only_from_the_same_weights_and_images(tmp_path):
     def file(weight=1.0, pixel=0, name="a"):
         seen = ImageSet(images + pixel, torch.tensor([0, 1]), ("x", "y"))
         before = {"pretrain": {name: torch.tensor([weight])}}
-        return stage_resume(one, stage, before, [seen], tmp_path)
+        return stage_resume(one, stage, before, seen, tmp_path)
 
     file().save({"epoch": 3})
     assert file().load() == {"epoch": 3}

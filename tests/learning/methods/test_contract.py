@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import autocast
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import set_trainable, trained_parameters
-from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.parallel import results, side_by_side
 from lt_pipeline.learning.engine.protocol import Objective, objective_of
 from lt_pipeline.learning.engine.trainer import fit, stage_config
 from lt_pipeline.learning.evaluation.detectors import DETECTORS, DetectorConfig
@@ -337,29 +338,23 @@ def test_the_rebalancing_term_would_not_survive_it(experiment, checkpoints, monk
     assert term == "train rebalancing"
 
 
-@pytest.mark.parametrize("vmap", [True, False])
-def test_training_together_gives_what_training_alone_does(create, vmap):
-    """What networks are trained together on a GPU, and in threads on a CPU."""
-    method, config, sets = create(), training_config(2), [toy_images(seed=k) for k in (0, 1)]
+def test_training_side_by_side_gives_what_training_alone_does(create, two_threads):
+    method, config = create(), training_config(2)
     stage = next((stage for stage in method.stages(method.options) if stage.trains), None)
     if stage is None:
         pytest.skip("nothing is trained by gradients")
     method.load_weights(stage, {})
-    method.double()
 
-    def together():
-        given = [stage, stage], sets, config
-        return fit_together(method, *given, seeds=[3, 4], device=CPU, vmap=vmap)
+    def trained(seed):
+        own = copy.deepcopy(method)
+        given = own, stage, toy_images(seed=seed), config
+        fit(*given, seed=seed, device=CPU, auxiliary=toy_images(seed=7))
+        return own.state_dict()
 
-    if stage.pair or stage.outliers or objective_of(method, stage).views:
-        with pytest.raises(ValueError, match="train them one after the other"):
-            together()
-        return
-    for (state, _), data, seed in zip(together(), sets, [3, 4], strict=True):
-        alone = copy.deepcopy(method)
-        fit(alone, stage, data, config, seed=seed, device=CPU)
-        for name, value in alone.state_dict().items():
-            torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-9, msg=name)
+    tasks = [partial(trained, seed) for seed in (3, 4)]
+    for state, task in zip(results(side_by_side(tasks, CPU)), tasks, strict=True):
+        for name, value in task().items():
+            assert torch.equal(state[name], value), name
 
 
 @pytest.mark.gpu

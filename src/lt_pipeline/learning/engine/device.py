@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from lt_pipeline.learning.schema import UserError
 
 # Pixels of a batch, on a CPU, that are worth a thread: with fewer, threads wait for one another.
 PIXELS_A_THREAD = 8192
+# how many threads compute without TF32 now, and the switches as they were before
+_EXACT: list[list[bool]] = []
+_SWITCHING = Lock()
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,17 +55,23 @@ def without_tf32(wanted: bool = True) -> Iterator[None]:
     """Compute float32 with all of its digits inside the block, forward and backward.
 
     TF32, which convolutions on a GPU use by default, has 10 bits where float32 has 23. The switch
-    is the process's, and is as before afterwards. Not ``wanted``, nothing changes.
+    is the process's, and is as before once no thread wants it. Not ``wanted``, nothing changes.
     """
+    if not wanted:
+        yield
+        return
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    with _SWITCHING:
+        _EXACT.append(_EXACT[0] if _EXACT else [backend.allow_tf32 for backend in backends])
+        for backend in backends:
+            backend.allow_tf32 = False
     try:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed and not wanted
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        with _SWITCHING:
+            before = _EXACT.pop()
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed and not _EXACT
 
 
 def memory_format(config: TrainingConfig, device: torch.device) -> torch.memory_format:

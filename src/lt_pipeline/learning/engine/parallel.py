@@ -1,129 +1,168 @@
-"""Trainings of one architecture from one start, at once: as one batched computation.
+"""Work side by side in threads of one process: each as it is alone, but for who computes when.
 
-They give what ``fit`` gives one after the other, but for the order of sums in floating point.
+On a GPU each has a stream of its own, so that kernels of several trainings share the card. Counted
+before that was chosen (benchmarks/together_ops.py, docs/gpu.md): K networks as one batched
+computation, by ``torch.vmap`` or with BatchNorm over [K C] channels and grouped convolutions, ask
+for fewer launches, which a captured step does not pay for one by one, but for one architecture, one
+recipe and one length; what is added to a method would have to be written for it.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from contextlib import contextmanager
+from threading import Event, Lock, RLock, local
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.checkpoint import ResumeFile
-from lt_pipeline.learning.engine.config import TrainingConfig
-from lt_pipeline.learning.engine.device import without_tf32
-from lt_pipeline.learning.engine.freeze import with_frozen
-from lt_pipeline.learning.engine.protocol import Learner, objective_of
-from lt_pipeline.learning.engine.stage import Stage
-from lt_pipeline.learning.engine.steps import Compiled, Plain, Step, Terms
-from lt_pipeline.learning.engine.trainer import History, Measure, Report, Trainer, stage_config
-from lt_pipeline.learning.engine.vmapped import Vmapped
-from lt_pipeline.learning.schema import UserError
+_Result = TypeVar("_Result")
+
+# Held while weights are drawn: the process has one generator, and its seed is set just before.
+RANDOM = RLock()
+_HERE = local()
+_KEYS: defaultdict[object, Lock] = defaultdict(Lock)
 
 
-def fit_together(
-    method: Learner,
-    stages: Sequence[Stage],
-    sets: Sequence[Images],
-    config: TrainingConfig,
-    *,
-    seeds: Sequence[int],
-    device: torch.device,
-    monitors: Mapping[str, Images] | None = None,
-    resume: ResumeFile | None = None,
-    report: Report | None = None,
-    measure: Measure | None = None,
-    vmap: bool | Literal["auto"] = "auto",
-) -> list[tuple[dict[str, Tensor], History]]:
-    """Train K networks at once; return the state and the history of each.
+class Stopped(BaseException):
+    """Ends a training because the process was told to end; no failure of its own."""
 
-    All start from the state of ``method``, which it has again at the end. Network k becomes what
-    ``fit`` makes of a copy of ``method`` with ``stages[k]``, ``sets[k]`` and ``seeds[k]``, batch
-    by batch, to float tolerance. Its ``train/seconds`` are its share, 1 / K of the whole; the
-    ``train/images_per_second`` are those of all together.
 
-    With ``vmap``, which ``auto`` is on a GPU, all networks are one forward and one backward pass:
-    memory is that of a batch K times as large, what training changes must be parameters, or
-    buffers written in place, and ``config.step`` and ``channels_last`` do not apply. On a CPU,
-    where grouped convolutions are slower than single ones, as many networks as torch has threads
-    are trained side by side, each on one. Dropout draws other masks than in ``fit``.
+class _Crowd:
+    """Those who are at work side by side, maybe as one of others."""
 
-    ``resume`` keeps the state of all in one file; ``monitors``, ``measure`` and ``report`` are as
-    in ``fit``, the last called for each network by its stage's name.
+    def __init__(self) -> None:
+        self.outer: _Crowd | None = getattr(_HERE, "crowd", None)
+        self.stop, self.lock, self.working = Event(), Lock(), 0
+        self.reason: BaseException | None = None
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Tell all of them to end if what is inside is interrupted, and say of each why."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Stopped):
+                self.reason = self.reason or error
+            self.stop.set()
+            raise (self.reason or error) from None
+
+    @contextmanager
+    def member(self) -> Iterator[None]:
+        """Be one of them inside."""
+        with self.lock:
+            self.working += 1
+        _HERE.crowd, _HERE.generator = self, torch.Generator()
+        try:
+            yield
+        finally:
+            _HERE.crowd = _HERE.generator = None
+            with self.lock:
+                self.working -= 1
+
+
+def side_by_side(
+    tasks: Sequence[Callable[[], _Result]], device: torch.device
+) -> list[_Result | Exception]:
+    """Do ``tasks`` at once; return what each gives, or the error that it ended with.
+
+    On a CPU as many are at work at a time as torch has threads, which they share evenly; on a GPU
+    all are. An interrupt stops those that are at work where they look at ``go_on``.
+    """
+    if len(tasks) < 2:
+        return [_outcome(task) for task in tasks]
+    threads, crowd = torch.get_num_threads(), _Crowd()
+    workers = len(tasks) if device.type == "cuda" else min(len(tasks), threads)
+    before = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def do(task: Callable[[], _Result]) -> _Result | Exception:
+        with crowd.stopping(), crowd.member(), _own_stream(before):
+            go_on()
+            return _outcome(task)
+
+    share = (max(threads // workers, 1),)
+    try:
+        # told to stop before they are waited for
+        with (
+            ThreadPoolExecutor(workers, "", torch.set_num_threads, share) as pool,
+            crowd.stopping(),
+        ):
+            return list(pool.map(do, tasks))
+    finally:
+        # a thread's own number is what later ones begin with, too
+        torch.set_num_threads(threads)
+
+
+def results(found: Sequence[_Result | Exception]) -> list[_Result]:
+    """Return what ``side_by_side`` found if it has no error in it, else raise the first."""
+    wrong = next((one for one in found if isinstance(one, Exception)), None)
+    if wrong is not None:
+        raise wrong
+    return [one for one in found if not isinstance(one, Exception)]
+
+
+def generator() -> torch.Generator:
+    """Return what a training draws from, on the CPU, that is given no generator.
+
+    It is the process's, and a thread's own where several train side by side.
+    """
+    return getattr(_HERE, "generator", None) or torch.default_generator
+
+
+def begin_draws(seed: int) -> None:
+    """Let what has no generator of its own begin anew with ``seed``."""
+    if generator() is torch.default_generator:
+        torch.manual_seed(seed)  # of every device
+    else:
+        generator().manual_seed(seed)
+
+
+def at_once() -> int:
+    """Return how many work side by side with the caller, itself among them."""
+    count, crowd = 1, getattr(_HERE, "crowd", None)
+    while crowd:
+        count, crowd = count * max(crowd.working, 1), crowd.outer
+    return count
+
+
+def go_on() -> None:
+    """Return, unless those at work side by side were told to end.
 
     Raises:
-        UserError: if the arguments are not K each, the stages differ in more than the name or
-            ask for pairs, outliers or views, the sets are not of one shape or do not fill one
-            batch, or a loss, a weight or a monitored score is no longer finite.
+        Stopped: if they were.
     """
-    _check(method, stages, sets, seeds)
-    config = stage_config(config, stages[0])
-    stages = [with_frozen(method, stage, config) for stage in stages]
-    stage = stages[0]
-    if vmap is True or (vmap == "auto" and device.type != "cpu"):
-        stacked = Vmapped(method, len(stages), stage, config, device)
-        trainer = Trainer([stacked], stages, sets, seeds)
-    else:
-        kind = Compiled if config.step == "compiled" else Plain
-        alone = [kind(copy.deepcopy(method), stage, config, device) for _ in stages]
-        trainer = Trainer(alone, stages, sets, seeds, each=in_threads)
-    trainer.run(monitors or {}, resume, report, measure)
-    states = [{n: value.clone() for n, value in state.items()} for state in trainer.states()]
-    return list(zip(states, trainer.histories, strict=True))
+    crowd = getattr(_HERE, "crowd", None)
+    while crowd:
+        if crowd.stop.is_set():
+            raise Stopped
+        crowd = crowd.outer
 
 
-def in_threads(epoch: Callable[[Step], Terms], steps: Sequence[Step]) -> list[Terms]:
-    """Return ``epoch`` of each step, as many at a time as torch has threads.
+@contextmanager
+def alone(key: object) -> Iterator[None]:
+    """Do what is inside while no other thread does what it calls ``key``, as a file, too."""
+    with _KEYS[key]:
+        yield
 
-    Torch keeps to one thread in each.
-    """
-    count = torch.get_num_threads()
+
+@contextmanager
+def _own_stream(before: torch.cuda.Stream | None) -> Iterator[None]:
+    """Compute inside on a stream of one's own, behind what ``before`` has to do until now."""
+    if before is None:
+        yield
+        return
+    own = torch.cuda.Stream(before.device)
+    own.wait_stream(before)
+    with torch.cuda.stream(own):
+        yield
+    # others read what was computed
+    own.synchronize()
+
+
+def _outcome(task: Callable[[], _Result]) -> _Result | Exception:
     try:
-        # a switch of the process: not one thread's to turn back while another needs it
-        with (
-            without_tf32(steps[0].objective.needs_float32),
-            ThreadPoolExecutor(count, "", torch.set_num_threads, (1,)) as pool,
-        ):
-            return list(pool.map(epoch, steps))
-    finally:
-        torch.set_num_threads(count)
-
-
-def _check(
-    method: Learner, stages: Sequence[Stage], sets: Sequence[Images], seeds: Sequence[int]
-) -> None:
-    if not len(stages) == len(sets) == len(seeds) > 0:
-        raise UserError(
-            f"each network needs a stage, a set and a seed, but there are {len(stages)}, "
-            f"{len(sets)} and {len(seeds)}"
-        )
-    first, shape, alone = (
-        stages[0],
-        [len(sets[0]), *sets[0].shape],
-        "train them one after the other",
-    )
-    for name in ("pair", "outliers", "views"):
-        if getattr(objective_of(method, first) if name == "views" else first, name):
-            raise UserError(
-                f"networks trained together see images and their mixtures, but stage "
-                f"{first.name!r} asks for {name}: {alone}"
-            )
-    for stage, data in zip(stages, sets, strict=True):
-        for name in (field.name for field in dataclasses.fields(Stage)):
-            here, there = getattr(stage, name), getattr(first, name)
-            if name not in ("name", "subset") and here != there:
-                raise UserError(
-                    f"stages trained together differ in the name only, but {name} is {there!r} "
-                    f"in {first.name!r} and {here!r} in {stage.name!r}: {alone}"
-                )
-        if [len(data), *data.shape] != shape:
-            raise UserError(
-                f"sets trained on together have one shape, but that of {first.name!r} has "
-                f"{shape} and that of {stage.name!r} {[len(data), *data.shape]}: {alone}"
-            )
+        return task()
+    except Exception as error:  # it takes no other with it
+        return error

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -20,13 +21,14 @@ from lt_pipeline.learning.engine.device import enough_threads
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import Stream
 from lt_pipeline.learning.engine.optim import set_trainable
+from lt_pipeline.learning.engine.parallel import at_once, begin_draws, generator, go_on
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.engine.protocol import Learner, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Step, Terms, Tick
 from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, METRICS, OBJECTIVES
 from lt_pipeline.learning.evaluation.metrics.finite import ADVICE
-from lt_pipeline.learning.progress import shown
+from lt_pipeline.learning.progress import Shown, shown
 from lt_pipeline.learning.schema import UserError, one_line_errors
 
 LOGGER = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ def fit(
     ``report`` is called for the epochs before, too. ``monitors`` are sets whose accuracy and mean
     recall are recorded as ``<name>/accuracy`` and ``<name>/mean_recall`` every
     ``config.monitor_every`` epochs, and after the last; so is what ``measure`` gives.
-    ``auxiliary`` are images of no class, for stages that ask for outliers.
+    ``auxiliary`` are images of no class, for stages that ask for outliers. ``train/seconds`` of
+    one of several that train side by side are its share, ``train/images_per_second`` those of all.
 
     Raises:
         UserError: if the set does not fill one batch, the stage asks for outliers and there are
@@ -118,7 +121,7 @@ class Trainer:
             )
             for stage, data, seed in zip(stages, sets, seeds, strict=True)
         ]
-        torch.manual_seed(seeds[0])
+        begin_draws(seeds[0])
         waiting = iter(streams)
         for step in steps:
             step.begin(list(islice(waiting, step.count)))
@@ -156,7 +159,7 @@ class Trainer:
         total = len(left) * self.steps_per_epoch * len(self.stages)
         with shown(self.title, total, patience=0) as progress:
             for epoch in left:
-                found = self.run_epoch(epoch, progress.advance)
+                found = self.run_epoch(epoch, partial(self.tick, progress))
                 for values, (stage, method) in zip(found, self.networks(), strict=True):
                     objective = objective_of(method, stage)
                     objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
@@ -185,11 +188,11 @@ class Trainer:
         totals = {name: torch.cat([terms[name] for terms in found]) for name in found[0]}
         # The one transfer of an epoch; it also waits for the device, so that the time is right.
         sums = torch.stack([*totals.values(), self.finite()], 1).tolist()
-        seconds = time.monotonic() - started
+        seconds, others = time.monotonic() - started, at_once()
         common = {
             "learning_rate": self.steps[0].rate,
-            "seconds": seconds / len(sums),
-            "images_per_second": self.images * len(sums) / seconds,
+            "seconds": seconds / len(sums) / others,
+            "images_per_second": self.images * len(sums) * others / seconds,
         }
         epochs = []
         for stage, (*row, finite) in zip(self.stages, sums, strict=True):
@@ -197,6 +200,11 @@ class Trainer:
             check_finite(means, bool(finite), stage, epoch)
             epochs.append({f"train/{name}": value for name, value in {**means, **common}.items()})
         return epochs
+
+    def tick(self, progress: Shown, count: int) -> None:
+        """Show that so many networks took a step, and end here if the process is to end."""
+        go_on()
+        progress.advance(count)
 
     def monitor(
         self,
@@ -247,7 +255,7 @@ class Trainer:
             "histories": self.histories,
             "weights": self.states(),
             "steps": [step.state() for step in self.steps],
-            "torch_generator": torch.get_rng_state(),
+            "torch_generator": generator().get_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
 
@@ -261,7 +269,7 @@ class Trainer:
             method.load_state_dict(weights)
         for step, saved in zip(self.steps, state["steps"], strict=True):
             step.restore(saved)
-        torch.set_rng_state(state["torch_generator"])
+        generator().set_state(state["torch_generator"])
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
 

@@ -185,7 +185,7 @@ def updated(base: Mapping[str, Any] | None, over: Mapping[str, Any]) -> dict[str
 
 
 # What every experiment reads beside its own block, in the order of the node that configures it.
-SINGLE = ("seed", "seeds", "device", "method")
+SINGLE = ("seed", "seeds", "together", "device", "method")
 SHARED = ("seed", "device", "model", "training", "evaluation")
 
 
@@ -445,8 +445,8 @@ def check_parameters(parameters: Mapping[str, Any], method: str | None = None) -
     """
     known = methods.available()
     spaces = (search_of(name) for name in known)
-    own = ("data", "seeds", "studies", "compare", "evaluate", "method", "tune", "tracking", "serve")
-    valid = (*own, *SHARED, *known, *spaces)
+    own = ("data", "studies", "compare", "evaluate", "tune", "tracking", "serve")
+    valid = (*SINGLE, *own, *SHARED, *known, *spaces)
     for name in parameters:
         if name not in valid:
             place = place_of(str(name), method)

@@ -18,6 +18,7 @@ from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.features import FeatureCache, FeatureSet
+from lt_pipeline.learning.engine.parallel import RANDOM, alone
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.experiments.config import ExperimentConfig
 from lt_pipeline.learning.methods.families.base import Method
@@ -85,7 +86,8 @@ class Experiment:
         known += f" {model.resize}" if model.resize else ""
         folder = Path(os.environ.get(FEATURES_OF, FEATURES)) / model.backbone.replace("/", "_")
         cache = FeatureCache(folder / sha256(known.encode()).hexdigest()[:12], width)
-        return cache.of(data, self._extractor, mirrored=training and flip > 0)
+        with alone(folder):
+            return cache.of(data, self._extractor, mirrored=training and flip > 0)
 
     def _extractor(self) -> Callable[[torch.Tensor], torch.Tensor]:
         network, device = frozen_backbone(self.config.model).to(self.device), self.device
@@ -102,10 +104,11 @@ class Experiment:
 
         One that trains on features has no backbone, unless it is to be ``whole``.
         """
-        torch.manual_seed(self.config.seed)
         model = self.config.model
         heads = self.on_features and not whole
-        return self.kind(self.config.options, on_features(model) if heads else model, self.card)
+        with RANDOM:
+            torch.manual_seed(self.config.seed)
+            return self.kind(self.config.options, on_features(model) if heads else model, self.card)
 
     def deployed(self, method: Method) -> Method:
         """Return the folded ``method`` with the backbone whose features it was trained on."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lt_pipeline.learning.data.protocol import Images
-from lt_pipeline.learning.engine.parallel import fit_together
+from lt_pipeline.learning.engine.parallel import alone, results, side_by_side
 from lt_pipeline.learning.engine.predict import predict
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.stage import Stage
@@ -25,8 +28,10 @@ from lt_pipeline.learning.experiments.landscape import RiskByGroup
 from lt_pipeline.learning.experiments.ood import examine, summary_metrics
 from lt_pipeline.learning.experiments.stages import measure_stages, stage_numbers
 from lt_pipeline.learning.experiments.store import Store, stage_resume
+from lt_pipeline.learning.methods.families.base import Method
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.models.network import parameter_count
+from lt_pipeline.learning.progress import shown
 from lt_pipeline.learning.schema import UserError, numbers
 
 Values = dict[str, Any]
@@ -97,10 +102,12 @@ def train_stages(
 ) -> list[Trained]:
     """Train ``stages``, one or a group; one that was killed goes on from its file in ``folder``.
 
-    ``report`` is called after every epoch.
+    The stages of a group have one start and are trained side by side. ``report`` is called after
+    every epoch.
 
     Raises:
-        UserError: if images do not suit the augmentation, or as ``fit`` says.
+        UserError: if images do not suit the augmentation, or as ``fit`` says; of a group's stages
+            once the others have come to their ends.
     """
     config, method = experiment.config, experiment.build()
     method.load_weights(stages[0], start.checkpoints)
@@ -111,23 +118,50 @@ def train_stages(
     watched = {"validation": experiment.seen(sets.validation)}
     if config.training.monitor_test:
         watched["test"] = experiment.seen(sets.test)
-    seen = [experiment.seen(start.seen(s, sets.train), training=True) for s in stages]
-    seeds = [_seed(experiment, stage) for stage in stages]
-    common: Values = {
-        "device": experiment.device,
-        "monitors": {name: data for name, data in watched.items() if len(data)},
-        "resume": stage_resume(experiment, stages[0], start.checkpoints, seen, folder),
-        "report": report,
-    }
-    if config.training.monitor_risk:
-        whole = experiment.seen(sets.train, training=True)
-        common["measure"] = RiskByGroup(experiment, method, whole)
-    if stages[0].group:
-        together = fit_together(method, stages, seen, config.training, seeds=seeds, **common)
-        return [Trained(*one) for one in together]
-    common["auxiliary"] = experiment.seen(sets.auxiliary, training=True)
-    history = fit(method, stages[0], seen[0], config.training, seed=seeds[0], **common)
-    return [Trained(dict(method.state_dict()), history)]
+    whole, beside = (experiment.seen(s, training=True) for s in (sets.train, sets.auxiliary))
+    monitors = {name: data for name, data in watched.items() if len(data)}
+
+    def train(own: Method, stage: Stage, told: Report | None) -> Trained:
+        seen = experiment.seen(start.seen(stage, sets.train), training=True)
+        risk = config.training.monitor_risk
+        history = fit(
+            own,
+            stage,
+            seen,
+            config.training,
+            seed=_seed(experiment, stage),
+            device=experiment.device,
+            monitors=monitors,
+            auxiliary=beside,
+            resume=stage_resume(experiment, stage, start.checkpoints, seen, folder),
+            report=told,
+            measure=RiskByGroup(experiment, own, whole) if risk else None,
+        )
+        return Trained(dict(own.state_dict()), history)
+
+    if len(stages) == 1:
+        return [train(method, stages[0], report)]
+    own = [copy.deepcopy(method) for _ in stages]
+    epochs = sum(stage.passes(config.training.epochs) for stage in stages)
+    with counted(stages[0].group, epochs, report) as told:
+        tasks = [partial(train, *one, told) for one in zip(own, stages, strict=True)]
+        return results(side_by_side(tasks, experiment.device))
+
+
+@contextmanager
+def counted(title: str, epochs: int, report: Report | None = None) -> Iterator[Report]:
+    """Show how many of the ``epochs`` of several trainings are over; yield what they report to.
+
+    It calls ``report`` with what it is told.
+    """
+    with shown(title, epochs, patience=0) as progress:
+
+        def told(stage: str, epoch: int, values: Mapping[str, float]) -> None:
+            progress.advance()
+            if report:
+                report(stage, epoch, values)
+
+        yield told
 
 
 def _seed(experiment: Experiment, stage: Stage) -> int:
@@ -202,13 +236,15 @@ def run_stages(
             checkpoints[first.name] = take_step(experiment, first, sets.train, start)[0]
             continue
         shared = store.shared(experiment, first)
-        kept = shared.load() if shared else None
-        if kept:
-            trained = [Trained(*one) for one in kept["trained"]]
-        else:
-            trained = train_stages(experiment, members, sets, start, folder, report)
-            if shared:
-                shared.save({"trained": [tuple(one) for one in trained]})
+        # of several that are at work, one trains it
+        with alone(shared.path) if shared else nullcontext():
+            kept = shared.load() if shared else None
+            if kept:
+                trained = [Trained(*one) for one in kept["trained"]]
+            else:
+                trained = train_stages(experiment, members, sets, start, folder, report)
+                if shared:
+                    shared.save({"trained": [tuple(one) for one in trained]})
         checkpoints |= {s.name: one.checkpoint for s, one in zip(members, trained, strict=True)}
         histories += [one.history for one in trained]
     return checkpoints, histories
@@ -224,11 +260,17 @@ def run_experiment(
     """Train, finish and evaluate; return the metrics, named as in ``test/accuracy``.
 
     ``raw_folder`` is where OOD sets with files are. The metrics are kept in ``store`` and not
-    computed a second time; a training that was killed resumes from there.
+    computed a second time; a training that was killed resumes from there. Of equal experiments that
+    are run at once, one is trained.
     """
-    kept = store.metrics(experiment)
-    if kept is not None:
-        return kept
+    with alone(store.folder_of(experiment)):
+        kept = store.metrics(experiment)
+        return _run(experiment, sets, raw_folder, store, report) if kept is None else kept
+
+
+def _run(
+    experiment: Experiment, sets: Sets, raw_folder: Path, store: Store, report: Report | None
+) -> dict[str, float]:
     stages, folder, images = experiment.stages, store.folder_of(experiment), sets
     train, *others = sets
     sets = Sets(experiment.seen(train, training=True), *map(experiment.seen, others))

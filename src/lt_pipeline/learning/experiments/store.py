@@ -8,7 +8,7 @@ else: not when a default has changed, and not when two keys were alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -101,7 +101,7 @@ def stage_resume(
     experiment: Experiment,
     stage: Stage,
     checkpoints: Mapping[str, StateDict],
-    seen: Sequence[Images],
+    seen: Images,
     folder: Path,
 ) -> ResumeFile:
     """Return where in ``folder`` the training of ``stage`` goes on after it was killed.
@@ -109,15 +109,17 @@ def stage_resume(
     Its key is of what the stage is made of; for a later stage also of what it starts from, and of
     the images that it sees.
     """
-    made_of, path = MadeOf(experiment, stage), folder / f"{stage.group or stage.name}.pt"
+    made_of = MadeOf(experiment, stage)
+    # a group's stages are one node of the DAG, by whose name its states are found
+    path = folder / f"{f'{stage.group}.' * bool(stage.group)}{stage.name}.pt"
     digest = sha256(made_of.fingerprint.encode())
     for name, state in checkpoints.items():
         digest.update(name.encode())
         for part, value in sorted(state.items()):
             digest.update(part.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    for data in seen if stage.subset else ():
-        digest.update(content_hash(data).encode())
+    if stage.subset:
+        digest.update(content_hash(seen).encode())
     return ResumeFile(path, digest.hexdigest(), made_of.values)
 
 

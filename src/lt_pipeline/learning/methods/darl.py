@@ -16,6 +16,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.samplers import class_balanced
+from lt_pipeline.learning.engine.parallel import generator
 from lt_pipeline.learning.engine.protocol import Progress
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.losses import ambiguity as losses
@@ -190,7 +191,7 @@ class DARL(LGLA):
     def _mixture(self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Mixed:
         if not len(one[0]):
             return Mixed(one[0].float(), one[1], other[1], torch.empty(0, device=one[0].device))
-        return mix(*one, *other, self.options.mix, torch.default_generator)
+        return mix(*one, *other, self.options.mix, generator())
 
     def notes(self) -> list[str]:
         """Say how far the labels of a step are from those that the adjustment stands for."""

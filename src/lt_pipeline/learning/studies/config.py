@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from lt_pipeline.learning.evaluation.metrics.catalog import askable
 from lt_pipeline.learning.experiments.config import (
@@ -67,6 +67,21 @@ class Sweep(Config):
         blocks = [nested({self.path: value}, ".") for value in self.values]
         arms = [Arm.model_validate({"method": self.method, **block}) for block in blocks]
         return dict(zip(self.labels(), arms, strict=True))
+
+
+class AtOnceConfig(Config):
+    """How runs are done, which changes no result.
+
+    Attributes:
+        together: how many runs of a study, or of ``seeds``, are trained at once.
+    """
+
+    together: PositiveInt = 1
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> AtOnceConfig:
+        """Return what ``parameters`` say."""
+        return cls.read({name: parameters[name] for name in cls.model_fields if name in parameters})
 
 
 class StudyConfig(Config):
@@ -169,6 +184,22 @@ class StudyConfig(Config):
             for name, fold in (on or {"": None}).items()
             for label in self.all_arms()
         }
+
+    def at_once(
+        self, first_seed: int, folds: Sequence[int] = (), together: int = 1
+    ) -> list[list[str]]:
+        """Return the names of ``run_names``, those of ``together`` runs that are done at once.
+
+        What is done at once is on one fold.
+        """
+        by_fold: dict[int | None, list[str]] = {}
+        for name, (_, _, fold) in self.run_names(first_seed, folds).items():
+            by_fold.setdefault(fold, []).append(name)
+        return [
+            names[first : first + together]
+            for names in by_fold.values()
+            for first in range(0, len(names), together)
+        ]
 
     def experiments(self, parameters: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
         """Return the experiment of every arm by label, its own block over ``parameters``.

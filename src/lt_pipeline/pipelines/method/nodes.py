@@ -63,10 +63,8 @@ def train_group(members: Sequence[Stage]) -> Callable[..., list[Any]]:
     ) -> list[Any]:
         experiment, sets = Experiment(config, card), Sets(train, validation, test, auxiliary)
         start = _start(members[0], rest)
-        with tracking.epochs():
-            trained = run.train_stages(
-                experiment, members, sets, start, progress, tracking.log_epoch
-            )
+        with tracking.epochs() as report:
+            trained = run.train_stages(experiment, members, sets, start, progress, report)
         return [part for one in trained for part in one]
 
     return train

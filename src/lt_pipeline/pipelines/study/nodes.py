@@ -1,16 +1,17 @@
 """The runs of a study. One that was killed goes on where it was: finished ones are kept.
 
 They are kept by what was run and not by study: studies that share an arm train it once. On folds
-every run makes its own fold's data, from the images that are decoded once.
+every run makes its own fold's data, from the images that are decoded once. ``together`` says how
+many are trained at once; each has its own states to resume from, and its own run in MLflow.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import mlflow
 
 from lt_pipeline.learning.data.prepare import DataCard, DataConfig, PreparedData, make
 from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.engine.parallel import results, side_by_side
+from lt_pipeline.learning.engine.trainer import Report
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
-from lt_pipeline.learning.experiments.run import run_experiment
+from lt_pipeline.learning.experiments.run import counted, run_experiment
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.plan import Plan, Run
@@ -56,8 +59,8 @@ def plan_runs(study: str) -> Callable[..., Plan]:
     return plan
 
 
-def train_run(name: str) -> Callable[..., Values]:
-    """Return the node that does the run ``name``: its arm, its seed and its metrics.
+def train_runs(names: Sequence[str]) -> Callable[..., list[Values]]:
+    """Return the node that does the runs ``names`` at once: the arm, seed and metrics of each.
 
     One that fails says why under ``failed``, and the others go on.
     """
@@ -71,43 +74,77 @@ def train_run(name: str) -> Callable[..., Values]:
         auxiliary: Images,
         raw_folder: Path,
         finished_arms: Path,
-    ) -> Values:
+    ) -> list[Values]:
         sets = Sets(train, validation, test, auxiliary)
-        return _train(plan, name, card, sets, raw_folder, Store(finished_arms))
+        return _train_all(plan, names, card, sets, raw_folder, Store(finished_arms))
 
     return train
 
 
-def train_fold(name: str) -> Callable[..., Values]:
-    """Return the node that does the run ``name`` on its own fold, as ``train_run`` does."""
+def train_on_fold(names: Sequence[str]) -> Callable[..., list[Values]]:
+    """Return the node that does runs on one fold, as ``train_runs`` does."""
 
     def train(
         plan: Plan, card: DataCard, finished_arms: Path, raw_folder: Path, packed_folder: Path
-    ) -> Values:
-        fold = plan.runs[name].fold
+    ) -> list[Values]:
+        fold = plan.runs[names[0]].fold
         made = _prepared(_settings(card, fold), raw_folder, packed_folder)
-        sets, store = (
-            Sets(made.train, made.validation, made.test, made.auxiliary),
-            Store(finished_arms),
-        )
-        row = _train(plan, name, made.card, sets, raw_folder, store)
-        return {**row, "fold": fold}
+        sets = Sets(made.train, made.validation, made.test, made.auxiliary)
+        rows = _train_all(plan, names, made.card, sets, raw_folder, Store(finished_arms))
+        return [{**row, "fold": fold} for row in rows]
 
     return train
 
 
+def _train_all(
+    plan: Plan, names: Sequence[str], card: DataCard, sets: Sets, raw_folder: Path, store: Store
+) -> list[Values]:
+    """Do the runs ``names`` side by side."""
+    parent, device = mlflow.active_run(), Experiment(plan.runs[names[0]].config, card).device
+    if len(names) == 1:
+        return [_train(plan, names[0], card, sets, raw_folder, store, parent)]
+    epochs = sum(_epochs(Experiment(plan.runs[name].config, card)) for name in names)
+    with counted(f"{len(names)} runs at once", epochs) as told:
+        tasks = [
+            partial(_train, plan, name, card, sets, raw_folder, store, parent, told)
+            for name in names
+        ]
+        return results(side_by_side(tasks, device))
+
+
+def _epochs(experiment: Experiment) -> int:
+    budget = experiment.config.training.epochs
+    return sum(stage.passes(budget) for stage in experiment.stages if stage.trains)
+
+
 def _train(
-    plan: Plan, name: str, card: DataCard, sets: Sets, raw_folder: Path, store: Store
+    plan: Plan,
+    name: str,
+    card: DataCard,
+    sets: Sets,
+    raw_folder: Path,
+    store: Store,
+    parent: mlflow.ActiveRun | None,
+    told: Report | None = None,
 ) -> Values:
-    """Do the run ``name``, unless it is kept, and return what is known of it."""
+    """Do the run ``name``, unless it is kept, and return what is known of it.
+
+    ``parent`` is the study's run in MLflow; ``told`` is called after every epoch, too.
+    """
     run = plan.runs[name]
     experiment, kept = Experiment(run.config, card), _kept(store, run, card)
     done = f"{sorted(plan.runs).index(name) + 1}/{len(plan.runs)}"
     LOGGER.info("%s  %s%s", done, run.title, ", kept from before" * kept)
     row: Values = {"arm": run.label, "seed": run.config.seed}
     try:
-        with _nested_run(run, kept, card), tracking.epochs():
-            metrics = run_experiment(experiment, sets, raw_folder, store, tracking.log_epoch)
+        with _nested_run(run, kept, card, parent), tracking.epochs() as log_epoch:
+
+            def report(stage: str, epoch: int, values: Mapping[str, float]) -> None:
+                log_epoch(stage, epoch, values)
+                if told:
+                    told(stage, epoch, values)
+
+            metrics = run_experiment(experiment, sets, raw_folder, store, report)
             tracking.log_metrics(metrics)
     except Exception as error:
         # a bug of ours, too, must not take the other arms with it
@@ -136,18 +173,23 @@ def _card_of(card: DataCard, fold: int, raw_folder: Path, packed_folder: Path) -
 
 
 @contextmanager
-def _nested_run(run: Run, kept: bool, card: DataCard) -> Iterator[None]:
-    """Log what happens inside to a run of its own below the active one; without one, nowhere.
+def _nested_run(
+    run: Run, kept: bool, card: DataCard, parent: mlflow.ActiveRun | None
+) -> Iterator[None]:
+    """Log what happens inside to a run of its own below ``parent``; without one, nowhere.
+
+    The active run is a thread's own: another thread has none.
 
     It has the names of a method's own run, and its tags: they can be compared.
     """
-    parent, config = mlflow.active_run(), run.config
     if parent is None:
         yield
         return
-    tags = mlflow.MlflowClient().get_run(parent.info.run_id).data.tags
+    config, above = run.config, parent.info.run_id
+    tags = mlflow.MlflowClient().get_run(above).data.tags
     on = {} if run.fold is None else {"fold": run.fold, "data_hash": card.data_hash}
-    with mlflow.start_run(run_name=run.title, nested=True):
+    where = {"experiment_id": parent.info.experiment_id, "parent_run_id": above}
+    with mlflow.start_run(run_name=run.title, nested=True, **where):
         tracking.set_tags({key: tags[key] for key in tracking.INHERITED if key in tags})
         tracking.set_tags({"seed": config.seed, "method": config.method, "kept_from_before": kept})
         tracking.set_tags(on)

@@ -5,27 +5,29 @@ On folds they are pooled in place of papers' figures, which are of other test se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.pipelines.study.folds import pool, tabulate_folds
-from lt_pipeline.pipelines.study.nodes import plan_runs, train_fold, train_run
+from lt_pipeline.pipelines.study.nodes import plan_runs, train_on_fold, train_runs
 from lt_pipeline.reports.studies import draw, summarise, tabulate
 
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 
-def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) -> Pipeline:
+def create_pipeline(study: str, runs: Iterable[Sequence[str]], *, folded: bool = False) -> Pipeline:
     """Return the pipeline of ``study``, in a namespace of its name; ``runs`` name its runs' nodes.
 
-    They follow from its block in conf/: ``StudyConfig.run_names``. Where it is ``folded`` they are
-    on folds, and what is tested once in all of them is pooled.
+    They follow from its block in conf/: ``StudyConfig.at_once``; several names are of one node,
+    which does these runs at once. Where it is ``folded`` they are on folds, and what is tested once
+    in all of them is pooled.
     """
-    names, images = list(runs), ["raw_folder", "packed_folder"]
+    nodes, images = list(runs), ["raw_folder", "packed_folder"]
+    names = [name for members in nodes for name in members]
     beside = ["plan", "data_card", "runs", "summary", "papers"]
-    one = train_fold if folded else train_run
+    doing = train_on_fold if folded else train_runs
     given = ["finished_arms", *images] if folded else [*SETS, "raw_folder", "finished_arms"]
     return Pipeline(
         [
@@ -38,13 +40,13 @@ def create_pipeline(study: str, runs: Iterable[str], *, folded: bool = False) ->
             ),
             *(
                 Node(
-                    one(name),
+                    doing(members),
                     inputs=["plan", "data_card", *given],
-                    outputs=f"{name}_run",
-                    name=name,
+                    outputs=[f"{name}_run" for name in members],
+                    name="_to_".join(dict.fromkeys((members[0], members[-1]))),
                     tags="training",
                 )
-                for name in names
+                for members in nodes
             ),
             Node(
                 summarise,

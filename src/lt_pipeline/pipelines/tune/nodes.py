@@ -168,8 +168,8 @@ def test_best(
 
     experiment = Experiment(sweep.experiment(best["params"]), card)
     sets, store = Sets(train, validation, test, auxiliary), Store(folder / TRIALS)
-    with tracking.epochs():
-        metrics = run_experiment(experiment, sets, raw_folder, store, tracking.log_epoch)
+    with tracking.epochs() as report:
+        metrics = run_experiment(experiment, sets, raw_folder, store, report)
     # what stages of several trials have in common, and what lost trials left that ended elsewhere
     for path in store.folder.iterdir():
         if not (path / KEPT).exists():

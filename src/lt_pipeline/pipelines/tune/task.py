@@ -107,10 +107,10 @@ class Task:
         validation, auxiliary = map(experiment.seen, others)
         nothing = validation[torch.arange(0, device=validation.labels.device)]
         stages = [stage for stage in experiment.stages if stage.role != "reference"]
-        before, metric = _epochs_before(experiment), self.metric
+        before, metric, log_epoch = _epochs_before(experiment), self.metric, tracking.to_this_run()
 
         def follow(stage: str, epoch: int, values: Mapping[str, float]) -> None:
-            tracking.log_epoch(stage, epoch, values)
+            log_epoch(stage, epoch, values)
             if stage in before and metric.key in values:
                 report(before[stage] + epoch, values[metric.key])
 
