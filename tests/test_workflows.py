@@ -277,15 +277,15 @@ def test_the_cost_step_writes_the_tables_of_both_benchmarks_to_the_page(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert page.read_text().splitlines() == [
-        "table of benchmarks/branch_cost.py --backbone",
         "table of -m benchmarks.gpu",
+        "table of benchmarks/together_cost.py --methods",
     ]
-    packed, measured, branches = map(str.split, (tmp_path / "calls").read_text().splitlines())
+    packed, measured, together = map(str.split, (tmp_path / "calls").read_text().splitlines())
     asked = [told(words[2], words[3:]) for words in (packed, measured)]
     assert asked[0].out == asked[1].pack, "what is packed is measured"
     assert {*asked[0].methods} <= {*methods.available()}
-    monkeypatch.setattr(sys, "argv", branches)
-    assert importlib.import_module("branch_cost").parse().out.parent == asked[1].out
+    monkeypatch.setattr(sys, "argv", together)
+    assert importlib.import_module("together_cost").parse().out.parent == asked[1].out
 
 
 def told(command: str, words: list[str]) -> argparse.Namespace:

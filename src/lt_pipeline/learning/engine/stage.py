@@ -43,7 +43,7 @@ class Stage:
         start: the earlier stages whose checkpoints it starts from; none is from scratch.
         role: ``line`` leads to the model; a ``branch`` does with others like it; a ``reference``
             is there to compare with.
-        group: stages of one group are trained as one batched computation, in one node.
+        group: stages of one group are trained side by side, in one node.
         folded: the methods that were folded before it, innermost first.
         anew: submodules and parameters that begin as they were built, whatever it starts from.
         subset: the images that it sees; None are all. Stages without gradients see those of the

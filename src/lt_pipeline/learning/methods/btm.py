@@ -70,7 +70,7 @@ class BranchesConfig(Config):
         weight_decay: of all weights.
         mix: how a batch is mixed with itself; ``pretrain`` is as the method trained first does.
         where: what learns (table 8).
-        together: train all as one batched computation, in one node, where memory allows.
+        together: train all side by side, in one node, where memory allows.
     """
 
     symbols: ClassVar[Mapping[str, str]] = {"N_D": "sets", "N_C": "images"}
