@@ -304,7 +304,10 @@ def test_a_step_that_changes_what_a_graph_takes_for_given_is_not_captured(kind, 
 
 def test_what_cannot_be_captured_in_the_end_is_taken_plainly(monkeypatch, caplog):
     def refuse(self, batch):
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernels")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(Taped, "record", refuse)
     assert steps_of(own(Method)).made == {"plain": 6}
@@ -404,6 +407,22 @@ def test_on_a_gpu_nothing_waits_in_a_whole_epoch(name):
     for stage in stages(one):
         step, *_ = trained(one, Watched, stage, torch.device("cuda"))
         assert step.graphs
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_cannot_be_captured_is_taken_plainly_and_draws_go_on(caplog):
+    class Waiting(Method):
+        def loss(self, batch, progress):
+            terms = super().loss(batch, progress)
+            (value,) = terms.values()
+            return {"kept": nn.functional.dropout(value, 0.1) * float(value.detach() > 0)}
+
+    one = experiment("ce")
+    method, device, config = own(Waiting), torch.device("cuda"), one.config.training
+    step = Captured(method, one.stages[0], config, device)
+    Trainer([step], [one.stages[0]], [toy_images()], [0]).run({})
+    assert step.given_up
+    assert "Steps of stage train are not captured: " in caplog.text
 
 
 @pytest.mark.gpu

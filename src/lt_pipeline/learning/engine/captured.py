@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdRef
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
@@ -146,7 +147,7 @@ class Captured(Plain):
             with self._as_tensors():
                 terms, replay = self.record(mine)
         except RuntimeError as error:
-            self._give_up(str(error).strip().splitlines()[0], error)
+            self._give_up(_first(error))
         else:
             self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
 
@@ -184,7 +185,8 @@ class Captured(Plain):
             if isinstance(value, SWITCHES)
         }
         for name, tensor in chain(method.named_parameters(), method.named_buffers()):
-            found[name] = (tensor.data_ptr(), tensor.requires_grad)
+            # another tensor may lie where this one lay
+            found[name] = (WeakIdRef(tensor), tensor.data_ptr(), tensor.requires_grad)
         return found
 
     @contextmanager
@@ -203,16 +205,28 @@ class Captured(Plain):
             for group, values in zip(groups, before, strict=True):
                 group.update(values)
 
-    def _give_up(self, why: str, error: RuntimeError) -> None:
+    def _give_up(self, error: BaseException) -> None:
+        why = str(error).strip().splitlines()[0]
         if self.config.step == "captured":
             raise UserError(refusal(self.stage.name, why)) from error
         LOGGER.warning("Steps of stage %s are not captured: %s", self.stage.name, why)
+        if self.device.type == "cuda":
+            # a capture that breaks off leaves the device's generator waiting for a graph
+            generator = torch.cuda.default_generators[self.side.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
         self.forget()
         self.given_up = True
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first: the end of a broken capture has an error of its own."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
