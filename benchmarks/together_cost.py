@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,22 @@ def rows(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[s
             tasks = [partial(train, config, seed, data, arguments.images) for seed in range(count)]
             ways = {
                 "one after the other": lambda tasks=tasks: [task() for task in tasks],
+                "and each on one thread": lambda tasks=tasks: on_one_thread(tasks),
                 "at once": lambda tasks=tasks: results(side_by_side(tasks, device)),
             }
             taken = take_turns(ways, arguments.repeats, device)
             seen = count * arguments.epochs * (arguments.images or len(data.sets.train))
             for row in against_first(taken, seen):
                 yield {"method": method, "networks": count, **row}
+
+
+def on_one_thread(tasks: Sequence[Callable[[], object]]) -> None:
+    """Do ``tasks`` one after the other, with one thread of torch's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for task in tasks:
+        task()
+    torch.set_num_threads(before)
 
 
 def train(config: ExperimentConfig, seed: int, data: Prepared, images: int | None) -> None:

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdRef
 
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
+from lt_pipeline.learning.engine.parallel import alone
 from lt_pipeline.learning.engine.protocol import Learner, Objective, Progress, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Compiled, Plain, Terms
@@ -156,8 +157,12 @@ class Captured(Plain):
         graph = torch.cuda.CUDAGraph()
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        # other threads, as those that read images, may go on with what they do
-        with torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"):
+        # other threads, as those that train or read images, may go on with what they do, but to
+        # begin a capture waits for the device, which must not be while there is another one
+        with (
+            alone("capture"),
+            torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"),
+        ):
             terms = super().__call__([batch], self.progress)
         return terms, graph.replay
 

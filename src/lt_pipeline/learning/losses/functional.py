@@ -154,15 +154,14 @@ def check_counts(class_counts: Tensor) -> None:
 def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels ``[B]`` on the CPU that name no class; on a GPU this would be a wait a step.
 
-    Under ``torch.vmap`` and in a compiled step labels have no values to look at, and pass.
+    In a compiled step labels have no values to look at, and pass.
 
     Raises:
         ValueError: naming the range.
     """
     if torch.compiler.is_compiling():
         return
-    batched = torch._C._functorch.is_batchedtensor(labels)
-    if labels.device.type != "cpu" or batched or not len(labels):
+    if labels.device.type != "cpu" or not len(labels):
         return
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= classes:
