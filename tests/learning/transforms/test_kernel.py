@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lt_pipeline.learning.transforms import augment as module
-from lt_pipeline.learning.transforms import autoaugment, trivialaugment
+from lt_pipeline.learning.transforms import autoaugment, trivialaugment, views
 from lt_pipeline.learning.transforms.augment import (
     AugmentConfig,
     Drawn,
@@ -23,17 +25,32 @@ from lt_pipeline.learning.transforms.augment import (
     has_triton,
 )
 from lt_pipeline.learning.transforms.operations import OPERATIONS, SIGNED
+from lt_pipeline.learning.transforms.views import (
+    ContrastConfig,
+    View,
+    apply_view,
+    contrast_view,
+    draw_view,
+)
 from toys import scenes, seeded
 
+PLAIN = dict.fromkeys(("crop_padding", "flip", "cutout"), 0)
 WHOLE = {"crop_padding": 3, "flip": 0.5, "cutout": 7}
+STILL = {"crop_scale": (1, 1), **dict.fromkeys(("flip", "jitter", "grayscale", "blur"), 0)}
+VIEW = ContrastConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
 # Interpreted is what was so when triton was imported.
 RUN = """
 import sys, torch
-from lt_pipeline.learning.transforms import kernel
-from lt_pipeline.learning.transforms.augment import AugmentConfig, Drawn
-cases = torch.load(sys.argv[1])
-torch.save([kernel.apply(x, Drawn(*d), AugmentConfig(**c)) for x, d, c in cases], sys.argv[2])
+from lt_pipeline.learning.transforms import kernel, view_kernel
+plain, seen = torch.load(sys.argv[1], weights_only=False)
+found = [kernel.apply(*asked) for asked in plain], [view_kernel.apply(*asked) for asked in seen]
+torch.save(found, sys.argv[2])
 """
+
+
+def on(drawn, change):
+    """Return what is ``drawn`` with a change of each of its tensors."""
+    return tree_map(lambda part: change(part) if isinstance(part, Tensor) else part, drawn)
 
 
 def every_operation():
@@ -50,65 +67,102 @@ def every_operation():
 
 
 def cases():
-    """Return what is augmented: images, what they have drawn, and by which parameters."""
-    operations, plain = every_operation(), dict.fromkeys(("crop_padding", "flip", "cutout"), 0)
-    count = operations.size.shape[1]
-    for shape in ((count, 3, 12, 10), (count, 1, 17, 16)):
-        yield scenes(*shape), operations, plain
-    flat = torch.full((count, 3, 2, 9), 77, dtype=torch.uint8)
-    yield flat, operations, plain
+    """Yield what is augmented: images, what they have drawn, and by which parameters."""
+    operations, none = every_operation(), AugmentConfig(**PLAIN)
+    some = on(operations, lambda part: part[:, ::3])
+    count, few = operations.size.shape[1], some.size.shape[1]
+    yield scenes(count, 3, 12, 10), operations, none
+    yield scenes(few, 1, 17, 16), some, none
+    yield torch.full((few, 1, 2, 9), 77, dtype=torch.uint8), some, none
     for seed, (name, shape) in enumerate([
-        ("autoaugment", (32, 3, 32, 32)),
-        ("trivialaugment", (16, 3, 13, 24)),
-        ("autoaugment", (8, 1, 28, 28)),
+        ("autoaugment", (20, 3, 32, 32)),
+        ("trivialaugment", (10, 3, 13, 24)),
+        ("autoaugment", (6, 1, 28, 28)),
     ]):  # fmt: skip
-        how = {**WHOLE, name: True, "autoaugment_fill": 90}
-        yield scenes(*shape), draw(shape, AugmentConfig(**how), seeded(seed)), how
-    for how in (WHOLE, {**WHOLE, "cutout": 0}, {**plain, "flip": 0.5}, {**plain, "cutout": 5}):
-        images = scenes(6, 9, 11, 3).permute(0, 3, 1, 2)  # in no usual order
-        yield images, draw(images.shape, AugmentConfig(**how), seeded(1)), how
+        config = AugmentConfig(**WHOLE, **{name: True}, autoaugment_fill=90)
+        yield scenes(*shape), draw(shape, config, seeded(seed)), config
+    for how in (WHOLE, {**WHOLE, "cutout": 0}, {**PLAIN, "flip": 0.5}, {**PLAIN, "cutout": 5}):
+        images = scenes(4, 9, 11, 3).permute(0, 3, 1, 2)  # in no usual order
+        config = AugmentConfig(**how)
+        yield images, draw(images.shape, config, seeded(1)), config
 
 
-def check(found, expected, drawn, halves=0.0):
-    """Check that it is what is expected to as many grey levels as it has had operations.
+def seen():
+    """Yield images, and the views of them that they have drawn."""
+    jitter = {"jitter": 1, **dict.fromkeys(("brightness", "contrast", "saturation"), 0)}
+    for count, changes in (
+        (8, None),
+        (4, {"flip": 0.5}),
+        (6, {"crop_scale": (0.1, 0.9)}),
+        (6, {"jitter": 0.8, "hue": 0}),
+        (6, {**jitter, "hue": 0.4}),
+        (4, {"grayscale": 0.5}),
+        (4, {"blur": 0.7, "blur_sigma": (0.1, 1.5)}),
+    ):
+        config = VIEW if changes is None else ContrastConfig(**{**STILL, **changes})
+        for shape in ((count, 3, 13, 12), (2, 1, 3, 16)):
+            yield scenes(*shape), draw_view(scenes(*shape), config, seeded(3))
+
+
+def check(found, expected, steps, halves=0.0):
+    """Check that it is what is expected to as many grey levels as it has had ``steps``.
 
     One can round a half to either level, which the next can spread. ``halves`` are the share of
     pixels from a place between two, which can be either's.
     """
     gap = (found.int() - expected.int()).abs()
-    steps = 0 if drawn.size is None else len(drawn.size)
     assert (found.dtype, found.shape) == (torch.uint8, expected.shape)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert float((gap > 0).float().mean()) < 0.002 * steps + 1e-9
-    assert float((gap > 1).float().mean()) < 0.0005 * (steps > 1) + halves + 1e-9
+    pixels = gap.numel()
+    assert int((gap > 0).sum()) <= (0.003 * pixels + 2) * steps + halves * pixels
+    assert int((gap > 1).sum()) <= 0.0005 * pixels * (steps > 1) + halves * pixels
+
+
+def steps_of(drawn):
+    return 0 if drawn.size is None else len(drawn.size)
 
 
 @pytest.mark.slow
-def test_interpreted_the_kernel_does_what_pytorch_does_to_a_grey_level(tmp_path):
+def test_interpreted_the_kernels_do_what_pytorch_does_to_a_grey_level(tmp_path):
     pytest.importorskip("triton")
-    asked = [(images, tuple(drawn), config) for images, drawn, config in cases()]
+    asked = [*cases()], [*seen()]
     torch.save(asked, tmp_path / "asked")
     words = [sys.executable, "-c", RUN, str(tmp_path / "asked"), str(tmp_path / "found")]
     subprocess.run(words, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    for (images, drawn, config), found in zip(asked, torch.load(tmp_path / "found"), strict=True):
-        check(found, apply(images, Drawn(*drawn), AugmentConfig(**config)), Drawn(*drawn))
+    augmented, views_of = torch.load(tmp_path / "found")
+    for (images, drawn, config), found in zip(asked[0], augmented, strict=True):
+        check(found, apply(images, drawn, config), steps_of(drawn))
+    for (images, drawn), found in zip(asked[1], views_of, strict=True):
+        check(found, apply_view(images, drawn), 1)
+
+
+KINDS = {
+    **dict.fromkeys(("images", "found", "mirrored", "grey", "applied"), "*u8"),
+    **dict.fromkeys(("corner", "operations", "centre", "boxes", "kinds"), "*i64"),
+    **dict.fromkeys(("sizes", "factors", "hue", "sigma"), "*fp32"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 64])
-def test_it_becomes_code_of_an_h100_that_spills_no_registers(side, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "name", "constant"),
+    [("kernel", "_augment", "steps"), ("view_kernel", "_view", "reach")],
+)
+def test_they_become_code_of_an_h100_that_keeps_an_image_in_registers(
+    file, name, constant, side, tmp_path
+):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from lt_pipeline.learning.transforms import kernel
+    from lt_pipeline.learning.transforms import kernel, view_kernel
 
-    pixels = side * side
-    shapes = {"steps": 2, "channels": 3, "height": side, "width": side, "pixels": pixels}
-    kinds = dict.fromkeys(kernel._augment.arg_names, "i32") | dict.fromkeys(shapes, "constexpr")
-    kinds |= dict.fromkeys(("images", "found", "mirrored"), "*u8") | {"sizes": "*fp32"}
-    kinds |= dict.fromkeys(("corner", "operations", "centre"), "*i64")
-    source = triton.compiler.ASTSource(kernel._augment, kinds, shapes)
-    options = {"num_warps": pixels // 256, "enable_fp_fusion": False}
+    made_of = getattr({"kernel": kernel, "view_kernel": view_kernel}[file], name)
+    constants = {constant: 2, "channels": 3, "height": side, "width": side, "pixels": side * side}
+    kinds = dict.fromkeys(made_of.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
+    kinds |= {name: kind for name, kind in KINDS.items() if name in kinds}
+    source = triton.compiler.ASTSource(made_of, kinds, constants)
+    options = {"num_warps": side * side // 256, "enable_fp_fusion": False}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     (tmp_path / "cubin").write_bytes(made.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -116,24 +170,43 @@ def test_it_becomes_code_of_an_h100_that_spills_no_registers(side, tmp_path):
     registers, stack = (int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK"))
     assert registers * 32 * made.metadata.num_warps <= 65536, "what a multiprocessor has"
     assert stack <= 32, "what sine and cosine of large angles take"
-    assert made.metadata.shared == 4 * pixels, "one channel at a time"
+    assert made.metadata.shared == 4 * side * side, "one channel at a time"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Return what kernels are asked for, which PyTorch then does."""
+    found = []
+    monkeypatch.setattr(module, "has_triton", lambda device: True)
+    for room, ours in ((module, apply), (views, apply_view)):
+        monkeypatch.setattr(
+            room, "in_a_kernel", lambda *given, ours=ours: found.append(given) or ours(*given)
+        )
+    return found
 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
-def test_where_there_is_a_kernel_it_has_what_pytorch_would_have(policy, monkeypatch):
-    seen = []
-    monkeypatch.setattr(module, "has_triton", lambda device: True)
-    monkeypatch.setattr(module, "in_a_kernel", lambda *asked: seen.append(asked) or apply(*asked))
+def test_where_there_are_kernels_they_have_what_pytorch_would_have(policy, asked, monkeypatch):
     images = scenes(20, 3, 16, 16)
     plain = AugmentConfig(**WHOLE, **{policy: True})
     photos = plain.model_copy(update={"crop_scale": (0.5, 1.0), "hue": 0.1})
     found = [augment(images, config, seeded()) for config in (plain, photos)]
-    drawn = [asked[1] for asked in seen]
-    assert None not in drawn[0]
-    assert drawn[1].corner is drawn[1].mirrored is None, "that has been done"
+    drawn, box, jitter, rest = (given[1] for given in asked)
+    assert None not in drawn
+    assert box._replace(boxes=None) == jitter._replace(jitter=None) == View()
+    assert rest.corner is rest.mirrored is None, "that has been done"
     monkeypatch.undo()
     for config, one in zip((plain, photos), found, strict=True):
         assert torch.equal(one, augment(images, config, seeded()))
+
+
+def test_a_view_is_one_kernel(asked, monkeypatch):
+    images = scenes(20, 3, 16, 16)
+    found = contrast_view(images, VIEW, seeded())
+    ((_, drawn),) = asked
+    assert None not in drawn
+    monkeypatch.undo()
+    assert torch.equal(found, contrast_view(images, VIEW, seeded()))
 
 
 def test_small_images_on_a_gpu_with_triton_have_a_kernel(monkeypatch):
@@ -154,38 +227,46 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 
 
 def on_gpu(drawn):
-    return Drawn(*(part if part is None else part.cuda() for part in drawn))
+    return on(drawn, Tensor.cuda)
 
 
 @pytest.mark.gpu
 @gpu
-def test_on_a_gpu_the_kernel_does_what_pytorch_does_to_a_grey_level():
-    from lt_pipeline.learning.transforms import kernel
+def test_on_a_gpu_the_kernels_do_what_pytorch_does_to_a_grey_level():
+    from lt_pipeline.learning.transforms import kernel, view_kernel
 
     more = []
     for side, policy in ((32, "autoaugment"), (64, "autoaugment"), (32, "trivialaugment")):
-        how = {**WHOLE, policy: True}
+        config = AugmentConfig(**WHOLE, **{policy: True})
         images = scenes(2000, 3, side, side)
-        more.append((images, draw(images.shape, AugmentConfig(**how), seeded(side)), how))
+        more.append((images, draw(images.shape, config, seeded(side)), config))
     for images, drawn, config in (*cases(), *more):
-        there, how = images.cuda(), AugmentConfig(**config)
-        found = kernel.apply(there, on_gpu(drawn), how).cpu()
-        check(found, apply(there, on_gpu(drawn), how).cpu(), drawn)
-        check(found, apply(images, drawn, how), drawn, halves=0.001)
+        there, own = images.cuda(), on_gpu(drawn)
+        found = kernel.apply(there, own, config)
+        check(found, apply(there, own, config), steps_of(drawn))
+        check(found.cpu(), apply(images, drawn, config), steps_of(drawn), halves=0.001)
+    for images, drawn in seen():
+        found = view_kernel.apply(images.cuda(), on_gpu(drawn))
+        check(found, apply_view(images.cuda(), on_gpu(drawn)), 1)
 
 
 @pytest.mark.gpu
 @gpu
 @pytest.mark.parametrize("side", [32, 80])
-@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment", "view"])
 def test_on_a_gpu_nothing_waits_for_the_host(policy, side):
     images = scenes(300, 3, side, side).cuda()
     generator = torch.Generator("cuda").manual_seed(0)
-    config = AugmentConfig(**WHOLE, **{policy: True})
-    augment(images, config, generator)  # tables are there, and the kernel is compiled
+
+    def treated():
+        if policy == "view":
+            return contrast_view(images, VIEW, generator)
+        return augment(images, AugmentConfig(**WHOLE, **{policy: True}), generator)
+
+    treated()  # tables are there, and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = augment(images, config, generator)
+        found = treated()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert found.is_contiguous(memory_format=torch.channels_last) == (side == 32)

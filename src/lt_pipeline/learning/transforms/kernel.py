@@ -15,10 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from lt_pipeline.learning.transforms.augment import AugmentConfig, Drawn
+from lt_pipeline.learning.transforms.on_triton import (
+    grey_of,
+    launch,
+    mean_of,
+    moved_from,
+    rounded,
+    store,
+)
 from lt_pipeline.learning.transforms.operations import OPERATIONS
 
-# Adding and taking away 1.5 x 2^23 leaves no bits for halves: round() of torch's, half to even.
-_HALVES = tl.constexpr(12582912.0)
 _SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE = (
     tl.constexpr(OPERATIONS.index(name))
     for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
@@ -38,40 +44,31 @@ def apply(images: Tensor, drawn: Drawn, config: AugmentConfig) -> Tensor:
 
     H x W is at most ``KERNEL_PIXELS``, N at least 1. One launch; nothing waits for the host.
     """
-    count, channels, height, width = images.shape
-    found = torch.empty_like(images, memory_format=torch.channels_last)
-    pixels = max(triton.next_power_of_2(height * width), 256)
     mirrored = None if drawn.mirrored is None else drawn.mirrored.view(torch.uint8)
-    _augment[(count,)](
-        *(images, found, drawn.corner, mirrored, drawn.operation, drawn.size, drawn.centre),
-        *(count, *images.stride(), config.crop_padding, config.autoaugment_fill),
-        *(config.cutout // 2,),
+    return launch(
+        _augment,
+        images,
+        *(drawn.corner, mirrored, drawn.operation, drawn.size, drawn.centre),
+        *(config.crop_padding, config.autoaugment_fill, config.cutout // 2),
         steps=0 if drawn.operation is None else len(drawn.operation),
-        channels=channels,
-        height=height,
-        width=width,
-        pixels=pixels,
-        num_warps=pixels // 256,
-        # a product and a sum have one rounding only where they have it in torch's lerp, too
-        enable_fp_fusion=False,
     )
-    return found
 
 
-@triton.jit
+# or a last, smaller part of an epoch would be compiled for anew
+@triton.jit(do_not_specialize=["count", "padding", "fill", "reach"])
 def _augment(
     images,
     found,
-    corner,
-    mirrored,
-    operations,
-    sizes,
-    centre,
     count,
     of_image,
     of_channel,
     of_row,
     of_column,
+    corner,
+    mirrored,
+    operations,
+    sizes,
+    centre,
     padding,
     fill,
     reach,
@@ -105,11 +102,7 @@ def _augment(
         right = column - tl.load(centre + count + image).to(tl.int32)
         cut = (down >= -reach) & (down < reach) & (right >= -reach) & (right < reach)
         red, green, blue = tl.where(cut, 0, red), tl.where(cut, 0, green), tl.where(cut, 0, blue)
-    target = found + image.to(tl.int64) * (height * width * channels) + place * channels
-    tl.store(target, red.to(tl.uint8), real)
-    if channels == 3:
-        tl.store(target + 1, green.to(tl.uint8), real)
-        tl.store(target + 2, blue.to(tl.uint8), real)
+    store(found, image, place, real, red, green, blue, height * width, channels)
 
 
 @triton.jit
@@ -145,9 +138,9 @@ def _step(
     if (operation >= _SHEAR_X) & (operation <= _ROTATE):
         source, covered = _moved(operation, size, row, column, real, height, width)
     if (operation == _COLOR) | (operation == _CONTRAST):
-        plain = _grey(red, green, blue, channels)
+        plain = grey_of(red, green, blue, channels)
     if operation == _CONTRAST:
-        plain = tl.zeros_like(plain) + tl.sum(tl.where(real, plain, 0.0), 0) / (height * width)
+        plain = mean_of(plain, real, height * width)
     red = _operate(
         red, operation, size, source, covered, plain, row, column, real, fill, height, width
     )
@@ -173,8 +166,8 @@ def _moved(operation, size, row, column, real, height: tl.constexpr, width: tl.c
     from_y = (shear_y + sin) * x + cos * y + shear_y * width * 0.5
     right = tl.where(operation == _TRANSLATE_X, size, 0.0).to(tl.int32).to(tl.float32)
     down = tl.where(operation == _TRANSLATE_Y, size, 0.0).to(tl.int32).to(tl.float32)
-    from_column = _rounded(from_x - right + (width - 1) / 2)
-    from_row = _rounded(from_y - down + (height - 1) / 2)
+    from_column = rounded(from_x - right + (width - 1) / 2)
+    from_row = rounded(from_y - down + (height - 1) / 2)
     inside = real & (from_row >= 0) & (from_row < height)
     inside &= (from_column >= 0) & (from_column < width)
     return tl.where(inside, from_row * width + from_column, 0), inside
@@ -203,7 +196,7 @@ def _operate(
     elif operation == _SHARPNESS:
         plane = _blended(_smooth(plane, row, column, height, width), plane, size)
     elif operation == _POSTERIZE:
-        plane &= 256 - (1 << (8 - _rounded(size)))
+        plane &= 256 - (1 << (8 - rounded(size)))
     elif (operation == _SOLARIZE) | (operation == _INVERT):
         plane = tl.where(plane < 255 * size, plane, 255 - plane)
     elif operation == _AUTOCONTRAST:
@@ -214,25 +207,8 @@ def _operate(
 
 
 @triton.jit
-def _rounded(x):
-    return ((x + _HALVES) - _HALVES).to(tl.int32)
-
-
-@triton.jit
-def _grey(red, green, blue, channels: tl.constexpr):
-    if channels == 1:
-        return red.to(tl.float32)
-    return 0.2989 * red.to(tl.float32) + 0.587 * green.to(tl.float32) + 0.114 * blue.to(tl.float32)
-
-
-@triton.jit
 def _blended(plain, plane, size):
-    """Return ``plane`` moved from ``plain`` (size < 0: towards it), as ``torch.lerp``."""
-    factor, full = 1 + size, plane.to(tl.float32)
-    near = tl.abs(factor) < 0.5
-    weight, base = tl.where(near, factor, factor - 1), tl.where(near, plain, full)
-    found = tl.fma(tl.zeros_like(plain) + weight, full - plain, base)
-    return _rounded(tl.minimum(tl.maximum(found, 0.0), 255.0))
+    return rounded(moved_from(plain, plane.to(tl.float32), 1 + size))
 
 
 @triton.jit

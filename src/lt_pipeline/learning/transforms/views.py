@@ -24,7 +24,8 @@ from lt_pipeline.learning.transforms.augment import (
     Shares,
     Strength,
     coins,
-    random_flip,
+    flip_where,
+    has_kernel,
 )
 
 # Pixels treated together (512 images of 32 x 32): few enough for the intermediate floats to stay in
@@ -75,30 +76,71 @@ def contrast_view(images: Tensor, config: ContrastConfig, generator: torch.Gener
 
     N >= 1. The order is crop and flip, jitter, grayscale, blur. ``generator`` lives on the device
     of ``images``, which stay as they are. Raises ValueError unless there are 1 or 3 channels, or
-    neither jitter nor grayscale.
+    neither jitter nor grayscale. On a GPU small images have one kernel, channels last.
     """
     channels, height, width = images.shape[1:]
     config.check((channels, height, width))
+    if has_kernel(images):
+        return in_a_kernel(images, draw_view(images, config, generator))
     pieces = images.split(max(1, PIECE // (height * width)))
-    return torch.cat([_view(piece, config, generator) for piece in pieces])
+    return torch.cat([apply_view(piece, draw_view(piece, config, generator)) for piece in pieces])
 
 
-def _view(images: Tensor, config: ContrastConfig, generator: torch.Generator) -> Tensor:
-    if config.flip:
-        images = random_flip(images, config.flip, generator)  # first: bytes are faster to copy
+class View(NamedTuple):
+    """What N images draw; None is what is off.
+
+    ``mirrored`` bool ``[N]``; ``boxes`` int64 ``[4, N]`` (``draw_crops``); ``jitter``
+    (``draw_jitter``); ``grey`` bool ``[N]``; ``sigma`` float32 ``[N]`` of a blur that reaches
+    ``reach`` pixels.
+    """
+
+    mirrored: Tensor | None = None
+    boxes: Tensor | None = None
+    jitter: Jitter | None = None
+    grey: Tensor | None = None
+    sigma: Tensor | None = None
+    reach: int = 0
+
+
+def draw_view(images: Tensor, config: ContrastConfig, generator: torch.Generator) -> View:
+    """Draw for ``images`` ``[N, C, H, W]``, on the device of ``generator``."""
+    count, crops = len(images), config.crop_scale != (1, 1)
+    return View(
+        coins(count, config.flip, generator) if config.flip else None,
+        draw_crops(images, config.crop_scale, generator) if crops else None,
+        draw_jitter(count, config, generator) if config.jitter else None,
+        coins(count, config.grayscale, generator) if config.grayscale else None,
+        _draw_sigma(count, config, generator) if config.blur else None,
+        math.ceil(3 * config.blur_sigma[1]),
+    )
+
+
+def _draw_sigma(count: int, config: ContrastConfig, generator: torch.Generator) -> Tensor:
+    sigma = _uniform(*config.blur_sigma, (count,), generator)
+    return sigma.where(coins(count, config.blur, generator), 0.0)
+
+
+def apply_view(images: Tensor, drawn: View) -> Tensor:
+    """Return ``images`` uint8 ``[N, C, H, W]`` after what each has ``drawn``."""
+    if drawn.mirrored is not None:
+        images = flip_where(images, drawn.mirrored)  # first: bytes are faster to copy
     view = images.float()
-    if config.crop_scale != (1, 1):
-        view = crop_and_resize(view, draw_crops(view, config.crop_scale, generator))
-    if config.jitter:
-        view = apply_jitter(view, draw_jitter(len(view), config, generator))
-    if config.grayscale:
-        turns = coins(len(view), config.grayscale, generator).view(-1, 1, 1, 1)
-        view = torch.where(turns, luma(view), view)
-    if config.blur:
-        sigma = _uniform(*config.blur_sigma, (len(view),), generator)
-        sigma = sigma.where(coins(len(view), config.blur, generator), 0.0)
-        view = blur(view, sigma, math.ceil(3 * config.blur_sigma[1]))
+    if drawn.boxes is not None:
+        view = crop_and_resize(view, drawn.boxes)
+    if drawn.jitter is not None:
+        view = apply_jitter(view, drawn.jitter)
+    if drawn.grey is not None:
+        view = torch.where(drawn.grey.view(-1, 1, 1, 1), luma(view), view)
+    if drawn.sigma is not None:
+        view = blur(view, drawn.sigma, drawn.reach)
     return view.round_().to(torch.uint8)
+
+
+def in_a_kernel(images: Tensor, drawn: View) -> Tensor:
+    """Do as ``apply_view``, to a grey level, in one launch."""
+    from lt_pipeline.learning.transforms import view_kernel
+
+    return view_kernel.apply(images, drawn)
 
 
 def random_resized_crop(
@@ -106,6 +148,8 @@ def random_resized_crop(
 ) -> Tensor:
     """Return a random box of each of ``images`` uint8 ``[N, C, H, W]``, enlarged to H x W."""
     boxes = draw_crops(images, config.crop_scale, generator, config.crop_ratio)
+    if has_kernel(images):
+        return in_a_kernel(images, View(boxes=boxes))
     return in_pieces(crop_and_resize, images, boxes)
 
 
@@ -113,7 +157,10 @@ def color_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generat
     """Return ``images`` uint8 ``[N, 1 or 3, H, W]``, each in colours of its own draw."""
     strengths = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation")}
     drawn = ContrastConfig(jitter=1.0, hue=config.hue, **strengths)
-    return in_pieces(apply_jitter, images, draw_jitter(len(images), drawn, generator))
+    jitter = draw_jitter(len(images), drawn, generator)
+    if has_kernel(images):
+        return in_a_kernel(images, View(jitter=jitter))
+    return in_pieces(apply_jitter, images, jitter)
 
 
 def in_pieces(treat: Callable[[Tensor, Any], Tensor], images: Tensor, draws: Any) -> Tensor:
@@ -201,7 +248,8 @@ def draw_crops(
     limit = torch.stack([torch.full_like(area[0], side) for side in (height, width)])  # [2, N]
     fits = ((sides >= 1) & (sides <= limit[:, None])).all(0)  # [10, N]
     first = fits.int().argmax(0).expand(2, 1, -1)
-    largest = limit.minimum(limit.flip(0) * limit.new_tensor([[1 / low], [high]])).round()
+    by_aspect = torch.stack([limit[1] * (1 / low), limit[0] * high])
+    largest = limit.minimum(by_aspect).round()
     size = sides.gather(1, first)[:, 0].where(fits.any(0), largest)  # [2, N]
     corner = (_uniform(0, 1, (2, count), generator) * (limit - size + 1)).floor()
     return torch.cat([corner.minimum(limit - size), size]).long()
