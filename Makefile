@@ -13,8 +13,9 @@ export DO_NOT_TRACK := 1
 export KEDRO_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-# a second thread of PyTorch's costs more than it brings on images of 8 x 8 pixels
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# A second thread of PyTorch's costs more than it brings on images of 8 x 8 pixels. What a file's
+# tests share is made once, by the worker that has the file.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 PORT_IS_FREE = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2> /dev/null || \
 	{ echo "port $(PORT) is in use: choose another one with PORT=..." >&2; exit 1; }
