@@ -50,7 +50,7 @@ _NAMES = {
     "models.batchnorm": ("frozen_batchnorm_statistics", "reestimate_batchnorm"),
     "models.heads": ("CosineHead",),
     "models.low_rank": ("add_low_rank", "fold_low_rank", "general_weights"),
-    "models.merging": ("adaptive_shares", "average", "greedy_soup", "interpolate"),
+    "models.merging": ("adaptive_weights", "average", "greedy_soup", "interpolate"),
     "models.network": ("Network", "Normalize"),
     "schema": ("MissingFileError", "UserError"),
 }

@@ -562,7 +562,7 @@ def uneven(trained):
 
 
 @pytest.mark.parametrize("score", MEANS)
-def test_adaptive_shares_are_the_scores_over_their_sum(trained, score):
+def test_adaptive_weights_are_the_scores_over_their_sum(trained, score):
     data, given = toy_images((12, 12, 12, 12), seed=5), uneven(trained)
     scores = [own_score(state, data, MEANS[score]) for state in given.values()]
     assert len(set(scores)) == 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lt_pipeline.learning.models.merging import (
     StateDict,
-    adaptive_shares,
+    adaptive_weights,
     average,
     check_same,
     greedy_soup,
@@ -41,11 +41,11 @@ def one(*values: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
     return {"w": torch.tensor(values, dtype=dtype)}
 
 
-@pytest.mark.parametrize("shares", [None, [2.0, 3.0, 5.0]])
-def test_average_equals_a_sum_by_hand_in_float64(shares):
+@pytest.mark.parametrize("weights", [None, [2.0, 3.0, 5.0]])
+def test_average_equals_a_sum_by_hand_in_float64(weights):
     states = [network(seed) for seed in range(3)]
-    found = average(states, shares)
-    normal = [1 / 3] * 3 if shares is None else [0.2, 0.3, 0.5]
+    found = average(states, weights)
+    normal = [1 / 3] * 3 if weights is None else [0.2, 0.3, 0.5]
     assert list(found) == list(states[0])
     for key in ("0.weight", "1.weight", "1.running_mean", "1.running_var", "3.bias"):
         values = zip(*(s[key].flatten().tolist() for s in states), strict=True)
@@ -98,12 +98,12 @@ def test_entries_that_nobody_trained_stay_bit_for_bit_beside_others_that_moved()
     assert found.tolist() == [0.1, pytest.approx(4.5)]
 
 
-def test_shares_are_relative():
+def test_weights_are_relative():
     states = [network(seed) for seed in range(3)]
     assert bits(average(states, [1, 2, 1])) == bits(average(states, [0.25, 0.5, 0.25]))
 
 
-def test_a_network_of_share_0_has_no_influence_even_when_it_diverged():
+def test_a_network_of_weight_0_has_no_influence_even_when_it_diverged():
     found = average([one(math.nan), one(1.0), one(math.inf), one(3.0)], [0, 1, 0, 1])
     assert found["w"].tolist() == [2.0]
 
@@ -132,18 +132,18 @@ def test_the_results_share_no_memory_with_the_networks_and_ask_for_no_gradient()
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"),
+    ("weights", "message"),
     [
-        ([1.0], "one share for each of the 2 networks, but got 1"),
+        ([1.0], "one weight for each of the 2 networks, but got 1"),
         ([1.0, -0.5], r"finite, >= 0 and have a positive sum, but are \[1.0, -0.5\]"),
         ([0.0, 0.0], "positive sum"),
         ([1.0, math.inf], "finite"),
         ([1.0, math.nan], "finite"),
     ],
 )
-def test_shares_that_make_no_mean_are_refused(shares, message):
+def test_weights_that_make_no_mean_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
-        average([one(1.0), one(2.0)], shares)
+        average([one(1.0), one(2.0)], weights)
 
 
 def test_no_network_is_refused():
@@ -201,29 +201,29 @@ def test_the_ends_of_an_interpolation_are_the_two_networks_bit_for_bit():
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.floats(0, 1))
-def test_an_interpolation_lies_on_the_line(start, end, share):
-    found = interpolate(one(start, dtype=torch.float64), one(end, dtype=torch.float64), share)
-    assert found["w"].item() == pytest.approx((1 - share) * start + share * end, abs=1e-12)
+def test_an_interpolation_lies_on_the_line(start, end, weight):
+    found = interpolate(one(start, dtype=torch.float64), one(end, dtype=torch.float64), weight)
+    assert found["w"].item() == pytest.approx((1 - weight) * start + weight * end, abs=1e-12)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
-def test_a_share_beyond_the_two_networks_is_refused(share):
-    with pytest.raises(ValueError, match=rf"share must lie in \[0, 1\].* but got {share}"):
-        interpolate(one(1.0), one(2.0), share)
+@pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
+def test_a_weight_beyond_the_two_networks_is_refused(weight):
+    with pytest.raises(ValueError, match=rf"weight must lie in \[0, 1\].* but got {weight}"):
+        interpolate(one(1.0), one(2.0), weight)
 
 
 @given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=20))
-def test_adaptive_shares_are_proportional_to_the_scores_and_sum_to_1(scores):
-    shares = adaptive_shares(scores)
-    assert math.fsum(shares) == pytest.approx(1)
-    for score, share in zip(scores, shares, strict=True):
-        assert share / shares[0] == pytest.approx(score / scores[0])
+def test_adaptive_weights_are_proportional_to_the_scores_and_sum_to_1(scores):
+    weights = adaptive_weights(scores)
+    assert math.fsum(weights) == pytest.approx(1)
+    for score, weight in zip(scores, weights, strict=True):
+        assert weight / weights[0] == pytest.approx(score / scores[0])
 
 
 @pytest.mark.parametrize("scores", [[], [0.5, 0.0], [0.5, -1.0], [0.5, math.inf], [math.nan]])
 def test_scores_that_are_no_ratio_are_refused(scores):
     with pytest.raises(ValueError, match="finite and > 0, one a network, .* floor under scores"):
-        adaptive_shares(scores)
+        adaptive_weights(scores)
 
 
 class Counting:

@@ -48,29 +48,31 @@ def in_parts(
         return _held_out(listing, validation, seed) if listing.published else listing
     if rare == "drop":
         listing = _without_rare(listing)
-    shares = {TRAIN: 1 - validation - test, VALIDATION: validation, TEST: test}
-    shares = {part: share for part, share in shares.items() if share > 0}
-    parts = _by_shares(listing.table, listing.several, shares, seed)
+    fractions = {TRAIN: 1 - validation - test, VALIDATION: validation, TEST: test}
+    fractions = {part: fraction for part, fraction in fractions.items() if fraction > 0}
+    parts = _by_fractions(listing.table, listing.several, fractions, seed)
     return replace(listing, table=listing.table.assign(split=parts))
 
 
-def _by_shares(
-    table: pd.DataFrame, several: bool, shares: Mapping[str, float], seed: int
+def _by_fractions(
+    table: pd.DataFrame, several: bool, fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Return the part of each row of ``table``, of the names in ``shares``."""
+    """Return the part of each row of ``table``, of the names in ``fractions``."""
     given = table["label"].tolist(), table["group"].tolist()
     if not several:
-        return split_groups(*given, shares, seed)
-    names = list(shares)
-    return [names[part] for part in stratify(*given, list(shares.values()), seed)]
+        return split_groups(*given, fractions, seed)
+    names = list(fractions)
+    return [names[part] for part in stratify(*given, list(fractions.values()), seed)]
 
 
-def _held_out(listing: Listing, share: float, seed: int) -> Listing:
-    """Return ``listing`` with a ``share`` of its training images as the hold-out."""
+def _held_out(listing: Listing, fraction: float, seed: int) -> Listing:
+    """Return ``listing`` with a ``fraction`` of its training images as the hold-out."""
     table, learned = listing.table.copy(), listing.table["split"] == TRAIN
-    if share:
-        shares = {TRAIN: 1 - share, VALIDATION: share}
-        table.loc[learned, "split"] = _by_shares(table[learned], listing.several, shares, seed)
+    if fraction:
+        fractions = {TRAIN: 1 - fraction, VALIDATION: fraction}
+        table.loc[learned, "split"] = _by_fractions(
+            table[learned], listing.several, fractions, seed
+        )
     return replace(listing, table=table)
 
 

@@ -410,10 +410,10 @@ def _as_split(
     return PreparedData(*sets, *index, _card(longtail, sets, config), source.listed)
 
 
-def _held_out(share: float, images: int) -> int:
+def _held_out(fraction: float, images: int) -> int:
     """Return how many of a class's images are held out: never the last, and one of three."""
-    least = int(share > 0 and images >= 3)
-    return min(max(round(share * images), least), images - 1)
+    least = int(fraction > 0 and images >= 3)
+    return min(max(round(fraction * images), least), images - 1)
 
 
 def cut(
@@ -502,8 +502,8 @@ def _listed(settings: str) -> Listing:
     if config.folds:
         folded = _in_folds(config.model_copy(update={"fold": None}).model_dump_json())
         return _tailed(of_fold(folded, config.folds, config.fold or 0), config)
-    shares = config.validation, config.test
-    parted = in_parts(listed_raw(config), *shares, config.seed, config.rare)
+    fractions = config.validation, config.test
+    parted = in_parts(listed_raw(config), *fractions, config.seed, config.rare)
     say_untested(parted)
     return _tailed(parted, config)
 

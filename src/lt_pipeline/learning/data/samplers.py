@@ -118,8 +118,9 @@ def draw(labels: Tensor, probabilities: Tensor, generator: torch.Generator) -> T
     of_image, of_class = of_each_label(labels)
     counts = torch.bincount(of_class, minlength=len(probabilities))
     classes = torch.multinomial(probabilities, len(labels), replacement=True, generator=generator)
-    share = torch.rand(len(labels), generator=generator, dtype=torch.float64)
-    within = (share * counts[classes]).long()  # in float64 the product never rounds up to the count
+    fraction = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    # in float64 the product never rounds up to the count
+    within = (fraction * counts[classes]).long()
     first = counts.cumsum(0) - counts
     return of_image[of_class.argsort(stable=True)[first[classes] + within]]
 

@@ -28,19 +28,19 @@ Changes = Sequence[tuple[int, int]]
 
 
 def split_groups(
-    labels: Sequence[int], groups: Sequence[Hashable], shares: Mapping[str, float], seed: int
+    labels: Sequence[int], groups: Sequence[Hashable], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Return the part of every image, ``[N]``, of the names in ``shares``.
+    """Return the part of every image, ``[N]``, of the names in ``fractions``.
 
-    ``shares`` sum to 1, the part to learn from first and the one to test on last. A class of as
+    ``fractions`` sum to 1, the part to learn from first and the one to test on last. A class of as
     many groups as parts has one in each, one of twice as many two; a class of fewer has one in the
     first part, then in the last.
 
     Raises:
-        ValueError: if ``labels`` and ``groups`` differ in length or shares do not sum to 1.
+        ValueError: if ``labels`` and ``groups`` differ in length or ``fractions`` do not sum to 1.
     """
-    names = list(shares)
-    parts = assign(labels, groups, list(shares.values()), seed)
+    names = list(fractions)
+    parts = assign(labels, groups, list(fractions.values()), seed)
     return [names[part] for part in parts]
 
 
@@ -56,36 +56,38 @@ def fold_groups(
 
 
 def assign(
-    labels: Sequence[int], groups: Sequence[Hashable], shares: Sequence[float], seed: int
+    labels: Sequence[int], groups: Sequence[Hashable], fractions: Sequence[float], seed: int
 ) -> list[int]:
-    """Return the part of every image, ``[N]``, as an index of ``shares``.
+    """Return the part of every image, ``[N]``, as an index of ``fractions``.
 
     Raises:
-        ValueError: if ``labels`` and ``groups`` differ in length or shares do not sum to 1.
+        ValueError: if ``labels`` and ``groups`` differ in length or ``fractions`` do not sum to 1.
     """
     if len(labels) != len(groups):
         raise ValueError(f"there are {len(labels)} labels, but {len(groups)} groups: one an image")
-    if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
-        raise ValueError(f"shares must be positive and sum to 1, but are {list(shares)}")
+    if abs(sum(fractions) - 1) > 1e-6 or min(fractions) <= 0:
+        raise ValueError(f"fractions must be positive and sum to 1, but are {list(fractions)}")
     held: dict[Hashable, Counter[int]] = {}
     for label, group in zip(labels, groups, strict=True):
         held.setdefault(group, Counter())[label] += 1
-    search = _Search(list(held.values()), shares, seed)
+    search = _Search(list(held.values()), fractions, seed)
     search.run()
     part_of = dict(zip(held, search.part, strict=True))
     return [part_of[group] for group in groups]
 
 
-def deviations(labels: Sequence[int], parts: Sequence[int], shares: Sequence[float]) -> list[float]:
-    """Return how far each class's shares lie from ``shares`` at most, in label order.
+def deviations(
+    labels: Sequence[int], parts: Sequence[int], fractions: Sequence[float]
+) -> list[float]:
+    """Return how far each class's shares lie from ``fractions`` at most, in label order.
 
     A class without an image has none.
     """
-    table = np.zeros((max(labels) + 1, len(shares)))
+    table = np.zeros((max(labels) + 1, len(fractions)))
     np.add.at(table, (np.asarray(labels), np.asarray(parts)), 1)
     seen = table.sum(1, keepdims=True)
-    shares_found = np.divide(table, seen, out=np.zeros_like(table), where=seen > 0)
-    worst = np.abs(shares_found - np.asarray(shares)).max(1)
+    actual = np.divide(table, seen, out=np.zeros_like(table), where=seen > 0)
+    worst = np.abs(actual - np.asarray(fractions)).max(1)
     return [float(d) if n else 0.0 for d, n in zip(worst, seen[:, 0], strict=True)]
 
 
@@ -100,19 +102,19 @@ def least_groups(groups: int, parts: int) -> list[int]:
 class _Search:
     """An assignment of groups to parts, and what moves and swaps would change of its cost."""
 
-    def __init__(self, held: Sequence[Counter[int]], shares: Sequence[float], seed: int) -> None:
-        self.held, self.shares = [list(classes.items()) for classes in held], list(shares)
+    def __init__(self, held: Sequence[Counter[int]], fractions: Sequence[float], seed: int) -> None:
+        self.held, self.fractions = [list(classes.items()) for classes in held], list(fractions)
         self.random = random.Random(seed)
         self.members: dict[int, list[int]] = {}
         for group, classes in enumerate(self.held):
             for label, _ in classes:
                 self.members.setdefault(label, []).append(group)
-        parts = range(len(shares))
+        parts = range(len(fractions))
         self.size = {c: sum(held[g][c] for g in groups) for c, groups in self.members.items()}
-        self.least = {c: least_groups(len(g), len(shares)) for c, g in self.members.items()}
+        self.least = {c: least_groups(len(g), len(fractions)) for c, g in self.members.items()}
         self.images = {c: [0 for _ in parts] for c in self.members}
         self.groups = {c: [0 for _ in parts] for c in self.members}
-        self.part = self.random.choices(parts, shares, k=len(held))
+        self.part = self.random.choices(parts, fractions, k=len(held))
         for group, part in enumerate(self.part):
             self._put(group, part, 1)
 
@@ -140,13 +142,13 @@ class _Search:
             size = self.size[label]
             of_part = zip(
                 self.images[label],
-                self.shares,
+                self.fractions,
                 self.groups[label],
                 self.least[label],
                 strict=True,
             )
-            for images, share, groups, least in of_part:
-                cost += (images / size - share) ** 2 + MISSING * max(least - groups, 0)
+            for images, fraction, groups, least in of_part:
+                cost += (images / size - fraction) ** 2 + MISSING * max(least - groups, 0)
         return cost
 
     def _moved(self, changes: Changes) -> bool:
@@ -166,7 +168,7 @@ class _Search:
             self.part[group] = part
 
     def _move(self, group: int) -> bool:
-        parts = list(range(len(self.shares)))
+        parts = list(range(len(self.fractions)))
         self.random.shuffle(parts)
         tried = [self._moved([(group, p)]) for p in parts if p != self.part[group]]
         return any(tried)  # the last that gained is the best
@@ -200,7 +202,7 @@ class _Search:
         for label, groups in self._worst_first():
             largest = max(groups, key=lambda group: dict(self.held[group])[label])
             near = {g for c, _ in self.held[largest] for g in self.members[c]}
-            for one, other in combinations(range(len(self.shares)), 2):
+            for one, other in combinations(range(len(self.fractions)), 2):
                 becomes = {one: other, other: one}
                 yield [(g, becomes[self.part[g]]) for g in near if self.part[g] in becomes]
 

@@ -14,9 +14,9 @@ Labels = Sequence[Sequence[int]]
 
 
 def stratify(
-    labels: Labels, groups: Sequence[Hashable], shares: Sequence[float], seed: int
+    labels: Labels, groups: Sequence[Hashable], fractions: Sequence[float], seed: int
 ) -> list[int]:
-    """Return the part of every image, ``[N]``, as an index of ``shares``, which sum to 1.
+    """Return the part of every image, ``[N]``, as an index of ``fractions``, which sum to 1.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, On the stratification of
     multi-label data, 2011) of whole groups: the label with the fewest images left is taken first,
@@ -31,13 +31,13 @@ def stratify(
     random.Random(seed).shuffle(order)
     order.sort(key=lambda group: -size[group])
     left = Counter(label for own in labels for label in own)
-    lacks = {label: [share * count for share in shares] for label, count in left.items()}
-    room = [share * len(groups) for share in shares]
+    lacks = {label: [fraction * count for fraction in fractions] for label, count in left.items()}
+    room = [fraction * len(groups) for fraction in fractions]
     part: dict[Hashable, int] = {}
 
     def put(group: Hashable, label: int | None) -> None:
         of_label = room if label is None else lacks[label]
-        part[group] = max(range(len(shares)), key=lambda p: (of_label[p], room[p]))
+        part[group] = max(range(len(fractions)), key=lambda p: (of_label[p], room[p]))
         room[part[group]] -= size[group]
         for other, images in held[group].items():
             lacks[other][part[group]] -= images

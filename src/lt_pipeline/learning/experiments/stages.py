@@ -23,7 +23,7 @@ from lt_pipeline.learning.evaluation.metrics.several import HALF, Decided
 from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.figures.stages import by_stage, interpolation, recall_profiles
 from lt_pipeline.learning.methods.families.base import Method
-from lt_pipeline.learning.models import merging as weights
+from lt_pipeline.learning.models import merging
 from lt_pipeline.learning.models.merging import StateDict
 
 Values = dict[str, Any]
@@ -126,10 +126,10 @@ def _between(
         ends = [dict(method.state_dict())]
         method = experiment.behind(checkpoints[end], end)
         ends.append({name: value.clone() for name, value in method.state_dict().items()})
-        for share in torch.linspace(0, 1, points).tolist():
-            method.load_state_dict(weights.interpolate(ends[0], ends[1], share))
+        for weight in torch.linspace(0, 1, points).tolist():
+            method.load_state_dict(merging.interpolate(ends[0], ends[1], weight))
             metrics, _ = _measure(experiment, method, test)
-            rows.append({"start": start, "end": end, "share": share, **metrics})
+            rows.append({"start": start, "end": end, "share": weight, **metrics})
     named = ["start", "end", "share", *(metric.name for metric in placed("stages"))]
     return pd.DataFrame(rows, columns=None if rows else named)
 

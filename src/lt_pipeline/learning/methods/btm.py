@@ -38,7 +38,7 @@ from lt_pipeline.learning.methods.families.decoupled import (
 )
 from lt_pipeline.learning.methods.families.pretrained import SOURCE, stages_below
 from lt_pipeline.learning.methods.mislas import SECOND_STAGE
-from lt_pipeline.learning.models import merging as weights
+from lt_pipeline.learning.models import merging
 from lt_pipeline.learning.models.batchnorm import reestimate_batchnorm
 from lt_pipeline.learning.models.merging import StateDict
 from lt_pipeline.learning.schema import Config, UserError
@@ -258,13 +258,13 @@ class BalancedTrainingAndMerging(Decoupled):
     def merge(
         self, states: Sequence[StateDict], train: Images, device: torch.device
     ) -> dict[str, Any]:
-        """Merge the fine-tuned networks; return the share of each, and their scores if asked for.
+        """Merge the fine-tuned networks; return the weight of each, and their scores if asked for.
 
         Raises:
             UserError: if they are not of one architecture.
         """
         names = self.options.branch_names
-        weights.check_same(states, names)
+        merging.check_same(states, names)
         options = self.options.merge
 
         def score(state: StateDict) -> float:
@@ -273,18 +273,20 @@ class BalancedTrainingAndMerging(Decoupled):
 
         scores = [] if options.strategy == "average" else [score(state) for state in states]
         if options.strategy == "greedy":
-            merged, kept = weights.greedy_soup(states, score, options.order)
-            shares = [1 / len(kept) if k in kept else 0.0 for k in range(len(states))]
+            merged, kept = merging.greedy_soup(states, score, options.order)
+            weights = [1 / len(kept) if k in kept else 0.0 for k in range(len(states))]
         else:
-            shares = weights.adaptive_shares(scores) if scores else [1 / len(states)] * len(states)
-            merged = weights.average(states, shares)
+            weights = (
+                merging.adaptive_weights(scores) if scores else [1 / len(states)] * len(states)
+            )
+            merged = merging.average(states, weights)
         self.load(merged)
         if options.batchnorm == "reestimated":
             size = self.options.branches.batch_size
             self.to(device)
             reestimate_batchnorm(self.net, train, device=device, batch_size=size)
         return {
-            "shares": dict(zip(names, shares, strict=True)),
+            "shares": dict(zip(names, weights, strict=True)),
             "scores": dict(zip(names, scores, strict=False)),
         }
 

@@ -60,7 +60,7 @@ def _first_difference(one: StateDict, other: StateDict, one_name: str, other_nam
 
 
 def average(
-    states: Sequence[StateDict], shares: Sequence[float] | None = None
+    states: Sequence[StateDict], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
     """Return the weighted mean of N networks (algorithm 1: 1/N each), in new tensors.
 
@@ -70,26 +70,26 @@ def average(
 
     Args:
         states: One state dict a network.
-        shares: Relative weights, one a network, equal unless told. They are divided by their sum;
-            a network of share 0 has no influence, even when it is not finite.
+        weights: Relative ones, one a network, equal unless told. They are divided by their sum;
+            a network of weight 0 has no influence, even when it is not finite.
 
     Raises:
-        UserError: The networks differ (``check_same``), or the shares are not one a network,
+        UserError: The networks differ (``check_same``), or the weights are not one a network,
             finite, >= 0 and with a positive sum.
     """
     check_same(states)
-    given = [1.0] * len(states) if shares is None else shares
+    given = [1.0] * len(states) if weights is None else weights
     if len(given) != len(states):
         raise UserError(
-            f"expected one share for each of the {len(states)} networks, but got {len(given)}"
+            f"expected one weight for each of the {len(states)} networks, but got {len(given)}"
         )
-    if not (all(share >= 0 for share in given) and 0 < sum(given) < math.inf):
+    if not (all(weight >= 0 for weight in given) and 0 < sum(given) < math.inf):
         raise UserError(
-            f"shares must be finite, >= 0 and have a positive sum, but are {list(given)}"
+            f"weights must be finite, >= 0 and have a positive sum, but are {list(given)}"
         )
-    merged = [(s, share / sum(given)) for s, share in zip(states, given, strict=True) if share > 0]
+    merged = [(s, w / sum(given)) for s, w in zip(states, given, strict=True) if w > 0]
     return {
-        key: _mean([(s[key], share) for s, share in merged], tensor.device)
+        key: _mean([(s[key], weight) for s, weight in merged], tensor.device)
         if tensor.is_floating_point()
         else tensor.clone()
         for key, tensor in states[0].items()
@@ -98,34 +98,34 @@ def average(
 
 @torch.no_grad()
 def _mean(terms: Sequence[tuple[Tensor, float]], device: torch.device) -> Tensor:
-    """Return sum of share * tensor; the terms' own value where they agree, or there is but one."""
+    """Return sum of weight * tensor; the terms' own value where they agree, or there is but one."""
     first = terms[0][0].to(device)
     if len(terms) == 1:
         return first.clone()
     total = torch.zeros_like(first, dtype=torch.float64)
     agree = torch.ones_like(first, dtype=torch.bool)
-    for tensor, share in terms:
-        total.add_(tensor.to(total), alpha=share)
+    for tensor, weight in terms:
+        total.add_(tensor.to(total), alpha=weight)
         agree &= tensor.to(device) == first
     return torch.where(agree, first, total.to(first.dtype))
 
 
-def interpolate(start: StateDict, end: StateDict, share: float) -> dict[str, Tensor]:
-    """Return (1 - share) * start + share * end, in new tensors (equations 2 and 3).
+def interpolate(start: StateDict, end: StateDict, weight: float) -> dict[str, Tensor]:
+    """Return (1 - weight) * start + weight * end, in new tensors (equations 2 and 3).
 
-    At share 0 and 1 it is ``start`` and ``end`` bit for bit. Between the two, integer and bool
+    At weight 0 and 1 it is ``start`` and ``end`` bit for bit. Between the two, integer and bool
     tensors are those of ``start``.
 
     Raises:
-        UserError: ``share`` is outside of [0, 1], or the networks differ.
+        UserError: ``weight`` is outside of [0, 1], or the networks differ.
     """
-    if not 0 <= share <= 1:
-        raise UserError(f"share must lie in [0, 1], from start to end, but got {share}")
+    if not 0 <= weight <= 1:
+        raise UserError(f"weight must lie in [0, 1], from start to end, but got {weight}")
     check_same([start, end], ["start", "end"])
-    return average([end]) if share == 1 else average([start, end], [1 - share, share])
+    return average([end]) if weight == 1 else average([start, end], [1 - weight, weight])
 
 
-def adaptive_shares(scores: Sequence[float]) -> list[float]:
+def adaptive_weights(scores: Sequence[float]) -> list[float]:
     """Return each network's score over the sum of all (table 6, "adaptive ratio").
 
     Raises:
@@ -133,8 +133,8 @@ def adaptive_shares(scores: Sequence[float]) -> list[float]:
     """
     if not scores or not all(0 < score < math.inf for score in scores):
         raise UserError(
-            f"scores must be finite and > 0, one a network, to become shares, but are "
-            f"{list(scores)}; put a floor under scores of 0, or average with equal shares"
+            f"scores must be finite and > 0, one a network, to become weights, but are "
+            f"{list(scores)}; put a floor under scores of 0, or average with equal weights"
         )
     total = sum(scores)
     return [score / total for score in scores]
