@@ -55,6 +55,8 @@ def look(training: steps.Training, count: int, rows: int) -> Iterator[str]:
     seconds = min(steps.clock(some, device) for _ in range(3))
     done = min(count, training.stream.steps)
     yield f"{done} steps, {1000 * seconds / done:.2f} ms each, input included"
+    alone = steps.clock(training.input(), device) / training.stream.steps
+    yield f"input alone: {1000 * alone:.2f} ms a step, {alone / seconds * done:.0%} of it"
     cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
     with profile(activities=[ProfilerActivity.CPU, *cuda]) as seen:
         steps.clock(some, device)

@@ -102,6 +102,7 @@ def measure(
     loop = steps.plain_loop(data, first.config.batch_size, device, first.network())
     plain = images / min(steps.clock(loop, device) for _ in range(arguments.epochs))
     yield {"arm": PLAIN, "part": "epoch", "value": plain}
+    by_image: dict[str, float] = {}  # seconds of each one's step
     for part in ("step", "input", "scoring"):  # in this order: scoring folds
         work = {label: getattr(training, part)() for label, training in trainings.items()}
         taken = steps.take_turns(work, arguments.steps, device)
@@ -111,7 +112,10 @@ def measure(
             size = training.stream.images if part == "input" else training.config.batch_size
             over = statistics.median(t / b for t, b in zip(seconds, base, strict=True))
             row = {"arm": label, "part": part, "value": size / middle, "over_base": over}
+            if part == "input":
+                row |= {"of_step": middle / size / by_image[label]}
             if part == "step":
+                by_image[label] = middle / size
                 row |= {"batch_size": size, "step": type(training.taken).__name__.lower()}
                 one_by_one = training.one_by_one()
                 row |= needed(one_by_one, size, middle, ceilings) if one_by_one else {}

@@ -143,25 +143,39 @@ KINDS = {
 }
 
 
+COLOURS = ("factors", "hue", "kinds", "applied")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [32, 64])
 @pytest.mark.parametrize(
-    ("file", "name", "constant"),
-    [("kernel", "_augment", "steps"), ("view_kernel", "_view", "reach")],
+    ("side", "changes", "absent"),
+    [
+        (32, {"steps": 2}, ()),
+        (64, {"steps": 2}, ()),
+        (32, {"steps": 0}, ("mirrored", "operations", "sizes", "centre")),
+        (32, {"steps": 1}, ("corner",)),
+        (32, {"reach": 3}, ()),
+        (64, {"reach": 3}, ()),
+        (32, {"reach": 0}, ("mirrored", "grey", "sigma", *COLOURS)),
+        (32, {"reach": 0}, ("mirrored", "grey", "sigma", "boxes")),
+        (32, {"reach": 3}, ("boxes", *COLOURS)),
+    ],
 )
 def test_they_become_code_of_an_h100_that_keeps_an_image_in_registers(
-    file, name, constant, side, tmp_path
+    side, changes, absent, tmp_path
 ):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
     from lt_pipeline.learning.transforms import kernel, view_kernel
 
-    made_of = getattr({"kernel": kernel, "view_kernel": view_kernel}[file], name)
-    constants = {constant: 2, "channels": 3, "height": side, "width": side, "pixels": side * side}
-    kinds = dict.fromkeys(made_of.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
-    kinds |= {name: kind for name, kind in KINDS.items() if name in kinds}
-    source = triton.compiler.ASTSource(made_of, kinds, constants)
+    made_of = kernel._augment if "steps" in changes else view_kernel._view
+    sizes = {"channels": 3, "height": side, "width": side, "pixels": side * side}
+    constants = {**sizes, **changes, **dict.fromkeys(absent)}
+    kinds = {name: KINDS.get(name, "i32") for name in made_of.arg_names}
+    source = triton.compiler.ASTSource(
+        made_of, kinds | dict.fromkeys(constants, "constexpr"), constants
+    )
     options = {"num_warps": side * side // 256, "enable_fp_fusion": False}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     (tmp_path / "cubin").write_bytes(made.asm["cubin"])
@@ -170,7 +184,7 @@ def test_they_become_code_of_an_h100_that_keeps_an_image_in_registers(
     registers, stack = (int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK"))
     assert registers * 32 * made.metadata.num_warps <= 65536, "what a multiprocessor has"
     assert stack <= 32, "what sine and cosine of large angles take"
-    assert made.metadata.shared == 4 * side * side, "one channel at a time"
+    assert made.metadata.shared <= 4 * side * side, "one channel at a time"
 
 
 @pytest.fixture

@@ -90,13 +90,14 @@ def _augment(
     if channels == 3:
         green = tl.load(start + of_channel, inside, other=0).to(tl.int32)
         blue = tl.load(start + 2 * of_channel, inside, other=0).to(tl.int32)
-    for step in range(steps):
-        operation = tl.load(operations + step * count + image).to(tl.int32)
-        size = tl.load(sizes + step * count + image)
-        red, green, blue = _step(
-            *(red, green, blue, operation, size, row, column, real, fill),
-            *(channels, height, width, pixels),
-        )
+    if operations is not None:
+        for step in range(steps):
+            operation = tl.load(operations + step * count + image).to(tl.int32)
+            size = tl.load(sizes + step * count + image)
+            red, green, blue = _step(
+                *(red, green, blue, operation, size, row, column, real, fill),
+                *(channels, height, width, pixels),
+            )
     if centre is not None:
         down = row - tl.load(centre + image).to(tl.int32)
         right = column - tl.load(centre + count + image).to(tl.int32)
