@@ -183,12 +183,12 @@ def test_table_pictures_and_report_hold_together(experiment):
             "rows": {"MORE": {"method": "more", "accuracy": 70.0, "reason": "<fewer> images"}},
         }
     ]
-    summary, standing = nodes.tabulate({}, CARD, runs, recalls, papers)
+    summary, comparison = nodes.tabulate({}, CARD, runs, recalls, papers)
     assert summary["label"].tolist() == ["more", "dbm bs", "ce"]
     assert summary["runs"].tolist() == [3, 1, 3]
-    assert standing["first_two"]["pairs"] == 1
-    assert "an interval and a test need two" in standing["summary_sentence"]
-    text, tex, fragment = nodes.write(summary, standing, CARD)
+    assert comparison["first_two"]["pairs"] == 1
+    assert "an interval and a test need two" in comparison["summary_sentence"]
+    text, tex, fragment = nodes.write(summary, comparison, CARD)
     assert "| more | 3 | 60 | resnet8 | 61.1 ± 1.1 |" in text
     assert "| *P & Q, table 1* |  |  |  | *70.0* |" in text
     assert text.startswith(
@@ -213,7 +213,9 @@ def test_table_pictures_and_report_hold_together(experiment):
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines["dbm bs"] == pytest.approx([40, 50, 50, 60]), "from worst to best"
     assert lines["more"] == pytest.approx([100 * (0.6 + 1 / 90 + d) for d in (-0.1, 0, 0, 0.1)])
-    page = nodes.report(CARD, runs, summary, standing, notes, pictures, {"sentence": "A champion."})
+    page = nodes.report(
+        CARD, runs, summary, comparison, notes, pictures, {"sentence": "A champion."}
+    )
     tags = Tags()
     tags.feed(page)
     images = [attributes["src"] for tag, attributes in tags.found if tag == "img"]

@@ -68,12 +68,12 @@ def test_methods_stand_by_mean_average_precision_and_so_do_pictures(capsys, monk
     monkeypatch.setenv("COLUMNS", "300")
     runs, _ = choose(RUNS, CompareConfig(), "d", several=True)
     recalls = recalls_of(runs)
-    summary, standing = nodes.tabulate({}, CARD, runs, recalls, [])
+    summary, comparison = nodes.tabulate({}, CARD, runs, recalls, [])
     assert summary["label"].tolist() == ["bce", "more"]
     assert summary["test/mean_average_precision"].tolist() == pytest.approx([0.65, 0.5])
     ahead = "bce minus more: +10.00 points of mean average precision on the one seed"
-    assert standing["summary_sentence"].startswith(ahead)
-    for text in nodes.write(summary, standing, CARD)[:2]:
+    assert comparison["summary_sentence"].startswith(ahead)
+    for text in nodes.write(summary, comparison, CARD)[:2]:
         assert "65.0" in text
         assert "mAP few" in text
         assert "accuracy" not in text
@@ -88,10 +88,10 @@ def test_methods_stand_by_mean_average_precision_and_so_do_pictures(capsys, monk
     (axes, bar) = drawn["average_precision_by_class.png"].axes
     assert axes.images[0].get_array()[0].tolist()[:3] == pytest.approx([80, 60, 70])
     assert "average precision" in bar.get_ylabel()
-    page = nodes.report(CARD, runs, summary, standing, [], pictures, {"sentence": ""})
+    page = nodes.report(CARD, runs, summary, comparison, [], pictures, {"sentence": ""})
     assert "Average precisions from the worst class to the best" in page
     assert "bootstrap" not in page
-    print_comparison(summary, standing, [], {"sentence": ""}, CARD)
+    print_comparison(summary, comparison, [], {"sentence": ""}, CARD)
     printed = capsys.readouterr().out
     assert "mAP medium" in printed
     assert "bootstrap" not in printed

@@ -64,8 +64,8 @@ def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
     assert table["failed"].notna().tolist() == [False, True, False]
     assert table.loc["b bad", "failed"].startswith(REASON)
     assert pd.read_csv(folder / "summary.csv")["arm"].tolist() == ["a.good", "c good"]
-    standing = json.loads((folder / "standing.json").read_text())
-    assert [note for note in standing["notes"] if "b bad · seed 0 failed" in note]
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert [note for note in comparison["notes"] if "b bad · seed 0 failed" in note]
     assert f"- b bad · seed 0 failed: {REASON}" in (folder / "table.md").read_text()
     assert {path.name for path in (folder / "runs").iterdir()} == {f"{node}.json" for node in nodes}
     # MLflow has it as failed, and what finished as finished
@@ -159,6 +159,6 @@ def test_differences_are_left_out_where_the_arm_they_are_from_failed():
     assert summary["arm"].tolist() == ["DBM"]
     assert not [name for name in summary if "difference" in name]
     assert arms == {"DBM": {"test/accuracy": {"mean": 0.5}}}
-    standing, text = tabulate(plan, toy_card(), runs, summary, [])
-    assert standing["failed"] == ["CE · seed 0 failed: it is wrong"]
+    comparison, text = tabulate(plan, toy_card(), runs, summary, [])
+    assert comparison["failed"] == ["CE · seed 0 failed: it is wrong"]
     assert "- CE · seed 0 failed: it is wrong" in text

@@ -47,12 +47,12 @@ def test_decisions_are_pooled_and_mean_average_precision_stands_by_fold(kept):
     assert table["pooled/macro_f1"].tolist() == pytest.approx([1, (1 + 4 / 5 + 6 / 7) / 3])
     assert classes[classes["arm"] == "BCE"]["images"].tolist() == [4, 3, 4, 0]
     summary = over_seeds(runs, "arm", [MAP, HELD]).reset_index()
-    standing, text = tabulate_folds(plan, runs, summary, table)
-    assert standing["headings"] == [
+    comparison, text = tabulate_folds(plan, runs, summary, table)
+    assert comparison["headings"] == [
         *("arm", "pooled macro F1 %", "minus BCE", "pooled micro F1 %", "mAP, mean of 3 folds"),
         *("fold 0", "fold 1", "fold 2", "hold-out mAP %"),
     ]
-    ours, other = (row["cells"] for row in standing["rows"])
+    ours, other = (row["cells"] for row in comparison["rows"])
     assert ours[:2] == ["BCE", "100.0"]
     assert ours[3:] == ["100.0", "60.0 ± 10.0", "50.0", "60.0", "70.0", "25.0 ± 0.0"]
     assert other[2].startswith("-11.4 [")

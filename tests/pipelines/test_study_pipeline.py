@@ -161,17 +161,17 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
         pd.DataFrame([{f"test/accuracy {k}": v for k, v in ahead.items()}], index=[1])
     )
     runs = pd.DataFrame({"arm": ["CE", "DBM"], "seed": 0})
-    standing, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
-    assert standing["headings"] == [
+    comparison, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
+    assert comparison["headings"] == [
         "arm", "runs", "accuracy %", "accuracy % minus CE", "seeds needed", "geom. mean %",
     ]  # fmt: skip
-    assert [row["cells"] for row in standing["rows"]] == [
+    assert [row["cells"] for row in comparison["rows"]] == [
         ["CE", "2", "50.0 ± 1.0", "", "", "10.0 ± 1.0"],
         ["P, table 1", "", "44.0 (+6.0)", "", "", "12.0 (-2.0)"],
         ["DBM", "2", "60.0 ± 2.0", "+10.00 [-8.0, +28.0]", "3", "20.0 ± 2.0"],
     ]
-    assert [row["of_paper"] for row in standing["rows"]] == [False, True, False]
-    assert standing["notes"] == [
+    assert [row["of_paper"] for row in comparison["rows"]] == [False, True, False]
+    assert comparison["notes"] == [
         "The harmonic mean takes a recall of zero as 0.001",
         "Minus another row: mean of the differences seed by seed and its paired 95 % interval; "
         "seeds needed: to find a difference of that size with 80 % power",
@@ -179,11 +179,11 @@ def test_the_table_has_the_papers_figures_with_the_gap_where_the_setting_is_thei
     ]
     assert "| *P, table 1* |  | *44.0 (+6.0)* |" in text
     assert "- CE, P, table 1: a smaller network" in text
-    assert json.loads(json.dumps(standing)) == standing
+    assert json.loads(json.dumps(comparison)) == comparison
     arguments["training"]["epochs"] = 2
-    standing, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
-    assert standing["beside_papers"] == []
-    (*_, said) = standing["notes"]
+    comparison, text = tabulate(Plan.of("s", arguments), card, runs, summary, PAPERS)
+    assert comparison["beside_papers"] == []
+    (*_, said) = comparison["notes"]
     assert said.endswith("as of CE training.epochs is 2, not 1")
     assert said in text
 

@@ -77,16 +77,16 @@ def test_it_is_in_a_comparison_that_can_be_in_its_order(toy, capsys):
         pd.DataFrame(table).assign(run_id=r["run_id"], label=r["title"]) for r in rows
     )
     options = {"sort_by": "toy_spread"}
-    summary, standing = nodes.tabulate(options, CARD, runs, recalls, [])
+    summary, comparison = nodes.tabulate(options, CARD, runs, recalls, [])
     assert summary["label"].tolist() == ["more", "ce"], "lower is better"
-    assert standing["summary_sentence"].startswith("more minus ce: -25.00 points of toy spread")
-    texts = nodes.write(summary, standing, CARD)
+    assert comparison["summary_sentence"].startswith("more minus ce: -25.00 points of toy spread")
+    texts = nodes.write(summary, comparison, CARD)
     assert all("25.0 ± 0.0" in text.replace(r"$\pm$", "±") for text in texts[:2])
     assert all("toy spread" in text for text in texts)
     _, pictures = nodes.draw(summary, recalls, CARD)
-    page = nodes.report(CARD, runs, summary, standing, [], pictures, {"sentence": ""})
+    page = nodes.report(CARD, runs, summary, comparison, [], pictures, {"sentence": ""})
     assert "toy spread % minus more" in page
-    print_comparison(summary, standing, [], {"sentence": ""}, CARD)
+    print_comparison(summary, comparison, [], {"sentence": ""}, CARD)
     assert "toy spread" in capsys.readouterr().out
 
 
@@ -98,10 +98,10 @@ def test_it_is_in_a_studys_table_and_has_a_picture(toy, capsys):
     runs, summary, arms = studies.summarise(plan, *rows)
     assert arms["ce"]["test/toy_spread"] == {"mean": 0.25, "sd": 0.0}
     assert (summary["test/toy_spread difference pairs"].dropna() == 2).all()
-    standing, text = studies.tabulate(plan, CARD, runs, summary, [])
-    assert standing["headings"][-1] == "toy spread %"
+    comparison, text = studies.tabulate(plan, CARD, runs, summary, [])
+    assert comparison["headings"][-1] == "toy spread %"
     assert "25.0 ± 0.0" in text
-    print_study("s", standing, CARD, "sqlite:///x")
+    print_study("s", comparison, CARD, "sqlite:///x")
     assert "toy spread" in " ".join(capsys.readouterr().out.split())
     (axes,) = studies.draw(plan, CARD, summary)["toys.png"].axes
     assert axes.get_xlabel().startswith("spread of the toys, %\n")

@@ -76,12 +76,12 @@ def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
         {"cells": ["P, table 1", "", "44.0 (+6.0)"], "of_paper": True},
     ]
     notes = ["CE, P, table 1: " + "a long reason " * 12]
-    standing = {"headings": ["arm", "runs", "accuracy %"], "rows": rows, "notes": notes}
+    comparison = {"headings": ["arm", "runs", "accuracy %"], "rows": rows, "notes": notes}
     for beside, said in (
         ([{}], "behind a paper's figure: ours minus it, not paired"),
         ([], "over seeds)"),
     ):
-        found = {**standing, "beside_papers": beside}
+        found = {**comparison, "beside_papers": beside}
         print_study("table_x", found, toy_card(), "sqlite:///x.db")
         printed = capsys.readouterr().out
         assert said in printed

@@ -281,9 +281,9 @@ class ProjectHooks:
             # what a killed run left is of no use only where its training ran to its end
             if f"{name}.config" in made:
                 shutil.rmtree(catalog.load(f"{name}.progress"), ignore_errors=True)
-            if name != COMPARE and f"{name}.standing" in made:
-                standing = catalog.load(f"{name}.standing")
-                print_study(name, standing, catalog.load("data_card"), self.where)
+            if name != COMPARE and f"{name}.comparison" in made:
+                comparison = catalog.load(f"{name}.comparison")
+                print_study(name, comparison, catalog.load("data_card"), self.where)
             if f"{name}.stages" in made:
                 print_stages(name, catalog.load(f"{name}.stages"))
             if f"{name}.metrics" in made:
@@ -322,7 +322,7 @@ class ProjectHooks:
         if f"{COMPARE}.report" in pipeline.all_outputs():
             print_comparison(
                 catalog.load(f"{COMPARE}.summary"),
-                catalog.load(f"{COMPARE}.standing"),
+                catalog.load(f"{COMPARE}.comparison"),
                 catalog.load(f"{COMPARE}.notes"),
                 catalog.load(f"{COMPARE}.champion"),
                 catalog.load("data_card"),

@@ -132,12 +132,12 @@ def print_stages(name: str, stages: pd.DataFrame) -> None:
 
 
 def print_comparison(
-    summary: pd.DataFrame, standing: Values, notes: list[str], champion: Values, card: DataCard
+    summary: pd.DataFrame, comparison: Values, notes: list[str], champion: Values, card: DataCard
 ) -> None:
     """Print the main columns, what to know of them, and what is missing."""
-    console, paired = _begin(), Paired.of_first(standing)
+    console, paired = _begin(), Paired.of_first(comparison)
     metrics = shown("screen", summary)
-    headings, rows = table_rows(summary, standing["beside_papers"], metrics, paired=paired)
+    headings, rows = table_rows(summary, comparison["beside_papers"], metrics, paired=paired)
     console.print(f"Methods on {card.config.title}: {card.config.test_set}, last epoch")
     single = "" if card.longtail.several else "; of one run a bootstrap interval"
     console.print(f"(mean ± standard deviation over seeds{single})")
@@ -145,29 +145,29 @@ def print_comparison(
         console.print(f"({LEGEND})")
     console.print(screen.table(headings, rows))
     console.print(f"Groups: {card.longtail.group_rule}.")
-    for sentence in (standing["summary_sentence"], champion["sentence"]):
+    for sentence in (comparison["summary_sentence"], champion["sentence"]):
         console.print(sentence)
     for note in notes:
         console.print(f"Note: {note}.")
 
 
-def print_study(name: str, standing: Values, card: DataCard, where: str) -> None:
+def print_study(name: str, comparison: Values, card: DataCard, where: str) -> None:
     """Print mean and standard deviation over seeds of every arm, and what papers say of it.
 
     What is pooled over folds says so, under ``of`` and ``about``.
     """
-    console, of = _begin(), standing.get("of", card.config.test_set)
-    rows = ((row["cells"], row["of_paper"]) for row in standing["rows"])
+    console, of = _begin(), comparison.get("of", card.config.test_set)
+    rows = ((row["cells"], row["of_paper"]) for row in comparison["rows"])
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {card.config.title}: {of}, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
-    told = behind if standing["beside_papers"] else ""
-    about = standing.get("about", f"mean ± standard deviation over seeds{told}")
+    told = behind if comparison["beside_papers"] else ""
+    about = comparison.get("about", f"mean ± standard deviation over seeds{told}")
     console.print(f"({about})")
-    console.print(screen.table(standing["headings"], rows))
-    if "of" not in standing:
+    console.print(screen.table(comparison["headings"], rows))
+    if "of" not in comparison:
         _print_groups(console, card)
-    for note in standing["notes"]:
+    for note in comparison["notes"]:
         console.print(f"{note}.", soft_wrap=True)
     _print_where(console, where)
 

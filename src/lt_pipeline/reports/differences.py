@@ -24,9 +24,9 @@ class Paired(NamedTuple):
     reference: str
 
     @classmethod
-    def of_first(cls, standing: Mapping[str, Any]) -> Paired | None:
+    def of_first(cls, comparison: Mapping[str, Any]) -> Paired | None:
         """Return those of a comparison: from its first row, of what rows stand in order by."""
-        gap = standing["first_two"]
+        gap = comparison["first_two"]
         return cls(METRICS[gap["metric"]], gap["first"]) if gap else None
 
     def there(self, summary: pd.DataFrame) -> bool:

@@ -114,14 +114,14 @@ def tabulate(
     told = [LEGEND.capitalize()] if paired.there(summary) else []
     failed = failed_runs(runs)
     notes = [*floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
-    standing = {
+    comparison = {
         "headings": headings,
         "rows": [row._asdict() for row in rows],
         "beside_papers": beside,
         "notes": notes,
         "failed": failed,
     }
-    return standing, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
+    return comparison, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
 
 
 def draw(plan: Plan, card: DataCard, summary: pd.DataFrame) -> dict[str, Figure]:

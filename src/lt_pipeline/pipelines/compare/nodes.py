@@ -20,8 +20,16 @@ from lt_pipeline.learning.figures.compare import (
 )
 from lt_pipeline.learning.figures.study import by_arm
 from lt_pipeline.learning.schema import UserError
-from lt_pipeline.learning.studies import comparison
-from lt_pipeline.learning.studies.comparison import CompareConfig
+from lt_pipeline.learning.studies.comparison import (
+    SETTINGS,
+    CompareConfig,
+    by_data,
+    choose,
+    differing_settings,
+    first_two,
+    summarise,
+    summary_sentence,
+)
 from lt_pipeline.learning.studies.published import beside_papers, read_papers
 from lt_pipeline.reports import documents
 from lt_pipeline.reports.differences import LEGEND, Paired
@@ -62,7 +70,7 @@ def collect(
     runs = logged.table()
     chosen, left_out = runs, list[str]()
     if len(runs):
-        chosen, left_out = comparison.choose(runs, options, card.data_hash, several=several)
+        chosen, left_out = choose(runs, options, card.data_hash, several=several)
     recalls = logged.recalls(chosen["run_id"] if len(chosen) else ())
     if recalls.empty:
         wanted = f" of {' or '.join(options.methods)}" if options.methods else ""
@@ -74,15 +82,15 @@ def collect(
         )
     chosen = chosen[chosen["run_id"].isin(recalls["run_id"])].reset_index(drop=True)
     labels = chosen.set_index("run_id")["label"]
-    notes = [*logged.notes, *left_out, *comparison.differing_settings(chosen)]
+    notes = [*logged.notes, *left_out, *differing_settings(chosen)]
     every = CompareConfig(variants=True)
-    candidates, _ = comparison.choose(runs, every, card.data_hash, several=several)
+    candidates, _ = choose(runs, every, card.data_hash, several=several)
     return chosen, recalls.assign(label=recalls["run_id"].map(labels)), notes, candidates
 
 
 def _elsewhere(card: DataCard) -> str:
     """Return which other data have runs in this store, as the beginning of advice."""
-    other = comparison.by_data(data_of_runs(), card.settings)
+    other = by_data(data_of_runs(), card.settings)
     return f"there are {'; '.join(other)}: compare with their data parameters, or " if other else ""
 
 
@@ -91,12 +99,12 @@ def tabulate(
 ) -> tuple[pd.DataFrame, Values]:
     """Return a row a method, and how it stands to its neighbour and to papers."""
     order, data = CompareConfig.read(compare).order(several=card.longtail.several), card.settings
-    summary = comparison.summarise(runs, recalls, order)
-    ahead = comparison.first_two(runs, summary, order)
+    summary = summarise(runs, recalls, order)
+    ahead = first_two(runs, summary, order)
     beside = beside_papers(runs, summary, read_papers(papers), data)
     return summary, {
         "first_two": ahead,
-        "summary_sentence": comparison.summary_sentence(ahead),
+        "summary_sentence": summary_sentence(ahead),
         "beside_papers": beside,
     }
 
@@ -106,9 +114,9 @@ def promote(card: DataCard, candidates: pd.DataFrame) -> Values:
     return champion.promote(candidates, card.config.slug)
 
 
-def write(summary: pd.DataFrame, standing: Values, card: DataCard) -> tuple[str, str, str]:
+def write(summary: pd.DataFrame, comparison: Values, card: DataCard) -> tuple[str, str, str]:
     """Return the table in Markdown, LaTeX and HTML."""
-    table, title = _rows(summary, standing), _title(card)
+    table, title = _rows(summary, comparison), _title(card)
     return (
         documents.markdown(*table),
         documents.latex(*table, caption=title),
@@ -145,7 +153,7 @@ def report(
     card: DataCard,
     runs: pd.DataFrame,
     summary: pd.DataFrame,
-    standing: Values,
+    comparison: Values,
     notes: list[str],
     pictures: dict[str, str],
     chosen: Values,
@@ -159,22 +167,22 @@ def report(
             f"Mean ± standard deviation over seeds{intervals}; {LEGEND}. Last epoch; nothing is "
             f"chosen by the test set. Groups: {card.longtail.group_rule}."
         ),
-        table=documents.html_table(*_rows(summary, standing, costs=False)),
+        table=documents.html_table(*_rows(summary, comparison, costs=False)),
         costs=documents.html_table(*_cost_rows(summary)),
-        sentences=[standing["summary_sentence"], chosen["sentence"]],
+        sentences=[comparison["summary_sentence"], chosen["sentence"]],
         notes=notes,
         pictures=[documents.Picture(data, _caption(name)) for name, data in pictures.items()],
-        gaps=documents.gap_rows(standing["beside_papers"]),
+        gaps=documents.gap_rows(comparison["beside_papers"]),
         runs=documents.run_rows(runs),
     )
 
 
 def _rows(
-    summary: pd.DataFrame, standing: Values, *, costs: bool = True
+    summary: pd.DataFrame, comparison: Values, *, costs: bool = True
 ) -> tuple[list[str], list[documents.Row]]:
-    shown, paired = catalog.shown("comparison", summary), Paired.of_first(standing)
+    shown, paired = catalog.shown("comparison", summary), Paired.of_first(comparison)
     metrics = {name: m for name, m in shown.items() if costs or not name.startswith(COST)}
-    beside, settings = standing["beside_papers"], tuple(comparison.SETTINGS)
+    beside, settings = comparison["beside_papers"], tuple(SETTINGS)
     return documents.table_rows(summary, beside, metrics, paired=paired, settings=settings)
 
 

@@ -20,13 +20,13 @@ def create_pipeline() -> Pipeline:
             Node(
                 tabulate,
                 inputs=["params:compare", "data_card", "runs", "recalls", "papers"],
-                outputs=["summary", "standing"],
+                outputs=["summary", "comparison"],
                 name="tabulate",
             ),
             Node(promote, inputs=["data_card", "candidates"], outputs="champion", name="promote"),
             Node(
                 write,
-                inputs=["summary", "standing", "data_card"],
+                inputs=["summary", "comparison", "data_card"],
                 outputs=["markdown", "latex", "html"],
                 name="write",
             ),
@@ -39,7 +39,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 report,
                 inputs=[
-                    *("data_card", "runs", "summary", "standing"),
+                    *("data_card", "runs", "summary", "comparison"),
                     *("notes", "pictures", "champion"),
                 ],
                 outputs="report",

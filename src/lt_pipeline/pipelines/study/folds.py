@@ -128,7 +128,7 @@ def tabulate_folds(
     ]
     failed = failed_runs(runs)
     notes = [*_notes(pooled, runs, told.main), *failed]
-    standing = {
+    comparison = {
         "of": f"{count} folds",
         "about": "pooled: every image is tested once, by the model that has not seen it; "
         "of folds and the hold-out: mean ± standard deviation over folds",
@@ -138,7 +138,7 @@ def tabulate_folds(
         "notes": notes,
         "failed": failed,
     }
-    return standing, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
+    return comparison, "\n".join([markdown(headings, rows), *(f"- {note}" for note in notes)])
 
 
 def _missing(value: Any) -> bool:

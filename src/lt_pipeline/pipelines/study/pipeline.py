@@ -72,7 +72,7 @@ def create_pipeline(study: str, runs: Iterable[Sequence[str]], *, folded: bool =
 
 def _tabulated(function: Callable[..., Any], inputs: list[str]) -> Node:
     return Node(
-        function, inputs, outputs=["standing", "markdown"], name="tabulate", tags="reporting"
+        function, inputs, outputs=["comparison", "markdown"], name="tabulate", tags="reporting"
     )
 
 
