@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kedro.inspection.models import NodeSnapshot, ProjectSnapshot
 from kedro.io import CatalogConfigResolver
 
 from lt_pipeline.io.conf_loader import ConfLoader, environments
+from lt_pipeline.io.yaml_text import LOADER
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import REGISTRY
@@ -215,11 +216,16 @@ class View:
             names = [f"recipes.{recipe}.{name}" for name in sorted(read & {*blocks})]
             said.setdefault(conf / BASE / "globals.yml", []).extend(names)
             said[conf / str(self.env) / "globals.yml"] = ["uses"]
-        for folder in dict.fromkeys((BASE, self.env or BASE)):
-            for file in sorted((conf / folder).glob("parameters*.yml")):
-                said[file] = sorted(read & {*(yaml.safe_load(file.read_text()) or {})})
+        said |= {file: sorted(read & blocks) for file, blocks in self._blocks.items()}
         told = {file.relative_to(self.project).as_posix(): said[file] for file in said}
         return [{file: names} for file, names in told.items() if names]
+
+    @cached_property
+    def _blocks(self) -> dict[Path, set[str]]:
+        """Return which blocks of parameters each file says."""
+        conf, folders = self.project / "conf", dict.fromkeys((BASE, self.env or BASE))
+        files = [f for name in folders for f in sorted((conf / name).glob("parameters*.yml"))]
+        return {file: {*(yaml.load(file.read_text(), Loader=LOADER) or {})} for file in files}
 
     def _recalls(self) -> dict[str, Any]:
         up = "../../" if self.env else ""
@@ -250,14 +256,30 @@ class View:
 
 def _rests_on(modules: Iterable[str]) -> set[str]:
     """Return the rooms and files of this package that ``modules`` are in or import."""
-    finder = ModuleFinder([str(CODE.parent)], excludes=[CHECKS, *NOT_CODE])
-    for name in modules:
+    wanted = {*modules}
+    own = {name for name in wanted if name.startswith(f"{PACKAGE}.learning.methods.")}
+    common, finder = _imported(frozenset(wanted - own)), _finder()
+    finder.modules, finder.badmodules = {**common.modules}, {**common.badmodules}
+    for name in own:
         finder.import_hook(name)
     files = {Path(file) for m in finder.modules.values() if (file := getattr(m, "__file__", None))}
     if CHECKS in finder.badmodules:
         files.add(CODE.parent.joinpath(*CHECKS.split(".")).with_suffix(".py"))
     places = (_place(file) for file in files if file.is_relative_to(CODE))
     return {place.relative_to(PROJECT).as_posix() for place in places if place}
+
+
+@cache
+def _imported(modules: frozenset[str]) -> ModuleFinder:
+    """Return what has found all that ``modules`` import, which many stages have in common."""
+    finder = _finder()
+    for name in modules:
+        finder.import_hook(name)
+    return finder
+
+
+def _finder() -> ModuleFinder:
+    return ModuleFinder([str(CODE.parent)], excludes=[CHECKS, *NOT_CODE])
 
 
 def _place(file: Path) -> Path | None:
