@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
@@ -280,9 +282,9 @@ def own(kind):
     return kind(MethodOptions(), ModelConfig(), toy_card())
 
 
-def steps_of(method, count=6, **training):
+def steps_of(method, count=6, kind=Taped, **training):
     config = TrainingConfig(**TRAINING, **training)
-    step, stage = Taped(method, Stage("train"), config, CPU), Stage("train")
+    step, stage = kind(method, Stage("train"), config, CPU), Stage("train")
     step.begin([Stream(stage, toy_images(), config, views=0, seed=0, device=CPU)])
     set_trainable(method, stage)
     for _, batch in zip(range(count), step.streams[0].epoch(0.0), strict=False):
@@ -314,6 +316,30 @@ def test_what_cannot_be_captured_in_the_end_is_taken_plainly(monkeypatch, caplog
     assert caplog.messages == [
         "Steps of stage train are not captured: operation not permitted when stream is capturing"
     ]
+
+
+def test_threads_capture_one_after_the_other():
+    at_work, most = [], []
+
+    class Slow(Taped):
+        def warm_up(self, batch, progress):
+            return self.watched(super().warm_up, batch, progress)
+
+        def record(self, batch):
+            return self.watched(super().record, batch)
+
+        def watched(self, work, *given):
+            at_work.append(self)
+            most.append(len(at_work))
+            sleep(0.01)
+            found = work(*given)
+            at_work.remove(self)
+            return found
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: steps_of(own(Method), kind=Slow), range(2)))
+    assert [step.made for step in found] == [{"plain": 3, "recorded": 1, "replayed": 2}] * 2
+    assert most == [1] * 8
 
 
 def test_a_training_goes_on_where_another_kind_of_step_stopped(tmp_path):

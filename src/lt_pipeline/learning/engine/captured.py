@@ -118,13 +118,15 @@ class Captured(Plain):
         self.progress.fill_(progress)
         for rate, group in zip(self.told, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        if not self.given_up and shapes not in self.graphs and self.warm[shapes] >= WARM_UP:
-            self.capture(batch, shapes)
-        taken = self.graphs.get(shapes)
-        if taken is None:
-            self.known = self.known or self.fixed()
-            self.warm[shapes] += 1
-            return self.warm_up(batch, progress)
+        if shapes not in self.graphs:
+            # while one thread captures, no other may wait for the whole device or draw on it
+            with alone(Captured):
+                early = self.given_up or self.warm[shapes] < WARM_UP
+                if early or not self.capture(batch, shapes):
+                    self.known = self.known or self.fixed()
+                    self.warm[shapes] += 1
+                    return self.warm_up(batch, progress)
+        taken = self.graphs[shapes]
         torch._foreach_copy_(taken.batch, leaves)
         taken.replay()
         return taken.terms
@@ -134,8 +136,10 @@ class Captured(Plain):
         with batches_counted_at_once(module):
             return super().gradients(batches, progress, share)
 
-    def capture(self, batch: Batch, shapes: Shapes) -> None:
-        """Capture a step on batches like ``batch``, or say why not, and never try again.
+    def capture(self, batch: Batch, shapes: Shapes) -> bool:
+        """Capture a step on batches like ``batch``; return whether that can be.
+
+        If not, the log says why, and it is not tried again.
 
         Raises:
             UserError: if it cannot be, and nothing else will do.
@@ -149,8 +153,9 @@ class Captured(Plain):
                 terms, replay = self.record(mine)
         except RuntimeError as error:
             self._give_up(_first(error))
-        else:
-            self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
+            return False
+        self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
+        return True
 
     def record(self, batch: Batch) -> tuple[Terms, Callable[[], object]]:
         """Return the terms of a step on ``batch``, and what takes it; nothing is computed yet."""
