@@ -11,7 +11,9 @@ from __future__ import annotations
 import ast
 import atexit
 import contextlib
+import gc
 import importlib
+import io
 import json
 import multiprocessing.process
 import os
@@ -177,8 +179,25 @@ def _warm_up() -> None:
         importlib.import_module(name)
     # MLflow looks through all packages that are installed when it logs a model
     importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
+    _do_once()
     if threading.active_count() > 1:
         raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
+
+
+def _do_once() -> None:
+    """Do what takes long the first time: tables' classes, a drawing, an exported network."""
+    importlib.import_module("sqlalchemy.orm").configure_mappers()
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    figure.subplots().loglog([1, 20, 300], label="x")
+    figure.legend()
+    figure.savefig(io.BytesIO(), bbox_inches="tight")
+    torch = importlib.import_module("torch")
+    with torch.random.fork_rng(devices=[]):
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).eval()
+    torch.export.export(network, (torch.zeros(2, 1, 8, 8),))
+    # what is there stays: no process looks through all of it for what may be freed
+    gc.collect()
+    gc.freeze()
 
 
 def _serve(alive: socket.socket, listening: socket.socket) -> dict[str, Any]:
