@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from lt_pipeline.learning.transforms import augment as module
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
-from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
+from lt_pipeline.learning.transforms.views import ViewConfig, random_view
 
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
@@ -85,7 +85,7 @@ def kernel_rows(size: int, count: int, times: int, device: str) -> list[list[obj
             "crop, flip, colour jitter": COLOURS,
         }.items()
     }
-    work["contrastive view"] = partial(contrast_view, images, ContrastConfig(flip=0.5), generator)
+    work["contrastive view"] = partial(random_view, images, ViewConfig(flip=0.5), generator)
     found: list[list[object]] = []
     for name, call in work.items():
         with patch.object(module, "has_triton", lambda device: False):

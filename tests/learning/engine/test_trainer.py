@@ -359,7 +359,7 @@ def test_batches_bring_the_views_that_are_asked_for():
         assert torch.equal(batch.images, data.images[batch.positions])
     still = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
     same_views = method(kind=Watching)
-    run(same_views, config(epochs=1, contrast=still))
+    run(same_views, config(epochs=1, views=still))
     for batch in same_views.seen:
         assert all(torch.equal(view, batch.images) for view in batch.views)
 

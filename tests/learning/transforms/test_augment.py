@@ -19,7 +19,7 @@ from lt_pipeline.learning.transforms.augment import (
     cut_at,
     random_flip,
 )
-from lt_pipeline.learning.transforms.views import ContrastConfig, draw_crops, draw_jitter
+from lt_pipeline.learning.transforms.views import ViewConfig, draw_crops, draw_jitter
 
 SHAPES = st.tuples(
     st.integers(1, 6), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)
@@ -328,7 +328,7 @@ def test_colours_are_torchvisions_factor_by_factor_to_a_grey_level(name: str, ad
     ours = augment(images, config, seeded(5))
     jitter = draw_jitter(
         len(images),
-        ContrastConfig(**{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, name: 0.4}),
+        ViewConfig(**{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, name: 0.4}),
         seeded(5),
     )
     kinds = ("brightness", "contrast", "saturation")

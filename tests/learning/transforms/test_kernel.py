@@ -26,18 +26,18 @@ from lt_pipeline.learning.transforms.augment import (
 )
 from lt_pipeline.learning.transforms.operations import OPERATIONS, SIGNED
 from lt_pipeline.learning.transforms.views import (
-    ContrastConfig,
     View,
+    ViewConfig,
     apply_view,
-    contrast_view,
     draw_view,
+    random_view,
 )
 from toys import scenes, seeded
 
 PLAIN = dict.fromkeys(("crop_padding", "flip", "cutout"), 0)
 WHOLE = {"crop_padding": 3, "flip": 0.5, "cutout": 7}
 STILL = {"crop_scale": (1, 1), **dict.fromkeys(("flip", "jitter", "grayscale", "blur"), 0)}
-VIEW = ContrastConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
+VIEW = ViewConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
 # Interpreted is what was so when triton was imported.
 RUN = """
 import sys, torch
@@ -99,7 +99,7 @@ def seen():
         (4, {"grayscale": 0.5}),
         (4, {"blur": 0.7, "blur_sigma": (0.1, 1.5)}),
     ):
-        config = VIEW if changes is None else ContrastConfig(**{**STILL, **changes})
+        config = VIEW if changes is None else ViewConfig(**{**STILL, **changes})
         for shape in ((count, 3, 13, 12), (2, 1, 3, 16)):
             yield scenes(*shape), draw_view(scenes(*shape), config, seeded(3))
 
@@ -216,11 +216,11 @@ def test_where_there_are_kernels_they_have_what_pytorch_would_have(policy, asked
 
 def test_a_view_is_one_kernel(asked, monkeypatch):
     images = scenes(20, 3, 16, 16)
-    found = contrast_view(images, VIEW, seeded())
+    found = random_view(images, VIEW, seeded())
     ((_, drawn),) = asked
     assert None not in drawn
     monkeypatch.undo()
-    assert torch.equal(found, contrast_view(images, VIEW, seeded()))
+    assert torch.equal(found, random_view(images, VIEW, seeded()))
 
 
 def test_small_images_on_a_gpu_with_triton_have_a_kernel(monkeypatch):
@@ -274,7 +274,7 @@ def test_on_a_gpu_nothing_waits_for_the_host(policy, side):
 
     def treated():
         if policy == "view":
-            return contrast_view(images, VIEW, generator)
+            return random_view(images, VIEW, generator)
         return augment(images, AugmentConfig(**WHOLE, **{policy: True}), generator)
 
     treated()  # tables are there, and kernels are compiled

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lt_pipeline.learning.transforms import operations, views
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.operations import OPERATIONS, operate
-from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
+from lt_pipeline.learning.transforms.views import ViewConfig, random_view
 from toys import scenes, seeded
 
 # what a GPU would make the host wait for
@@ -32,7 +32,7 @@ class Calls(TorchDispatchMode):
 
 def augmented(name, images):
     if name == "contrast":
-        return contrast_view(images, ContrastConfig(flip=0.5, grayscale=0.2), seeded())
+        return random_view(images, ViewConfig(flip=0.5, grayscale=0.2), seeded())
     return augment(images, AugmentConfig(crop_padding=0, **{name: True}), seeded())
 
 

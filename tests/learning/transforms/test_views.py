@@ -19,22 +19,22 @@ from lt_pipeline.learning.transforms.views import (
     CONTRAST,
     HUE,
     SATURATION,
-    ContrastConfig,
     Jitter,
+    ViewConfig,
     apply_jitter,
     apply_view,
     blend,
     blur,
-    contrast_view,
     crop_and_resize,
     draw_crops,
     draw_jitter,
     draw_view,
     luma,
+    random_view,
     turn_hue,
 )
 
-ALL = ContrastConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
+ALL = ViewConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.1, 2.0))
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
 SHAPES = [(3, 32, 32), (3, 13, 24), (1, 8, 8)]
 ADJUST = {
@@ -195,7 +195,7 @@ def test_every_order_of_jitter_is_torchvisions_on_each_image_alone(
 
 def test_jitter_draws_are_uniform_in_their_ranges_and_orders_equally_frequent() -> None:
     count = 24_000
-    config = ContrastConfig(jitter=0.7, brightness=0.4, contrast=0.2, saturation=1.5, hue=0.1)
+    config = ViewConfig(jitter=0.7, brightness=0.4, contrast=0.2, saturation=1.5, hue=0.1)
     jitter = draw_jitter(count, config, seeded())
     ranges = [(0.6, 1.4), (0.8, 1.2), (0.0, 2.5), (-0.1, 0.1)]
     for drawn, (low, high) in zip([*jitter.factors, jitter.hue], ranges, strict=True):
@@ -272,7 +272,7 @@ def test_crops_lie_within_the_image(
 def test_all_off_changes_nothing() -> None:
     for shape in [*SHAPES, (5, 6, 7)]:
         images = scenes(4, *shape)
-        assert torch.equal(contrast_view(images, ContrastConfig(**OFF), seeded()), images)
+        assert torch.equal(random_view(images, ViewConfig(**OFF), seeded()), images)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_all_off_changes_nothing() -> None:
 )
 def test_operations_of_no_strength_change_nothing(weak: dict[str, Any]) -> None:
     images = scenes(40, 3, 16, 16)
-    assert torch.equal(contrast_view(images, ContrastConfig(**OFF | weak), seeded()), images)
+    assert torch.equal(random_view(images, ViewConfig(**OFF | weak), seeded()), images)
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def test_each_operation_falls_on_images_with_its_probability(
 ) -> None:
     count = 2000
     images = scenes(1, 3, 12, 12).expand(count, -1, -1, -1)
-    config = ContrastConfig(**OFF | part | {"blur_sigma": (1.0, 2.0)})
-    changed = (contrast_view(images, config, seeded()) != images).flatten(1).any(1)
+    config = ViewConfig(**OFF | part | {"blur_sigma": (1.0, 2.0)})
+    changed = (random_view(images, config, seeded()) != images).flatten(1).any(1)
     bound = 4 * (share * (1 - share) / count) ** 0.5
     assert float(changed.double().mean()) == pytest.approx(share, abs=bound)
 
@@ -306,13 +306,13 @@ def test_each_operation_falls_on_images_with_its_probability(
 def test_equal_images_of_a_batch_get_draws_of_their_own(part: str) -> None:
     images = scenes(1, 3, 32, 32).expand(50, -1, -1, -1)
     given = {"blur_sigma": (0.1, 2.0), part: (0.2, 0.9) if part == "crop_scale" else 1}
-    views = contrast_view(images, ContrastConfig(**OFF | given), seeded())
+    views = random_view(images, ViewConfig(**OFF | given), seeded())
     assert len(views.flatten(1).unique(dim=0)) > 40
 
 
 def test_certain_grayscale_makes_equal_channels() -> None:
     images = scenes(5, 3, 16, 16)
-    views = contrast_view(images, ContrastConfig(**OFF | {"grayscale": 1}), seeded())
+    views = random_view(images, ViewConfig(**OFF | {"grayscale": 1}), seeded())
     assert torch.equal(views, views[:, :1].expand_as(views))
 
 
@@ -320,9 +320,7 @@ def test_certain_grayscale_makes_equal_channels() -> None:
 def test_one_channel_has_no_colour_to_change(part: dict[str, float]) -> None:
     images = scenes(60, 1, 8, 8)
     still = {"jitter": 1, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
-    assert torch.equal(
-        contrast_view(images, ContrastConfig(**OFF | still | part), seeded()), images
-    )
+    assert torch.equal(random_view(images, ViewConfig(**OFF | still | part), seeded()), images)
 
 
 @settings(deadline=None, max_examples=30)
@@ -340,25 +338,25 @@ def test_views_keep_shape_type_and_input_and_repeat_with_their_generator(
         256, (count, channels, height, width), generator=seeded(seed), dtype=torch.uint8
     )
     before = images.clone()
-    view = contrast_view(images, ALL, seeded(seed))
+    view = random_view(images, ALL, seeded(seed))
     assert view.shape == images.shape
     assert view.dtype == torch.uint8
     assert torch.equal(images, before)
     torch.manual_seed(seed + 1)
-    assert torch.equal(view, contrast_view(images, ALL, seeded(seed)))
+    assert torch.equal(view, random_view(images, ALL, seeded(seed)))
 
 
 def test_two_views_and_two_seeds_differ() -> None:
     images, generator = scenes(16, 3, 16, 16), seeded()
-    first, second = (contrast_view(images, ALL, generator) for _ in range(2))
+    first, second = (random_view(images, ALL, generator) for _ in range(2))
     assert not torch.equal(first, second)
-    assert not torch.equal(first, contrast_view(images, ALL, seeded(1)))
+    assert not torch.equal(first, random_view(images, ALL, seeded(1)))
 
 
 def test_images_that_are_not_contiguous_give_the_same_views() -> None:
     images = scenes(6, 3, 12, 16).permute(0, 1, 3, 2)
-    expected = contrast_view(images.contiguous(), ALL, seeded())
-    assert torch.equal(contrast_view(images, ALL, seeded()), expected)
+    expected = random_view(images.contiguous(), ALL, seeded())
+    assert torch.equal(random_view(images, ALL, seeded()), expected)
 
 
 @pytest.mark.parametrize(("pixels", "together"), [(100 * 64, 100), (64, 1), (1, 1)])
@@ -367,9 +365,9 @@ def test_pieces_are_one_after_the_other_with_draws_of_their_own(
 ) -> None:
     images = scenes(1, 3, 8, 8).expand(103, -1, -1, -1)
     generator = seeded()
-    expected = [contrast_view(p, ALL, generator) for p in images.split(together)]
+    expected = [random_view(p, ALL, generator) for p in images.split(together)]
     monkeypatch.setattr(contrast, "PIECE", pixels)
-    views = contrast_view(images, ALL, seeded())
+    views = random_view(images, ALL, seeded())
     assert torch.equal(views, torch.cat(expected))
     assert not torch.equal(views[:3], views[-3:])
 
@@ -397,7 +395,7 @@ def test_pieces_are_one_after_the_other_with_draws_of_their_own(
 )
 def test_values_out_of_range_are_refused_in_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}[^\n]*$"), one_line_errors():
-        ContrastConfig.model_validate(options)
+        ViewConfig.model_validate(options)
 
 
 @pytest.mark.parametrize("part", [{"jitter": 0.5}, {"grayscale": 0.5}])
@@ -405,12 +403,12 @@ def test_values_out_of_range_are_refused_in_one_line(options: dict[str, Any], wo
 def test_colour_operations_refuse_other_numbers_of_channels(
     part: dict[str, float], channels: int
 ) -> None:
-    config = ContrastConfig(**OFF | part)
+    config = ViewConfig(**OFF | part)
     words = f"need images with 1 or 3 channels, but these have {channels}: set both to 0"
     with pytest.raises(ValueError, match=words):
         config.check((channels, 8, 8))
     with pytest.raises(ValueError, match=words):
-        contrast_view(scenes(2, channels, 8, 8), config, seeded())
+        random_view(scenes(2, channels, 8, 8), config, seeded())
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.protocol import Images, fetch_parts
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
 from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, mix
-from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
+from lt_pipeline.learning.transforms.views import ViewConfig, random_view
 
 # Augmented together: large enough to make every operation a big batch, small enough for memory
 # (8,192 images of 32 x 32 are 25 MB; of larger ones there are fewer). What is drawn depends on it.
@@ -73,14 +73,14 @@ def batches(
     generator: torch.Generator,
     *,
     views: int = 0,
-    contrast: ContrastConfig | None = None,
+    view: ViewConfig | None = None,
     remainder: bool = False,
 ) -> Iterator[Batch]:
     """Yield full batches of ``data`` in ``order`` ``[M]``.
 
     What does not fill one is left out, or with ``remainder`` a last, smaller batch. ``generator``
     draws the augmentations and lives, like ``order``, on the images' device. Each batch brings
-    ``views`` more versions of its images, augmented as ``contrast`` says.
+    ``views`` more versions of its images, augmented as ``view`` says.
     """
     used = order if remainder else order[: len(order) // batch_size * batch_size]
     together = min(CHUNK, CHUNK_BYTES // prod(data.shape)) // batch_size // (1 + views)
@@ -90,9 +90,9 @@ def batches(
         plain = next(parts)
         images = augment(plain, config, generator)
         labels = data.labels[chunk]
-        more = [contrast_view(plain, contrast or ContrastConfig(), generator) for _ in range(views)]
+        more = [random_view(plain, view or ViewConfig(), generator) for _ in range(views)]
         del plain  # so that its memory is free for what follows
-        seen = zip(*(view.split(batch_size) for view in more), strict=True) if more else repeat(())
+        seen = zip(*(one.split(batch_size) for one in more), strict=True) if more else repeat(())
         yield from map(
             Batch,
             images.split(batch_size),

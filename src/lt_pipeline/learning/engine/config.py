@@ -21,7 +21,7 @@ from pydantic_core.core_schema import ValidationInfo
 from lt_pipeline.learning.data.samplers import SamplerConfig
 from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
-from lt_pipeline.learning.transforms.views import ContrastConfig
+from lt_pipeline.learning.transforms.views import ViewConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class TrainingConfig(Config):
         warmup_epochs: epochs in which the rate rises linearly from 0; more than there are become
             half of them, so that the schedule has its say.
         sampler: which images an epoch sees, and from which share of the run on.
-        contrast: augmentation of the extra views that contrastive criteria ask for.
+        views: augmentation of the extra views that contrastive criteria ask for.
         features: ``cached`` freezes the backbone, which goes over every image once; what is left
             to train on its features is the head. Of ``augment`` only ``flip`` has a say then.
         gradient_clip: largest norm of the whole gradient; null is no clipping.
@@ -113,7 +113,7 @@ class TrainingConfig(Config):
     gradient_clip: PositiveFloat | None = None
     sampler: SamplerConfig = SamplerConfig()
     augment: AugmentConfig = AugmentConfig()
-    contrast: ContrastConfig = ContrastConfig()
+    views: ViewConfig = ViewConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     step: Literal["auto", "plain", "compiled", "captured"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"

@@ -113,7 +113,7 @@ class Stream:
             augment or self.config.augment,
             self.augment_generator,
             views=views,
-            contrast=self.config.contrast,
+            view=self.config.views,
             remainder=self.stage.remainder,
         )
 

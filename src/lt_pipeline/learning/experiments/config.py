@@ -275,8 +275,8 @@ class ExperimentConfig(Config):
                     f"none: set it to none"
                 )
             if views:
-                with named("training.contrast: "):
-                    training.contrast.check(shape)
+                with named("training.views: "):
+                    training.views.check(shape)
             if not stage.trains:
                 continue
             own = stage_config(training, stage)

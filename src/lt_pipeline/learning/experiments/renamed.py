@@ -11,6 +11,7 @@ from lt_pipeline.learning.schema import UserError
 RENAMED: dict[str, str] = {
     "model.pretrained": "model.weights",
     "training.compile": "training.step",
+    "training.contrast": "training.views",
 }
 # and what its values are called now, where that is something else
 VALUES: dict[str, dict[Any, Any]] = {

@@ -114,7 +114,7 @@ def train_stages(
     if not experiment.on_features:
         config.training.augment.check(sets.train.shape)
     if objective_of(method, stages[0]).views:
-        config.training.contrast.check(sets.train.shape)
+        config.training.views.check(sets.train.shape)
     watched = {"validation": experiment.seen(sets.validation)}
     if config.training.monitor_test:
         watched["test"] = experiment.seen(sets.test)

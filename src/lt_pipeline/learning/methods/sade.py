@@ -34,7 +34,7 @@ from lt_pipeline.learning.methods.families.experts import ExpertMethod, ExpertOp
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import Config, UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig, augment
-from lt_pipeline.learning.transforms.views import ContrastConfig, contrast_view
+from lt_pipeline.learning.transforms.views import ViewConfig, random_view
 
 # The experts' losses, in order, and the names of their terms.
 SKILLS = ("softmax", "balanced_softmax", "inverse_softmax")
@@ -65,7 +65,7 @@ class AggregationConfig(Config):
     stop_below: float = Field(default=0.05, ge=0, lt=1)
     seed: NonNegativeInt = 0
     augment: AugmentConfig = AugmentConfig()
-    contrast: ContrastConfig | None = None
+    contrast: ViewConfig | None = None
 
 
 class SadeOptions(ExpertOptions):
@@ -209,7 +209,7 @@ class SelfSupervisedAggregation(ExpertMethod):
         config = self.options.aggregation
         view = augment(images, config.augment, generator)
         if config.contrast is not None:
-            view = contrast_view(view, config.contrast, generator)
+            view = random_view(view, config.contrast, generator)
         logits: Tensor = self.net(view)
         return at_least_float32(logits)
 

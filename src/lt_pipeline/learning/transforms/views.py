@@ -41,7 +41,7 @@ Treatment = Callable[..., Tensor]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class ContrastConfig(Config):
+class ViewConfig(Config):
     """How far the views of an image may differ; zeros, and a ``crop_scale`` of (1, 1), are off.
 
     ``crop_scale`` is the range of a crop's area as a share of the image's. ``flip``, ``jitter``,
@@ -71,7 +71,7 @@ class ContrastConfig(Config):
             )
 
 
-def contrast_view(images: Tensor, config: ContrastConfig, generator: torch.Generator) -> Tensor:
+def random_view(images: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
     """Return a random view of each of ``images`` uint8 ``[N, C, H, W]``, of the same shape.
 
     N >= 1. The order is crop and flip, jitter, grayscale, blur. ``generator`` lives on the device
@@ -102,7 +102,7 @@ class View(NamedTuple):
     reach: int = 0
 
 
-def draw_view(images: Tensor, config: ContrastConfig, generator: torch.Generator) -> View:
+def draw_view(images: Tensor, config: ViewConfig, generator: torch.Generator) -> View:
     """Draw for ``images`` ``[N, C, H, W]``, on the device of ``generator``."""
     count, crops = len(images), config.crop_scale != (1, 1)
     return View(
@@ -115,7 +115,7 @@ def draw_view(images: Tensor, config: ContrastConfig, generator: torch.Generator
     )
 
 
-def _draw_sigma(count: int, config: ContrastConfig, generator: torch.Generator) -> Tensor:
+def _draw_sigma(count: int, config: ViewConfig, generator: torch.Generator) -> Tensor:
     sigma = _uniform(*config.blur_sigma, (count,), generator)
     return sigma.where(coins(count, config.blur, generator), 0.0)
 
@@ -156,7 +156,7 @@ def random_resized_crop(
 def color_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Return ``images`` uint8 ``[N, 1 or 3, H, W]``, each in colours of its own draw."""
     strengths = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation")}
-    drawn = ContrastConfig(jitter=1.0, hue=config.hue, **strengths)
+    drawn = ViewConfig(jitter=1.0, hue=config.hue, **strengths)
     jitter = draw_jitter(len(images), drawn, generator)
     if has_kernel(images):
         return in_a_kernel(images, View(jitter=jitter))
@@ -290,7 +290,7 @@ class Jitter(NamedTuple):
     applied: Tensor
 
 
-def draw_jitter(count: int, config: ContrastConfig, generator: torch.Generator) -> Jitter:
+def draw_jitter(count: int, config: ViewConfig, generator: torch.Generator) -> Jitter:
     """Draw for ``count`` images, on the device of ``generator``; the order is each image's own."""
     strengths = (config.brightness, config.contrast, config.saturation)
     return Jitter(
