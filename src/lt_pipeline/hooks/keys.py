@@ -63,6 +63,6 @@ def check_config(saved: ExperimentConfig, wanted: ExperimentConfig) -> None:
 
 def _difference(saved: Config, wanted: Config) -> str:
     """Return the first parameter that differs, in words; nothing if none does."""
-    before, now = (dict(flatten(one.model_dump(mode="json"), ".")) for one in (saved, wanted))
+    before, now = (dict(flatten(config.model_dump(mode="json"), ".")) for config in (saved, wanted))
     differ = (key for key in [*now, *before] if before.get(key) != now.get(key))
     return next((f"{k} = {before.get(k)!r}, and this run says {now.get(k)!r}" for k in differ), "")

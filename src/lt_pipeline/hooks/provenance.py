@@ -117,9 +117,9 @@ def command(run_params: Mapping[str, Any]) -> str:
     typed = sys.argv[1:] if "run" in sys.argv[1:] else ["run", *sys.argv[1:]]
     # KEDRO_ENV chooses an environment, too
     env = os.environ.get("KEDRO_ENV")
-    told = any(word in ("--env", "-e") or word.startswith("--env=") for word in typed)
+    named = any(word in ("--env", "-e") or word.startswith("--env=") for word in typed)
     typed = [tracking.masked(word) for word in typed]
-    return shlex.join(["kedro", *typed, *([] if told or not env else ["--env", env])])
+    return shlex.join(["kedro", *typed, *([] if named or not env else ["--env", env])])
 
 
 def _files(catalog: DataCatalog, name: str) -> list[Path]:

@@ -49,11 +49,11 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _facts(path: Path) -> dict[str, Any]:
     """Return what a file says of itself beside its tensors."""
     with _opened(path) as file:
-        said = file.metadata() or {}
-    if ABOUT in said:
-        return dict(json.loads(said[ABOUT]))
+        metadata = file.metadata() or {}
+    if ABOUT in metadata:
+        return dict(json.loads(metadata[ABOUT]))
     # of versions before this one
-    return {name: json.loads(text) for name, text in said.items() if name == "class_names"}
+    return {name: json.loads(text) for name, text in metadata.items() if name == "class_names"}
 
 
 @contextmanager
@@ -107,8 +107,8 @@ class KeyedDataset(_FileDataset[_In, _Out], Generic[_In, _Out]):
     def _made_of(self) -> dict[str, str]:
         return {MADE_OF: self.key} if self.key else {}
 
-    def _check(self, said: str | None) -> None:
-        if said and self.key and said != self.key:
+    def _check(self, made_of: str | None) -> None:
+        if made_of and self.key and made_of != self.key:
             raise UserError(
                 f"{self._filepath} is of other parameters or other data than this run: run "
                 f"{self.node or 'the node that makes it'} first, or the whole pipeline"

@@ -289,14 +289,14 @@ def _problem(config: type[Config], name: Any, value: Any) -> PydanticCustomError
     valid = kinds(config)
     if name in valid:
         return valid[name].problem(value, name)
-    told = {"text": unknown("parameter", name, valid), "name": name, "valid": [*valid]}
-    return PydanticCustomError("unknown_parameter", "{text}", told)
+    context = {"text": unknown("parameter", name, valid), "name": name, "valid": [*valid]}
+    return PydanticCustomError("unknown_parameter", "{text}", context)
 
 
 def _again(problem: ErrorDetails) -> InitErrorDetails:
     """Return a problem that was reported, to be reported with others."""
-    told = {"msg": problem["msg"], **problem.get("ctx", {})}
-    kind = PydanticCustomError(problem["type"], "{msg}", told)
+    context = {"msg": problem["msg"], **problem.get("ctx", {})}
+    kind = PydanticCustomError(problem["type"], "{msg}", context)
     return InitErrorDetails(type=kind, loc=problem["loc"], input=problem["input"])
 
 

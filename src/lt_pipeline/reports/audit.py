@@ -37,10 +37,10 @@ def page(
     notes: Sequence[str],
 ) -> str:
     """Return the page; ``facts``, ``pairs`` and ``classes`` are an audit's, with class names."""
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{escape(title)}</h1><ul>{said}</ul>"
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1><ul>{items}</ul>"
         f"<h2>Classes</h2>{_classes(folder, facts, classes)}"
         f"<h2>Alike</h2>{_pairs(folder, pairs)}</html>"
     )

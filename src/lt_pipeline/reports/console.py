@@ -123,9 +123,9 @@ def print_stages(name: str, stages: pd.DataFrame) -> None:
     mean = stages[branches][[metric.name for metric in metrics]].mean().to_dict()
     before = {"merge": {"stage": f"mean of {branches.sum()} branches", **mean}}
     for row in stages[~branches].to_dict("records"):
-        for one in (before.get(row["stage"]) if branches.any() else None, row):
-            if one:
-                table.add_row(one["stage"], *(m.number(one[m.name]) for m in metrics))
+        for numbers in (before.get(row["stage"]) if branches.any() else None, row):
+            if numbers:
+                table.add_row(numbers["stage"], *(m.number(numbers[m.name]) for m in metrics))
     console = _begin()
     console.print(f"Stages of {name}, %")
     console.print(table)
@@ -161,8 +161,8 @@ def print_study(name: str, comparison: Values, card: DataCard, where: str) -> No
     # not the table's title, which would be broken to the table's width
     console.print(f"{name} on {card.config.title}: {of}, last epoch, %")
     behind = "; behind a paper's figure: ours minus it, not paired"
-    told = behind if comparison["beside_papers"] else ""
-    about = comparison.get("about", f"mean ± standard deviation over seeds{told}")
+    papers = behind if comparison["beside_papers"] else ""
+    about = comparison.get("about", f"mean ± standard deviation over seeds{papers}")
     console.print(f"({about})")
     console.print(screen.table(comparison["headings"], rows))
     if "of" not in comparison:

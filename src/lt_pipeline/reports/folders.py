@@ -35,14 +35,14 @@ def removed(project: Path, names: Iterable[str], unused: bool) -> str:
 
 def _row(folder: Folder) -> tuple[str, ...]:
     written = datetime.fromtimestamp(folder.written).isoformat(" ", "minutes")
-    told = ", ".join(f"{path}={value}" for path, value in (folder.parameters or {}).items())
+    parameters = ", ".join(f"{path}={value}" for path, value in (folder.parameters or {}).items())
     nothing = "not known" if folder.is_own else "nothing"
     users = "; ".join(map(str, folder.used_by))
     return (
         folder.name,
         _mebibytes(folder.size),
         written if folder.written else "-",
-        told or nothing,
+        parameters or nothing,
         users or "-",
     )
 

@@ -99,7 +99,7 @@ def tabulate(
     What is for the screen has the runs that failed, in words, under ``failed``.
     """
     study, published, data = plan.study, read_papers(papers), card.settings
-    configs = {label: one.model_dump(mode="json") for label, one in plan.experiments.items()}
+    configs = {label: arm.model_dump(mode="json") for label, arm in plan.experiments.items()}
     own = summary.rename(columns={"arm": "label"})
     beside = beside_arms(plan.name, configs, own, published, data)
     metrics = shown_by_study(summary, study.columns, natural=card.natural)
@@ -111,9 +111,9 @@ def tabulate(
     none = why_none(plan.name, configs, published, data)
     floors = list(summary["test/recall_floor"][:1]) if "test/recall_floor" in summary else []
     floor = [f"The harmonic mean takes a recall of zero as {value:g}" for value in floors]
-    told = [LEGEND.capitalize()] if paired.there(summary) else []
+    legend = [LEGEND.capitalize()] if paired.there(summary) else []
     failed = failed_runs(runs)
-    notes = [*floor, *told, *dict.fromkeys(reasons), *([none] if none else []), *failed]
+    notes = [*floor, *legend, *dict.fromkeys(reasons), *([none] if none else []), *failed]
     comparison = {
         "headings": headings,
         "rows": [row._asdict() for row in rows],

@@ -103,9 +103,9 @@ def deploy(
         classes.write_text(json.dumps(data.longtail.class_names))
         taken["artifacts"] |= {"network": str(network), "class_names": str(classes)}
         if "thresholds" in metrics:
-            said = Path(folder, "thresholds.json")
-            said.write_text(json.dumps(metrics["thresholds"]))
-            taken["artifacts"]["thresholds"] = str(said)
+            path = Path(folder, "thresholds.json")
+            path.write_text(json.dumps(metrics["thresholds"]))
+            taken["artifacts"]["thresholds"] = str(path)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_CODE),

@@ -59,9 +59,9 @@ def to_onnx(method: Method, images: Tensor, thresholds: Sequence[float] | None =
     """
     answer = Answer(method.cpu()).eval()
     try:
-        told: dict[str, list[Any]] = {"class_names": list(method.card.longtail.class_names)}
-        told |= {} if thresholds is None else {"thresholds": list(thresholds)}
-        content = _convert(answer, images[: max(BATCHES)], told)
+        metadata: dict[str, list[Any]] = {"class_names": list(method.card.longtail.class_names)}
+        metadata |= {} if thresholds is None else {"thresholds": list(thresholds)}
+        content = _convert(answer, images[: max(BATCHES)], metadata)
         difference = largest_difference(content, answer, images)
     except ImportError as error:
         raise UserError(f"{EXTRA} ({error})") from None
@@ -73,7 +73,7 @@ def to_onnx(method: Method, images: Tensor, thresholds: Sequence[float] | None =
     return Exported(content, difference)
 
 
-def _convert(answer: Answer, example: Tensor, told: Mapping[str, list[Any]]) -> bytes:
+def _convert(answer: Answer, example: Tensor, metadata: Mapping[str, list[Any]]) -> bytes:
     with torch.no_grad():
         names = list(answer(example))
     program = torch.onnx.export(
@@ -87,7 +87,7 @@ def _convert(answer: Answer, example: Tensor, told: Mapping[str, list[Any]]) -> 
     )
     if program is None:
         raise UserError("PyTorch's exporter gave no ONNX model")
-    program.model.metadata_props.update({name: json.dumps(own) for name, own in told.items()})
+    program.model.metadata_props.update({name: json.dumps(own) for name, own in metadata.items()})
     return bytes(program.model_proto.SerializeToString())
 
 
@@ -186,13 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parameters = read(split(given.params)) if given.params else {}
         session = KedroSession.create(project, env=given.env, runtime_params=parameters)
         with session:
-            said = export(session.load_context().catalog, given.method)
+            message = export(session.load_context().catalog, given.method)
     except Exception as error:
         line = str(error) if isinstance(error, ClickException) else in_one_line(error)
         if line is None:
             raise
         raise SystemExit(f"Error: {line}") from None
-    sys.stdout.write(said + "\n")
+    sys.stdout.write(message + "\n")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class ImageClassifier(PythonModel):
         """Load the exported network, the class names, and what reads files."""
         self.network = torch.export.load(context.artifacts["network"]).module()
         self.class_names = json.loads(Path(context.artifacts["class_names"]).read_text())
-        said = context.artifacts.get("thresholds")
-        self.thresholds = json.loads(Path(said).read_text()) if said else None
+        file = context.artifacts.get("thresholds")
+        self.thresholds = json.loads(Path(file).read_text()) if file else None
         reader = context.artifacts.get("decode")
         self.decode = _module(reader) if reader else None
         self.settings = context.model_config
@@ -65,8 +65,8 @@ class ImageClassifier(PythonModel):
 
     def _names(self, answer: dict[str, np.ndarray[Any, Any]]) -> list[str]:
         if self.thresholds:
-            said = answer["probabilities"] >= np.array(self.thresholds)
-            return [";".join(np.array(self.class_names)[row]) for row in said]
+            predicted = answer["probabilities"] >= np.array(self.thresholds)
+            return [";".join(np.array(self.class_names)[row]) for row in predicted]
         return [self.class_names[c] for c in answer["probabilities"].argmax(1).tolist()]
 
     def _of_files(self, files: Sequence[Any]) -> pd.DataFrame:

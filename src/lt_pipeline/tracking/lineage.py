@@ -261,9 +261,9 @@ def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}"
             yield from lines(value, indent + "  ")
         elif isinstance(value, list) and isinstance(value[0], Mapping):
-            for one in value[:SHOWN_RUNS]:
+            for run in value[:SHOWN_RUNS]:
                 yield ""
-                yield from lines(one, indent)
+                yield from lines(run, indent)
             if len(value) > SHOWN_RUNS:
                 yield f"\n{indent}and {len(value) - SHOWN_RUNS} more"
         else:

@@ -109,14 +109,14 @@ class Outbox:
                     pause = self.due - time.monotonic()
                     self.changed.wait(pause if self.waiting else None)
                 batch = self._next()
-            error = _call(*batch[0].goes_to, [one.metric for one in batch])
+            error = _call(*batch[0].goes_to, [entry.metric for entry in batch])
             with self.changed:
                 self._called(batch, error)
 
     def _next(self) -> list[Waiting]:
         """Return the first values that one call may have."""
         first = self.waiting[0].goes_to
-        return list(takewhile(lambda one: one.goes_to == first, self.waiting[:MAX_METRICS]))
+        return list(takewhile(lambda entry: entry.goes_to == first, self.waiting[:MAX_METRICS]))
 
     def _is_due(self) -> bool:
         """Return whether there is something to send, and it is time."""
@@ -127,8 +127,8 @@ class Outbox:
         """Note how a call ended: of those that fail one after another the first is told."""
         if error is None:
             # of a full outbox they may be in a file by now
-            sent = {id(one) for one in batch}
-            self.waiting = [one for one in self.waiting if id(one) not in sent]
+            sent = {id(entry) for entry in batch}
+            self.waiting = [entry for entry in self.waiting if id(entry) not in sent]
         else:
             if not self.failing:
                 LOGGER.warning("%s are not in MLflow yet: %s", _epochs(batch), error)
@@ -144,8 +144,8 @@ class Outbox:
             return
         folder = Path(os.environ.get(FOLDER, "unsent"))
         folder.mkdir(parents=True, exist_ok=True)
-        for run in dict.fromkeys(one.run for one in self.waiting):
-            lines = [json.dumps(_plain(one.metric)) for one in self.waiting if one.run == run]
+        for run in dict.fromkeys(entry.run for entry in self.waiting):
+            lines = [json.dumps(_plain(entry.metric)) for entry in self.waiting if entry.run == run]
             with (folder / f"{run}.jsonl").open("a") as file:
                 file.write("\n".join(lines) + "\n")
         LOGGER.warning(
@@ -170,5 +170,5 @@ def _plain(metric: Metric) -> dict[str, Any]:
 
 
 def _epochs(waiting: Sequence[Waiting]) -> str:
-    steps = {one.metric.step for one in waiting}
+    steps = {entry.metric.step for entry in waiting}
     return f"Epochs {min(steps)} to {max(steps)}"

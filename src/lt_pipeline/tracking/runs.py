@@ -74,10 +74,10 @@ class Runs:
         """Return which runs could not be read so far, in a sentence."""
         if not self._unread:
             return []
-        one = len(self._unread) == 1
+        single = len(self._unread) == 1
         return [
-            f"{few(self._unread)} {'is' if one else 'are'} left out: "
-            f"{'it has' if one else 'they have'} no config.json and class_table.csv, as of some "
+            f"{few(self._unread)} {'is' if single else 'are'} left out: "
+            f"{'it has' if single else 'they have'} no config.json and class_table.csv, as of some "
             f"nodes only, or these cannot be reached"
         ]
 

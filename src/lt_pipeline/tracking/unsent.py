@@ -57,10 +57,10 @@ def _metric(line: str) -> Metric:
 def main() -> None:
     """Bring in what there is."""
     try:
-        said = list(bring_in(folder_of(PROJECT), tracking_uri(PROJECT)))
+        lines = list(bring_in(folder_of(PROJECT), tracking_uri(PROJECT)))
     except UserError as error:
         raise click.ClickException(str(error)) from error
-    click.echo("\n".join(said) or f"there is nothing in {folder_of(PROJECT)}")
+    click.echo("\n".join(lines) or f"there is nothing in {folder_of(PROJECT)}")
 
 
 if __name__ == "__main__":

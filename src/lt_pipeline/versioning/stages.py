@@ -211,14 +211,14 @@ class View:
         """Return the parameters that a stage reads, by the files that say them."""
         read = {n.removeprefix(PARAMETERS) for n in needed if n.startswith(PARAMETERS)}
         read -= NOT_DECISIVE
-        conf, said = self.project / "conf", dict[Path, list[str]]()
+        conf, by_file = self.project / "conf", dict[Path, list[str]]()
         for recipe, blocks in self._loader.recipes().items():
             names = [f"recipes.{recipe}.{name}" for name in sorted(read & {*blocks})]
-            said.setdefault(conf / BASE / "globals.yml", []).extend(names)
-            said[conf / str(self.env) / "globals.yml"] = ["uses"]
-        said |= {file: sorted(read & blocks) for file, blocks in self._blocks.items()}
-        told = {file.relative_to(self.project).as_posix(): said[file] for file in said}
-        return [{file: names} for file, names in told.items() if names]
+            by_file.setdefault(conf / BASE / "globals.yml", []).extend(names)
+            by_file[conf / str(self.env) / "globals.yml"] = ["uses"]
+        by_file |= {file: sorted(read & blocks) for file, blocks in self._blocks.items()}
+        relative = {file.relative_to(self.project).as_posix(): by_file[file] for file in by_file}
+        return [{file: names} for file, names in relative.items() if names]
 
     @cached_property
     def _blocks(self) -> dict[Path, set[str]]:

@@ -82,12 +82,12 @@ def _there(folder: Path, rows: list[Row], skip: bool) -> list[Row]:
         return rows
     kept = {row.path for row in there}
     first = next(row.path for row in rows if row.path not in kept)
-    said = f"{missing} of {len(rows)} listed images are not in {folder}, as {first}"
+    problem = f"{missing} of {len(rows)} listed images are not in {folder}, as {first}"
     if not (skip and there):
         raise MissingFileError(
-            f"data.path: {said}: put them there, or set data.unreadable=skip to do without"
+            f"data.path: {problem}: put them there, or set data.unreadable=skip to do without"
         )
-    LOGGER.warning("%s: they are left out", said)
+    LOGGER.warning("%s: they are left out", problem)
     return there
 
 
@@ -189,8 +189,8 @@ def _instances(file: Path) -> _Instances:
         read = json.loads(file.read_bytes())
         categories = {int(c["id"]): str(c["name"]) for c in read["categories"]}
         images = {int(i["id"]): (str(i["file_name"]), set[str]()) for i in read["images"]}
-        for one in read["annotations"]:
-            images[one["image_id"]][1].add(categories[one["category_id"]])
+        for annotation in read["annotations"]:
+            images[annotation["image_id"]][1].add(categories[annotation["category_id"]])
     except FileNotFoundError:
         raise MissingFileError(f"data.path: there is no {file}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -217,11 +217,11 @@ def _nus_wide(folder: Path, difficult: bool | None) -> Read:
     )
     concepts = _concepts(folder, labelled)
     rows = list[Row]()
-    for part, said in ((TRAIN, "Train"), (TEST, "Test")):
-        images = _lines(folder / listed.format(part=said))
+    for part, word in ((TRAIN, "Train"), (TEST, "Test")):
+        images = _lines(folder / listed.format(part=word))
         own = [set[str]() for _ in images]
         for concept in concepts:
-            file = folder / labelled.format(concept=concept, part=said)
+            file = folder / labelled.format(concept=concept, part=word)
             for labels, flag in zip(own, _flags(file, len(images)), strict=True):
                 if flag == "1":
                     labels.add(concept)

@@ -264,15 +264,15 @@ def _check_content(table: pd.DataFrame, images: PackedImages, published: bool) -
         first = int(parted.argmax())
         alike = table[[digest == content[first] for digest in content]]
         one, other = (row for _, row in alike.drop_duplicates("split").head(2).iterrows())
-        said = (
+        fault = (
             f"{parted.sum()} images are in two parts, as {one['path']} in {one['split']} and "
             f"{other['path']} in {other['split']}, whose pixels are equal"
         )
         if published:
-            LOGGER.warning("%s: the published split is kept as it is", said)
+            LOGGER.warning("%s: the published split is kept as it is", fault)
             return
         raise UserError(
-            f"data: {said}: what is learned would be tested on. Take one out or move both to one "
+            f"data: {fault}: what is learned would be tested on. Take one out or move both to one "
             f"part, as kedro run --pipelines=audit does where there is no split"
         )
 

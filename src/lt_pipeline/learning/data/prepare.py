@@ -532,8 +532,8 @@ def load_photos(config: DataConfig, cache: Path) -> Source:
 
 def _drawn(config: DataConfig) -> Drawn:
     """Return what mosaics show; their profile is a cut's, as ``DataConfig`` has seen to."""
-    told = config.imbalance_ratio, config.max_per_class, config.validation, config.seed
-    return draw_classes(cast("Cut", config.profile), *told)
+    settings = config.imbalance_ratio, config.max_per_class, config.validation, config.seed
+    return draw_classes(cast("Cut", config.profile), *settings)
 
 
 def _longtail(

@@ -386,10 +386,10 @@ def _on_top(
     with named(f"{method}.options.pretrain: "):
         methods.get(first)
     given = block_of(block.options, "pretrain_options", f"{method}.options.")
-    told = updated(block_of(parameters, first), {"options": given})
+    inner = updated(block_of(parameters, first), {"options": given})
     method_options(first, parameters, chain)  # what is wrong there is named as there
     try:
-        below, _ = method_options(first, {**parameters, first: told}, chain)
+        below, _ = method_options(first, {**parameters, first: inner}, chain)
     except UserError as error:
         where = f"{method}.options.pretrain_options"
         raise UserError(str(error).replace(f"{first}.options", where)) from None

@@ -98,15 +98,15 @@ def evaluate(
     held_out, thresholds = evaluate_hold_out(experiment, method.to(device), validation)
     judged = _evaluate_test(experiment, method, test, thresholds)
     shape, judged = _with_landscape(experiment, method, train, judged)
-    told = judged.told()
+    beside = judged.told()
     metrics = {
-        **told,
+        **beside,
         "test": judged.metrics,
         **shape,
         "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
         "best_epoch": best_epoch(main_history(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
-        "notes": [*finish_report["notes"], *told.get("notes", [])],
+        "notes": [*finish_report["notes"], *beside.get("notes", [])],
         **_groups(method.card.longtail),
         **held_out,
     }
@@ -191,7 +191,7 @@ def _evaluate_labels(decided: Decided, test: Images, bins: int, seconds: float) 
         pd.DataFrame(decided.said_together().numpy(), index=names, columns=names),
         reliability(scores, labels, bins),
         seconds,
-        _answers(test, decided.said),
+        _answers(test, decided.predicted),
         decided.thresholds.sigmoid().tolist(),
     )
 

@@ -125,7 +125,7 @@ def landscape(
                 return {"left_out": "landscape: the scores depend on no parameter"}, {}
             generator = torch.Generator().manual_seed(how.seed)
             curvatures.append(curvature(hessian, generator, how.steps, how.probes, how.tolerance))
-    columns = {name: [getattr(one, name) for one in curvatures] for name in Curvature._fields}
+    columns = {name: [getattr(each, name) for each in curvatures] for name in Curvature._fields}
     return _summary(columns, longtail), columns
 
 

@@ -63,8 +63,8 @@ def no_set(left_out: Iterable[str], title: str) -> Figure:
     """Say that no OOD set was looked at, and which were ``left_out``."""
     figure = titled(f"OOD detection by set: {title}", width=6.4, height=1.2)
     names = ", ".join(map(words, left_out))
-    said = f"left out, as ood.json says why: {names}" if names else "evaluation.ood names no set"
-    figure.text(0.01, 0.3, f"No set was looked at: {said}.", fontsize=9, wrap=True)
+    reason = f"left out, as ood.json says why: {names}" if names else "evaluation.ood names no set"
+    figure.text(0.01, 0.3, f"No set was looked at: {reason}.", fontsize=9, wrap=True)
     return figure
 
 

@@ -163,8 +163,10 @@ class Asymmetric(Binary):
     """The asymmetric loss."""
 
     def by_class(self, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        told = self.config
-        return asymmetric(logits, targets, told.gamma_positive, told.gamma_negative, told.clip)
+        config = self.config
+        return asymmetric(
+            logits, targets, config.gamma_positive, config.gamma_negative, config.clip
+        )
 
 
 class AsymmetricConfig(BinaryConfig):
@@ -195,11 +197,11 @@ class DistributionBalanced(Binary):
         self.bias: Tensor
 
     def by_class(self, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        told = self.config
+        config = self.config
         counts = self.class_counts.to(logits.dtype)
-        weight = rebalanced_weight(targets, counts, told.alpha, told.beta, told.mu)
+        weight = rebalanced_weight(targets, counts, config.alpha, config.beta, config.mu)
         bias = self.bias.to(logits.dtype)
-        return negative_tolerant(logits, targets, bias, told.scale, weight, told.gamma)
+        return negative_tolerant(logits, targets, bias, config.scale, weight, config.gamma)
 
 
 class DistributionBalancedConfig(BinaryConfig):

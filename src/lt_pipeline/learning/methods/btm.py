@@ -164,8 +164,8 @@ class BtmOptions(DecoupledOptions):
     @property
     def branch_mix(self) -> MixConfig | None:
         """Return how the fine-tunings mix images."""
-        told = self.branches.mix
-        return self.pretrain_options.mixes if told == "pretrain" else told
+        mix = self.branches.mix
+        return self.pretrain_options.mixes if mix == "pretrain" else mix
 
     @property
     def branch_names(self) -> tuple[str, ...]:
@@ -321,11 +321,11 @@ class BalancedTrainingAndMerging(Decoupled):
     def _pace(self, images: int) -> str:
         options = self.options.branches
         steps = -(-images // options.batch_size)
-        said = f"a fine-tuning is {options.epochs * steps} steps, {steps} an epoch"
+        length = f"a fine-tuning is {options.epochs * steps} steps, {steps} an epoch"
         if steps > 1:
-            return said
+            return length
         return (
-            f"{said}: a batch holds the whole subset. btm.options.branches.batch_size="
+            f"{length}: a batch holds the whole subset. btm.options.branches.batch_size="
             f"{-(-images // 4)} makes it 4 an epoch, as in the paper's on CIFAR-100-LT"
         )
 
@@ -354,8 +354,8 @@ class CrossEntropy(Part):
         if not self.mixed:
             return {"cross_entropy": self._losses(batch.images, batch.labels)[0].mean()}
         images, first, second, share = batch.mixtures
-        one, other = self._losses(images, first, second)
-        return {"cross_entropy": two_hot_loss(one, other, share).mean()}
+        of_first, of_second = self._losses(images, first, second)
+        return {"cross_entropy": two_hot_loss(of_first, of_second, share).mean()}
 
     def _losses(self, images: Tensor, *labels: Tensor) -> list[Tensor]:
         """Return the loss of every image for each of ``labels``, ``[B]``."""

@@ -97,8 +97,8 @@ def check_clip(name: str) -> None:
     known = open_clip.list_models()
     if model not in known:
         near = get_close_matches(model, known, n=1)
-        said = unknown("backbone", name, (f"{CLIP}RN50", f"{CLIP}ViT-B-16"), None)
-        raise UserError(f"{said}{f': did you mean {CLIP}{near[0]}?' if near else ''}")
+        message = unknown("backbone", name, (f"{CLIP}RN50", f"{CLIP}ViT-B-16"), None)
+        raise UserError(f"{message}{f': did you mean {CLIP}{near[0]}?' if near else ''}")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and tag not in tags:
         raise UserError(unknown(f"weights of {CLIP}{model}", tag, tags))

@@ -181,8 +181,8 @@ def _labels(runs: pd.DataFrame) -> list[str]:
     """Return each run's title, with the parameters that tell apart several of one title."""
     recipes, differing = runs["recipe"].map(_flat), {}
     for title, own in recipes.groupby(runs["title"]):
-        names = sorted({name for one in own for name in one})
-        differing[title] = [n for n in names if len({str(one.get(n)) for one in own}) > 1]
+        names = sorted({name for config in own for name in config})
+        differing[title] = [n for n in names if len({str(config.get(n)) for config in own}) > 1]
     return [
         ", ".join([title, *(f"{n.split('.')[-1]} = {own.get(n)}" for n in differing[title])])
         for title, own in zip(runs["title"], recipes, strict=True)

@@ -86,29 +86,29 @@ def pool_table(arms: Mapping[str, Pooled], reference: str) -> pd.DataFrame:
     the first's 95 % interval, under ``... difference`` how far it is from the arm ``reference``,
     whose very groups are drawn, with that one's interval.
     """
-    return pd.DataFrame([_row(label, one, arms.get(reference)) for label, one in arms.items()])
+    return pd.DataFrame([_row(label, own, arms.get(reference)) for label, own in arms.items()])
 
 
 def _row(label: str, own: Pooled, reference: Pooled | None) -> Values:
-    outcomes, told = own.outcomes, own.numbers
-    key, other = told
+    outcomes, numbers = own.outcomes, own.numbers
+    key, other = numbers
     row: Values = {
         "arm": label,
         "seeds": own.seeds,
         "classes": len(outcomes.classes),
         "images": len(outcomes.labels),
         "groups": own.groups,
-        key: told[key],
+        key: numbers[key],
         **_ends(key, outcomes.interval()),
         f"{key} sd": float(np.std(own.by_seed, ddof=1)) if own.seeds > 1 else None,
-        other: told[other],
+        other: numbers[other],
     }
     if reference is None or reference is own:
         return row
     between, ahead = f"{key} difference", difference(own, reference)
     if isinstance(ahead, Outcomes):
         return {**row, between: ahead.mean_recall, **_ends(between, ahead.interval())}
-    return {**row, between: told[key] - reference.numbers[key], **_ends(between, ahead)}
+    return {**row, between: numbers[key] - reference.numbers[key], **_ends(between, ahead)}
 
 
 def difference(one: Pooled, other: Pooled) -> Outcomes | Interval | None:

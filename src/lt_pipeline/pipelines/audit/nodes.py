@@ -73,10 +73,10 @@ def write_environment(
     """
     config = data_config({"data": data})
     folder, split, listing = conf / config.slug, f"conf/{config.slug}/split.csv", listed_raw(config)
-    told = {"name": config.slug, "split": split, "head": BCE if listing.several else ADJUSTED}
+    env = {"name": config.slug, "split": split, "head": BCE if listing.several else ADJUSTED}
     if folder.exists():
         LOGGER.warning("%s is there already and stays as it is", folder)
-        return told
+        return env
     folder.mkdir(parents=True)
     rows = facts[["path", "label", "group", "split"]]
     names = sorted(rows["label"].unique())
@@ -98,7 +98,7 @@ def write_environment(
     uses = [RECIPE, *[LABELS] * listing.several]
     _write(folder / "globals.yml", {"run": config.slug, "uses": uses}, HINT)
     _write(folder / "parameters.yml", {"data": settings, "model": _network(model)})
-    return told
+    return env
 
 
 def _folder(config: DataConfig) -> Path:

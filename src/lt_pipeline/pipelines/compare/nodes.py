@@ -208,8 +208,8 @@ def _mean_recalls(recalls: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     It is the ``metric`` in its place that is told, where images have several labels.
     """
     tested = recalls.assign(**{metric.key: recalls[metric.key].where(recalls["test_images"] > 0)})
-    told = {"name": "first", "training_images": "first", metric.key: "mean"}
-    return tested.groupby("class").agg(told)
+    columns = {"name": "first", "training_images": "first", metric.key: "mean"}
+    return tested.groupby("class").agg(columns)
 
 
 def _profile(recalls: pd.DataFrame, metric: Metric) -> list[float]:

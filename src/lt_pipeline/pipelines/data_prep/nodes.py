@@ -38,9 +38,9 @@ def describe(card: DataCard) -> tuple[pd.DataFrame, dict[str, Any], Figure]:
 
     Beside what a paper says of the set stands in the log what was read.
     """
-    longtail, said = card.longtail, beside_published(card)
-    if said:
-        LOGGER.info(said)
+    longtail, sentence = card.longtail, beside_published(card)
+    if sentence:
+        LOGGER.info(sentence)
     counts = pd.DataFrame(
         {
             "class": range(longtail.classes),

@@ -65,7 +65,7 @@ def train_group(members: Sequence[Stage]) -> Callable[..., list[Any]]:
         start = _start(members[0], rest)
         with tracking.epochs() as report:
             trained = run.train_stages(experiment, members, sets, start, progress, report)
-        return [part for one in trained for part in one]
+        return [part for parts in trained for part in parts]
 
     return train
 

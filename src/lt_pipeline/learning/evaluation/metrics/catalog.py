@@ -124,11 +124,11 @@ class Metric:
 
     def of(self, detector: str) -> Metric:
         """Return the metric of ``detector``."""
-        told = {
+        texts = {
             name: getattr(self, name).replace("{detector}", detector)
             for name in ("key", "heading", "words", "by_group")
         }
-        return replace(self, **told)
+        return replace(self, **texts)
 
     def keys_by_group(self) -> dict[str, str]:
         """Return the keys of all classes and of each group, by their names."""

@@ -24,14 +24,14 @@ from lt_pipeline.learning.evaluation.metrics.intervals import (
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was ``said`` of test images ``[R, N, C]``, and the ``labels`` that they have ``[N, C]``.
+    """What was ``predicted`` of test images ``[R, N, C]``, and the ``labels`` they have ``[N, C]``.
 
     R are runs, of which all numbers are means. ``groups`` ``[N]`` number what images are of; None
     is where they are independent.
     """
 
     labels: Array
-    said: Array
+    predicted: Array
     groups: Array | None = None
 
     @property
@@ -88,12 +88,14 @@ class Decisions:
     @cached_property
     def _counts(self) -> tuple[Array, Array]:
         """Return what each unit has of right labels, and of said and true ones: ``[R, U, K]``."""
-        labels, said = (part[..., self.classes].astype(float) for part in (self.labels, self.said))
-        right, both = labels * said, labels + said
+        labels, predicted = (
+            part[..., self.classes].astype(float) for part in (self.labels, self.predicted)
+        )
+        right, both = labels * predicted, labels + predicted
         if self.groups is None:
             return right, both
         unit = np.unique(self.groups, return_inverse=True)[1]
-        summed = np.zeros((2, len(said), self._units, labels.shape[1]))
+        summed = np.zeros((2, len(predicted), self._units, labels.shape[1]))
         for part, own in zip(summed, (right, both), strict=True):
             for run, values in zip(part, own, strict=True):
                 np.add.at(run, unit, values)

@@ -64,8 +64,8 @@ def best_thresholds(scores: Tensor, labels: Tensor) -> Tensor:
 def _best_threshold(scores: Tensor, labels: Tensor) -> float:
     ranked, order = scores.double().sort(descending=True, stable=True)
     right = labels[order].double().cumsum(0)
-    said = torch.arange(1, len(ranked) + 1)
-    f1 = 2 * right / (said + right[-1])
+    predicted = torch.arange(1, len(ranked) + 1)
+    f1 = 2 * right / (predicted + right[-1])
     # equal scores are said together
     last = torch.cat([ranked[1:] < ranked[:-1], torch.ones(1, dtype=torch.bool)])
     best = int(torch.where(last, f1, -1.0).argmax())
@@ -97,19 +97,19 @@ class Decided:
         return average_precisions(self.scores, self.labels)
 
     @cached_property
-    def said(self) -> Tensor:
-        """Return which labels are said, int64 ``[N, C]``."""
+    def predicted(self) -> Tensor:
+        """Return which labels are predicted, int64 ``[N, C]``."""
         return (self.scores.double() >= self.thresholds).long()
 
     @cached_property
     def right(self) -> Tensor:
         """Return of how many images a label is said that they have, int64 ``[C]``."""
-        return (self.said * self.labels).sum(0)
+        return (self.predicted * self.labels).sum(0)
 
     @cached_property
     def f1(self) -> Tensor:
         """Return each class's F1 = 2 TP / (2 TP + FP + FN), float64 ``[C]``."""
-        return 2 * self.right.double() / (self.said.sum(0) + self.labels.sum(0)).clamp(min=1)
+        return 2 * self.right.double() / (self.predicted.sum(0) + self.labels.sum(0)).clamp(min=1)
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row a class: images, average precision, and what its threshold decides.
@@ -117,7 +117,7 @@ class Decided:
         ``average_precision`` is None without a test image; recall and precision are 0 where there
         is nothing that they are shares of.
         """
-        has, said, right = self.labels.long().sum(0), self.said.sum(0), self.right.double()
+        has, chosen, right = self.labels.long().sum(0), self.predicted.sum(0), self.right.double()
         known = self.longtail
         columns = {
             "class": range(known.classes),
@@ -125,14 +125,14 @@ class Decided:
             "group": known.class_groups,
             "training_images": known.class_counts,
             "test_images": has.tolist(),
-            "predicted_images": said.tolist(),
+            "predicted_images": chosen.tolist(),
             "average_precision": [
                 float(ap) if tested else None
                 for ap, tested in zip(self.average_precision, self.tested, strict=True)
             ],
             "threshold": self.thresholds.sigmoid().tolist(),
             "recall": (right / has.clamp(min=1)).tolist(),
-            "precision": (right / said.clamp(min=1)).tolist(),
+            "precision": (right / chosen.clamp(min=1)).tolist(),
             "f1": self.f1.tolist(),
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -142,7 +142,7 @@ class Decided:
 
         On the diagonal are those that are right.
         """
-        return self.labels.long().T @ self.said
+        return self.labels.long().T @ self.predicted
 
 
 def mean_average_precision(decided: Decided) -> float:
@@ -162,7 +162,7 @@ def macro_f1(decided: Decided) -> float:
 
 def micro_f1(decided: Decided) -> float:
     """Return the F1 of all decisions on the classes with a test image, taken together."""
-    both = (decided.said.sum(0) + decided.labels.sum(0))[decided.tested].sum()
+    both = (decided.predicted.sum(0) + decided.labels.sum(0))[decided.tested].sum()
     return float(2 * decided.right[decided.tested].sum().double() / both)
 
 
