@@ -144,10 +144,10 @@ class DARL(LGLA):
             seen = seen.mean(1, keepdim=True).expand_as(seen)
         energies = losses.energy(seen, options.tau)
         if options.ambiguity == "class_means" and self.training:
-            found = losses.class_mean_energy(
+            means = losses.class_mean_energy(
                 self.class_energy, energies[:plain], labels[:plain], options.momentum
             )
-            self.class_energy.copy_(found)
+            self.class_energy.copy_(means)
         return energies, losses.ambiguity_weight(
             energies,
             options.ambiguity,
