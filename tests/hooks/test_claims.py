@@ -89,35 +89,33 @@ def free(tmp_path, folder, key=None):
         return True
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "folders"),
-    [
-        (data_prep.create_pipeline(), ["data/{data}"]),
-        (compare.create_pipeline(), ["data/{data}", "runs/{run}/compare"]),
-        (
-            study.create_pipeline("dbm_K", ["s0_BS"]),
-            ["data/{data}", "runs/{run}/dbm_K", "runs/smoke/arms"],
-        ),
-        (
-            tune.create_pipeline("ce"),
-            ["data/{data}", "runs/{run}/tune/ce", "runs/smoke/tune/ce"],
-        ),
-    ],
-)
-def test_what_a_pipeline_uses_is_claimed_and_given_back(tmp_path, pipeline, folders):
+USED = [
+    (data_prep.create_pipeline(), ["data/{data}"]),
+    (compare.create_pipeline(), ["data/{data}", "runs/{run}/compare"]),
+    (
+        study.create_pipeline("dbm_K", ["s0_BS"]),
+        ["data/{data}", "runs/{run}/dbm_K", "runs/smoke/arms"],
+    ),
+    (tune.create_pipeline("ce"), ["data/{data}", "runs/{run}/tune/ce", "runs/smoke/tune/ce"]),
+]
+
+
+def test_what_a_pipeline_uses_is_claimed_and_given_back(tmp_path):
     found, loader = hooks(tmp_path, {"seed": 1, "data": {"seed": 2}})
-    begin(found, loader, pipeline)
-    claims = tmp_path / PLACE
-    held = {str(path.parent.relative_to(claims)) for path in claims.rglob("*.lock")}
-    assert held == {name.format(data=found.prepared, run=found.run) for name in folders}
-    for folder in held:
-        with pytest.raises(ValueError, match="is in use"):
-            free(tmp_path, folder)
-    call = found.after_pipeline_run()
-    next(call)
-    with pytest.raises(StopIteration):
-        call.send(None)
-    assert all(free(tmp_path, folder) for folder in held)
+    for number, (pipeline, folders) in enumerate(USED):
+        project = tmp_path / str(number)
+        found.place = project / PLACE
+        begin(found, loader, pipeline)
+        held = {str(path.parent.relative_to(found.place)) for path in found.place.rglob("*.lock")}
+        assert held == {name.format(data=found.prepared, run=found.run) for name in folders}
+        for folder in held:
+            with pytest.raises(ValueError, match="is in use"):
+                free(project, folder)
+        call = found.after_pipeline_run()
+        next(call)
+        with pytest.raises(StopIteration):
+            call.send(None)
+        assert all(free(project, folder) for folder in held)
 
 
 def test_runs_of_equal_data_go_together_and_a_second_of_the_same_does_not(tmp_path):

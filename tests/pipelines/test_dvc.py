@@ -208,6 +208,7 @@ def test_stages_of_another_data_set_have_its_paths_and_parameters():
     assert sum("/branch_" in out and "model" in out for out in few) == 3
 
 
+@pytest.mark.slow
 def test_a_recipe_that_changes_changes_what_its_environments_train(tmp_path):
     project = copy_project(tmp_path, None)
     git(project, "init", "-q")

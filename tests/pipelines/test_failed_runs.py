@@ -48,6 +48,7 @@ def ran(output):
     return re.findall(r"INFO +\d/\d +(.+?) · seed 0", output)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
     pair, output = pair
     said = " ".join(output.split())

@@ -131,6 +131,7 @@ def test_a_training_that_diverges_in_its_last_step_is_one_line(project):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_in_its_last_step_is_no_trial_of_a_sweep(project):
     path = project.folder / "conf" / "base" / "parameters_tune.yml"
     rates = "ce_search: {training: {learning_rate: {choices: [0.05, 1.0e+37]}}}"
