@@ -111,11 +111,11 @@ class Beside(Captured):
     """Captured steps without their graph; what would be in it is counted as ``inside``."""
 
     def warm_up(self, batch: Batch, progress: Progress) -> Terms:  # noqa: D102
-        return Plain.__call__(self, [batch], progress)
+        return Plain.__call__(self, batch, progress)
 
     def record(self, batch: Batch) -> tuple[Terms, Callable[[], object]]:  # noqa: D102
         with Calls() as self.inside:
-            return Plain.__call__(self, [batch], self.progress), lambda: None
+            return Plain.__call__(self, batch, self.progress), lambda: None
 
 
 def of_step(training: Training) -> dict[str, Any]:
@@ -124,16 +124,16 @@ def of_step(training: Training) -> dict[str, Any]:
         group["fused"] = True
     (batch,) = training.batches(1)
     # of some images: what is called does not depend on how many
-    (few,), _ = next(parts([batch], max(len(batch.labels) // IMAGES, 1)))
+    few, _ = next(parts(batch, max(len(batch.labels) // IMAGES, 1)))
     with as_on_a_gpu():
-        training.taken([few], 0.5)
+        training.taken(few, 0.5)
         with Calls() as made:
-            training.taken([few], 0.5)
+            training.taken(few, 0.5)
         beside = Beside(training.method, training.stage, training.config, training.device)
         for _ in range(WARM_UP + 1):
-            beside([few], 0.5)
+            beside(few, 0.5)
         with Calls() as left:
-            beside([few], 0.5)
+            beside(few, 0.5)
     return {
         **made.count,
         "captured_launches": beside.inside.count["launches"],

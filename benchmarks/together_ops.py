@@ -131,7 +131,7 @@ def as_one_operation(wanted: bool) -> Iterator[None]:
 def few(training: Training) -> Batch:
     """Return some images of a batch: what is called does not depend on how many."""
     (batch,) = training.batches(1)
-    (found,), _ = next(parts([batch], max(len(batch.labels) // IMAGES, 1)))
+    found, _ = next(parts(batch, max(len(batch.labels) // IMAGES, 1)))
     return training.taken.objective.prepare(found)
 
 
@@ -146,7 +146,7 @@ def count(way: str, trainings: Sequence[Training]) -> dict[str, int]:
 
         def step() -> None:
             for training, batch in zip(trainings, batches, strict=True):
-                training.taken([batch], 0.5)
+                training.taken(batch, 0.5)
 
     else:
         stacked, together = Stacked(trainings), stack(batches)

@@ -48,7 +48,7 @@ def look(training: steps.Training, count: int, rows: int) -> Iterator[str]:
 
     def some() -> None:
         for batch in training.batches(count):
-            training.taken([batch], 0.5)
+            training.taken(batch, 0.5)
 
     device = training.device
     steps.clock(some, device)

@@ -57,7 +57,7 @@ class Training:
             device=self.device,
             auxiliary=auxiliary,
         )
-        self.taken.begin([self.stream])
+        self.taken.begin(self.stream)
         set_trainable(self.method, stage)
         objective.start_epoch(0, self.config.epochs)
 
@@ -67,13 +67,13 @@ class Training:
 
     def step(self) -> Callable[[], object]:
         """Return a training step on a batch that is there already."""
-        return partial(self.taken, [next(self.batches(1))], 0.5)
+        return partial(self.taken, next(self.batches(1)), 0.5)
 
     def one_by_one(self) -> Callable[[], object] | None:
         """Return a step whose operations can be counted, None where the loss is compiled."""
         if isinstance(self.taken, Compiled):
             return None
-        return partial(Plain.__call__, self.taken, [next(self.batches(1))], 0.5)
+        return partial(Plain.__call__, self.taken, next(self.batches(1)), 0.5)
 
     def input(self) -> Callable[[], object]:
         """Return what makes all batches of an epoch."""

@@ -202,7 +202,7 @@ def train_when_told(
     training = steps.Training(config, entry.prepared(pack))
 
     def epoch() -> int:
-        done = [training.taken([batch], 0.5) for batch in training.batches(10**9)]
+        done = [training.taken(batch, 0.5) for batch in training.batches(10**9)]
         if training.device.type == "cuda":
             torch.cuda.synchronize()
         return len(done) * training.config.batch_size

@@ -111,12 +111,12 @@ class Taped(Captured):
 
     def warm_up(self, batch, progress):
         self.made["plain"] += 1
-        return Plain.__call__(self, [batch], progress)
+        return Plain.__call__(self, batch, progress)
 
     def record(self, batch):
         self.made["recorded"] += 1
         with Tape() as tape:
-            terms = Plain.__call__(self, [batch], self.progress)
+            terms = Plain.__call__(self, batch, self.progress)
         first = [True]
 
         def replay():
@@ -127,10 +127,10 @@ class Taped(Captured):
 
         return terms, replay
 
-    def __call__(self, batches, progress):
+    def __call__(self, batch, progress):
         """Take a step, and see that no tensor is in another place behind it."""
         recorded = self.made["recorded"]
-        terms = super().__call__(batches, progress)
+        terms = super().__call__(batch, progress)
         if self.made["recorded"] == recorded and self.graphs:
             assert self.where() == self.places
         self.places = self.where()
@@ -167,9 +167,9 @@ def trained(one, kind, stage, device=CPU, **given):
     config = stage_config(one.config.training, stage)
     step = kind(method, with_frozen(method, stage, config), config, device)
     seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
-    trainer = Trainer([step], [stage], [seen], [3], toy_images(seed=9))
+    trainer = Trainer(step, stage, seen, 3, toy_images(seed=9))
     trainer.run({}, **given)
-    return step, {n: value.cpu() for n, value in method.state_dict().items()}, trainer.histories[0]
+    return step, {n: value.cpu() for n, value in method.state_dict().items()}, trainer.history
 
 
 def compared(one, stage, kind=Taped, device=CPU):
@@ -236,10 +236,10 @@ def test_a_last_smaller_batch_has_a_graph_of_its_own():
 class Deaf(Taped):
     """Replays without being told anything but the batch."""
 
-    def __call__(self, batches, progress):
+    def __call__(self, batch, progress):
         for rate in [*self.told, self.progress]:
             rate.fill_ = lambda value: None
-        return super().__call__(batches, progress)
+        return super().__call__(batch, progress)
 
 
 class Baked(Taped):
@@ -285,10 +285,10 @@ def own(kind):
 def steps_of(method, count=6, kind=Taped, **training):
     config = TrainingConfig(**TRAINING, **training)
     step, stage = kind(method, Stage("train"), config, CPU), Stage("train")
-    step.begin([Stream(stage, toy_images(), config, views=0, seed=0, device=CPU)])
+    step.begin(Stream(stage, toy_images(), config, views=0, seed=0, device=CPU))
     set_trainable(method, stage)
-    for _, batch in zip(range(count), step.streams[0].epoch(0.0), strict=False):
-        step([batch], 0.5)
+    for _, batch in zip(range(count), step.stream.epoch(0.0), strict=False):
+        step(batch, 0.5)
     return step
 
 
@@ -446,7 +446,7 @@ def test_on_a_gpu_what_cannot_be_captured_is_taken_plainly_and_draws_go_on(caplo
     one = experiment("ce")
     method, device, config = own(Waiting), torch.device("cuda"), one.config.training
     step = Captured(method, one.stages[0], config, device)
-    Trainer([step], [one.stages[0]], [toy_images()], [0]).run({})
+    Trainer(step, one.stages[0], toy_images(), 0).run({})
     assert step.given_up
     assert "Steps of stage train are not captured: " in caplog.text
 
@@ -462,9 +462,9 @@ def test_on_a_gpu_dropout_draws_anew_in_every_replay():
     method, device = own(Dropping), torch.device("cuda")
     config, stage = TrainingConfig(**TRAINING), Stage("train")
     step = Captured(method, stage, config, device)
-    step.begin([Stream(stage, toy_images(), config, views=0, seed=0, device=device)])
+    step.begin(Stream(stage, toy_images(), config, views=0, seed=0, device=device))
     set_trainable(method, stage)
-    batches = list(step.streams[0].epoch(0.0))[:1] * 12
-    found = [float(step([batch], 0.5)["kept"]) for batch in batches]
+    batches = list(step.stream.epoch(0.0))[:1] * 12
+    found = [float(step(batch, 0.5)["kept"]) for batch in batches]
     assert step.graphs
     assert len({*found}) > 8

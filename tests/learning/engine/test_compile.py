@@ -66,7 +66,7 @@ def after_three_steps(method, stage, *, compiled):
     step = step_for(method, stage, config, CPU)
     method.train()
     for number, batch in enumerate(batches_of(method, stage), 1):
-        terms = step([batch], number / 10)
+        terms = step(batch, number / 10)
     return {**method.state_dict(), **terms}
 
 

@@ -305,9 +305,9 @@ def test_parts_have_all_that_a_batch_brings():
     )  # fmt: skip
     views, outliers = (one.images + 1, one.images + 2), toy_images().images[:3]
     given = batch(5, views=views, pair=batch(5), outliers=outliers, mixed=mixed)
-    found = list(parts([given, given], 2))
+    found = list(parts(given, 2))
     assert [share for _, share in found] == [0.6, 0.4]
-    both = [part for (part, _), _ in found]
+    both = [part for part, _ in found]
     assert [len(part.labels) for part in both] == [3, 2]
     assert [len(part.outliers) for part in both] == [2, 1]
     for name in ("images", "labels", "positions", "outliers"):
@@ -323,7 +323,7 @@ def test_parts_have_all_that_a_batch_brings():
 @pytest.mark.parametrize(("images", "outliers", "count"), [(2, None, 2), (5, 1, 1), (1, None, 1)])
 def test_no_part_is_empty(images, outliers, count):
     more = {} if outliers is None else {"outliers": toy_images().images[:outliers]}
-    found = list(parts([batch(images, **more)], 4))
+    found = list(parts(batch(images, **more), 4))
     assert len(found) == count
     assert sum(share for _, share in found) == 1
 

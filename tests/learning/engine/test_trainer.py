@@ -275,7 +275,7 @@ def test_weights_are_looked_at_without_another_transfer(monkeypatch):
     )
     run(method(), training)
     # one loss term, and whether all is finite
-    assert moved == [(1, 2), (1, 2)]
+    assert moved == [(2,), (2,)]
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])

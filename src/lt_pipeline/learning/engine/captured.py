@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -106,13 +106,13 @@ class Captured(Plain):
         self.warm, self.known = Counter[Shapes](), dict[str, Any]()
         self.pool: Any = None
 
-    def epoch(self, epoch: int, tick: Callable[[int], None]) -> Terms:  # noqa: D102
+    def epoch(self, epoch: int, tick: Callable[[], None]) -> Terms:  # noqa: D102
         if self.warm and self.fixed() != self.known:
             self.forget()
         return super().epoch(epoch, tick)
 
-    def __call__(self, batches: Sequence[Batch], progress: Progress) -> Terms:  # noqa: D102
-        batch = self.objective.prepare(batches[0])
+    def __call__(self, batch: Batch, progress: Progress) -> Terms:  # noqa: D102
+        batch = self.objective.prepare(batch)
         leaves = _tensors(batch)
         shapes = tuple(tensor.shape for tensor in leaves)
         self.progress.fill_(progress)
@@ -131,10 +131,10 @@ class Captured(Plain):
         taken.replay()
         return taken.terms
 
-    def gradients(self, batches: Sequence[Batch], progress: Progress, share: float) -> Terms:  # noqa: D102
+    def gradients(self, batch: Batch, progress: Progress, share: float) -> Terms:  # noqa: D102
         module: Any = self.method
         with batches_counted_at_once(module):
-            return super().gradients(batches, progress, share)
+            return super().gradients(batch, progress, share)
 
     def capture(self, batch: Batch, shapes: Shapes) -> bool:
         """Capture a step on batches like ``batch``; return whether that can be.
@@ -168,7 +168,7 @@ class Captured(Plain):
             alone("capture"),
             torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"),
         ):
-            terms = super().__call__([batch], self.progress)
+            terms = super().__call__(batch, self.progress)
         return terms, graph.replay
 
     def warm_up(self, batch: Batch, progress: Progress) -> Terms:
@@ -176,7 +176,7 @@ class Captured(Plain):
         here = torch.cuda.current_stream(self.device)
         self.side.wait_stream(here)
         with torch.cuda.stream(self.side):
-            terms = super().__call__([batch], progress)
+            terms = super().__call__(batch, progress)
         here.wait_stream(self.side)
         return terms
 
