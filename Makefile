@@ -83,7 +83,8 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 ui: $(VENV)/.core  ## the MLflow UI of this project's runs
 	@$(PORT_IS_FREE)
 	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	    $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT) --workers 1
 
 viz: $(VENV)/.viz  ## the pipelines as a graph in the browser; ARGS go to kedro viz run
 	@$(PORT_IS_FREE)

@@ -31,7 +31,8 @@ from pkgutil import iter_modules
 for room in ("data", "engine", "losses", "methods", "models", "transforms"):
     package = import_module(f"lt_pipeline.learning.{room}")
     for module in iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
+        if not module.name.endswith(("kernel", "_triton")):  # Triton is not everywhere
+            import_module(f"{package.__name__}.{module.name}")
 """
 LARGE = PLUMBING | {"torch", "matplotlib", "pandas", "pydantic"}
 

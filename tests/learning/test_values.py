@@ -52,7 +52,7 @@ FREE = {
 def configurations():
     """Return every configuration class of the package."""
     for module in walk_packages(lt_pipeline.__path__, f"{lt_pipeline.__name__}."):
-        if not module.name.endswith(("__main__", "ray_workers", "ray_trials")):
+        if not module.name.endswith(("__main__", "ray_workers", "ray_trials", "kernel", "_triton")):
             import_module(module.name)
     found, new = set(), {Config}
     while new:
