@@ -25,6 +25,7 @@ from lt_pipeline.learning.transforms.augment import (
     has_triton,
 )
 from lt_pipeline.learning.transforms.operations import OPERATIONS, SIGNED
+from lt_pipeline.learning.transforms.proof import kernels_agree
 from lt_pipeline.learning.transforms.views import (
     View,
     ViewConfig,
@@ -42,9 +43,10 @@ VIEW = ViewConfig(crop_scale=(0.2, 1.0), flip=0.5, grayscale=0.2, blur_sigma=(0.
 RUN = """
 import sys, torch
 from lt_pipeline.learning.transforms import kernel, view_kernel
+from lt_pipeline.learning.transforms.proof import kernels_agree
 plain, seen = torch.load(sys.argv[1], weights_only=False)
 found = [kernel.apply(*asked) for asked in plain], [view_kernel.apply(*asked) for asked in seen]
-torch.save(found, sys.argv[2])
+torch.save((*found, kernels_agree(torch.device("cpu"), 16, 20)), sys.argv[2])
 """
 
 
@@ -129,7 +131,8 @@ def test_interpreted_the_kernels_do_what_pytorch_does_to_a_grey_level(tmp_path):
     torch.save(asked, tmp_path / "asked")
     words = [sys.executable, "-c", RUN, str(tmp_path / "asked"), str(tmp_path / "found")]
     subprocess.run(words, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    augmented, views_of = torch.load(tmp_path / "found")
+    augmented, views_of, proven = torch.load(tmp_path / "found")
+    assert proven
     for (images, drawn, config), found in zip(asked[0], augmented, strict=True):
         check(found, apply(images, drawn, config), steps_of(drawn))
     for (images, drawn), found in zip(asked[1], views_of, strict=True):
@@ -230,6 +233,22 @@ def test_small_images_on_a_gpu_with_triton_have_a_kernel(monkeypatch):
     assert has_kernel(torch.empty(8, 1, 28, 28))
     assert not has_kernel(torch.empty(8, 3, 65, 64))
     assert not has_kernel(torch.empty(8, 4, 32, 32))
+
+
+def test_kernels_that_do_otherwise_or_nothing_are_not_used(monkeypatch, caplog):
+    pytest.importorskip("triton")
+    from lt_pipeline.learning.transforms import kernel, view_kernel
+
+    def without_compiler(*given):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    monkeypatch.setattr(view_kernel, "apply", apply_view)
+    for does, why in ((lambda images, *given: images, "come out as"), (without_compiler, "Failed")):
+        monkeypatch.setattr(kernel, "apply", does)
+        assert not kernels_agree(torch.device("cpu"), 4, 16)
+        assert why in caplog.messages[-1]
+    monkeypatch.setattr(kernel, "apply", apply)
+    assert kernels_agree(torch.device("cpu"), 4, 16)
 
 
 def test_triton_may_be_missing(monkeypatch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -35,6 +35,8 @@ LOGGER = logging.getLogger(__name__)
 
 # steps on batches of a shape before one is captured: what is made at first use is there then
 WARM_UP = 3
+# how far a replayed step may end from a plain one, over the way that this one goes
+TOLERANCE = 0.05
 # what a module's attributes must be of to decide what a step calls
 SWITCHES = (bool, int, float, str, type(None))
 
@@ -83,12 +85,20 @@ class Taken(NamedTuple):
     replay: Callable[[], object]
 
 
+class Place(NamedTuple):
+    """Copies of all that a step changes, by kind, and the state of the device's generator."""
+
+    tensors: dict[str, list[Tensor]]
+    generator: Tensor | None
+
+
 class Captured(Plain):
     """One network, whose steps are CUDA graphs, one for each shape of a batch.
 
     The first steps on a shape are taken plainly, on the side stream that the capture is on: they
     are the warm-up, and steps of the training like all others. What an objective draws for a batch
-    is drawn in front of the graph. All graphs have their memory from one pool.
+    is drawn in front of the graph. All graphs have their memory from one pool. Each is used only
+    once it has led from one place to where a plain step does.
     """
 
     def __init__(
@@ -115,14 +125,12 @@ class Captured(Plain):
         batch = self.objective.prepare(batch)
         leaves = _tensors(batch)
         shapes = tuple(tensor.shape for tensor in leaves)
-        self.progress.fill_(progress)
-        for rate, group in zip(self.told, self.optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
+        self.tell(progress)
         if shapes not in self.graphs:
             # while one thread captures, no other may wait for the whole device or draw on it
             with alone(Captured):
                 early = self.given_up or self.warm[shapes] < WARM_UP
-                if early or not self.capture(batch, shapes):
+                if early or not self.capture(batch, shapes, progress):
                     self.known = self.known or self.fixed()
                     self.warm[shapes] += 1
                     return self.warm_up(batch, progress)
@@ -136,26 +144,103 @@ class Captured(Plain):
         with batches_counted_at_once(module):
             return super().gradients(batch, progress, share)
 
-    def capture(self, batch: Batch, shapes: Shapes) -> bool:
+    def capture(self, batch: Batch, shapes: Shapes, progress: Progress) -> bool:
         """Capture a step on batches like ``batch``; return whether that can be.
 
-        If not, the log says why, and it is not tried again.
+        If not, the log says why, and it is not tried again. Nothing has moved behind it.
 
         Raises:
             UserError: if it cannot be, and nothing else will do.
         """
-        mine = tree_map_only(Tensor, torch.clone, batch)
+        mine, start = tree_map_only(Tensor, torch.clone, batch), self.place()
         try:
             changed = _changed(self.known, self.fixed())
             if changed:
                 raise RuntimeError(f"a step changes or replaces {changed}")
             with self._as_tensors():
                 terms, replay = self.record(mine)
+            self.prove(replay, start, batch, progress)
         except RuntimeError as error:
             self._give_up(_first(error))
             return False
+        finally:
+            self.move_to(start)
         self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
         return True
+
+    def prove(
+        self, replay: Callable[[], object], start: Place, batch: Batch, progress: Progress
+    ) -> None:
+        """Take the same step from ``start`` by ``replay`` and plainly, with half of the rates.
+
+        What was captured as a number, and no tensor, is found so.
+
+        Raises:
+            RuntimeError: if they do not end in one place.
+        """
+        self.move_to(start)
+        with self._slower(progress / 2):
+            replay()
+            replayed = self.place()
+            self.move_to(start)
+            self.warm_up(batch, progress / 2)
+            plain = self.place()
+        for kind, before in start.tensors.items():
+            off = _distance(replayed.tensors[kind], plain.tensors[kind])
+            way, length = _distance(plain.tensors[kind], before), _distance(before, None)
+            if not off <= TOLERANCE * way + 1e-6 * length:
+                raise RuntimeError(
+                    f"the {kind} of a replayed step are {off:.3g} away from a plain one's, which "
+                    f"go {way:.3g}"
+                )
+
+    def tell(self, progress: Progress) -> None:
+        """Write what is another in every step to where graphs read it."""
+        self.progress.fill_(progress)
+        for rate, group in zip(self.told, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+
+    @contextmanager
+    def _slower(self, progress: Progress) -> Iterator[None]:
+        """Have half of the rates inside, and another ``progress``."""
+        groups = self.optimizer.param_groups
+        before, now = [group["lr"] for group in groups], self.progress.clone()
+        try:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate / 2
+            self.tell(progress)
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate
+            self.tell(now)
+
+    def place(self) -> Place:
+        """Return a copy of all that a step changes."""
+        tensors = {kind: [t.clone() for t in held] for kind, held in self._held().items()}
+        cuda = self.device.type == "cuda"
+        return Place(tensors, torch.cuda.get_rng_state(self.device) if cuda else None)
+
+    @torch.no_grad()
+    def move_to(self, place: Place) -> None:
+        """Put everything back to ``place``."""
+        for kind, held in self._held().items():
+            torch._foreach_copy_(held, place.tensors[kind])
+        if place.generator is not None:
+            torch.cuda.set_rng_state(place.generator, self.device)
+
+    def _held(self) -> dict[str, list[Tensor]]:
+        """Return what a step changes, by kind; a frozen weight is among it, and stays."""
+        method: Any = self.method
+        state = tree_leaves([self.optimizer.state.get(p) for p in method.parameters()])
+        averages = self.average.means if self.average else []
+        held = {
+            "weights": [parameter.detach() for parameter in method.parameters()],
+            "buffers": [*method.buffers()],
+            "optimizer's states": [leaf for leaf in state if isinstance(leaf, Tensor)],
+            "averages": averages,
+        }
+        return {kind: tensors for kind, tensors in held.items() if tensors}
 
     def record(self, batch: Batch) -> tuple[Terms, Callable[[], object]]:
         """Return the terms of a step on ``batch``, and what takes it; nothing is computed yet."""
@@ -230,6 +315,14 @@ class Captured(Plain):
 
 def _tensors(batch: Batch) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _distance(here: Sequence[Tensor], there: Sequence[Tensor] | None) -> float:
+    """Return the length of what lies between, or of ``here``; whole numbers are left out."""
+    pairs = zip(here, there or [torch.zeros_like(t) for t in here], strict=True)
+    between = [(a - b).float() for a, b in pairs if a.is_floating_point()]
+    lengths = torch._foreach_norm(between) if between else []
+    return float(torch.stack(list(lengths)).norm()) if lengths else 0.0
 
 
 def _first(error: BaseException) -> BaseException:

@@ -163,10 +163,20 @@ def has_kernel(images: Tensor) -> bool:
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Return whether Triton is installed and makes kernels for ``device``."""
+    """Return whether Triton is installed, and its kernels do on ``device`` what they should."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (7, 0)
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    from lt_pipeline.learning.transforms.proof import kernels_agree  # made of this module
+
+    # what is read of the kernels waits for the device, once
+    waits = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        return kernels_agree(device)
+    finally:
+        torch.cuda.set_sync_debug_mode(waits)
 
 
 def in_a_kernel(images: Tensor, drawn: Drawn, config: AugmentConfig) -> Tensor:
