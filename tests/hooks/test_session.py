@@ -61,6 +61,8 @@ def test_tags_and_nodes_that_there_are_are_taken(asked, monkeypatch):
         (["btm"], {"mixup": {"training": {}}}, []),
         (["dbm_K"], {"dbm": {"options": {}}}, []),
         (["compare"], {"compare": {"sort_by": "few"}}, []),
+        (["ce"], {"together": 3}, ["together has no effect"]),
+        (["dbm_K"], {"together": 3}, []),
         (["ce"], {}, []),
     ],
 )
@@ -71,6 +73,13 @@ def test_parameters_that_nothing_reads_are_said(names, given, said, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(said)
     assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))
+
+
+def test_several_seeds_can_be_together(caplog):
+    given = {"seeds": [0, 1], "together": 2}
+    with caplog.at_level(logging.WARNING):
+        say_without_effect(SimpleNamespace(runtime_params=given), ["ce"], parameters() | given)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

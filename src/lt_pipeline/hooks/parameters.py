@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lt_pipeline.learning.experiments.config import SHARED, ExperimentConfig, me
 from lt_pipeline.learning.schema import UserError, block_of, flatten, named, shown, unknown
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.plan import Plan
+from lt_pipeline.pipeline_registry import repeated
 
 LOGGER = logging.getLogger(__name__)
 # blocks that no method reads
@@ -77,21 +78,30 @@ def say_without_effect(
     known = {*methods.available()}
     if not {*names} <= known:
         return  # studies, comparisons and sweeps read what their own blocks say
+    for line in _without_effect(loader.runtime_params or {}, names, parameters, known):
+        LOGGER.warning(line)
+
+
+def _without_effect(
+    runtime: Mapping[str, Any],
+    names: Collection[str],
+    parameters: Mapping[str, Any],
+    known: Collection[str],
+) -> Iterator[str]:
     read = {*names}
     for name in names:
         read |= {*method_options(name, parameters)[1].built_on}
-    for name in loader.runtime_params or {}:
-        if name in known - read or name in OF_OTHERS:
-            LOGGER.warning(
-                "%s.* has no effect: %s does not read it", name, " and ".join(sorted(names))
-            )
-    given = dict(flatten(loader.runtime_params or {}, "."))
+    for name in runtime:
+        if name in {*known} - read or name in OF_OTHERS:
+            yield f"{name}.* has no effect: {' and '.join(sorted(names))} does not read it"
+    if "together" in runtime and all(repeated(name, parameters) == name for name in names):
+        yield "together has no effect: it is one run; give seeds=[0,1,2], or a study"
+    given = dict(flatten(runtime, "."))
     for name in names:
         for path, value in flatten(block_of(parameters, name), "."):
             if given.get(path, value) != value and f"{name}.{path}" not in given:
-                LOGGER.warning(
-                    "%s has no effect: %s.%s is %s, set that one", path, name, path, shown(value)
-                )
+                own = f"{name}.{path} is {shown(value)}"
+                yield f"{path} has no effect: {own}, set that one"
 
 
 def studies(parameters: dict[str, Any]) -> dict[str, StudyConfig]:
