@@ -141,7 +141,7 @@ class Taped(Captured):
         """Return where everything is that steps read and write."""
         held = [*self.method.parameters(), *self.method.buffers()]
         held += tree_leaves(list(self.optimizer.state.values()))
-        held += [self.progress, *self.told, *(self.average.means if self.average else ())]
+        held += [self.progress, *self.rate_tensors, *(self.average.means if self.average else ())]
         held += [tensor for taken in self.graphs.values() for tensor in taken.batch]
         return [(id(x), x.data_ptr()) for x in held if isinstance(x, Tensor)]
 
@@ -238,7 +238,7 @@ class Deaf(Taped):
     """Replays without being told anything but the batch."""
 
     def __call__(self, batch, progress):
-        for rate in [*self.told, self.progress]:
+        for rate in [*self.rate_tensors, self.progress]:
             rate.fill_ = lambda value: None
         return super().__call__(batch, progress)
 

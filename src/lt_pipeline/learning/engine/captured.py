@@ -107,7 +107,7 @@ class Captured(Plain):
         super().__init__(method, stage, config, device)
         self.stage, self.given_up = stage, False
         self.progress = torch.zeros((), device=device)
-        self.told = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
+        self.rate_tensors = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
         self.forget()
 
     def forget(self) -> None:
@@ -197,7 +197,7 @@ class Captured(Plain):
     def tell(self, progress: Progress) -> None:
         """Write what is another in every step to where graphs read it."""
         self.progress.fill_(progress)
-        for rate, group in zip(self.told, self.optimizer.param_groups, strict=True):
+        for rate, group in zip(self.rate_tensors, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
 
     @contextmanager
@@ -273,7 +273,7 @@ class Captured(Plain):
     def fixed(self) -> dict[str, Any]:
         """Return what a captured step takes for given: switches, and where each tensor lies."""
         method: Any = self.method
-        found: dict[str, Any] = {
+        fixed: dict[str, Any] = {
             f"{name}.{key}".lstrip("."): value
             for name, module in method.named_modules()
             for key, value in vars(module).items()
@@ -281,8 +281,8 @@ class Captured(Plain):
         }
         for name, tensor in chain(method.named_parameters(), method.named_buffers()):
             # another tensor may lie where this one lay
-            found[name] = (WeakIdRef(tensor), tensor.data_ptr(), tensor.requires_grad)
-        return found
+            fixed[name] = (WeakIdRef(tensor), tensor.data_ptr(), tensor.requires_grad)
+        return fixed
 
     @contextmanager
     def _as_tensors(self) -> Iterator[None]:
@@ -290,7 +290,7 @@ class Captured(Plain):
         groups = self.optimizer.param_groups
         before = [dict(group) for group in groups]
         try:
-            for group, rate in zip(groups, self.told, strict=True):
+            for group, rate in zip(groups, self.rate_tensors, strict=True):
                 # fused, whatever a file said that the training goes on from
                 group.update({"lr": rate, "fused": True})
                 if "capturable" in group:

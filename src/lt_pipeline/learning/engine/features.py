@@ -70,8 +70,8 @@ class FeatureCache:
             rows = torch.stack(views, 2)[..., None]
             if len(_RECENT) >= REMEMBERED:
                 _RECENT.pop(next(iter(_RECENT)))
-            found = FeatureSet(rows, data.labels.cpu(), data.class_names, data.groups)
-            _RECENT[key] = data, found
+            features = FeatureSet(rows, data.labels.cpu(), data.class_names, data.groups)
+            _RECENT[key] = data, features
         return _RECENT[key][1]
 
     def _view(self, data: Images, network: Callable[[], Extract], flip: bool) -> Tensor:
@@ -91,15 +91,15 @@ class FeatureCache:
     def _add(self, data: Images, extract: Extract, missing: dict[bytes, int], flip: bool) -> None:
         """Compute the features of the images at the positions of ``missing``, and keep them."""
         names, order = [*missing], torch.tensor([*missing.values()])
-        total, found = -(-len(order) // BATCH), list[Tensor]()
+        total, features = -(-len(order) // BATCH), list[Tensor]()
         title = f"features of {len(order):,}{' mirrored' * flip} images"
         first = 0
         for batch in track(fetch_parts(data, order, BATCH), title, total):
-            found.append(extract(batch.flip(3) if flip else batch).float().cpu())
-            last = first + sum(map(len, found))
+            features.append(extract(batch.flip(3) if flip else batch).float().cpu())
+            last = first + sum(map(len, features))
             if last - first >= KEPT or last == len(names):
-                self._write(names[first:last], torch.cat(found))
-                first, found = last, []
+                self._write(names[first:last], torch.cat(features))
+                first, features = last, []
 
     def _write(self, names: list[bytes], features: Tensor) -> None:
         joined = b"".join(names)

@@ -69,22 +69,22 @@ class Stream:
         """
         size, labels = self.config.batch_size, self.labels
         order = self.sampler(labels, self.order_generator, done)
-        found = self._augmented(self.train, order, size, self.views)
+        train = self._augmented(self.train, order, size, self.views)
         if self.stage.pair:
             order = self.stage.pair(labels, self.order_generator, done)
             pairs = self._augmented(self.train, order, size)
-            found = (b._replace(pair=p) for b, p in zip(found, pairs, strict=True))
+            train = (b._replace(pair=p) for b, p in zip(train, pairs, strict=True))
         if self.stage.mix:
             mix = self.stage.mix
-            found = (mixed_with_itself(batch, mix, self.order_generator) for batch in found)
+            train = (mixed_with_itself(batch, mix, self.order_generator) for batch in train)
         if self.auxiliary is not None:
             beside = max(round(size * self.stage.outliers), 1)
             needed = self.steps * beside
             order = torch.randint(len(self.auxiliary), (needed,), generator=self.order_generator)
             plain = self.config.augment.for_noise
-            others = self._augmented(self.auxiliary, order, beside, augment=plain)
-            found = (b._replace(outliers=o.images) for b, o in zip(found, others, strict=True))
-        return found
+            outliers = self._augmented(self.auxiliary, order, beside, augment=plain)
+            train = (b._replace(outliers=o.images) for b, o in zip(train, outliers, strict=True))
+        return train
 
     def state(self) -> dict[str, Any]:
         """Return the generators' states."""

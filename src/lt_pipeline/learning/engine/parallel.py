@@ -95,12 +95,12 @@ def side_by_side(
         torch.set_num_threads(threads)
 
 
-def results(found: Sequence[_Result | Exception]) -> list[_Result]:
-    """Return what ``side_by_side`` found if it has no error in it, else raise the first."""
-    wrong = next((one for one in found if isinstance(one, Exception)), None)
-    if wrong is not None:
-        raise wrong
-    return [one for one in found if not isinstance(one, Exception)]
+def results(outcomes: Sequence[_Result | Exception]) -> list[_Result]:
+    """Return what ``side_by_side`` gave if it has no error in it, else raise the first."""
+    error = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+    if error is not None:
+        raise error
+    return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
 
 
 def generator() -> torch.Generator:

@@ -35,11 +35,11 @@ def predict(
     """
     module.eval()
     parts = track(in_order(data, batch_size), NAME, max(-(-len(data) // batch_size), 1))
-    found = []
+    score_parts = []
     for part in parts:
         with enough_threads(device, part.shape):
-            found.append(score(part.to(device)).float().cpu())
-    scores = torch.cat(found)
+            score_parts.append(score(part.to(device)).float().cpu())
+    scores = torch.cat(score_parts)
     check_finite_scores(scores)
     return scores
 

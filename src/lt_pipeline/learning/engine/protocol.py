@@ -95,5 +95,5 @@ class Learner(Protocol):
 
 def objective_of(method: Learner, stage: Stage) -> Objective:
     """Return what ``stage`` minimises in ``method``."""
-    found: Any = attrgetter(stage.objective)(method) if stage.objective else method
-    return cast("Objective", found)
+    objective: Any = attrgetter(stage.objective)(method) if stage.objective else method
+    return cast("Objective", objective)

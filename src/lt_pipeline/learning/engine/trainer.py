@@ -137,18 +137,18 @@ class Trainer:
                 progress.advance()
 
             for epoch in left:
-                found = self.run_epoch(epoch, tick)
+                values = self.run_epoch(epoch, tick)
                 self.objective.end_epoch(self.epochs, monitors.get("validation"), self.device)
-                found |= self.objective.epoch_metrics()
+                values |= self.objective.epoch_metrics()
                 last, every = epoch + 1 == self.epochs, self.config.monitor_every
                 if every and (last or ((epoch + 1) % every == 0 and look())):
-                    found |= self.monitor(looked_at, measure)
-                self.record(found)
+                    values |= self.monitor(looked_at, measure)
+                self.record(values)
                 if resume and (last or keep()):
                     resume.save(self.state())
                 if report:
                     self.tell(report, self.epoch)
-                progress.note(in_short(self.epoch, self.epochs, found))
+                progress.note(in_short(self.epoch, self.epochs, values))
         self.step.swap()
 
     def run_epoch(self, epoch: int, tick: Callable[[], None]) -> dict[str, float]:
@@ -175,18 +175,18 @@ class Trainer:
         """Return the network's accuracies, as it would be deployed."""
         self.step.swap()
         module, score = cast("nn.Module", self.method), self.objective.score
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for name, data in monitors.items():
             scored = accuracies(module, score, data, device=self.device)
-            found |= {f"{name}/{key}": value for key, value in scored.items()}
-        found |= measure(module, score) if measure else {}
+            values |= {f"{name}/{key}": value for key, value in scored.items()}
+        values |= measure(module, score) if measure else {}
         self.step.swap()
-        return found
+        return values
 
-    def record(self, found: Mapping[str, float]) -> None:
+    def record(self, values: Mapping[str, float]) -> None:
         """Add an epoch's values to the history."""
         self.epoch += 1
-        for name, value in found.items():
+        for name, value in values.items():
             self.history.setdefault(name, []).append({"step": self.epoch, "value": value})
 
     def finite(self) -> Tensor:
@@ -240,20 +240,20 @@ class Due:
         return True
 
 
-def in_short(epoch: int, epochs: int, found: Mapping[str, float]) -> str:
+def in_short(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     """Return of an epoch's values what a person who waits wants to see."""
     terms = [
         value
-        for name, value in found.items()
+        for name, value in values.items()
         if name.startswith("train/") and name.removeprefix("train/") not in MEASURED
     ]
     parts = [f"epoch {epoch}/{epochs}", f"loss {sum(terms):.3f}"]
     for name in (*OBJECTIVES, *HEADLINES):
-        if name in found:
+        if name in values:
             words = name.replace("/", " ").replace("_", " ")
-            parts.append(f"{words} {METRICS[name].said(found[name])}")
-    parts.append(f"rate {found['train/learning_rate']:.2g}")
-    return " · ".join([*parts, f"{found['train/images_per_second']:,.0f} images/s"])
+            parts.append(f"{words} {METRICS[name].said(values[name])}")
+    parts.append(f"rate {values['train/learning_rate']:.2g}")
+    return " · ".join([*parts, f"{values['train/images_per_second']:,.0f} images/s"])
 
 
 def check_finite(means: Mapping[str, float], weights: bool, stage: Stage, epoch: int) -> None:

@@ -60,11 +60,11 @@ class Start(NamedTuple):
             return train
         names = [stage.name] if stage.trains else stage.start
         drawn = self.subsets[self.subsets["subset"].isin(names)]
-        found = torch.from_numpy(drawn["position"].to_numpy(copy=True))
+        positions = torch.from_numpy(drawn["position"].to_numpy(copy=True))
         known = [str(label) for label in drawn["label"]]
-        if not (found < len(train)).all() or known != _written(train.labels[found]):
+        if not (positions < len(train)).all() or known != _written(train.labels[positions]):
             raise UserError("the subsets were drawn from other images: run the node subsets first")
-        return train[found if stage.trains else found.unique()]
+        return train[positions if stage.trains else positions.unique()]
 
 
 def groups(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
@@ -175,8 +175,8 @@ def take_step(
     """Do ``stage``, which has no gradients; return its checkpoint and what it found."""
     method = experiment.build()
     seen = experiment.seen(start.seen(stage, train), training=True)
-    found = method.step(stage, start.checkpoints, seen, experiment.device)
-    return dict(method.state_dict()), found
+    values = method.step(stage, start.checkpoints, seen, experiment.device)
+    return dict(method.state_dict()), values
 
 
 def finish(

@@ -218,8 +218,8 @@ def _policy(
         if getattr(config, name):
             # here, because torchvision takes two seconds to import
             policy = import_module(f"lt_pipeline.learning.transforms.{name}")
-            found: tuple[Tensor, Tensor] = policy.draw(shape[0], generator).operations(*shape[2:])
-            return found
+            drawn: tuple[Tensor, Tensor] = policy.draw(shape[0], generator).operations(*shape[2:])
+            return drawn
     return None, None
 
 

@@ -232,8 +232,8 @@ def _stretched(plane, real):
     low = tl.min(tl.where(real, plane, 255), 0)
     span = tl.max(tl.where(real, plane, 0), 0) - low
     level = tl.maximum(span, 1).to(tl.float32) * 0.00392156862745098
-    found = tl.div_rn((plane - low).to(tl.float32), tl.zeros_like(plane) + level)
-    return tl.where(span > 0, tl.minimum(found, 255.0).to(tl.int32), plane)
+    stretched = tl.div_rn((plane - low).to(tl.float32), tl.zeros_like(plane) + level)
+    return tl.where(span > 0, tl.minimum(stretched, 255.0).to(tl.int32), plane)
 
 
 @triton.jit

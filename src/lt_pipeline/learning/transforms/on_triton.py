@@ -20,12 +20,12 @@ def launch(kernel: Any, images: Tensor, *given: Any, **constants: int) -> Tensor
     N is at least 1. One program an image; ``given`` is what it takes behind the image's strides.
     """
     count, channels, height, width = images.shape
-    found = torch.empty_like(images, memory_format=torch.channels_last)
+    output = torch.empty_like(images, memory_format=torch.channels_last)
     ordered = (part.contiguous() if isinstance(part, Tensor) else part for part in given)
     pixels = max(triton.next_power_of_2(height * width), 256)
     with torch.cuda.device_of(images):
         kernel[(count,)](
-            *(images, found, count, *images.stride(), *ordered),
+            *(images, output, count, *images.stride(), *ordered),
             **constants,
             channels=channels,
             height=height,
@@ -35,7 +35,7 @@ def launch(kernel: Any, images: Tensor, *given: Any, **constants: int) -> Tensor
             # a product and a sum have one rounding only where they have it in torch, too: in lerp
             enable_fp_fusion=False,
         )
-    return found
+    return output
 
 
 @triton.jit
@@ -57,8 +57,8 @@ def moved_from(plain, plane, factor):
     """Return ``plane`` moved from ``plain`` (factor < 1: towards it) in 0..255, as torch's lerp."""
     near = tl.abs(factor) < 0.5
     weight, base = tl.where(near, factor, factor - 1), tl.where(near, plain, plane)
-    found = tl.fma(tl.zeros_like(plain) + weight, plane - plain, base)
-    return tl.minimum(tl.maximum(found, 0.0), 255.0)
+    moved = tl.fma(tl.zeros_like(plain) + weight, plane - plain, base)
+    return tl.minimum(tl.maximum(moved, 0.0), 255.0)
 
 
 @triton.jit

@@ -109,8 +109,8 @@ def _sharpen(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:
     kernel[:, :, 1, 1] = 5
     smooth = sharp.clone()
     smooth[:, :, 1:-1, 1:-1] = F.conv2d(sharp, kernel / 13, groups=channels)
-    found = torch.lerp(smooth, sharp, (1 + size).view(-1, 1, 1, 1))
-    return found.clamp_(0, 255).round_().to(torch.uint8)
+    sharpened = torch.lerp(smooth, sharp, (1 + size).view(-1, 1, 1, 1))
+    return sharpened.clamp_(0, 255).round_().to(torch.uint8)
 
 
 def _posterize(images: Tensor, operation: Tensor, size: Tensor) -> Tensor:

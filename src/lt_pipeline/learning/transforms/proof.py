@@ -51,6 +51,6 @@ def kernels_agree(device: torch.device, images: int = IMAGES, side: int = SIDE) 
     return False
 
 
-def _off(found: Tensor, expected: Tensor) -> float:
+def _off(actual: Tensor, expected: Tensor) -> float:
     """Return the share of values that are more than a grey level away."""
-    return float(((found.int() - expected.int()).abs() > 1).float().mean())
+    return float(((actual.int() - expected.int()).abs() > 1).float().mean())

@@ -209,11 +209,11 @@ def by_mask(
     images: Tensor, kind: Tensor, treatments: Sequence[Treatment], *draws: Tensor
 ) -> Tensor:
     """Do as ``each``, without a step that depends on ``kind``."""
-    found = images
+    treated = images
     for index, treat in enumerate(treatments):
         mine = (kind == index).view(-1, 1, 1, 1)
-        found = treat(images, *draws).where(mine, found)
-    return found
+        treated = treat(images, *draws).where(mine, treated)
+    return treated
 
 
 def by_group(
@@ -221,11 +221,11 @@ def by_group(
 ) -> Tensor:
     """Do as ``each``, with a batch for each treatment that is anyone's."""
     sizes = torch.bincount(kind, minlength=len(treatments)).tolist()
-    found = torch.empty_like(images)
+    treated = torch.empty_like(images)
     for treat, mine in zip(treatments, kind.argsort(stable=True).split(sizes), strict=True):
         if len(mine):
-            found[mine] = treat(images[mine], *(draw[..., mine] for draw in draws))
-    return found
+            treated[mine] = treat(images[mine], *(draw[..., mine] for draw in draws))
+    return treated
 
 
 def draw_crops(
