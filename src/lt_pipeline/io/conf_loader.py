@@ -74,19 +74,19 @@ class _Composing(OmegaConfigLoader):
     def _read_dir_configs(
         self, conf_path: str, patterns: Iterable[str], key: str, *rest: Any
     ) -> dict[Path, DictConfig]:
-        found: dict[Path, DictConfig] = super()._read_dir_configs(conf_path, patterns, key, *rest)
+        files: dict[Path, DictConfig] = super()._read_dir_configs(conf_path, patterns, key, *rest)
         if key != "parameters":
-            return found
+            return files
         below = self.recipes() if Path(conf_path).name != self.base_env else {}
-        found = {Path(name): OmegaConf.create(recipe) for name, recipe in below.items()} | found
-        return {path: _by_new_names(file) for path, file in found.items()}
+        files = {Path(name): OmegaConf.create(recipe) for name, recipe in below.items()} | files
+        return {path: _by_new_names(file) for path, file in files.items()}
 
 
 def _by_new_names(file: DictConfig) -> DictConfig:
     """Return ``file`` with its ``${...}`` as they are written, anew if a name in it is old."""
     written = _plain(file)
-    found = renamed(written)
-    return file if found == written else OmegaConf.create(found)
+    current = renamed(written)
+    return file if current == written else OmegaConf.create(current)
 
 
 def _plain(file: DictConfig) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class ConfLoader(_Composing):
         if name:
             return f"{name}: {why}"
         pairs = combinations([*self._written(), self.runtime_params or {}], 2)
-        return next((found for pair in pairs for found in _clashes(*pair)), why)
+        return next((clash for pair in pairs for clash in _clashes(*pair)), why)
 
     def _written(self) -> Iterator[dict[Any, Any]]:
         """Yield what every recipe and file of parameters says."""

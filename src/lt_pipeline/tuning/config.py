@@ -127,9 +127,9 @@ class Sweep:
         It never looks at the test set.
         """
         block = updated(self.parameters.get(self.method), nested(values, "."))
-        found = ExperimentConfig.resolve(self.method, {**self.parameters, self.method: block})
-        unseen = found.training.model_copy(update={"monitor_test": False})
-        return found.model_copy(update={"training": unseen})
+        config = ExperimentConfig.resolve(self.method, {**self.parameters, self.method: block})
+        unseen = config.training.model_copy(update={"monitor_test": False})
+        return config.model_copy(update={"training": unseen})
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for trials to be compared, in plain types."""
@@ -160,9 +160,9 @@ def tune_config(parameters: Mapping[str, Any]) -> TuneConfig:
     Raises:
         UserError: in one line, naming every parameter that is wrong and what would be right.
     """
-    found = TuneConfig.read(block_of(parameters, TuneConfig.block))
-    storage = found.storage or os.environ.get(STORAGE_VARIABLE) or None
-    return found.model_copy(update={"storage": storage})
+    config = TuneConfig.read(block_of(parameters, TuneConfig.block))
+    storage = config.storage or os.environ.get(STORAGE_VARIABLE) or None
+    return config.model_copy(update={"storage": storage})
 
 
 def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,13 +25,13 @@ def study_figures(study: Study, space: Space, title: str) -> dict[str, Figure]:
     curves = {t.number: t.intermediate_values for t in trials if t.intermediate_values}
     logs = [n for n, d in space.dimensions.items() if isinstance(d, Range) and d.log]
     metric = objective(study)
-    found = {
+    plots = {
         "history": figures.history(values, stopped, title, metric),
         "slice": figures.slices(values, settings, logs, title, metric),
         "parallel_coordinates": figures.parallel(values, settings, logs, title, metric),
     }
     if curves:
-        found["epochs"] = figures.epochs(curves, best_trial(study).number, stopped, title, metric)
+        plots["epochs"] = figures.epochs(curves, best_trial(study).number, stopped, title, metric)
     if len(set(values.values())) >= FEWEST:
-        found["importance"] = figures.importance(get_param_importances(study), title)
-    return {f"{name}.png": figure for name, figure in found.items()}
+        plots["importance"] = figures.importance(get_param_importances(study), title)
+    return {f"{name}.png": figure for name, figure in plots.items()}

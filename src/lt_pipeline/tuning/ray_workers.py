@@ -146,8 +146,8 @@ class SharedJournal(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
         """Return what was written since ``log_number_from``."""
-        found: list[dict[str, Any]] = ray.get(self.file.read.remote(log_number_from))
-        return found
+        logs: list[dict[str, Any]] = ray.get(self.file.read.remote(log_number_from))
+        return logs
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write ``logs``."""
@@ -288,7 +288,7 @@ def _last_line(text: str) -> str:
 def _code() -> str:
     """Return what tells this code from any other."""
     package = Path(__file__).parents[2]
-    found = sha256()
+    digest = sha256()
     for path in sorted(package.rglob("*.py")):
-        found.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()

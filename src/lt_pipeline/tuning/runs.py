@@ -113,15 +113,15 @@ class Tracked:
         """Mark the runs of trials whose process died, but for those on an earlier server."""
         client = mlflow.MlflowClient()
         for trial in kept_trials(study) if self.parent else []:
-            run = trial.user_attrs.get(RUN)
-            if run is None or trial.state != TrialState.FAIL:
+            run_id = trial.user_attrs.get(RUN)
+            if run_id is None or trial.state != TrialState.FAIL:
                 continue
             with suppress(MlflowException):
-                found = client.get_run(run)
-                if "trial_state" not in found.data.tags:
-                    client.set_tag(run, "trial_state", "lost")
-                if found.info.status == "RUNNING":
-                    client.set_terminated(run, "FAILED")
+                run = client.get_run(run_id)
+                if "trial_state" not in run.data.tags:
+                    client.set_tag(run_id, "trial_state", "lost")
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run_id, "FAILED")
 
     def publish(
         self, trials: pd.DataFrame, best: Mapping[str, Any], figures: Mapping[str, Figure]

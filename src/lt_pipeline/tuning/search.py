@@ -75,27 +75,27 @@ class Search:
 
     def _do_one(self) -> None:
         """Do a trial. One that is interrupted, or ends with a bug, is queued again."""
-        found: list[FrozenTrial] = []
+        trials: list[FrozenTrial] = []
 
         def judged(trial: Trial) -> float:
             try:
                 return self.objective(trial)
             finally:
                 # as it is before Optuna notes its end
-                found.append(self.study.get_trials(deepcopy=False)[trial.number])
+                trials.append(self.study.get_trials(deepcopy=False)[trial.number])
 
         try:
             self.study.optimize(judged, n_trials=1, catch=(Surplus,))
         except (Exception, KeyboardInterrupt):
-            if not found:
+            if not trials:
                 raise
-            if not found[0].state.is_finished():
-                try_again(self.study, self.sweep.config, found[0].number)
+            if not trials[0].state.is_finished():
+                try_again(self.study, self.sweep.config, trials[0].number)
                 raise
             LOGGER.warning(
                 "Trial %d was given up by another process: this one gave no sign of life for %d s "
                 "(tune.heartbeat)",
-                found[0].number,
+                trials[0].number,
                 2 * self.sweep.config.heartbeat,
             )
 
@@ -162,8 +162,8 @@ class Follower:
             LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *told)
 
     def _ended(self) -> list[FrozenTrial]:
-        found = counted(self.study, self.sweep.config)
-        return [trial for trial in found if trial.state.is_finished()]
+        trials = counted(self.study, self.sweep.config)
+        return [trial for trial in trials if trial.state.is_finished()]
 
     def _how(self, trial: FrozenTrial) -> str:
         if trial.state == TrialState.COMPLETE:

@@ -96,13 +96,13 @@ class Space(Config):
         """
         if block is not None and not isinstance(block, Mapping):
             raise UserError(f"{name}: is a block of ranges by parameter, but got {block!r}")
-        found = dict(_dimensions(block or {}, name, ""))
-        if not found:
+        dimensions = dict(_dimensions(block or {}, name, ""))
+        if not dimensions:
             raise UserError(
                 f"{name} is empty: there is nothing to search; give a range, as in "
                 f"{name}.training.learning_rate.low=0.01 and .high=0.5"
             )
-        return cls(dimensions=found)
+        return cls(dimensions=dimensions)
 
     def corners(self) -> Iterator[dict[str, Value]]:
         """Yield settings that have every point of every dimension among them."""

@@ -158,18 +158,18 @@ def pruner(sweep: Sweep) -> BasePruner:
 
 def suggest(space: Space, trial: Trial) -> dict[str, Value]:
     """Return values for ``trial`` by path."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for path, dimension in space.dimensions.items():
         if not isinstance(dimension, Range):
-            found[path] = trial.suggest_categorical(path, dimension.choices)
+            values[path] = trial.suggest_categorical(path, dimension.choices)
         elif dimension.integer:
             step, low, high = int(dimension.step or 1), int(dimension.low), int(dimension.high)
-            found[path] = trial.suggest_int(path, low, high, step=step, log=dimension.log)
+            values[path] = trial.suggest_int(path, low, high, step=step, log=dimension.log)
         else:
-            found[path] = trial.suggest_float(
+            values[path] = trial.suggest_float(
                 path, dimension.low, dimension.high, step=dimension.step, log=dimension.log
             )
-    return found
+    return values
 
 
 def kept_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -191,9 +191,9 @@ def counted(study: optuna.Study, config: TuneConfig) -> list[FrozenTrial]:
 
 def to_start(study: optuna.Study, config: TuneConfig) -> int:
     """Return how many trials no process works on yet."""
-    found = counted(study, config)
-    waiting = [trial for trial in found if trial.state == TrialState.WAITING]
-    return max(config.trials - len(found), 0) + len(waiting)
+    trials = counted(study, config)
+    waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    return max(config.trials - len(trials), 0) + len(waiting)
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:
@@ -248,8 +248,8 @@ def _fail(study: optuna.Study, trial: FrozenTrial) -> bool:
 
 def _history(trial: FrozenTrial) -> list[int]:
     """Return the trials that ``trial`` repeats, as Optuna's callback notes them."""
-    found: list[int] = trial.system_attrs.get("retry_history", [])
-    return found
+    history: list[int] = trial.system_attrs.get("retry_history", [])
+    return history
 
 
 def first_attempt(trial: FrozenTrial) -> int:

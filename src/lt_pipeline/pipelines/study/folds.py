@@ -76,20 +76,20 @@ def pool(
     if not arms:
         raise UserError(f"{plan.name}: no arm has a run on each of {len(plan.folds)} folds")
     table = pool_table(arms, plan.study.reference)
-    told = {slug(row["arm"]): _told(row) for row in table.to_dict("records")}
-    tracking.log_metrics(numbers({"arms": told}))
-    if len(told) == 1:
-        tracking.log_metrics(numbers(*told.values()))
+    metrics = {slug(row["arm"]): _metrics(row) for row in table.to_dict("records")}
+    tracking.log_metrics(numbers({"arms": metrics}))
+    if len(metrics) == 1:
+        tracking.log_metrics(numbers(*metrics.values()))
     names = card.longtail.class_names
-    rows = [row for label, one in arms.items() for row in class_rows(label, one, names)]
+    rows = [row for label, arm in arms.items() for row in class_rows(label, arm, names)]
     return table, pd.DataFrame(rows)
 
 
-def _told(row: Row) -> Values:
-    """Return what MLflow is told of an arm."""
+def _metrics(row: Row) -> Values:
+    """Return what MLflow has of an arm, by name."""
     named = {name.replace(" ", "_"): value for name, value in row.items() if "/" in name}
-    found = {**named, "pooled/classes": row["classes"]}
-    return {name: value for name, value in found.items() if not _missing(value)}
+    values = {**named, "pooled/classes": row["classes"]}
+    return {name: value for name, value in values.items() if not _missing(value)}
 
 
 def tabulate_folds(

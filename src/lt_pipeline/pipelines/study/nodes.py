@@ -42,19 +42,19 @@ def plan_runs(study: str) -> Callable[..., Plan]:
     """
 
     def plan(parameters: Values, card: DataCard, finished_arms: Path, *folders: Path) -> Plan:
-        found, store = Plan.of(study, parameters), Store(finished_arms)
-        cards = {fold: _card_of(card, fold, *folders) for fold in found.folds}
+        plan, store = Plan.of(study, parameters), Store(finished_arms)
+        cards = {fold: _card_of(card, fold, *folders) for fold in plan.folds}
         kept = [
             name
-            for name, run in found.runs.items()
+            for name, run in plan.runs.items()
             if _kept(store, run, card if run.fold is None else cards[run.fold])
         ]
-        LOGGER.info(found.in_words(kept, earlier_paces()))
+        LOGGER.info(plan.in_words(kept, earlier_paces()))
         if kept:
             LOGGER.info(
                 "What is there is not trained again: delete %s if it should be", finished_arms
             )
-        return found
+        return plan
 
     return plan
 

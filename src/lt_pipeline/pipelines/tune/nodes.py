@@ -70,14 +70,14 @@ def search(
     ).tracked_by_the_active_run()
     _do_trials(task)
     study, sweep = task.study, task.sweep
-    found, trials = best_trial(study), trials_table(study, sweep.space)
+    trial, trials = best_trial(study), trials_table(study, sweep.space)
     best = {
         "study": study.study_name,
         "method": sweep.method,
-        "trial": found.number,
+        "trial": trial.number,
         "metric": objective(study).key,
-        "value": found.value,
-        "params": found.params,
+        "value": trial.value,
+        "params": trial.params,
         "validation": sweep.data.validation,
         "trials": trials["state"].value_counts().to_dict(),
         "to_start": to_start(study, sweep.config),

@@ -44,5 +44,5 @@ def create_pipeline(method: str) -> Pipeline:
 def tuned_method(pipeline: Pipeline) -> str | None:
     """Return the method that ``pipeline`` tunes, if it does."""
     spaces = {node.namespace or "" for node in pipeline.nodes}
-    found = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
-    return next(found, None)
+    methods = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
+    return next(methods, None)
