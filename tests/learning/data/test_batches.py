@@ -77,12 +77,12 @@ def a_batch(count=20):
 def test_a_batch_is_blended_with_itself_in_another_order():
     given = a_batch()
     mixed = mixed_with_itself(given, BLEND, torch.Generator().manual_seed(2)).mixed
-    share = mixed.share[0].item()
-    assert 0 < share < 1
-    assert (mixed.share == share).all()
+    lam = mixed.lam[0].item()
+    assert 0 < lam < 1
+    assert (mixed.lam == lam).all()
     assert torch.equal(mixed.first, given.labels)
     # which image each was mixed with is what is left of the mixture
-    left = (mixed.images.double() - share * given.images.double()) / (1 - share)
+    left = (mixed.images.double() - lam * given.images.double()) / (1 - lam)
     apart = (left[:, None] - given.images.double()).abs().amax((2, 3, 4))
     nearest, other = apart.min(1)
     assert nearest.max() < 1e-2
@@ -121,7 +121,7 @@ def test_equal_generators_mix_alike_and_others_do_not():
         for s in (0, 0, 1)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert one.share[0] != three.share[0]
+    assert one.lam[0] != three.lam[0]
     assert not torch.equal(one.second, three.second)
 
 
@@ -140,5 +140,5 @@ def test_a_format_is_that_of_the_mixtures_too():
     assert found.images.is_contiguous(memory_format=torch.channels_last)
     assert found.mixed.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found.mixed.images, given.mixed.images)
-    assert torch.equal(found.mixed.share, given.mixed.share)
+    assert torch.equal(found.mixed.lam, given.mixed.lam)
     assert a_batch().in_format(torch.channels_last).mixed is None

@@ -39,7 +39,7 @@ def test_they_are_those_of_mix_to_the_digit(counts, shape, far):
     assert torch.equal(all_of(found), wanted.images)
     assert torch.equal(found.first, wanted.first)
     assert torch.equal(found.second, wanted.second)
-    assert torch.equal(found.share, wanted.share)
+    assert torch.equal(found.lam, wanted.lam)
     order = torch.randperm(len(data)).repeat(2)
     assert torch.equal(take(found, order), wanted.images[order])
 
@@ -52,7 +52,7 @@ def test_every_image_is_mixed_with_another_and_is_the_first_of_its_mixture():
     assert torch.equal(mixed.first, labels)
     assert torch.equal(mixed.second.sort().values, labels)
     assert (mixed.second != labels).all()
-    wanted = 6 * (mixed.share * mixed.first + (1 - mixed.share) * mixed.second)
+    wanted = 6 * (mixed.lam * mixed.first + (1 - mixed.lam) * mixed.second)
     torch.testing.assert_close(all_of(mixed).mean((1, 2, 3)), wanted)
 
 
@@ -66,4 +66,4 @@ def test_a_set_that_is_sorted_by_class_is_mixed_both_ways_in_every_class():
     # and not with its own class alone
     assert (mixed.first != mixed.second).double().mean() > 0.6
     # with one share for all, a mean over mixtures would be that share's
-    assert mixed.share.unique().numel() > 10
+    assert mixed.lam.unique().numel() > 10

@@ -705,10 +705,10 @@ class Mixing(Method):
 
     def loss(self, batch, progress):
         self.seen = [*getattr(self, "seen", []), batch]
-        images, first, second, share = batch.mixed
+        images, first, second, lam = batch.mixed
         logits = self.net(images)
         one, other = (F.cross_entropy(logits, y, reduction="none") for y in (first, second))
-        return {"mixed": (share * one + (1 - share) * other).mean()}
+        return {"mixed": (lam * one + (1 - lam) * other).mean()}
 
 
 MIXED = Stage("train", epochs=3, mix=MixConfig(cutmix=False))
@@ -723,13 +723,13 @@ def test_a_stage_that_mixes_brings_every_batch_mixed_with_itself():
     for batch in mixing.seen:
         assert torch.equal(batch.images, data.images[batch.positions])
         assert torch.equal(batch.mixed.first, batch.labels)
-        share = batch.mixed.share[0].item()
-        left = (batch.mixed.images.double() - share * batch.images) / (1 - share)
+        lam = batch.mixed.lam[0].item()
+        left = (batch.mixed.images.double() - lam * batch.images) / (1 - lam)
         apart = (left[:, None] - batch.images.double()).abs().amax((2, 3, 4))
         other = apart.argmin(1)
         assert sorted(other.tolist()) == list(range(25)), "each is the second one once"
         assert torch.equal(batch.mixed.second, batch.labels[other])
-        shares.add(round(share, 6))
+        shares.add(round(lam, 6))
         orders.add(tuple(other.tolist()))
     assert len(shares) == len(orders) == 9, "each batch is mixed in its own way"
     epoch = torch.cat([batch.positions for batch in mixing.seen[:3]])
@@ -748,7 +748,7 @@ def test_mixtures_are_those_of_the_seed():
     assert same(ends[0].state_dict(), ends[1].state_dict())
     for one, other in zip(ends[0].seen, ends[1].seen, strict=True):
         assert torch.equal(one.mixed.images, other.mixed.images)
-    assert not torch.equal(ends[0].seen[0].mixed.share, ends[2].seen[0].mixed.share)
+    assert not torch.equal(ends[0].seen[0].mixed.lam, ends[2].seen[0].mixed.lam)
 
 
 @pytest.mark.parametrize("stop", [1, 2])

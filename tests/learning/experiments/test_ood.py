@@ -331,8 +331,8 @@ def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path, key):
 
     mixed = Mixtures(test, run.seed)
     images = take(mixed, torch.arange(len(mixed)))
-    share = mixed.share[:, None].double()
-    target = share * one_hot[mixed.first] + (1 - share) * one_hot[mixed.second]
+    lam = mixed.lam[:, None].double()
+    target = lam * one_hot[mixed.first] + (1 - lam) * one_hot[mixed.second]
     blended = gradients(method, images, target, shift)
     found = report[key]["mixed"]["cosine"]
     assert found == pytest.approx(by_group((own @ blended.T).mean(1), test.labels), abs=1e-4)

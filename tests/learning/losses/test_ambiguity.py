@@ -81,11 +81,11 @@ def test_a_tau_that_is_not_positive_is_refused(tau):
 
 
 @given(TAUS, st.integers(0, 999), st.floats(0, 1))
-def test_equation_6_is_an_identity(tau, seed, share):
+def test_equation_6_is_an_identity(tau, seed, lam):
     z = noise(7, 2, 5, seed=seed)
     soft = noise(7, 2, 5, seed=seed + 1).softmax(-1)
     one_hot, other = F.one_hot(torch.arange(7) % 5, 5), F.one_hot(torch.arange(7) % 4, 5)
-    two_hot = (share * one_hot + (1 - share) * other).double()[:, None].expand(7, 2, 5)
+    two_hot = (lam * one_hot + (1 - lam) * other).double()[:, None].expand(7, 2, 5)
     for q in (soft, two_hot):
         terms = ambiguity.energy_terms(z, q, tau)
         torch.testing.assert_close(sum(terms), -ambiguity.energy(z, tau))

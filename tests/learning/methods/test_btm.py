@@ -416,11 +416,11 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
             found = objective_of(method, stage).loss(made, 0.5)
             mixed = made.mixed
             logits = method.net(mixed.images if mix else made.images)
-        share = mixed.share.double() if mix else torch.ones(len(made.labels)).double()
-        wanted = share * nll(logits, made.labels) + (1 - share) * nll(logits, mixed.second)
+        lam = mixed.lam.double() if mix else torch.ones(len(made.labels)).double()
+        wanted = lam * nll(logits, made.labels) + (1 - lam) * nll(logits, mixed.second)
         assert list(found) == ["cross_entropy"]
         assert found["cross_entropy"].item() == pytest.approx(wanted.mean().item(), rel=1e-5)
-    assert 0 < mixed.share[0] < 1
+    assert 0 < mixed.lam[0] < 1
     assert not torch.equal(mixed.first, mixed.second)
 
 

@@ -80,8 +80,8 @@ def test_the_loss_is_equations_3_7_8_and_9_image_by_image(mode, energy_of):
     assert size == 72
     torch.testing.assert_close(images[:24], given.images.float())
     torch.testing.assert_close(images[24:48], given.pair.images.float())
-    share = mixed.share[0].item()
-    blend = share * given.images.float() + (1 - share) * given.pair.images.float()
+    lam = mixed.lam[0].item()
+    blend = lam * given.images.float() + (1 - lam) * given.pair.images.float()
     torch.testing.assert_close(images[48:], blend)
     of = z if energy_of == "expert" else z.mean(1, keepdim=True).expand_as(z)
     energy = -3 * torch.log(torch.exp(of / 3).sum(2))
@@ -96,7 +96,7 @@ def test_the_loss_is_equations_3_7_8_and_9_image_by_image(mode, energy_of):
     for k, term in enumerate(terms.values()):
         one = F.cross_entropy(adjusted[:, k], first, reduction="none")
         two = F.cross_entropy(adjusted[:, k], second, reduction="none")
-        wanted = torch.cat([one[:48], share * one[48:] + (1 - share) * two[48:]]).mean()
+        wanted = torch.cat([one[:48], lam * one[48:] + (1 - lam) * two[48:]]).mean()
         assert term.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
@@ -122,9 +122,9 @@ def test_angles_of_either_label_of_a_mixture_are_compared_with_those_of_plain_im
         for i, (one, two) in enumerate(
             zip(mixed.first.tolist(), mixed.second.tolist(), strict=True)
         ):
-            share = mixed.share[i].item()
-            total -= share * weight(cut + i, k, one) * log_p[cut + i, one]
-            total -= (1 - share) * weight(cut + i, k, two) * log_p[cut + i, two]
+            lam = mixed.lam[i].item()
+            total -= lam * weight(cut + i, k, one) * log_p[cut + i, one]
+            total -= (1 - lam) * weight(cut + i, k, two) * log_p[cut + i, two]
         assert term.item() == pytest.approx(total.item() / 48, rel=1e-4)
 
 
@@ -153,8 +153,8 @@ def test_pairs_of_the_original_draw_are_other_images_of_it():
     method, given = create(pairs="original", balanced=0.0, mix=MIXUP), batch()
     _, _, mixed = method._parts(given._replace(pair=None))
     torch.testing.assert_close(mixed.second, given.labels.roll(1))
-    share = mixed.share[0].item()
-    wanted = share * given.images.float() + (1 - share) * given.images.roll(1, 0).float()
+    lam = mixed.lam[0].item()
+    wanted = lam * given.images.float() + (1 - lam) * given.images.roll(1, 0).float()
     torch.testing.assert_close(mixed.images, wanted)
 
 
@@ -279,8 +279,8 @@ def test_by_parts_every_image_is_adjusted_for_the_labels_of_its_own_draw(pairs, 
     _, labels, _ = method._parts(batch())
     total = [0.0] * 3
     for i in range(len(z)):
-        share = 1.0 if i < own else 0.0 if i < plain else mixed.share[i - plain].item()
-        tailed = 1.0 if i >= plain and pairs == "original" else share
+        lam = 1.0 if i < own else 0.0 if i < plain else mixed.lam[i - plain].item()
+        tailed = 1.0 if i >= plain and pairs == "original" else lam
         shifts = log_shifts([tailed * n / 75 + (1 - tailed) / 4 for n in COUNTS])
         for k in range(3):
             scores = [z[i, k, c].item() + 1.5 * shifts[k][c] for c in range(4)]
@@ -289,8 +289,8 @@ def test_by_parts_every_image_is_adjusted_for_the_labels_of_its_own_draw(pairs, 
                 total[k] += log_sum - scores[labels[i]]
             else:
                 first, second = mixed.first[i - plain], mixed.second[i - plain]
-                total[k] += log_sum - share * scores[first] - (1 - share) * scores[second]
-    assert mixed.share.unique().numel() == (2 if both == "halves" else 1)
+                total[k] += log_sum - lam * scores[first] - (1 - lam) * scores[second]
+    assert mixed.lam.unique().numel() == (2 if both == "halves" else 1)
     for term, wanted in zip(terms.values(), total, strict=True):
         assert term.item() == pytest.approx(wanted / len(z), rel=1e-4)
 
@@ -314,16 +314,16 @@ def test_by_parts_the_balanced_draw_gets_plain_cross_entropy():
     torch.testing.assert_close(F.cross_entropy(adjusted, labels.repeat_interleave(3)), plain)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_mixture_that_is_all_of_one_image_counts_as_that_image(share, monkeypatch):
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_a_mixture_that_is_all_of_one_image_counts_as_that_image(lam, monkeypatch):
     method, given = create(prior="parts", angular=False, balanced=0.0), batch()
-    chosen = given if share else given.pair
-    ends = Mixed(chosen.images.float(), given.labels, given.pair.labels, torch.full((24,), share))
+    chosen = given if lam else given.pair
+    ends = Mixed(chosen.images.float(), given.labels, given.pair.labels, torch.full((24,), lam))
     monkeypatch.setattr(method, "_mixture", lambda one, other: ends)
     mixed = method.loss(given, 0.5)
-    if share:  # the draw twice over
+    if lam:  # the draw twice over
         given = Batch(*(torch.cat([part, part]) for part in given[:3]))
-    plainly = create(prior="parts", angular=False, mixed=0.0, balanced=1 - share)
+    plainly = create(prior="parts", angular=False, mixed=0.0, balanced=1 - lam)
     for (name, one), two in zip(mixed.items(), plainly.loss(given, 0.5).values(), strict=True):
         torch.testing.assert_close(one, two, msg=name)
 
@@ -369,7 +369,7 @@ def test_many_steps_show_the_labels_that_are_expected_of_them():
         given = Batch(data.images[one], data.labels[one], one, pair=pair)
         _, labels, mixed = method._parts(given)
         total += torch.bincount(labels, minlength=4)
-        for names, share in ((mixed.first, mixed.share), (mixed.second, 1 - mixed.share)):
-            total.index_add_(0, names, share.double())
+        for names, lam in ((mixed.first, mixed.lam), (mixed.second, 1 - mixed.lam)):
+            total.index_add_(0, names, lam.double())
     # 8 x 8 images: a CutMix box is of whole pixels
     torch.testing.assert_close(total / total.sum(), method.step_prior(), atol=0.01, rtol=0)

@@ -41,11 +41,11 @@ def test_the_loss_is_that_of_a_loop_over_the_mixtures(mix, criterion):
     if criterion == "balanced_softmax":
         logits += torch.tensor(COUNTS).double().log()
     wanted = 0.0
-    for row, (a, b, share) in zip(
+    for row, (a, b, lam) in zip(
         logits, zip(*(part.tolist() for part in given.mixed[1:]), strict=True), strict=True
     ):
         log_p = row - row.exp().sum().log()
-        wanted -= (share * log_p[a] + (1 - share) * log_p[b]).item() / len(logits)
+        wanted -= (lam * log_p[a] + (1 - lam) * log_p[b]).item() / len(logits)
     assert terms[criterion].item() == pytest.approx(wanted, rel=1e-5)
     # the images as they were have no part in it
     other = given._replace(images=255 - given.images, labels=given.labels.flip(0))

@@ -16,7 +16,7 @@ from lt_pipeline.learning.transforms.mix import (
     Mixed,
     cutmix,
     draw_box,
-    expected_share,
+    expected_lam,
     mix,
     mixup,
     two_hot_loss,
@@ -56,8 +56,8 @@ def test_types_shapes_and_labels(config: MixConfig) -> None:
     before = a.clone(), b.clone()
     found = mix(a, labels(5), b, labels(5, 10), config, seeded())
     assert found.images.shape == a.shape
-    assert found.images.dtype == found.share.dtype == torch.float32
-    assert found.share.shape == (5,)
+    assert found.images.dtype == found.lam.dtype == torch.float32
+    assert found.lam.shape == (5,)
     assert torch.equal(found.first, labels(5))
     assert torch.equal(found.second, labels(5, 10))
     assert torch.equal(a, before[0])
@@ -75,23 +75,23 @@ def test_the_share_of_cutmix_is_the_share_of_pixels_that_stayed(
     stayed = (found.images == 255).sum((1, 2, 3))
     assert ((found.images == 255) | (found.images == 0)).all()
     wanted = stayed.double() / (3 * height * width)
-    assert torch.equal(found.share, wanted.float())
+    assert torch.equal(found.lam, wanted.float())
 
 
 @pytest.mark.parametrize("config", KINDS)
 def test_the_mean_of_white_on_black_is_the_share(config: MixConfig) -> None:
     for seed in range(20):
         found = mixed(config, 5, seed)
-        torch.testing.assert_close(found.images.mean((1, 2, 3)), 255 * found.share)
+        torch.testing.assert_close(found.images.mean((1, 2, 3)), 255 * found.lam)
 
 
 @given(st.floats(0, 1))
-def test_mixup_by_hand(share: float) -> None:
+def test_mixup_by_hand(lam: float) -> None:
     a, b = images(3), images(3, seed=1)
-    found, shares = mixup(a, b, share)
-    wanted = share * a.double() + (1 - share) * b.double()
+    found, shares = mixup(a, b, lam)
+    wanted = lam * a.double() + (1 - lam) * b.double()
     torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-4)
-    assert shares.tolist() == [torch.tensor(share).item()] * 3
+    assert shares.tolist() == [torch.tensor(lam).item()] * 3
 
 
 @pytest.mark.parametrize("config", KINDS)
@@ -103,19 +103,19 @@ def test_the_mix_of_identical_images_is_the_image(config: MixConfig) -> None:
 
 def test_cutmix_is_that_of_a_pixel_loop() -> None:
     a, b, box = images(2), images(2, seed=1), Box(2, 5, 1, 6)
-    found, share = cutmix(a, b, box)
+    found, lam = cutmix(a, b, box)
     for n in range(2):
         for y in range(8):
             for x in range(6):
                 source = b if 2 <= y < 5 and 1 <= x < 6 else a
                 assert torch.equal(found[n, :, y, x], source[n, :, y, x].float())
-    assert share.tolist() == [torch.tensor(1 - 15 / 48).item()] * 2
+    assert lam.tolist() == [torch.tensor(1 - 15 / 48).item()] * 2
     kept = a.float()
     assert torch.equal(cutmix(kept, b, box)[0], found)
     assert torch.equal(kept, a.float()), "floats, too, stay as they are"
-    whole, share = cutmix(a, b, Box(0, 8, 0, 6))
+    whole, lam = cutmix(a, b, Box(0, 8, 0, 6))
     assert torch.equal(whole, b.float())
-    assert share.tolist() == [0, 0]
+    assert lam.tolist() == [0, 0]
 
 
 def test_pairs_are_kept() -> None:
@@ -123,20 +123,20 @@ def test_pairs_are_kept() -> None:
     grey = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 6)
     found = mix(grey, labels(6), grey + 100, labels(6, 10), MixConfig(both="halves"), seeded(3))
     for n in range(6):
-        wanted = n + 100 * (1 - found.share[n].item())
+        wanted = n + 100 * (1 - found.lam[n].item())
         assert found.images[n].mean().item() == pytest.approx(wanted, abs=1e-3)
 
 
-def box_of(height: int, width: int, share: float, seed: int) -> Box:
-    return draw_box(height, width, share, np.random.default_rng(seed))
+def box_of(height: int, width: int, lam: float, seed: int) -> Box:
+    return draw_box(height, width, lam, np.random.default_rng(seed))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
 def test_boxes_lie_within_the_image_and_are_no_larger_than_drawn(
-    height: int, width: int, share: float, seed: int
+    height: int, width: int, lam: float, seed: int
 ) -> None:
-    box = box_of(height, width, share, seed)
-    side = math.sqrt(1 - share)
+    box = box_of(height, width, lam, seed)
+    side = math.sqrt(1 - lam)
     for low, high, size in ((box.top, box.bottom, height), (box.left, box.right, width)):
         assert 0 <= low <= high <= size
         assert high - low <= side * size + 0.5
@@ -164,8 +164,8 @@ def test_boxes_at_the_border_are_clipped_as_in_the_paper() -> None:
     assert found == {(0, 2), (0, 3), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (5, 8)}
 
 
-def entropy(share: Tensor) -> float:
-    return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())
+def entropy(lam: Tensor) -> float:
+    return float((torch.special.entr(lam) + torch.special.entr(1 - lam)).mean())
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def entropy(share: Tensor) -> float:
 def test_the_mean_label_entropy_of_mixup(alpha: float, wanted: float) -> None:
     config, generator = MixConfig(cutmix=False, alpha=alpha), seeded()
     image, label = flat(1, 0, 1, 1), labels(1)
-    share = torch.cat(
-        [mix(image, label, image, label, config, generator).share for _ in range(3000)]
+    lam = torch.cat(
+        [mix(image, label, image, label, config, generator).lam for _ in range(3000)]
     ).double()
     # a standard deviation of at most 0.24 makes 0.0044 of the mean
-    assert entropy(share) == pytest.approx(wanted, abs=0.018)
-    assert share.mean().item() == pytest.approx(0.5, abs=0.03)
-    assert share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
+    assert entropy(lam) == pytest.approx(wanted, abs=0.018)
+    assert lam.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert lam.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
 
 
 def test_cutmix_draws_the_share_that_it_aims_at() -> None:
@@ -188,8 +188,8 @@ def test_cutmix_draws_the_share_that_it_aims_at() -> None:
     kept = []
     for seed in range(300):
         found = mixed(MixConfig(mixup=False, alpha=0.5), 1, seed, 64, 64)
-        kept.append(found.share.item())
-    # clipping loses pasted area: E[share] > 1/2. For a side r and a uniform centre the expected
+        kept.append(found.lam.item())
+    # clipping loses pasted area: E[lam] > 1/2. For a side r and a uniform centre the expected
     # length within the image is r - r^2 / 4, so the area is (r - r^2 / 4)^2 with r^2 = 1 - lambda
     r = np.sqrt(1 - np.random.default_rng(1).beta(0.5, 0.5, 200_000))
     wanted = 1 - ((r - r**2 / 4) ** 2).mean()
@@ -227,9 +227,9 @@ def test_halves_are_mixup_and_cutmix_each_with_its_share(count: int) -> None:
     first, second = found.images[: count // 2], found.images[count // 2 :]
     assert all(image.unique().numel() == 1 and 0 < image.min() < 255 for image in first)
     assert ((second == 0) | (second == 255)).all()
-    assert found.share[: count // 2].unique().numel() == min(count // 2, 1)
-    assert found.share[count // 2 :].unique().numel() == min(count - count // 2, 1)
-    assert found.share.unique().numel() == min(count, 2)
+    assert found.lam[: count // 2].unique().numel() == min(count // 2, 1)
+    assert found.lam[count // 2 :].unique().numel() == min(count - count // 2, 1)
+    assert found.lam.unique().numel() == min(count, 2)
 
 
 @pytest.mark.parametrize("config", KINDS)
@@ -237,12 +237,12 @@ def test_one_share_a_batch_new_ones_for_the_next_the_same_for_a_seed(config: Mix
     generator = seeded(7)
     a, b = flat(2, 255), flat(2, 0)
     found = [mix(a, labels(2), b, labels(2), config, generator) for _ in range(6)]
-    assert len({tuple(one.share.tolist()) for one in found}) > 3
+    assert len({tuple(one.lam.tolist()) for one in found}) > 3
     if config.both == "alternate":
-        assert all(one.share.unique().numel() == 1 for one in found)
+        assert all(one.lam.unique().numel() == 1 for one in found)
     again = mix(a, labels(2), b, labels(2), config, seeded(7))
     assert torch.equal(again.images, found[0].images)
-    assert torch.equal(again.share, found[0].share)
+    assert torch.equal(again.lam, found[0].lam)
 
 
 def test_the_generator_moves_alike_for_every_config_and_no_other_is_touched() -> None:
@@ -271,7 +271,7 @@ def test_an_empty_batch_stays_empty(config: MixConfig) -> None:
 def test_extreme_alphas_give_finite_shares(config: MixConfig) -> None:
     few, many = (
         torch.cat(
-            [mixed(config.model_copy(update={"alpha": alpha}), 1, seed).share for seed in range(40)]
+            [mixed(config.model_copy(update={"alpha": alpha}), 1, seed).lam for seed in range(40)]
         )
         for alpha in (1e-3, 1e6)
     )
@@ -312,17 +312,17 @@ def test_an_alpha_without_a_distribution_is_refused(alpha: float) -> None:
 def test_the_two_hot_loss_is_cross_entropy_with_two_hot_labels(shape: tuple[int, ...]) -> None:
     z = torch.randn(*shape, 5, generator=seeded(), dtype=torch.float64).requires_grad_()
     first, second = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 1, 0, 0])
-    share = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=torch.float64)
+    lam = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=torch.float64)
     expand = (4, *[1] * (len(shape) - 1))
     log_p = z.log_softmax(-1)
 
     def losses(label: Tensor) -> Tensor:
         return -log_p.gather(-1, label.view(*expand, 1).expand(*shape, 1))[..., 0]
 
-    found = two_hot_loss(losses(first), losses(second), share)
+    found = two_hot_loss(losses(first), losses(second), lam)
     q = torch.zeros(4, 5, dtype=torch.float64)
-    q[torch.arange(4), first] += share
-    q[torch.arange(4), second] += 1 - share
+    q[torch.arange(4), first] += lam
+    q[torch.arange(4), second] += 1 - lam
     wanted = -(q.view(*expand, 5) * log_p).sum(-1)
     torch.testing.assert_close(found, wanted)
     found.sum().backward()
@@ -336,21 +336,21 @@ def test_no_value_is_read_on_the_host(config: MixConfig) -> None:
     for seed in range(6):  # both sides of the coin
         found = mix(a, label, a, label, config, seeded(seed))
         assert {part.device.type for part in found} == {"meta"}
-    assert two_hot_loss(found.share, found.share, found.share).shape == (5,)
+    assert two_hot_loss(found.lam, found.lam, found.lam).shape == (5,)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize(("mixup", "cutmix"), [(True, False), (False, True), (True, True)])
-def test_the_expected_share_is_the_mean_of_many_draws(alpha, mixup, cutmix):
+def test_the_expected_lam_is_the_mean_of_many_draws(alpha, mixup, cutmix):
     config = MixConfig(mixup=mixup, cutmix=cutmix, alpha=alpha)
     images = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     generator, label = torch.Generator().manual_seed(0), torch.zeros(1).long()
-    draws = [mix(images, label, images, label, config, generator).share for _ in range(4000)]
+    draws = [mix(images, label, images, label, config, generator).lam for _ in range(4000)]
     found = torch.cat(draws).double()
     error = found.std() / 4000**0.5
-    assert abs(found.mean().item() - expected_share(config)) < 4 * error + 0.004  # whole pixels
+    assert abs(found.mean().item() - expected_lam(config)) < 4 * error + 0.004  # whole pixels
 
 
 def test_no_mixing_has_no_share():
     with pytest.raises(ValueError, match="mixup and cutmix are both false"):
-        expected_share(MixConfig(mixup=False, cutmix=False))
+        expected_lam(MixConfig(mixup=False, cutmix=False))

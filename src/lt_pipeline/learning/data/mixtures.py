@@ -19,7 +19,7 @@ class Mixtures:
     """Images of ``data`` mixed by MixUp or CutMix, float32 in 0..255 (DARL, section 4.2).
 
     They are made when they are fetched. Image i is the first of mixture i; ``first``, ``second``
-    and ``share``, each ``[N]``, are as in ``Mixed``. The images are shuffled before they are mixed:
+    and ``lam``, each ``[N]``, are as in ``Mixed``. The images are shuffled before they are mixed:
     in the order of the set, one way could be for some classes only.
     """
 
@@ -37,9 +37,9 @@ class Mixtures:
         ]
         counts = torch.tensor([kind.images for kind in kinds], dtype=torch.int64)
         each = torch.arange(len(kinds)).repeat_interleave(counts)[back]
-        self.share = torch.tensor([kind.share for kind in kinds])[each]
+        self.lam = torch.tensor([kind.lam for kind in kinds])[each]
         # outside of the box, an image of MixUp has one of no pixel
-        self._weight = torch.tensor([1.0 if kind.box else kind.share for kind in kinds])[each]
+        self._weight = torch.tensor([1.0 if kind.box else kind.lam for kind in kinds])[each]
         self._box = torch.tensor([kind.box or (0, 0, 0, 0) for kind in kinds])[each]
 
     def __len__(self) -> int:

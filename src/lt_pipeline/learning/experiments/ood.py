@@ -279,8 +279,8 @@ def _conflict(
             own, features, labels[chosen], pushed, others, head, longtail
         )
     mixed, mixed_outputs = mixtures
-    share = mixed.share[chosen, None].double()
-    target = share * one_hot[mixed.first[chosen]] + (1 - share) * one_hot[mixed.second[chosen]]
+    lam = mixed.lam[chosen, None].double()
+    target = lam * one_hot[mixed.first[chosen]] + (1 - lam) * one_hot[mixed.second[chosen]]
     others = linear_readout(readout, mixed_outputs.features[chosen])[0]
     pulled = gradient_conflict.residual(head.logits(others) + shift, target)
     pushed = gradient_conflict.residual(head.logits(others), torch.full_like(target, 1 / classes))

@@ -353,9 +353,9 @@ class CrossEntropy(Part):
         """
         if not self.mixed:
             return {"cross_entropy": self._losses(batch.images, batch.labels)[0].mean()}
-        images, first, second, share = batch.mixtures
+        images, first, second, lam = batch.mixtures
         of_first, of_second = self._losses(images, first, second)
-        return {"cross_entropy": two_hot_loss(of_first, of_second, share).mean()}
+        return {"cross_entropy": two_hot_loss(of_first, of_second, lam).mean()}
 
     def _losses(self, images: Tensor, *labels: Tensor) -> list[Tensor]:
         """Return the loss of every image for each of ``labels``, ``[B]``."""

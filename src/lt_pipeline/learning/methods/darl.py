@@ -25,7 +25,7 @@ from lt_pipeline.learning.losses.functional import at_least_float32
 from lt_pipeline.learning.losses.local_global import expert_shifts, prior_left
 from lt_pipeline.learning.methods.lgla import LGLA, LglaOptions
 from lt_pipeline.learning.models.network import ModelConfig
-from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, expected_share, mix, two_hot_loss
+from lt_pipeline.learning.transforms.mix import MixConfig, Mixed, expected_lam, mix, two_hot_loss
 
 
 class DarlOptions(LglaOptions):
@@ -125,13 +125,13 @@ class DARL(LGLA):
         first = torch.cat([labels, mixed.first])
         energies, weight = self.ambiguity_weight(logits, first, cut)
         self._watch(energies[:own].mean(1), weight[:own].mean(1) - 1, labels[:own])
-        shift = self.step_shifts(own, cut - own, mixed.share)
+        shift = self.step_shifts(own, cut - own, mixed.lam)
         adjusted = losses.adjusted_logits(logits, weight, shift)
         # angles are compared with those of images of one class, for either label of a mixture
         plainly = (logits[:cut], labels)
         loss = self.expert_losses(logits, adjusted, first, plainly)
         second = self.expert_losses(logits[cut:], adjusted[cut:], mixed.second, plainly)
-        return self._named(torch.cat([loss[:cut], two_hot_loss(loss[cut:], second, mixed.share)]))
+        return self._named(torch.cat([loss[:cut], two_hot_loss(loss[cut:], second, mixed.lam)]))
 
     def ambiguity_weight(self, logits: Tensor, labels: Tensor, plain: int) -> tuple[Tensor, Tensor]:
         """Return energies and E_hat, ``[N, K]``, of ``logits`` ``[N, K, C]``.
@@ -156,17 +156,17 @@ class DARL(LGLA):
             labels=labels,
         )
 
-    def step_shifts(self, own: int, balanced: int, share: Tensor) -> Tensor:
+    def step_shifts(self, own: int, balanced: int, lam: Tensor) -> Tensor:
         """Return what experts add to a step's logits: ``[K, C]``, or ``[N, K, C]`` by ``parts``.
 
-        The step has ``own`` images as drawn, ``balanced`` ones and a mixture for each of ``share``
+        The step has ``own`` images as drawn, ``balanced`` ones and a mixture for each of ``lam``
         ``[M]``. The labels of a mixture are of both draws, by its share: one that is all of one
         image is adjusted as that image.
         """
         if self.options.prior != "parts":
             return self.shift
-        tailed = share if self.options.pairs == "balanced" else torch.ones_like(share)
-        tailed = torch.cat([share.new_ones(own), share.new_zeros(balanced), tailed])[:, None]
+        tailed = lam if self.options.pairs == "balanced" else torch.ones_like(lam)
+        tailed = torch.cat([lam.new_ones(own), lam.new_zeros(balanced), tailed])[:, None]
         return self._shifts(tailed * self.prior + (1 - tailed) / len(self.prior))
 
     def _shifts(self, prior: Tensor) -> Tensor:
@@ -232,9 +232,9 @@ class DARL(LGLA):
         level = torch.full_like(prior, 1 / len(prior))
         parts = {"as drawn": (options.original, prior), "balanced": (options.balanced, level)}
         if options.mixed_share:
-            share = expected_share(options.mix)
+            lam = expected_lam(options.mix)
             partner = level if options.pairs == "balanced" else prior
-            parts["mixed"] = (options.mixed_share, share * prior + (1 - share) * partner)
+            parts["mixed"] = (options.mixed_share, lam * prior + (1 - lam) * partner)
         whole = sum(size for size, _ in parts.values())
         return {name: (size / whole, expected) for name, (size, expected) in parts.items() if size}
 

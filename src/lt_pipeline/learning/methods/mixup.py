@@ -64,7 +64,7 @@ class Mixup(Method):
         Raises:
             UserError: if the batch brings no mixtures.
         """
-        images, first, second, share = batch.mixtures
+        images, first, second, lam = batch.mixtures
         logits = self.net(images)
-        loss = two_hot_loss(self.criterion(logits, first), self.criterion(logits, second), share)
+        loss = two_hot_loss(self.criterion(logits, first), self.criterion(logits, second), lam)
         return {self.options.criterion.name: loss.mean()}

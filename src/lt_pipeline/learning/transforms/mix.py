@@ -39,14 +39,14 @@ class MixConfig(Config):
 class Mixed(NamedTuple):
     """Mixed images float32 ``[M, C, H, W]`` in 0..255, with two labels each.
 
-    ``first`` and ``second`` are int64 ``[M]``; ``share`` float32 ``[M]`` in [0, 1] is the weight of
-    ``first``, and 1 - share that of ``second``.
+    ``first`` and ``second`` are int64 ``[M]``; ``lam`` float32 ``[M]`` in [0, 1] is the weight of
+    ``first``, and 1 - lam that of ``second``.
     """
 
     images: Tensor
     first: Tensor
     second: Tensor
-    share: Tensor
+    lam: Tensor
 
 
 class Box(NamedTuple):
@@ -57,7 +57,7 @@ class Box(NamedTuple):
     left: int
     right: int
 
-    def share(self, height: int, width: int) -> float:
+    def lam(self, height: int, width: int) -> float:
         """Return the share of an image's pixels that lie outside."""
         pasted = (self.bottom - self.top) * (self.right - self.left)
         return (height * width - pasted) / (height * width)
@@ -66,11 +66,11 @@ class Box(NamedTuple):
 class Kind(NamedTuple):
     """How so many ``images`` in a row are mixed: CutMix by ``box``, without one MixUp.
 
-    ``share`` is the weight of the first of two images.
+    ``lam`` is the weight of the first of two images.
     """
 
     images: int
-    share: float
+    lam: float
     box: Box | None = None
 
 
@@ -102,13 +102,11 @@ def mix(
     kinds = draw_kinds(len(images_a), images_a.shape[2:], config, generator)
     sizes = [kind.images for kind in kinds]
     parts = [
-        mixup(one, other, kind.share) if kind.box is None else cutmix(one, other, kind.box)
-        for kind, one, other in zip(
-            kinds, images_a.split(sizes), images_b.split(sizes), strict=True
-        )
+        mixup(a, b, kind.lam) if kind.box is None else cutmix(a, b, kind.box)
+        for kind, a, b in zip(kinds, images_a.split(sizes), images_b.split(sizes), strict=True)
     ]
-    images, share = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return Mixed(images, labels_a, labels_b, share)
+    images, lam = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return Mixed(images, labels_a, labels_b, lam)
 
 
 def draw_kinds(
@@ -126,9 +124,9 @@ def draw_kinds(
     return [_boxed(images, size, config.alpha, random)]
 
 
-def mixup(images_a: Tensor, images_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return share * a + (1 - share) * b, float32 ``[M, C, H, W]``, and the share, ``[M]``."""
-    return torch.lerp(images_b.float(), images_a.float(), share), _shares(images_a, share)
+def mixup(images_a: Tensor, images_b: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    """Return lam * a + (1 - lam) * b, float32 ``[M, C, H, W]``, and lam, ``[M]``."""
+    return torch.lerp(images_b.float(), images_a.float(), lam), _per_image(images_a, lam)
 
 
 def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -141,22 +139,22 @@ def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     images = images_a.to(torch.float32, copy=True)
     images[:, :, rows, columns] = images_b[:, :, rows, columns].float()
-    return images, _shares(images_a, box.share(height, width))
+    return images, _per_image(images_a, box.lam(height, width))
 
 
-def draw_box(height: int, width: int, share: float, random: np.random.Generator) -> Box:
-    """Draw a box of about (1 - share) of an image's pixels, of its shape (CutMix, equation 2).
+def draw_box(height: int, width: int, lam: float, random: np.random.Generator) -> Box:
+    """Draw a box of about (1 - lam) of an image's pixels, of its shape (CutMix, equation 2).
 
     Its centre is uniform over the pixels, and what reaches past the border is lost. Its sides are
     the nearest whole numbers; in the authors' code they are even, rounded down.
     """
-    side = math.sqrt(1 - share)
+    side = math.sqrt(1 - lam)
     top, bottom = _interval(height, side, random)
     left, right = _interval(width, side, random)
     return Box(top, bottom, left, right)
 
 
-def expected_share(config: MixConfig) -> float:
+def expected_lam(config: MixConfig) -> float:
     """Return the mean weight of the first of two images, in [0, 1].
 
     It is 1/2 with MixUp. A CutMix box that reaches past the border is clipped: of sides s = sqrt(u)
@@ -180,27 +178,27 @@ def expected_share(config: MixConfig) -> float:
     return (0.5 + cutmix) / 2 if config.cutmix else 0.5
 
 
-def two_hot_loss(losses_first: Tensor, losses_second: Tensor, share: Tensor) -> Tensor:
-    """Return share * first + (1 - share) * second: DARL, equation 3.
+def two_hot_loss(losses_first: Tensor, losses_second: Tensor, lam: Tensor) -> Tensor:
+    """Return lam * first + (1 - lam) * second: DARL, equation 3.
 
     The losses of the mixed images for either label are ``[M]``, or ``[M, K]`` for K experts, as is
-    the result; ``share`` is ``[M]``.
+    the result; ``lam`` is ``[M]``.
     """
-    share = share.view(-1, *[1] * (losses_first.ndim - 1))
-    return share * losses_first + (1 - share) * losses_second
+    lam = lam.view(-1, *[1] * (losses_first.ndim - 1))
+    return lam * losses_first + (1 - lam) * losses_second
 
 
 def _boxed(images: int, size: Sequence[int], alpha: float, random: np.random.Generator) -> Kind:
     height, width = size
     box = draw_box(height, width, random.beta(alpha, alpha), random)
-    return Kind(images, box.share(height, width), box)
+    return Kind(images, box.lam(height, width), box)
 
 
-def _interval(size: int, share: float, random: np.random.Generator) -> tuple[int, int]:
-    length = round(share * size)
+def _interval(size: int, fraction: float, random: np.random.Generator) -> tuple[int, int]:
+    length = round(fraction * size)
     start = int(random.integers(size)) - length // 2
     return max(start, 0), min(start + length, size)
 
 
-def _shares(images: Tensor, share: float) -> Tensor:
-    return torch.full((len(images),), share, dtype=torch.float32, device=images.device)
+def _per_image(images: Tensor, lam: float) -> Tensor:
+    return torch.full((len(images),), lam, dtype=torch.float32, device=images.device)
