@@ -117,6 +117,9 @@ class Beside(Captured):
         with Calls() as self.inside:
             return Plain.__call__(self, batch, self.progress), lambda: None
 
+    def prove(self, *_: Any) -> None:
+        """Ask for nothing: there is no graph that could take a step."""
+
 
 def of_step(training: Training) -> dict[str, Any]:
     """Return what a step calls, behind a first one: the optimizer's state is there."""
