@@ -145,10 +145,11 @@ def test_runs_whose_tables_are_gone_are_named_and_not_compared(experiment, tmp_p
         collect()
 
 
-def test_without_a_run_on_these_data_it_says_which_data_have_runs(experiment):
+def test_without_a_run_on_these_data_it_says_which_data_have_runs(experiment, tmp_path):
     log_run("ce", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})
     log_run("more", data="other", logged={"data.imbalance_ratio": 50, "data.seed": 1})
     log_run("dbm", data="other", logged={"data.source": "digits", "data.auxiliary": None})
+    mlflow.create_experiment("another data set", artifact_location=str(tmp_path / "others"))
     mlflow.set_experiment("another data set")
     log_run("ce", data="third", logged={"data.source": "cifar10", "data.groups.rule": "thirds"})
     mlflow.set_experiment("digits")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from threading import Thread
 
 import mlflow
 import pandas as pd
 import pytest
+import torch
 
 import confs
 from arms import run_study, sets, smoke
 from lt_pipeline.learning.experiments import run as module
+from lt_pipeline.learning.experiments.config import ExperimentConfig
+from lt_pipeline.learning.experiments.experiment import Experiment
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipeline_registry import Registry, with_seeds
 from lt_pipeline.reports.studies import FAILED
@@ -61,6 +65,26 @@ def test_a_study_at_once_has_the_rows_of_one_after_the_other(tmp_path, monkeypat
     # what arms have in common is trained once all the same
     wanted = ["classifier", "classifier", "pretrain", "train", "train", "train"]
     assert [sorted(stages) for stages in trained] == [wanted, wanted]
+
+
+def test_what_begins_anew_is_drawn_by_no_other_threads_seed(monkeypatch):
+    config = ExperimentConfig.resolve("crt", {"model": {"backbone": "resnet8"}})
+    experiment, waiting = Experiment(config, toy_card()), []
+    start = {"pretrain": experiment.build().state_dict()}
+    stage = next(stage for stage in experiment.stages if stage.anew)
+    expected, restart = experiment.begun(stage, start).state_dict(), experiment.kind._restart
+
+    def beside(self, names):
+        other = Thread(target=experiment.build)
+        other.start()
+        other.join(0.2)
+        waiting.append(other.is_alive())
+        restart(self, names)
+
+    monkeypatch.setattr(experiment.kind, "_restart", beside)
+    actual = experiment.begun(stage, start).state_dict()
+    assert waiting == [True]
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_what_was_killed_goes_on(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.device import choose_device
 from lt_pipeline.learning.engine.freeze import with_frozen
 from lt_pipeline.learning.engine.loader import steps_of
+from lt_pipeline.learning.engine.parallel import RANDOM
 from lt_pipeline.learning.engine.protocol import objective_of
 from lt_pipeline.learning.engine.trainer import stage_config
 from lt_pipeline.learning.evaluation.detectors import (
@@ -315,7 +316,7 @@ class ExperimentConfig(Config):
         plain = self.model.model_copy(update={"weights": NONE})
         if self.training.on_features:
             plain = on_features(plain)
-        with named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
+        with RANDOM, named(f"{self.method}: "), torch.random.fork_rng(devices=[]):
             return methods.get(self.method)(self.options, plain, card)
 
     def check_device(self) -> None:

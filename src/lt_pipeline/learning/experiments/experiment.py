@@ -110,6 +110,14 @@ class Experiment:
             torch.manual_seed(self.config.seed)
             return self.kind(self.config.options, on_features(model) if heads else model, self.card)
 
+    def begun(self, stage: Stage, checkpoints: Mapping[str, StateDict]) -> Method:
+        """Return the method as ``stage`` begins with it, behind those of ``checkpoints``."""
+        # what begins anew in it is drawn behind what was built, by no other thread's seed
+        with RANDOM:
+            method = self.build()
+            method.load_weights(stage, checkpoints)
+        return method
+
     def deployed(self, method: Method) -> Method:
         """Return the folded ``method`` with the backbone whose features it was trained on."""
         if not self.on_features:
@@ -121,9 +129,7 @@ class Experiment:
 
     def behind(self, checkpoint: StateDict, stage: str | None = None) -> Method:
         """Return the method as it is behind ``stage``, the last one unless told."""
-        method = self.build()
-        method.load_weights(method.END, {stage or self.stages[-1].name: checkpoint})
-        return method
+        return self.begun(self.kind.END, {stage or self.stages[-1].name: checkpoint})
 
     def finished(self, weights: Mapping[str, torch.Tensor], *, whole: bool = False) -> Method:
         """Return the finished, folded method with its ``weights``, on the CPU.

@@ -109,8 +109,7 @@ def train_stages(
         UserError: if images do not suit the augmentation, or as ``fit`` says; of a group's stages
             once the others have come to their ends.
     """
-    config, method = experiment.config, experiment.build()
-    method.load_weights(stages[0], start.checkpoints)
+    config, method = experiment.config, experiment.begun(stages[0], start.checkpoints)
     if not experiment.on_features:
         config.training.augment.check(sets.train.shape)
     if objective_of(method, stages[0]).views:
