@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdRef
 from lt_pipeline.learning.data.batches import Batch
 from lt_pipeline.learning.engine.config import TrainingConfig
 from lt_pipeline.learning.engine.parallel import alone
+from lt_pipeline.learning.engine.place import Place
 from lt_pipeline.learning.engine.protocol import Learner, Objective, Progress, objective_of
 from lt_pipeline.learning.engine.stage import Stage
 from lt_pipeline.learning.engine.steps import Compiled, Plain, Terms
@@ -35,8 +36,6 @@ LOGGER = logging.getLogger(__name__)
 
 # steps on batches of a shape before one is captured: what is made at first use is there then
 WARM_UP = 3
-# how far a replayed step may end from a plain one, over the way that this one goes
-TOLERANCE = 0.05
 # what a module's attributes must be of to decide what a step calls
 SWITCHES = (bool, int, float, str, type(None))
 
@@ -83,13 +82,6 @@ class Taken(NamedTuple):
     batch: list[Tensor]
     terms: Terms
     replay: Callable[[], object]
-
-
-class Place(NamedTuple):
-    """Copies of all that a step changes, by kind, and the state of the device's generator."""
-
-    tensors: dict[str, list[Tensor]]
-    generator: Tensor | None
 
 
 class Captured(Plain):
@@ -152,7 +144,8 @@ class Captured(Plain):
         Raises:
             UserError: if it cannot be, and nothing else will do.
         """
-        mine, start = tree_map_only(Tensor, torch.clone, batch), self.place()
+        mine = tree_map_only(Tensor, torch.clone, batch)
+        start = Place.of(self.held(), self.device)
         try:
             changed = _changed(self.known, self.fixed())
             if changed:
@@ -164,7 +157,7 @@ class Captured(Plain):
             self._give_up(_first(error))
             return False
         finally:
-            self.move_to(start)
+            start.put_back(self.held())
         self.graphs[shapes] = Taken(_tensors(mine), terms, replay)
         return True
 
@@ -178,21 +171,16 @@ class Captured(Plain):
         Raises:
             RuntimeError: if they do not end in one place.
         """
-        self.move_to(start)
+        start.put_back(self.held())
         with self._slower(progress / 2):
             replay()
-            replayed = self.place()
-            self.move_to(start)
+            replayed = Place.of(self.held(), self.device)
+            start.put_back(self.held())
             self.warm_up(batch, progress / 2)
-            plain = self.place()
-        for kind, before in start.tensors.items():
-            off = _distance(replayed.tensors[kind], plain.tensors[kind])
-            way, length = _distance(plain.tensors[kind], before), _distance(before, None)
-            if not off <= TOLERANCE * way + 1e-6 * length:
-                raise RuntimeError(
-                    f"the {kind} of a replayed step are {off:.3g} away from a plain one's, which "
-                    f"go {way:.3g}"
-                )
+            plain = Place.of(self.held(), self.device)
+        apart = start.way_apart(replayed, plain)
+        if apart:
+            raise RuntimeError(apart)
 
     def tell(self, progress: Progress) -> None:
         """Write what is another in every step to where graphs read it."""
@@ -215,21 +203,7 @@ class Captured(Plain):
                 group["lr"] = rate
             self.tell(now)
 
-    def place(self) -> Place:
-        """Return a copy of all that a step changes."""
-        tensors = {kind: [t.clone() for t in held] for kind, held in self._held().items()}
-        cuda = self.device.type == "cuda"
-        return Place(tensors, torch.cuda.get_rng_state(self.device) if cuda else None)
-
-    @torch.no_grad()
-    def move_to(self, place: Place) -> None:
-        """Put everything back to ``place``."""
-        for kind, held in self._held().items():
-            torch._foreach_copy_(held, place.tensors[kind])
-        if place.generator is not None:
-            torch.cuda.set_rng_state(place.generator, self.device)
-
-    def _held(self) -> dict[str, list[Tensor]]:
+    def held(self) -> dict[str, list[Tensor]]:
         """Return what a step changes, by kind; a frozen weight is among it, and stays."""
         method: Any = self.method
         state = tree_leaves([self.optimizer.state.get(p) for p in method.parameters()])
@@ -315,14 +289,6 @@ class Captured(Plain):
 
 def _tensors(batch: Batch) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
-def _distance(here: Sequence[Tensor], there: Sequence[Tensor] | None) -> float:
-    """Return the length of what lies between, or of ``here``; whole numbers are left out."""
-    pairs = zip(here, there or [torch.zeros_like(t) for t in here], strict=True)
-    between = [(a - b).float() for a, b in pairs if a.is_floating_point()]
-    lengths = torch._foreach_norm(between) if between else []
-    return float(torch.stack(list(lengths)).norm()) if lengths else 0.0
 
 
 def _first(error: BaseException) -> BaseException:
