@@ -105,9 +105,8 @@ def on_one_thread(tasks: Sequence[Callable[[], object]]) -> None:
 def train(config: ExperimentConfig, seed: int, data: Prepared, images: int | None) -> None:
     """Train the first stage of ``config`` from the start."""
     experiment = Experiment(config.model_copy(update={"seed": seed}), data.card)
-    stage, own = experiment.stages[0], experiment.build()
-    own.load_weights(stage, {})
-    train = data.sets.train
+    stage = experiment.stages[0]
+    own, train = experiment.begun(stage, {}), data.sets.train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     some = train[order[: images or len(train)]]
     beside = data.sets.auxiliary

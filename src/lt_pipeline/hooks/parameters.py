@@ -75,24 +75,20 @@ def say_without_effect(
 
     They may be of another method than is run, or be overruled by its own block.
     """
-    known = {*methods.available()}
-    if not {*names} <= known:
-        return  # studies, comparisons and sweeps read what their own blocks say
-    for line in _without_effect(loader.runtime_params or {}, names, parameters, known):
-        LOGGER.warning(line)
+    if {*names} <= {*methods.available()}:
+        # studies, comparisons and sweeps read what their own blocks say
+        for line in _without_effect(loader.runtime_params or {}, names, parameters):
+            LOGGER.warning(line)
 
 
 def _without_effect(
-    runtime: Mapping[str, Any],
-    names: Collection[str],
-    parameters: Mapping[str, Any],
-    known: Collection[str],
+    runtime: Mapping[str, Any], names: Collection[str], parameters: Mapping[str, Any]
 ) -> Iterator[str]:
     read = {*names}
     for name in names:
         read |= {*method_options(name, parameters)[1].built_on}
     for name in runtime:
-        if name in {*known} - read or name in OF_OTHERS:
+        if name in {*methods.available()} - read or name in OF_OTHERS:
             yield f"{name}.* has no effect: {' and '.join(sorted(names))} does not read it"
     if "together" in runtime and all(repeated(name, parameters) == name for name in names):
         yield "together has no effect: it is one run; give seeds=[0,1,2], or a study"

@@ -24,15 +24,44 @@ from lt_pipeline.learning.schema import UserError, shown, unknown
 BLOCKS = ("parameters", "catalog", "globals", "mlflow", "credentials")
 
 
-class _Composing(OmegaConfigLoader):
-    """Kedro's own, with recipes below an environment, and parameters by their former names, too.
+class ConfLoader(OmegaConfigLoader):
+    """Reads conf/ as Kedro does, once every file is known to say what it seems to.
 
-    Files of globals and parameters are read once.
+    Recipes lie below an environment, and parameters may have their former names. Files of globals
+    and parameters are read once.
     """
 
     def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
-        super().__init__(conf_source, env, **options)
+        """Check all files of the environment and of those below it.
+
+        Raises:
+            click.ClickException: naming a file and line that are no YAML, or would be misread;
+                or where a session is at work in another thread.
+        """
+        folders = {options.get("base_env"), env or options.get("default_run_env")} - {None}
+        try:
+            check_alone()  # a loader answers ${globals:...} for the whole process from now on
+            for folder in sorted(map(str, folders)):
+                _check_files(Path(conf_source) / folder)
+            options["runtime_params"] = renamed(options.get("runtime_params") or {})
+        except UserError as error:
+            # before any hook that could say it in one line
+            raise click.ClickException(str(error)) from None
+        super().__init__(conf_source=conf_source, env=env, **options)
         self["globals"] = self._globals
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the configuration ``key``.
+
+        Raises:
+            UserError: in one line, where what was given does not fit conf/, or a file is no YAML.
+        """
+        try:
+            return super().__getitem__(key)
+        except OmegaConfBaseException as error:
+            raise UserError(self._why(error)) from None
+        except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
+            raise UserError(" ".join(str(error).split())) from None
 
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Return the recipes that the environment lies over, by name, the uppermost last.
@@ -81,52 +110,6 @@ class _Composing(OmegaConfigLoader):
         files = {Path(name): OmegaConf.create(recipe) for name, recipe in below.items()} | files
         return {path: _by_new_names(file) for path, file in files.items()}
 
-
-def _by_new_names(file: DictConfig) -> DictConfig:
-    """Return ``file`` with its ``${...}`` as they are written, anew if a name in it is old."""
-    written = _plain(file)
-    current = renamed(written)
-    return file if current == written else OmegaConf.create(current)
-
-
-def _plain(file: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(file)  # type: ignore[return-value]
-
-
-class ConfLoader(_Composing):
-    """Reads conf/ as Kedro does, once every file is known to say what it seems to."""
-
-    def __init__(self, conf_source: str, env: str | None = None, **options: Any) -> None:
-        """Check all files of the environment and of those below it.
-
-        Raises:
-            click.ClickException: naming a file and line that are no YAML, or would be misread;
-                or where a session is at work in another thread.
-        """
-        folders = {options.get("base_env"), env or options.get("default_run_env")} - {None}
-        try:
-            check_alone()  # a loader answers ${globals:...} for the whole process from now on
-            for folder in sorted(map(str, folders)):
-                _check_files(Path(conf_source) / folder)
-            options["runtime_params"] = renamed(options.get("runtime_params") or {})
-        except UserError as error:
-            # before any hook that could say it in one line
-            raise click.ClickException(str(error)) from None
-        super().__init__(conf_source=conf_source, env=env, **options)
-
-    def __getitem__(self, key: str) -> Any:
-        """Return the configuration ``key``.
-
-        Raises:
-            UserError: in one line, where what was given does not fit conf/, or a file is no YAML.
-        """
-        try:
-            return super().__getitem__(key)
-        except OmegaConfBaseException as error:
-            raise UserError(self._why(error)) from None
-        except yaml.YAMLError as error:  # Kedro reads with PyYAML, which takes less
-            raise UserError(" ".join(str(error).split())) from None
-
     def use(self, **values: str) -> None:
         """Put ``values`` in the place of what conf/*/globals.yml says."""
         self["globals"] = {**self["globals"], **values}
@@ -146,6 +129,17 @@ class ConfLoader(_Composing):
             for file in _files(Path(self.conf_source) / folder):
                 if file.name.startswith("parameters"):
                     yield _plain(OmegaConf.load(file))  # type: ignore[arg-type]
+
+
+def _by_new_names(file: DictConfig) -> DictConfig:
+    """Return ``file`` with its ``${...}`` as they are written, anew if a name in it is old."""
+    written = _plain(file)
+    current = renamed(written)
+    return file if current == written else OmegaConf.create(current)
+
+
+def _plain(file: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(file)  # type: ignore[return-value]
 
 
 def environments(conf: Path) -> list[str]:

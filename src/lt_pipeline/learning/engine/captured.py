@@ -119,7 +119,8 @@ class Captured(Plain):
         shapes = tuple(tensor.shape for tensor in leaves)
         self.tell(progress)
         if shapes not in self.graphs:
-            # while one thread captures, no other may wait for the whole device or draw on it
+            # while one thread captures, no other may wait for the whole device, as it does to begin
+            # a capture, or draw on it
             with alone(Captured):
                 early = self.given_up or self.warm[shapes] < WARM_UP
                 if early or not self.capture(batch, shapes, progress):
@@ -221,12 +222,8 @@ class Captured(Plain):
         graph = torch.cuda.CUDAGraph()
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        # other threads, as those that train or read images, may go on with what they do, but to
-        # begin a capture waits for the device, which must not be while there is another one
-        with (
-            alone("capture"),
-            torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"),
-        ):
+        # other threads, as those that replay or read images, may go on with what they do
+        with torch.cuda.graph(graph, self.pool, self.side, capture_error_mode="thread_local"):
             terms = super().__call__(batch, self.progress)
         return terms, graph.replay
 
