@@ -4,6 +4,7 @@ import shutil
 
 import click
 import pytest
+from kedro.config import OmegaConfigLoader
 
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.schema import UserError
@@ -137,3 +138,47 @@ def test_what_does_not_fit_a_recipe_is_one_line_with_the_parameter(conf):
     text = "uses: [mine]\nrecipes: {mine: {training: {augment: [1]}}}"
     with pytest.raises(UserError, match=r"^training.augment: must be a block .* got \[1\]$"):
         environment(conf, text)["parameters"]
+
+
+def read(monkeypatch):
+    """The names of the files of parameters that are read from now on."""
+    names, once = [], OmegaConfigLoader._read_dir_configs
+
+    def counted(loader, path, patterns, key, *rest):
+        found = once(loader, path, patterns, key, *rest)
+        names.extend(file.name for file in found if key == "parameters")
+        return found
+
+    monkeypatch.setattr(OmegaConfigLoader, "_read_dir_configs", counted)
+    return names
+
+
+def test_parameters_are_read_once_also_where_the_command_line_changes_them(conf, monkeypatch):
+    names = read(monkeypatch)
+    given = {"seed": 3, "training": {"epochs": 7}}
+    loader = ConfLoader(str(conf), "local", runtime_params=given, **CONFIG_LOADER_ARGS)
+    changed, written = loader["parameters"], loader.as_written()
+    assert len(names) == len({*names}) > 30
+    assert (changed["seed"], changed["training"]["epochs"]) == (3, 7)
+    assert (written["seed"], written["training"]["epochs"]) != (3, 7)
+    assert loader["parameters"] == changed
+
+
+def test_without_any_on_the_command_line_as_written_is_what_is_run(conf):
+    loader = ConfLoader(str(conf), "local", **CONFIG_LOADER_ARGS)
+    assert loader["parameters"] == loader.as_written() == loader["parameters"]
+
+
+def test_an_environment_that_says_nothing_leaves_the_base_as_it_is(conf, monkeypatch):
+    base = ConfLoader(str(conf), "base", **CONFIG_LOADER_ARGS)
+
+    def refuse(*_):
+        raise AssertionError("taken apart and put together again")
+
+    monkeypatch.setattr(OmegaConfigLoader, "_soft_merge", staticmethod(refuse))
+    (conf / "local").mkdir(exist_ok=True)
+    local = ConfLoader(str(conf), "local", **CONFIG_LOADER_ARGS)
+    for key in ("parameters", "globals", "mlflow", "catalog"):
+        assert local[key] == base[key]
+    with pytest.raises(AssertionError, match="taken apart"):
+        load(conf)

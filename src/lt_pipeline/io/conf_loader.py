@@ -86,15 +86,24 @@ class ConfLoader(OmegaConfigLoader):
     def _as_written(self) -> dict[str, Any]:
         given, self.runtime_params, self._runtime_params_oc = self.runtime_params, {}, None
         try:
-            read = self._read_raw_config("parameters")
+            read = deepcopy(self._parameters)
             written: dict[str, Any] = self._resolve_from_raw_config("parameters", *read)
         finally:
             self.runtime_params = given
         return written
 
     def _read_raw_config(self, key: str) -> Any:
-        # what is made of parameters uses up what was read
-        return deepcopy(self._parameters) if key == "parameters" else super()._read_raw_config(key)
+        # what is made of parameters uses up what was read; where the command line changes them, it
+        # is asked for again without that
+        if key == "parameters" and self.runtime_params:
+            return deepcopy(self._parameters)
+        return super()._read_raw_config(key)
+
+    def _merge_configs(self, config: Any, env_config: Any, key: str, env_path: str) -> Any:
+        # Kedro would take apart and put together again what an environment leaves as it is
+        if not env_config:
+            return config
+        return super()._merge_configs(config, env_config, key, env_path)
 
     @cached_property
     def _parameters(self) -> Any:
