@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import yaml
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
+from lt_pipeline.io.imports import for_good
 from lt_pipeline.io.own_folders import OVER_FOLDS, OVER_SEEDS
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, method_options
 from lt_pipeline.learning.schema import UserError, block_of, one_line_errors
 from lt_pipeline.learning.studies.config import AtOnceConfig, StudyConfig
-from lt_pipeline.pipelines import audit, compare, data_prep, evaluate, method, study, tune
 from lt_pipeline.tuning.config import method_name
 
 DEFAULT = "more"
@@ -82,10 +83,10 @@ def makers(parameters: Mapping[str, Any]) -> dict[str, Maker]:
     """
     known: dict[str, Maker] = {
         "__default__": partial(_method, DEFAULT, parameters),
-        "audit": audit.create_pipeline,
-        "data_prep": data_prep.create_pipeline,
-        "compare": partial(_from_raw, compare.create_pipeline),
-        "evaluate": partial(_from_raw, evaluate.create_pipeline),
+        "audit": partial(_made, "audit"),
+        "data_prep": partial(_made, "data_prep"),
+        "compare": partial(_from_raw, "compare"),
+        "evaluate": partial(_from_raw, "evaluate"),
         "tune": partial(_tune, parameters),
         **{name: partial(_method, name, parameters) for name in methods.available()},
     }
@@ -149,14 +150,25 @@ def _tables(block: Any) -> list[str]:
     return [name for name in listed if isinstance(name, str)]
 
 
-def _from_raw(create: Maker) -> Pipeline:
-    return data_prep.create_pipeline() + create()
+def _made(room: str, *of: Any, **how: Any) -> Pipeline:
+    """Return what a room of ``pipelines`` creates; nodes are imported when they are asked for.
+
+    They draw, and matplotlib takes a quarter of a second, which a wrong parameter would wait for.
+    """
+    with for_good(room):
+        entered = import_module(f"lt_pipeline.pipelines.{room}")
+    created: Pipeline = entered.create_pipeline(*of, **how)
+    return created
+
+
+def _from_raw(room: str, *of: Any, **how: Any) -> Pipeline:
+    return _made("data_prep") + _made(room, *of, **how)
 
 
 def _method(name: str, parameters: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline of a method, with the stages that ``parameters`` ask for."""
     _, options = method_options(name, parameters)
-    return _from_raw(partial(method.create_pipeline, name, options))
+    return _from_raw("method", name, options)
 
 
 def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
@@ -166,12 +178,12 @@ def _study(name: str, parameters: Mapping[str, Any]) -> Pipeline:
         seed = ExperimentConfig(method=DEFAULT, seed=parameters.get("seed", 0)).seed
     folds = data_config(parameters).each_fold
     runs = config.at_once(seed, folds, AtOnceConfig.of(parameters).together)
-    return _from_raw(partial(study.create_pipeline, name, runs, folded=bool(folds)))
+    return _from_raw("study", name, runs, folded=bool(folds))
 
 
 def _tune(parameters: Mapping[str, Any]) -> Pipeline:
     """Return the pipeline that searches the parameters of ``tune.method``."""
-    return _from_raw(partial(tune.create_pipeline, method_name(parameters)))
+    return _from_raw("tune", method_name(parameters))
 
 
 def _written() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 from kedro.framework.project import configure_logging
 
+from lt_pipeline.io.imports import for_good
+
 # Kedro takes conf/logging.yml from the folder that it is started in, and all else from the
 # project's, which may be above.
 _own = Path(__file__).parents[2] / "conf" / "logging.yml"
@@ -17,10 +20,9 @@ _found = os.environ.get("KEDRO_LOGGING_CONFIG") or Path("conf", "logging.yml").e
 if _own.exists() and not _found:
     configure_logging(yaml.safe_load(_own.read_text(encoding="utf-8")))
 
-# What imports make lives as long as the process: looking through it for garbage, again and again,
-# is a quarter of the time to the first node.
-gc.disable()
-try:
+# what is left at the end of the process goes with it
+atexit.register(gc.disable)
+with for_good("settings"):
     from lt_pipeline.hooks.claims import ClaimHooks
     from lt_pipeline.hooks.console import ConsoleHooks
     from lt_pipeline.hooks.errors import ErrorHooks
@@ -30,9 +32,6 @@ try:
     from lt_pipeline.hooks.sweep import TuneHooks
     from lt_pipeline.hooks.tracking import TrackingHooks
     from lt_pipeline.io.conf_loader import ConfLoader
-finally:
-    gc.freeze()
-    gc.enable()
 
 HOOKS = (
     *(ClaimHooks(), ErrorHooks(), ProjectHooks(), ProvenanceHooks()),

@@ -22,8 +22,7 @@ from lt_pipeline.io.claims import DATA, PLACE, RUNS, Claim, claimed, note, writi
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.schema import UserError, block_of
-from lt_pipeline.pipelines.data_prep.pipeline import DESCRIBED, MADE
-from lt_pipeline.pipelines.tune import SPACE
+from lt_pipeline.pipelines.names import DESCRIBED, MADE, SPACE
 from lt_pipeline.tuning.config import tune_config, with_holdout
 
 PREPARED = {*MADE, *DESCRIBED}

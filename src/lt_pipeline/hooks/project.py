@@ -45,16 +45,13 @@ from lt_pipeline.learning.experiments.config import (
     check_parameters,
     data_config,
 )
-from lt_pipeline.learning.experiments.evaluate import first_of_all
-from lt_pipeline.learning.experiments.ood import summary_metrics
-from lt_pipeline.learning.experiments.stages import stage_numbers
 from lt_pipeline.learning.experiments.store import data_key, run_key
 from lt_pipeline.learning.schema import UserError, block_of, flatten, numbers, unknown
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
-from lt_pipeline.pipelines.tune import SPACE, tuned_method
+from lt_pipeline.pipelines.names import SPACE, tuned_method
 from lt_pipeline.reports.audit import summary
 from lt_pipeline.reports.console import (
     print_comparison,
@@ -63,7 +60,6 @@ from lt_pipeline.reports.console import (
     print_study,
 )
 from lt_pipeline.reports.screen import console
-from lt_pipeline.reports.studies import FAILED
 from lt_pipeline.serving.config import BLOCK as SERVE
 from lt_pipeline.serving.config import ServeConfig
 from lt_pipeline.tracking import client as tracking
@@ -223,6 +219,11 @@ class ProjectHooks:
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log a method's metrics, how it meets OOD images and what its feature space looks like."""
+        # with the nodes: they draw, and a wrong parameter would wait for matplotlib
+        from lt_pipeline.learning.experiments.evaluate import first_of_all
+        from lt_pipeline.learning.experiments.ood import summary_metrics
+        from lt_pipeline.learning.experiments.stages import stage_numbers
+
         if dataset_name.endswith(".metrics"):
             tracking.log_metrics(numbers({**data, views.SUMMARY: first_of_all(data)}))
         if dataset_name.endswith(".class_table"):
@@ -297,6 +298,8 @@ class ProjectHooks:
     @hook_impl(trylast=True, specname="after_pipeline_run")
     def end_failed_study(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Let a study of which a run failed end as failed, once all else is shown and logged."""
+        from lt_pipeline.reports.studies import FAILED  # which draws, as above
+
         made = pipeline.all_outputs()
         runs = {
             f"{name}.{node}_run": run

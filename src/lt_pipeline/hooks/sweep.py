@@ -15,7 +15,7 @@ from kedro.pipeline import Pipeline
 from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.experiments.config import SHARED, search_of, updated
 from lt_pipeline.learning.schema import nested
-from lt_pipeline.pipelines.tune import SPACE, tuned_method
+from lt_pipeline.pipelines.names import SPACE, tuned_method
 from lt_pipeline.reports.command_line import kedro_run
 from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking import client as tracking

@@ -17,9 +17,8 @@ import filelock
 import mlflow
 from mlflow.exceptions import MlflowException
 from requests import RequestException
-from sqlalchemy import create_engine, make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from lt_pipeline.io.imports import for_good
 from lt_pipeline.learning.schema import UnreachableError, UnwritableError, UserError
 from lt_pipeline.tracking.client import masked, reason
 
@@ -69,7 +68,7 @@ def open_store(uri: str) -> None:
         UnreachableError: naming the address, what went wrong and where to change it.
     """
     scheme = uri if uri in _NAMES else urlsplit(uri).scheme.split("+")[0] or _FOLDER
-    with _said_in_a_line(uri):
+    with _said_in_a_line(uri), for_good("store"):
         _OPENED.get(scheme, _refuse)(uri)
 
 
@@ -109,6 +108,8 @@ def check_run(uri: str, run: str, experiment: str) -> None:
 
 def unreachable(error: BaseException | None) -> str | None:
     """Return in a line why the store does not answer, if that is what led to ``error``."""
+    from sqlalchemy.exc import OperationalError  # as below
+
     seen = set[int]()
     while error is not None and id(error) not in seen:
         if isinstance(error, RequestException | OperationalError | sqlite3.OperationalError):
@@ -172,6 +173,8 @@ def _location(written: str | None, project: Path) -> str | None:
 @contextmanager
 def _said_in_a_line(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with ``uri`` into one line."""
+    from sqlalchemy.exc import SQLAlchemyError  # with the store: what is refused before needs none
+
     try:
         yield
     except UserError:
@@ -198,6 +201,8 @@ def _ask(uri: str) -> None:
 
 
 def _connect(uri: str) -> None:
+    from sqlalchemy import create_engine
+
     limit = {"connect_timeout": TIMEOUT_SECONDS} if uri.startswith("postgresql") else {}
     create_engine(uri, connect_args=limit).connect().close()
 
@@ -224,6 +229,8 @@ def _sqlite_file(uri: str) -> Path:
     Raises:
         UserError: if it names none.
     """
+    from sqlalchemy import make_url
+
     known = uri.partition(":///")[1] and make_url(uri)
     name = (known and known.database) or ""
     if not name or name == ":memory:" or name.startswith("file:"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from lt_pipeline.pipelines.data_prep.nodes import describe, make_sets
-
-MADE = ("train_set", "validation_set", "test_set", "auxiliary_set", "data_card", "manifest")
-DESCRIBED = ("class_counts", "imbalance_statistics", "class_distribution")
+from lt_pipeline.pipelines.names import DESCRIBED, MADE
 
 
 def create_pipeline() -> Pipeline:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from lt_pipeline.pipelines.names import SPACE
 from lt_pipeline.pipelines.tune.nodes import search, test_best
 
-# the namespace of a sweep is this and the method
-SPACE = "tune."
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
 
 
@@ -39,10 +38,3 @@ def create_pipeline(method: str) -> Pipeline:
         inputs={*SETS, "data_card", "raw_folder"},
         parameters={"parameters"},
     )
-
-
-def tuned_method(pipeline: Pipeline) -> str | None:
-    """Return the method that ``pipeline`` tunes, if it does."""
-    spaces = {node.namespace or "" for node in pipeline.nodes}
-    methods = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
-    return next(methods, None)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 Part = Callable[[], Tensor]
@@ -74,6 +73,8 @@ def extreme_eigenvalues(
     and effectiveness of the Lanczos algorithm, 1980); three vectors ``[P]`` are in memory.
     ``start`` ``[P]`` is where the Krylov space begins.
     """
+    from scipy.linalg import eigh_tridiagonal  # a tenth of a second, which every start would wait
+
     before, current = torch.zeros_like(start), start / start.norm()
     diagonal, beside, width = list[float](), list[float](), 0.0
     while True:
