@@ -169,16 +169,26 @@ def test_without_any_on_the_command_line_as_written_is_what_is_run(conf):
     assert loader["parameters"] == loader.as_written() == loader["parameters"]
 
 
-def test_an_environment_that_says_nothing_leaves_the_base_as_it_is(conf, monkeypatch):
-    base = ConfLoader(str(conf), "base", **CONFIG_LOADER_ARGS)
-
-    def refuse(*_):
-        raise AssertionError("taken apart and put together again")
-
-    monkeypatch.setattr(OmegaConfigLoader, "_soft_merge", staticmethod(refuse))
+@pytest.mark.parametrize("env", ["smoke", "miml", "cifar100_lt", "local"])
+def test_only_what_an_environment_changes_is_merged_and_it_is_what_kedro_makes_of_all(
+    conf, env, monkeypatch
+):
     (conf / "local").mkdir(exist_ok=True)
-    local = ConfLoader(str(conf), "local", **CONFIG_LOADER_ARGS)
-    for key in ("parameters", "globals", "mlflow", "catalog"):
-        assert local[key] == base[key]
-    with pytest.raises(AssertionError, match="taken apart"):
-        load(conf)
+    merged, once = [], OmegaConfigLoader._merge_configs
+
+    def told(loader, config, env_config, *rest):
+        merged.append({*config} - {*env_config})
+        return once(loader, config, env_config, *rest)
+
+    def read():
+        loader = ConfLoader(str(conf), env, **CONFIG_LOADER_ARGS)
+        keys = ("parameters", "globals", "mlflow", "catalog")
+        return [(key, name, value) for key in keys for name, value in loader[key].items()]
+
+    monkeypatch.setattr(OmegaConfigLoader, "_merge_configs", told)
+    found = read()
+    assert merged
+    assert not any(merged)
+    monkeypatch.delattr(ConfLoader, "_merge_configs")
+    assert found == read()
+    assert any(merged)

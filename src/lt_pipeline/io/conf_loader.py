@@ -100,10 +100,9 @@ class ConfLoader(OmegaConfigLoader):
         return super()._read_raw_config(key)
 
     def _merge_configs(self, config: Any, env_config: Any, key: str, env_path: str) -> Any:
-        # Kedro would take apart and put together again what an environment leaves as it is
-        if not env_config:
-            return config
-        return super()._merge_configs(config, env_config, key, env_path)
+        # Kedro would take apart and put together again also what an environment leaves as it is
+        changed = {name: config[name] for name in env_config if name in config}
+        return {**config, **super()._merge_configs(changed, env_config, key, env_path)}
 
     @cached_property
     def _parameters(self) -> Any:
