@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import optuna
 import pytest
 import torch
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from lt_pipeline.learning.data.distribution import LongTail
@@ -21,6 +23,7 @@ from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.pipelines.tune.task import Task
 from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking.processes import is_alive, this_process
+from lt_pipeline.tuning import study
 from lt_pipeline.tuning.pictures import study_figures
 from lt_pipeline.tuning.search import Follower, Surplus, short
 from lt_pipeline.tuning.study import (
@@ -31,12 +34,14 @@ from lt_pipeline.tuning.study import (
     objective,
     open_study,
     release_lost,
+    suggest,
     to_start,
     trials_table,
 )
 from sweeps import parameters, sets, task
 from toys import toy_card, toy_images, toy_labels
 
+RATE = "training.learning_rate"
 LINE = {"training": {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}}
 
 
@@ -75,6 +80,29 @@ def test_a_seed_proposes_the_same_however_often_the_search_stops(tmp_path, quick
     other = task(tmp_path / "c", search=LINE, trials=14, seed=1)
     other.search().run()
     assert not set(rates(other)) & set(rates(whole))
+
+
+@pytest.mark.parametrize("pruner", ["none", "median", "hyperband"])
+def test_no_two_trials_are_drawn_alike(tmp_path, quick, pruner):
+    found = [task(tmp_path / s, epochs=27, search=LINE, trials=9, pruner=pruner) for s in "ab"]
+    for one in found:
+        one.search().run()
+    assert len(set(rates(one))) == 9
+    assert rates(found[0]) == rates(found[1])
+
+
+def test_tpe_keeps_away_from_what_is_being_tried(tmp_path, quick, monkeypatch):
+    def proposed(folder):
+        """The rates of eight trials that are asked for before any of them ends."""
+        one = task(tmp_path / folder, search=LINE, trials=10)
+        one.search().run()
+        return [suggest(one.sweep.space, one.study.ask())[RATE] for _ in range(8)]
+
+    knows = proposed("a")
+    monkeypatch.setattr(study, "TPESampler", partial(TPESampler, constant_liar=False))
+    does_not = proposed("b")
+    assert knows[0] == does_not[0]
+    assert max(knows) / min(knows) > 10 > max(does_not) / min(does_not)
 
 
 def test_tpe_learns_and_random_does_not(tmp_path, quick):

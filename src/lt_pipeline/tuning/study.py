@@ -260,7 +260,9 @@ def first_attempt(trial: FrozenTrial) -> int:
 def _place(study: optuna.Study, trial: FrozenTrial) -> int:
     """Return the number that ``trial`` had if none had been tried again, or was one too many."""
     first = first_attempt(trial)
-    return sum(t.number < first and not _history(t) for t in kept_trials(study))
+    # hyperband gives samplers a study that has the trials of one bracket only
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return sum(t.number < first and not _history(t) and SURPLUS not in t.user_attrs for t in trials)
 
 
 def _attempts(trial: FrozenTrial) -> int:
