@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from rich.console import Console
@@ -48,6 +51,26 @@ def test_what_is_done_soon_is_not_shown(seconds, lines, clock, caplog, monkeypat
         for _ in progress.track(range(2), "scoring images", 2):
             clock[0] += seconds / 2
     assert len(said(caplog)) == lines
+
+
+def test_of_threads_that_begin_at_one_moment_one_is_shown(caplog, monkeypatch):
+    begin, end = Barrier(4), Barrier(4)
+
+    def slow():
+        # others would look while this one is about to begin
+        time.sleep(0.05)
+        return Console(file=io.StringIO())
+
+    def work(number):
+        begin.wait()
+        with progress.shown(f"thread {number}", 1, patience=0) as shown:
+            end.wait()
+            shown.advance()
+
+    monkeypatch.setattr(progress, "Console", slow)
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(said(caplog)) == 1
 
 
 def test_what_is_computed_inside_of_something_shown_says_nothing(clock, caplog, monkeypatch):

@@ -144,6 +144,7 @@ class _Lines(_Counted):
 
 
 _ACTIVE: list[Shown] = []
+_BEGINNING = Lock()
 
 
 @contextmanager
@@ -152,9 +153,20 @@ def shown(name: str, total: int, patience: float = PATIENCE_SECONDS) -> Iterator
 
     In a terminal that is a bar, elsewhere a line to the log every ``SECONDS_BETWEEN_LINES``.
     """
-    if _ACTIVE or not total:
+    # of threads that begin at one moment, one is shown
+    with _BEGINNING:
+        own = None if _ACTIVE or not total else _begun(name, total, patience)
+    if own is None:
         yield _Nothing()
         return
+    try:
+        yield own
+    finally:
+        _ACTIVE.remove(own)
+        own.close()
+
+
+def _begun(name: str, total: int, patience: float) -> _Counted:
     console = Console()
     own: _Counted = (
         _Bar(name, total, patience, console)
@@ -162,11 +174,7 @@ def shown(name: str, total: int, patience: float = PATIENCE_SECONDS) -> Iterator
         else _Lines(name, total, patience)
     )
     _ACTIVE.append(own)
-    try:
-        yield own
-    finally:
-        _ACTIVE.remove(own)
-        own.close()
+    return own
 
 
 def track(items: Iterable[_Item], name: str, total: int) -> Iterator[_Item]:
