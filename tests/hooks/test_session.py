@@ -63,6 +63,7 @@ def test_tags_and_nodes_that_there_are_are_taken(asked, monkeypatch):
         (["compare"], {"compare": {"sort_by": "few"}}, []),
         (["ce"], {"together": 3}, ["together has no effect"]),
         (["dbm_K"], {"together": 3}, []),
+        (["tune"], {"together": 3}, []),
         (["ce"], {}, []),
     ],
 )

@@ -9,6 +9,7 @@ from lt_pipeline.io.own_folders import LONGEST, differences, folder, key, of_dat
 CONF = {
     "seed": 0,
     "device": "auto",
+    "together": 1,
     "data": {"seed": 0, "validation": 0.0, "auxiliary": None},
     "training": {"epochs": 60, "learning_rate": 0.1, "milestones": [0.8, 0.9], "monitor_every": 1},
     "evaluation": {"ood": True},
@@ -43,6 +44,7 @@ def test_what_conf_says_is_in_the_environments_folder():
     [
         {"evaluation.ood": False},
         {"device": "cpu"},
+        {"together": 4, "tune.workers": 2},
         {"compare.methods": ["ce"]},
         {"tune.trials": 5, "method": "ce"},
         {"more_search.options.rank.low": 2},

@@ -9,17 +9,24 @@ import pytest
 from optuna.trial import TrialState
 
 from lt_pipeline.pipelines.tune.task import Task
+from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.runs import BELOW, PARENT, Tracked, publish_tested
-from lt_pipeline.tuning.study import RUN
-from sweeps import task
+from lt_pipeline.tuning.study import REASON, RUN
+from sweeps import parameters, task
 
+TRAIN = Task.train
 LINE = {"training": {"learning_rate": {"low": 0.001, "high": 1.0, "log": True}}}
+
+
+def nothing(self, config, report, number):
+    """A trial that trains nothing."""
+    return 0.5
 
 
 @pytest.fixture
 def client(tmp_path, empty_database, monkeypatch):
     """A server of this test's own, and trials that train nothing."""
-    monkeypatch.setattr(Task, "train", lambda self, config, report, number: 0.5)
+    monkeypatch.setattr(Task, "train", nothing)
     shutil.copy(empty_database, tmp_path / "m.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/m.db")
     experiment = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
@@ -45,6 +52,38 @@ def test_trials_of_a_later_run_stand_below_the_first_one(tmp_path, client):
     for run in [*runs, client.get_run(second.info.run_id)]:
         assert run.data.tags[BELOW] == first.info.run_id
         assert run.info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_of_trials_at_once_each_has_its_own_run_with_its_curve(tmp_path, client, monkeypatch):
+    monkeypatch.setattr(Task, "train", TRAIN)
+    rates = {"training": {"learning_rate": {"choices": [0.02, 0.1, 1e37]}}}
+    found = parameters(search=rates, trials=3, epochs=3, pruner="none")
+    with mlflow.start_run() as parent:
+        one = task(tmp_path, {**found, "together": 2}).tracked_by_the_active_run()
+        for rate in (0.02, 1e37, 0.1):
+            one.study.enqueue_trial({"training.learning_rate": rate})
+        one.work()
+        assert mlflow.active_run().info.run_id == parent.info.run_id
+        tracking.run_ends()
+    assert not client.get_run(parent.info.run_id).data.metrics
+    for trial in one.study.trials:
+        run = client.get_run(trial.user_attrs[RUN])
+        assert run.data.tags[BELOW] == parent.info.run_id
+        assert run.data.tags["trial"] == str(trial.number)
+        assert run.info.status == "FINISHED"
+        rate = trial.params["training.learning_rate"]
+        assert float(run.data.params["training.learning_rate"]) == rate
+        if rate > 1:
+            assert run.data.tags["trial_state"] == "pruned"
+            assert "lower training.learning_rate" in run.data.tags[REASON]
+            continue
+        assert run.data.tags["trial_state"] == "complete"
+        curve = client.get_metric_history(run.info.run_id, "validation/mean_recall")
+        reported = {point.step: pytest.approx(point.value, rel=1e-6) for point in curve}
+        assert trial.intermediate_values == reported
+        found = run.data.metrics["finished/validation/mean_recall"]
+        assert found == pytest.approx(trial.value, rel=1e-6)
 
 
 def test_of_two_machines_that_begin_at_one_moment_one_is_the_first(tmp_path, client, monkeypatch):

@@ -59,15 +59,16 @@ def test_a_sweep_through_kedro(project):
     assert all(searched <= child.data.params.keys() for child in children)
     assert "viewStateShareKey=dbm-digits-lt-ir10" in output
 
-    # all of it is kept: a second run trains what is new, and that stands below the first, too
-    again = project.kedro(*arguments, f"--params={params},tune.trials=5,tune.workers=1")
+    # all of it is kept: a second run trains what is new, two at once, and that stands below the
+    # first, too
+    again = project.kedro(*arguments, f"--params={params},tune.trials=6,tune.workers=1,together=2")
     assert "4 trials of dbm-digits-lt-ir10 are there from before" in again
     more = pd.read_csv(folder / "trials.csv")
     pd.testing.assert_frame_equal(more[:4], trials, check_dtype=False)
-    assert more["state"].tolist() == ["complete"] * 5
+    assert more["state"].tolist() == ["complete"] * 6
     new = {r.info.run_id: r for r in project.runs if r.info.run_id not in runs}
-    assert len(new) == 2
-    assert more["mlflow_run"][4] in new
+    assert len(new) == 3
+    assert set(more["mlflow_run"][4:]) < new.keys()
     for run in new.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 

@@ -91,7 +91,7 @@ def _without_effect(
         if name in {*methods.available()} - read or name in OF_OTHERS:
             yield f"{name}.* has no effect: {' and '.join(sorted(names))} does not read it"
     if "together" in runtime and all(repeated(name, parameters) == name for name in names):
-        yield "together has no effect: it is one run; give seeds=[0,1,2], or a study"
+        yield "together has no effect: it is one run; give seeds=[0,1,2], a study or a sweep"
     given = dict(flatten(runtime, "."))
     for name in names:
         for path, value in flatten(block_of(parameters, name), "."):

@@ -23,7 +23,7 @@ from lt_pipeline.tracking import views
 from lt_pipeline.tuning.config import STORAGE_VARIABLE, Sweep, with_holdout
 
 # what a repeated run is not told again
-OWN = ("method", "tune")
+OWN = ("method", "tune", "together")
 
 
 class TuneHooks:

@@ -11,9 +11,10 @@ from typing import Any
 
 from lt_pipeline.learning.schema import flatten, shown
 
-# blocks that say how something is looked at, where it is computed, or who is told of it
+# what says how something is looked at, where and beside what it is computed, or who is told of it
 INDIFFERENT = (
-    *("device", "evaluation", "evaluate", "tracking", "serve", "compare", "method", "tune"),
+    *("device", "together", "evaluation", "evaluate", "tracking", "serve", "compare", "method"),
+    "tune",
 )
 # of a training, what no weight depends on
 FOLLOWED = tuple(

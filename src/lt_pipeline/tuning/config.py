@@ -26,6 +26,7 @@ from lt_pipeline.learning.schema import (
     nested,
     unknown,
 )
+from lt_pipeline.learning.studies.config import AtOnceConfig
 from lt_pipeline.tuning.space import Space, Value
 
 # it keeps a password out of parameters, which are logged
@@ -45,7 +46,8 @@ class TuneConfig(Config):
             same epoch, ``hyperband`` (for 40 trials and more), or ``none``.
         validation: the share of every class held out to judge by, where data.validation is 0.
         seed: of the search; that of the trainings is the parameter ``seed``.
-        workers: processes at once, each with a GPU of its own where there are several.
+        workers: processes at once, each with a GPU of its own where there are several, and with
+            ``together`` trials at a time.
         engine: where workers run: ``processes`` of this machine, or a cluster of ``ray``.
         address: the Ray cluster, as in ``head:6379``, or ``auto`` for the one that this machine is
             part of; null is what the environment variable RAY_ADDRESS says, and without it workers
@@ -93,6 +95,7 @@ class Sweep:
         self.parameters = dict(parameters)
         self.method = method_name(parameters)
         self.config = tune_config(parameters)
+        self.together = AtOnceConfig.of(parameters).together
         own = search_of(self.method)
         where = own if own in parameters else "tune.search"
         block = block_of(parameters, own) if own in parameters else self.config.search

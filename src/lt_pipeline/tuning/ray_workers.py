@@ -173,11 +173,11 @@ class _Trials:
 
     def work(self, task: Any) -> None:
         if task.folder.is_dir():
-            task.search().run()
+            task.work()
             return
         # another machine, without a folder in common
         with tempfile.TemporaryDirectory(prefix="lt_pipeline-") as folder:
-            replace(task, folder=Path(folder)).search().run()
+            replace(task, folder=Path(folder)).work()
 
 
 class RayWorker:

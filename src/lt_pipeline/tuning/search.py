@@ -1,4 +1,4 @@
-"""What a process does with a study: one trial after the other, until there are enough."""
+"""What a process, or a thread of it, does with a study: trials, until there are enough."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lt_pipeline.learning.engine.parallel import Stopped, alone, go_on
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking.processes import this_process
 from lt_pipeline.tuning.config import Sweep
@@ -53,7 +54,7 @@ class Surplus(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Search:
-    """One process's part of a sweep, on behalf of ``owner`` where that is on another machine."""
+    """One part of a sweep, on behalf of ``owner`` where that is on another machine."""
 
     study: Study
     sweep: Sweep
@@ -68,8 +69,9 @@ class Search:
         return in_time and to_start(self.study, self.sweep.config) > 0
 
     def run(self, after: Callable[[], None] = lambda: None) -> None:
-        """Do trials while there are some to do, calling ``after`` behind each."""
+        """Do trials, one by one, while there are some to do, calling ``after`` behind each."""
         while self.more():
+            go_on()
             self._do_one()
             after()
 
@@ -80,6 +82,9 @@ class Search:
         def judged(trial: Trial) -> float:
             try:
                 return self.objective(trial)
+            except Stopped:
+                # so that Optuna notes its end
+                raise KeyboardInterrupt from None
             finally:
                 # as it is before Optuna notes its end
                 trials.append(self.study.get_trials(deepcopy=False)[trial.number])
@@ -152,7 +157,11 @@ class Follower:
             LOGGER.info("%d trials of %s are there from before", len(ended), study.study_name)
 
     def __call__(self) -> None:
-        """Tell what is new."""
+        """Tell what is new, if no other thread does."""
+        with alone(Follower):
+            self._tell()
+
+    def _tell(self) -> None:
         for trial in self._ended():
             if trial.number in self.told:
                 continue

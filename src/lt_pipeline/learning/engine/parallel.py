@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, Lock, RLock, local
 from typing import TypeVar
 
@@ -66,21 +67,27 @@ class _Crowd:
 def side_by_side(
     tasks: Sequence[Callable[[], _Result]], device: torch.device
 ) -> list[_Result | Exception]:
-    """Do ``tasks`` at once; return what each gives, or the error that it ended with.
+    """Do ``tasks`` as ``as_one`` does; return what each gives, or the error that it ended with."""
+    return as_one([partial(_outcome, task) for task in tasks], device)
+
+
+def as_one(tasks: Sequence[Callable[[], _Result]], device: torch.device) -> list[_Result]:
+    """Do ``tasks`` at once; return what each gives.
 
     On a CPU as many are at work at a time as torch has threads, which they share evenly; on a GPU
-    all are. An interrupt stops those that are at work where they look at ``go_on``.
+    all are. An interrupt, or the error of one, stops those that are at work where they look at
+    ``go_on``.
     """
     if len(tasks) < 2:
-        return [_outcome(task) for task in tasks]
+        return [task() for task in tasks]
     threads, crowd = torch.get_num_threads(), _Crowd()
     workers = len(tasks) if device.type == "cuda" else min(len(tasks), threads)
     before = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-    def do(task: Callable[[], _Result]) -> _Result | Exception:
+    def do(task: Callable[[], _Result]) -> _Result:
         with crowd.stopping(), crowd.member(), _own_stream(before):
             go_on()
-            return _outcome(task)
+            return task()
 
     share = (max(threads // workers, 1),)
     try:

@@ -73,7 +73,8 @@ class AtOnceConfig(Config):
     """How runs are done, which changes no result.
 
     Attributes:
-        together: how many runs of a study, or of ``seeds``, are trained at once.
+        together: how many runs of a study or of ``seeds``, or trials of a sweep, are trained at
+            once in one process.
     """
 
     together: PositiveInt = 1

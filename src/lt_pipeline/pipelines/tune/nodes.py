@@ -115,7 +115,7 @@ def _do_trials(task: Task) -> None:
 
     while True:
         if config.workers == 1 and config.engine == "processes":
-            mine.run(after=tell)
+            task.work(after=tell)
         elif mine.more():
             _let_workers(task, follow)
         others = running(task.study)

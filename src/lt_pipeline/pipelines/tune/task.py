@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from lt_pipeline.learning.data.prepare import DataCard
 from lt_pipeline.learning.data.protocol import Images
+from lt_pipeline.learning.engine.parallel import as_one
 from lt_pipeline.learning.engine.predict import accuracies
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVES, Metric
 from lt_pipeline.learning.experiments.config import ExperimentConfig
@@ -89,8 +90,19 @@ class Task:
         return replace(self, tracked=Tracked.of(self.study))
 
     def search(self) -> Search:
-        """Return this process's part."""
+        """Return the part of this process, or of one of its threads."""
         return Search(self.study, self.sweep, self.tracked, self.train, self.deadline, self.owner)
+
+    def work(self, after: Callable[[], None] = lambda: None) -> None:
+        """Do trials until there are enough, calling ``after`` behind each.
+
+        ``together`` of them are trained at once, in threads that have of Optuna what a process has:
+        a connection, a sampler and a pruner of their own. What ends one ends all, but for what
+        counts as a trial that fell behind; those that it interrupts are queued again.
+        """
+        threads = [self, *(replace(self) for _ in range(self.sweep.together - 1))]
+        device = Experiment(self.sweep.base, self.card).device
+        as_one([partial(one.search().run, after) for one in threads], device)
 
     def train(self, config: dict[str, Any], report: Report, number: int) -> float:
         """Train ``config`` and return what the finished method reaches on the hold-out.

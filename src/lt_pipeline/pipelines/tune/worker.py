@@ -20,7 +20,7 @@ def main() -> None:
     task: Task = pickle.load(sys.stdin.buffer)
     end_with(task.parent)
     try:
-        task.search().run()
+        task.work()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(REFUSED)
