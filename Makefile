@@ -21,7 +21,7 @@ PORT_IS_FREE = $(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1
 	{ echo "port $(PORT) is in use: choose another one with PORT=..." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-sweep run smoke test test-all test-gpu lint ui viz pictures repro stages clean-runs
+.PHONY: help install install-sweep run smoke test test-all test-gpu lint ui viz pictures repro stages experiments clean-runs
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ repro: $(VENV)/.core  ## what has changed, and only that, through DVC; STAGES=mo
 
 stages: $(VENV)/.core  ## write dvc.yaml from the Kedro pipelines and catalog; ARGS as in docs/dvc.md
 	$(BIN)/python -m lt_pipeline.versioning.stages $(ARGS)
+
+experiments: $(VENV)/.core  ## what differs between DVC's experiments; ARGS go to dvc exp show
+	$(BIN)/python -m lt_pipeline.versioning.experiments $(ARGS)
 
 # Downloads in data/01_raw stay: they are the data sets, not what runs made of them.
 clean-runs:  ## delete runs, models and reports; data/01_raw stays

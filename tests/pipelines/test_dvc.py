@@ -349,7 +349,13 @@ def test_an_experiment_in_a_temporary_copy_keeps_its_run(project):
         assert len(line) <= 120
     shown = json.loads(dvc(project, "exp", "diff", "steep", "--json"))
     assert shown["params"][FOCAL]["focal.options.criterion.gamma"]["old"] == 4.0
-    assert any(line.startswith("steep,") for line in dvc(project, "exp", "show", "--csv").split())
+    table = (sys.executable, "-m", "lt_pipeline.versioning.experiments")
+    code, text = project.run(*table, COLUMNS="120")
+    assert code == 0, text
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == ["steep"]]
+    assert line.split()[-1] == "4.0"
+    assert "accuracy" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.slow
