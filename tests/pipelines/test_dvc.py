@@ -30,12 +30,13 @@ SMALL = {
 }
 PARAMETERS = "conf/base/parameters.yml"
 ROOMS = ("io/datasets.py", "learning/engine", "learning/schema.py", "pipelines/method", "serving")
+CODE = "data/02_checked/digits/code.txt"
 # only docstrings and names are in them
 AROUND = {
     f"src/lt_pipeline/{name}__init__.py" for name in ("", "learning/", "learning/methods/families/")
 }
-# a stage of theirs has many outputs, or waits for every method
-LONG = ("btm", "compare")
+# of many branches, of every method
+LONG = ("btm", "check", "compare")
 FOCAL = "conf/base/parameters_focal.yml"
 
 
@@ -141,9 +142,11 @@ def test_a_stage_rests_on_its_own_method_and_not_on_others(committed):
     for name in methods.available():
         deps = set(stages[name]["deps"])
         assert own[name] in deps
-        # of every method, and what a served model has a copy of
-        assert {f"src/lt_pipeline/{room}" for room in ROOMS} <= deps
-        assert "data/03_primary/digits/train.safetensors" in deps
+        assert {CODE, "data/03_primary/digits"} < deps
+    # of every method, and what a served model has a copy of
+    assert {f"src/lt_pipeline/{room}" for room in ROOMS} <= {*stages["check"]["deps"]}
+    assert CODE in stages["check"]["outs"]
+    assert not set(own.values()) & set(stages["check"]["deps"])
     assert set(own.values()) & set(stages["ce"]["deps"]) == {own["ce"]}
     assert own["ce"] in stages["ncm"]["deps"]
     assert not set(own.values()) & set(stages["data_prep"]["deps"])
@@ -165,7 +168,7 @@ def test_no_code_that_python_really_imports_is_missing(committed, name):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     sources = Path(learning.__file__).parents[2]
     files = {Path(file).relative_to(sources.parent) for file in done.stdout.split()}
-    deps = committed["stages"][name]["deps"]
+    deps = [*committed["stages"][name]["deps"], *committed["stages"]["check"]["deps"]]
     inside = {f for f in files for dep in deps if f.is_relative_to(dep)}
     assert len(inside) > 20
     assert {f.as_posix() for f in files - inside} <= AROUND
@@ -175,7 +178,17 @@ def test_a_stage_fits_a_screen():
     text = (PROJECT / "dvc.yaml").read_text()
     stages = re.split(r"^  (?=\w+:$)", text, flags=re.MULTILINE)[1:]
     longest = {stage.partition(":")[0]: stage.count("\n") for stage in stages}
-    assert max(length for name, length in longest.items() if name not in LONG) <= 64
+    assert max(length for name, length in longest.items() if name not in LONG) <= 44
+    assert len(text) < 65_000
+
+
+def test_in_the_folder_of_the_data_is_only_what_data_prep_makes(committed):
+    folder = "data/03_primary/digits"
+    stage = committed["stages"]["data_prep"]
+    made = [*stage["outs"], *(o if isinstance(o, str) else next(iter(o)) for o in stage["plots"])]
+    for line in (PROJECT / "conf/base/catalog.yml").read_text().splitlines():
+        _, below, name = line.partition("03_primary/${_prepared}")
+        assert not below or f"{folder}{name}" in made, line
 
 
 def test_the_comparison_waits_for_every_method(committed):
@@ -187,7 +200,7 @@ def test_the_comparison_waits_for_every_method(committed):
 def test_stages_of_another_data_set_have_its_paths_and_parameters():
     found = yaml.safe_load(render("cifar10_lt_btm", ["btm", "ce"]))["stages"]
     assert found.keys() == {"check", "data_prep", "btm", "ce", "compare"}
-    assert found["check"]["cmd"].endswith("parameters.txt --env cifar10_lt_btm --methods btm,ce")
+    assert found["check"]["cmd"].endswith("/cifar10_lt_btm --env cifar10_lt_btm --methods btm,ce")
     assert found["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
     assert found["ce"]["wdir"] == "../.."
     assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in found["ce"]["outs"]
@@ -292,9 +305,16 @@ def test_a_file_of_a_method_is_of_that_one_and_a_room_of_all(project):
     (code / "learning/methods/focal.py").open("a").write("# seen by nobody else\n")
     assert changed(project) == {"focal"}
     (code / "learning/losses/functional.py").open("a").write("# seen by all\n")
+    # what all have in common is looked at first, and then they are of another code
+    assert changed(project) == {"check", "focal"}
+    dvc(project, "repro", "check")
     assert changed(project) == {"ce", "focal"}
     (code / "hooks/console.py").open("a").write("# no file depends on it\n")
     assert changed(project) == {"ce", "focal"}
+    room = (code / "learning/losses/functional.py").read_text().removesuffix("# seen by all\n")
+    (code / "learning/losses/functional.py").write_text(room)
+    dvc(project, "repro", "check")
+    assert changed(project) == {"focal"}
 
 
 @pytest.mark.slow

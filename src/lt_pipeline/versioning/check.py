@@ -1,24 +1,36 @@
 """Refuse wrong parameters before DVC deletes anything: ``python -m lt_pipeline.versioning.check``.
 
-DVC deletes the outputs of a stage before it starts its command. All stages of dvc.yaml rest on the
-file that this one writes, so that it goes first whenever a parameter has changed.
+DVC deletes the outputs of a stage before it starts its command. All stages of dvc.yaml rest on a
+file that this one writes, so that it goes first whenever a parameter has changed. The methods' file
+has a hash of the code that all of them rest on, which is listed here in place of in each of them.
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import click
+import yaml
 
 from lt_pipeline.io.conf_loader import ConfLoader
+from lt_pipeline.io.yaml_text import LOADER
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.experiments.config import ExperimentConfig, check_parameters
 from lt_pipeline.learning.schema import UserError, block_of
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.versioning.git import hashes
 
+CHECK, PARAMETERS, CODE = "check", "parameters.txt", "code.txt"
 # always the same: what rests on it does not run again because something was checked
 WRITTEN = "Every method can be configured by the parameters.\n"
+
+
+def path_of(env: str, project: Path) -> Path:
+    """Return where the stages of ``env`` belong: beside its parameters, or into the project."""
+    folder = project if env == CONFIG_LOADER_ARGS["base_env"] else project / "conf" / env
+    return folder / "dvc.yaml"
 
 
 def check(project: Path, env: str, names: tuple[str, ...] = ()) -> None:
@@ -34,18 +46,30 @@ def check(project: Path, env: str, names: tuple[str, ...] = ()) -> None:
         ExperimentConfig.resolve(name, parameters)
 
 
+def hashed(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all that is in a folder but for what Python leaves."""
+    files = sorted(p for p in (path, *path.rglob("*")) if p.is_file())
+    kept = [p for p in files if "__pycache__" not in p.parts]
+    lines = (f"{p.relative_to(path).as_posix()} {hashes(p)['sha256']}\n" for p in kept)
+    return sha256("".join(lines).encode()).hexdigest()
+
+
 @click.command(help=__doc__)
 @click.option("--env", default=CONFIG_LOADER_ARGS["base_env"], help="Folder of conf/.")
 @click.option("--methods", "names", default="", help="These only, split at commas.")
-@click.argument("path", type=click.Path(path_type=Path))
-def main(env: str, names: str, path: Path) -> None:
-    """Check, and write ``path``."""
+@click.argument("folder", type=click.Path(path_type=Path))
+def main(env: str, names: str, folder: Path) -> None:
+    """Check, and write both files into ``folder``."""
+    project = Path.cwd()
     try:
-        check(Path.cwd(), env, tuple(filter(None, names.split(","))))
+        check(project, env, tuple(filter(None, names.split(","))))
     except UserError as error:
         raise click.ClickException(str(error)) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(WRITTEN)
+    stages = yaml.load(path_of(env, project).read_text(), Loader=LOADER)["stages"]
+    lines = [f"{hashed(project / name)}  {name}\n" for name in stages[CHECK]["deps"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PARAMETERS).write_text(WRITTEN)
+    (folder / CODE).write_text("".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Kedro owns the DAG; DVC hashes what goes in and out of it. A stage's dependencies, parameters and
 outputs are those of its Kedro nodes, and its code is what these import: whole rooms, but of methods
-only its own files. Said here is only which stages there are, what of their outputs are metrics and
-plots, and what does not count as code.
+only its own files. What every method has in common is listed once, by the stage that checks the
+parameters. Said here is only which stages there are, what of their outputs are metrics and plots,
+and what does not count as code.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from lt_pipeline.learning import methods
 from lt_pipeline.learning.schema import UserError, unknown
 from lt_pipeline.pipeline_registry import REGISTRY
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
+from lt_pipeline.versioning.check import CHECK, path_of
+from lt_pipeline.versioning.check import CODE as CODE_HASHES
+from lt_pipeline.versioning.check import PARAMETERS as CHECKED_PARAMETERS
 
 PROJECT, CODE = Path(__file__).parents[3], Path(__file__).parents[1]
 PACKAGE = CODE.name
 BASE = CONFIG_LOADER_ARGS["base_env"]
 PARAMETERS = "params:"
 DATA, COMPARE = "data_prep", "compare"
-# the first stage, and the folder of what it writes
-CHECK, CHECKED = "check", "data/02_checked"
+# of what the first stage writes
+CHECKED = "data/02_checked"
 DESCRIPTIONS = {DATA: "Raw images to long-tailed sets", COMPARE: "All methods side by side"}
 
 # It checks every block of conf/, and imports what any of them can ask for: that is not followed.
@@ -48,8 +52,8 @@ NOT_DECISIVE = {"device", "tracking", "serve"}
 METHODS = CODE / "learning" / "methods"
 ROOMS = {*CODE.glob("learning/*/"), *CODE.glob("pipelines/*/"), CODE / "serving"} - {METHODS}
 
-# The comparison looks runs up in MLflow: of each method, these files say that there is another one.
-COMPARED = ("metrics", "class_table")
+# The comparison looks runs up in MLflow: of each method, this file says that there is another one.
+COMPARED = "metrics"
 # A few of them fit a terminal; MLflow has all.
 METRICS = ("first",)
 # A table's axes; pictures and folders of them need none.
@@ -86,11 +90,6 @@ def render(env: str | None = None, names: Sequence[str] = (), project: Path = PR
     ]
     header = HEADER.format(arguments="".join(f" {a}" for a in arguments))
     return header + yaml.dump(view.pipeline(), Dumper=_Dumper, sort_keys=False, width=100)
-
-
-def path_of(env: str | None, project: Path = PROJECT) -> Path:
-    """Return where the stages of ``env`` belong: beside its parameters, or into the project."""
-    return project / "conf" / env / "dvc.yaml" if env else project / "dvc.yaml"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -147,17 +146,18 @@ class View:
         names = ["--methods", ",".join(self.methods)] if some else []
         command = ["python -m", f"{PACKAGE}.versioning.check", self._checked]
         stage = {
-            "desc": "Parameters that every stage can read",
+            "desc": "Parameters that every stage can read, and code that every method rests on",
             "cmd": " ".join([*command, *self._in_env(), *names]),
             "wdir": self._wdir,
+            "deps": sorted(self._common),
             "params": [{file: sorted(parameters)} for file, parameters in sorted(read.items())],
-            "outs": [self._checked],
+            "outs": [f"{self._checked}/{name}" for name in (CODE_HASHES, CHECKED_PARAMETERS)],
         }
         return {key: value for key, value in stage.items() if value}
 
     @property
     def _checked(self) -> str:
-        return f"{CHECKED}/{self._loader['globals']['run']}/parameters.txt"
+        return f"{CHECKED}/{self._loader['globals']['run']}"
 
     @property
     def _wdir(self) -> str | None:
@@ -167,12 +167,7 @@ class View:
         return ["--env", self.env] if self.env else []
 
     def _stage(self, pipeline: str) -> dict[str, Any]:
-        snapshot = next(p for p in self._snapshot.pipelines if p.name == pipeline)
-        nodes = [node for node in snapshot.nodes if node.namespace == pipeline]
-        made = {name for node in nodes for name in node.outputs}
-        needed = {name for node in nodes for name in node.inputs} - made
-        if pipeline == COMPARE:
-            needed |= {f"{method}.{kind}" for method in self.methods for kind in COMPARED}
+        needed, made = self._datasets(pipeline)
         metrics = {name for name in made if _kind(name) in METRICS}
         pictures = {name for name in made if self._is_picture(name)}
         tables = {name for name in made if _kind(name) in PLOTS}
@@ -180,7 +175,7 @@ class View:
             "desc": _description(pipeline),
             "cmd": self._command(pipeline),
             "wdir": self._wdir,
-            "deps": sorted({*self._code(nodes, needed, made), *self._files(needed), self._checked}),
+            "deps": sorted({*self._code_listed(pipeline), *self._files_listed(pipeline)}),
             "params": self._parameters(needed),
             "outs": self._files(made - metrics - pictures - tables),
             "metrics": self._files(metrics),
@@ -191,15 +186,45 @@ class View:
         }
         return {key: value for key, value in stage.items() if value}
 
+    def _nodes(self, pipeline: str) -> list[NodeSnapshot]:
+        snapshot = next(p for p in self._snapshot.pipelines if p.name == pipeline)
+        return [node for node in snapshot.nodes if node.namespace == pipeline]
+
+    def _datasets(self, pipeline: str) -> tuple[set[str], set[str]]:
+        """Return what the stage needs, and what it makes."""
+        nodes = self._nodes(pipeline)
+        made = {name for node in nodes for name in node.outputs}
+        return {name for node in nodes for name in node.inputs} - made, made
+
+    def _files_listed(self, pipeline: str) -> set[str]:
+        """Return the files that the stage needs; of prepared data their folder, all of it data."""
+        needed, (_, data) = self._datasets(pipeline)[0], self._datasets(DATA)
+        folders = {Path(file).parent.as_posix() for file in self._files(needed & data)}
+        if pipeline == COMPARE:
+            needed = needed | {f"{method}.{COMPARED}" for method in self.methods}
+        return folders | {*self._files(needed - data)}
+
+    def _code_listed(self, pipeline: str) -> set[str]:
+        """Return the code of the stage, where a file stands for what all methods rest on."""
+        if pipeline in self.methods:
+            return self._code(pipeline) - self._common | {f"{self._checked}/{CODE_HASHES}"}
+        return self._code(pipeline) | {f"{self._checked}/{CHECKED_PARAMETERS}"}
+
+    @cached_property
+    def _common(self) -> set[str]:
+        """Return the code that every method rests on."""
+        return set.intersection(*map(self._code, methods.available()))
+
     def _command(self, pipeline: str) -> str:
         # those of the others begin with the data's nodes, which are a stage of their own
         only = ["--namespaces", pipeline] if pipeline != DATA else []
         return " ".join(["kedro run --pipelines", pipeline, *only, *self._in_env()])
 
-    def _code(self, nodes: Iterable[NodeSnapshot], needed: set[str], made: set[str]) -> set[str]:
+    def _code(self, pipeline: str) -> set[str]:
         """Return the rooms and files that the nodes, their datasets and their methods rest on."""
-        roots = {node.source.filepath for node in nodes if node.source}
-        roots = {".".join(Path(f).relative_to("src").with_suffix("").parts) for f in roots}
+        needed, made = self._datasets(pipeline)
+        files = {node.source.filepath for node in self._nodes(pipeline) if node.source}
+        roots = {".".join(Path(f).relative_to("src").with_suffix("").parts) for f in files}
         data = [name for name in {*needed, *made} if not name.startswith(PARAMETERS)]
         roots |= {self._dataset(name)["type"].rpartition(".")[0] for name in data}
         blocks = {name.removeprefix(PARAMETERS) for name in needed}
@@ -308,7 +333,7 @@ def main(env: str | None, names: str | None) -> None:
         text = render(env, names.split(",") if names else ())
     except UserError as error:
         raise click.ClickException(str(error)) from error
-    path = path_of(env)
+    path = path_of(env or BASE, PROJECT)
     path.write_text(text)
     click.echo(f"{path.relative_to(PROJECT)}: {len(yaml.safe_load(text)['stages'])} stages")
 
