@@ -47,7 +47,7 @@ def test_the_policy_is_torchvisions() -> None:
 def test_shifts_are_cut_off_to_whole_pixels_where_released_codes_round() -> None:
     used = {(name, level) for steps in POLICY for name, _, level in steps if "Translate" in name}
     ramp = torch.arange(1, 33, dtype=torch.uint8).expand(1, 1, 32, 32)
-    found = {}
+    shifts = {}
     for name, level in used:
         image = ramp if name == "TranslateX" else ramp.mT
         released = Image.fromarray(image[0, 0].numpy()).transform(
@@ -55,8 +55,8 @@ def test_shifts_are_cut_off_to_whole_pixels_where_released_codes_round() -> None
         )
         size = -magnitudes(spans(32, 32)[name], LEVELS)[[level]]
         ours = operate(image, torch.tensor([OPERATIONS.index(name)]), size, 0)
-        found[int((ours == 0).sum()) // 32] = int((np.asarray(released) == 0).sum()) // 32
-    assert found == {4: 5, 12: 13, 14: 15}
+        shifts[int((ours == 0).sum()) // 32] = int((np.asarray(released) == 0).sum()) // 32
+    assert shifts == {4: 5, 12: 13, 14: 15}
 
 
 def shifted(name: str, pixels: float) -> tuple[float, ...]:
@@ -135,10 +135,10 @@ def test_operations_and_signed_magnitudes_are_as_frequent_as_the_policy_says() -
             expected[0, 0.0] += count * (1 - probability) / 25
         # of what is not applied there is no magnitude
         drawn = zip(operation.tolist(), size.where(operation > 0, 0.0).tolist(), strict=True)
-        found = Counter(drawn)
+        counts = Counter(drawn)
         cells = {cell: often for cell, often in expected.items() if often}
-        assert found.keys() <= cells.keys()
-        far = sum((found[cell] - often) ** 2 / often for cell, often in cells.items())
+        assert counts.keys() <= cells.keys()
+        far = sum((counts[cell] - often) ** 2 / often for cell, often in cells.items())
         freedom = len(cells) - 1
         assert freedom > 15
         assert far < freedom + 4 * (2 * freedom) ** 0.5

@@ -45,8 +45,8 @@ import sys, torch
 from lt_pipeline.learning.transforms import kernel, view_kernel
 from lt_pipeline.learning.transforms.proof import kernels_agree
 plain, seen = torch.load(sys.argv[1], weights_only=False)
-found = [kernel.apply(*asked) for asked in plain], [view_kernel.apply(*asked) for asked in seen]
-torch.save((*found, kernels_agree(torch.device("cpu"), 16, 20)), sys.argv[2])
+results = [kernel.apply(*asked) for asked in plain], [view_kernel.apply(*asked) for asked in seen]
+torch.save((*results, kernels_agree(torch.device("cpu"), 16, 20)), sys.argv[2])
 """
 
 
@@ -58,13 +58,13 @@ def on(drawn, change):
 def every_operation():
     """Return draws of each operation at a small and at a large strength, either way."""
     spans = {**autoaugment.spans(12, 10), **trivialaugment.SPANS}
-    found = [
+    rows = [
         (OPERATIONS.index(name), sign * (low + share * (high - low)))
         for name, (low, high) in spans.items()
         for share in (0.31, 0.97)
         for sign in ((1, -1) if name in SIGNED else (1,))
     ]
-    operation, size = zip(*found, strict=True)
+    operation, size = zip(*rows, strict=True)
     return Drawn(operation=torch.tensor([operation]), size=torch.tensor([size]))
 
 
@@ -106,15 +106,15 @@ def seen():
             yield scenes(*shape), draw_view(scenes(*shape), config, seeded(3))
 
 
-def check(found, expected, steps, halves=0.0):
+def check(result, expected, steps, halves=0.0):
     """Check that it is what is expected to as many grey levels as it has had ``steps``.
 
     One can round a half to either level, which the next can spread. ``halves`` are the share of
     pixels from a place between two, which can be either's.
     """
-    gap = (found.int() - expected.int()).abs()
-    assert (found.dtype, found.shape) == (torch.uint8, expected.shape)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    gap = (result.int() - expected.int()).abs()
+    assert (result.dtype, result.shape) == (torch.uint8, expected.shape)
+    assert result.is_contiguous(memory_format=torch.channels_last)
     pixels = gap.numel()
     assert int((gap > 0).sum()) <= (0.003 * pixels + 2) * steps + halves * pixels
     assert int((gap > 1).sum()) <= 0.0005 * pixels * (steps > 1) + halves * pixels
@@ -129,18 +129,18 @@ def test_interpreted_the_kernels_do_what_pytorch_does_to_a_grey_level(tmp_path):
     pytest.importorskip("triton")
     asked = [*cases()], [*seen()]
     torch.save(asked, tmp_path / "asked")
-    words = [sys.executable, "-c", RUN, str(tmp_path / "asked"), str(tmp_path / "found")]
+    words = [sys.executable, "-c", RUN, str(tmp_path / "asked"), str(tmp_path / "results")]
     subprocess.run(words, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    augmented, views_of, proven = torch.load(tmp_path / "found")
+    augmented, views_of, proven = torch.load(tmp_path / "results")
     assert proven
-    for (images, drawn, config), found in zip(asked[0], augmented, strict=True):
-        check(found, apply(images, drawn, config), steps_of(drawn))
-    for (images, drawn), found in zip(asked[1], views_of, strict=True):
-        check(found, apply_view(images, drawn), 1)
+    for (images, drawn, config), result in zip(asked[0], augmented, strict=True):
+        check(result, apply(images, drawn, config), steps_of(drawn))
+    for (images, drawn), result in zip(asked[1], views_of, strict=True):
+        check(result, apply_view(images, drawn), 1)
 
 
 KINDS = {
-    **dict.fromkeys(("images", "found", "mirrored", "grey", "applied"), "*u8"),
+    **dict.fromkeys(("images", "result", "mirrored", "grey", "applied"), "*u8"),
     **dict.fromkeys(("corner", "operations", "centre", "boxes", "kinds"), "*i64"),
     **dict.fromkeys(("sizes", "factors", "hue", "sigma"), "*fp32"),
 }
@@ -193,13 +193,13 @@ def test_they_become_code_of_an_h100_that_keeps_an_image_in_registers(
 @pytest.fixture
 def asked(monkeypatch):
     """Return what kernels are asked for, which PyTorch then does."""
-    found = []
+    calls = []
     monkeypatch.setattr(module, "has_triton", lambda device: True)
     for room, ours in ((module, apply), (views, apply_view)):
         monkeypatch.setattr(
-            room, "in_a_kernel", lambda *given, ours=ours: found.append(given) or ours(*given)
+            room, "in_a_kernel", lambda *given, ours=ours: calls.append(given) or ours(*given)
         )
-    return found
+    return calls
 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
@@ -207,23 +207,23 @@ def test_where_there_are_kernels_they_have_what_pytorch_would_have(policy, asked
     images = scenes(20, 3, 16, 16)
     plain = AugmentConfig(**WHOLE, **{policy: True})
     photos = plain.model_copy(update={"crop_scale": (0.5, 1.0), "hue": 0.1})
-    found = [augment(images, config, seeded()) for config in (plain, photos)]
+    augmented = [augment(images, config, seeded()) for config in (plain, photos)]
     drawn, box, jitter, rest = (given[1] for given in asked)
     assert None not in drawn
     assert box._replace(boxes=None) == jitter._replace(jitter=None) == View()
     assert rest.corner is rest.mirrored is None, "that has been done"
     monkeypatch.undo()
-    for config, one in zip((plain, photos), found, strict=True):
+    for config, one in zip((plain, photos), augmented, strict=True):
         assert torch.equal(one, augment(images, config, seeded()))
 
 
 def test_a_view_is_one_kernel(asked, monkeypatch):
     images = scenes(20, 3, 16, 16)
-    found = random_view(images, VIEW, seeded())
+    view = random_view(images, VIEW, seeded())
     ((_, drawn),) = asked
     assert None not in drawn
     monkeypatch.undo()
-    assert torch.equal(found, random_view(images, VIEW, seeded()))
+    assert torch.equal(view, random_view(images, VIEW, seeded()))
 
 
 def test_small_images_on_a_gpu_with_triton_have_a_kernel(monkeypatch):
@@ -275,12 +275,12 @@ def test_on_a_gpu_the_kernels_do_what_pytorch_does_to_a_grey_level():
         more.append((images, draw(images.shape, config, seeded(side)), config))
     for images, drawn, config in (*cases(), *more):
         there, own = images.cuda(), on_gpu(drawn)
-        found = kernel.apply(there, own, config)
-        check(found, apply(there, own, config), steps_of(drawn))
-        check(found.cpu(), apply(images, drawn, config), steps_of(drawn), halves=0.001)
+        result = kernel.apply(there, own, config)
+        check(result, apply(there, own, config), steps_of(drawn))
+        check(result.cpu(), apply(images, drawn, config), steps_of(drawn), halves=0.001)
     for images, drawn in seen():
-        found = view_kernel.apply(images.cuda(), on_gpu(drawn))
-        check(found, apply_view(images.cuda(), on_gpu(drawn)), 1)
+        result = view_kernel.apply(images.cuda(), on_gpu(drawn))
+        check(result, apply_view(images.cuda(), on_gpu(drawn)), 1)
 
 
 @pytest.mark.gpu
@@ -299,7 +299,7 @@ def test_on_a_gpu_nothing_waits_for_the_host(policy, side):
     treated()  # tables are there, and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = treated()
+        result = treated()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert found.is_contiguous(memory_format=torch.channels_last) == (side == 32)
+    assert result.is_contiguous(memory_format=torch.channels_last) == (side == 32)

@@ -54,15 +54,15 @@ def mixed(
 def test_types_shapes_and_labels(config: MixConfig) -> None:
     a, b = images(5), images(5, seed=1)
     before = a.clone(), b.clone()
-    found = mix(a, labels(5), b, labels(5, 10), config, seeded())
-    assert found.images.shape == a.shape
-    assert found.images.dtype == found.lam.dtype == torch.float32
-    assert found.lam.shape == (5,)
-    assert torch.equal(found.first, labels(5))
-    assert torch.equal(found.second, labels(5, 10))
+    mixture = mix(a, labels(5), b, labels(5, 10), config, seeded())
+    assert mixture.images.shape == a.shape
+    assert mixture.images.dtype == mixture.lam.dtype == torch.float32
+    assert mixture.lam.shape == (5,)
+    assert torch.equal(mixture.first, labels(5))
+    assert torch.equal(mixture.second, labels(5, 10))
     assert torch.equal(a, before[0])
     assert torch.equal(b, before[1])
-    assert 0 <= found.images.min() <= found.images.max() <= 255
+    assert 0 <= mixture.images.min() <= mixture.images.max() <= 255
 
 
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9), st.floats(0.1, 10))
@@ -71,26 +71,26 @@ def test_the_share_of_cutmix_is_the_share_of_pixels_that_stayed(
     seed: int, height: int, width: int, alpha: float
 ) -> None:
     config = MixConfig(mixup=False, alpha=alpha)
-    found = mixed(config, 2, seed, height, width)
-    stayed = (found.images == 255).sum((1, 2, 3))
-    assert ((found.images == 255) | (found.images == 0)).all()
+    mixture = mixed(config, 2, seed, height, width)
+    stayed = (mixture.images == 255).sum((1, 2, 3))
+    assert ((mixture.images == 255) | (mixture.images == 0)).all()
     wanted = stayed.double() / (3 * height * width)
-    assert torch.equal(found.lam, wanted.float())
+    assert torch.equal(mixture.lam, wanted.float())
 
 
 @pytest.mark.parametrize("config", KINDS)
 def test_the_mean_of_white_on_black_is_the_share(config: MixConfig) -> None:
     for seed in range(20):
-        found = mixed(config, 5, seed)
-        torch.testing.assert_close(found.images.mean((1, 2, 3)), 255 * found.lam)
+        mixture = mixed(config, 5, seed)
+        torch.testing.assert_close(mixture.images.mean((1, 2, 3)), 255 * mixture.lam)
 
 
 @given(st.floats(0, 1))
 def test_mixup_by_hand(lam: float) -> None:
     a, b = images(3), images(3, seed=1)
-    found, shares = mixup(a, b, lam)
+    mixture, shares = mixup(a, b, lam)
     wanted = lam * a.double() + (1 - lam) * b.double()
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(mixture.double(), wanted, rtol=1e-6, atol=1e-4)
     assert shares.tolist() == [torch.tensor(lam).item()] * 3
 
 
@@ -103,15 +103,15 @@ def test_the_mix_of_identical_images_is_the_image(config: MixConfig) -> None:
 
 def test_cutmix_is_that_of_a_pixel_loop() -> None:
     a, b, box = images(2), images(2, seed=1), Box(2, 5, 1, 6)
-    found, lam = cutmix(a, b, box)
+    mixture, lam = cutmix(a, b, box)
     for n in range(2):
         for y in range(8):
             for x in range(6):
                 source = b if 2 <= y < 5 and 1 <= x < 6 else a
-                assert torch.equal(found[n, :, y, x], source[n, :, y, x].float())
+                assert torch.equal(mixture[n, :, y, x], source[n, :, y, x].float())
     assert lam.tolist() == [torch.tensor(1 - 15 / 48).item()] * 2
     kept = a.float()
-    assert torch.equal(cutmix(kept, b, box)[0], found)
+    assert torch.equal(cutmix(kept, b, box)[0], mixture)
     assert torch.equal(kept, a.float()), "floats, too, stay as they are"
     whole, lam = cutmix(a, b, Box(0, 8, 0, 6))
     assert torch.equal(whole, b.float())
@@ -121,10 +121,10 @@ def test_cutmix_is_that_of_a_pixel_loop() -> None:
 def test_pairs_are_kept() -> None:
     # image i is grey i in the first batch and 100 + i in the second
     grey = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 6)
-    found = mix(grey, labels(6), grey + 100, labels(6, 10), MixConfig(both="halves"), seeded(3))
+    mixture = mix(grey, labels(6), grey + 100, labels(6, 10), MixConfig(both="halves"), seeded(3))
     for n in range(6):
-        wanted = n + 100 * (1 - found.lam[n].item())
-        assert found.images[n].mean().item() == pytest.approx(wanted, abs=1e-3)
+        wanted = n + 100 * (1 - mixture.lam[n].item())
+        assert mixture.images[n].mean().item() == pytest.approx(wanted, abs=1e-3)
 
 
 def box_of(height: int, width: int, lam: float, seed: int) -> Box:
@@ -160,8 +160,8 @@ def test_the_centres_of_boxes_are_uniform_over_the_pixels() -> None:
 
 def test_boxes_at_the_border_are_clipped_as_in_the_paper() -> None:
     # half of the side 8 is 4: for centre c the rows c - 2 .. c + 2 within 0..8
-    found = {box_of(8, 8, 0.75, seed)[:2] for seed in range(200)}
-    assert found == {(0, 2), (0, 3), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (5, 8)}
+    boxes = {box_of(8, 8, 0.75, seed)[:2] for seed in range(200)}
+    assert boxes == {(0, 2), (0, 3), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (5, 8)}
 
 
 def entropy(lam: Tensor) -> float:
@@ -187,8 +187,8 @@ def test_cutmix_draws_the_share_that_it_aims_at() -> None:
     # in an image of many pixels the boxes that touch no border have the area they were drawn for
     kept = []
     for seed in range(300):
-        found = mixed(MixConfig(mixup=False, alpha=0.5), 1, seed, 64, 64)
-        kept.append(found.lam.item())
+        mixture = mixed(MixConfig(mixup=False, alpha=0.5), 1, seed, 64, 64)
+        kept.append(mixture.lam.item())
     # clipping loses pasted area: E[lam] > 1/2. For a side r and a uniform centre the expected
     # length within the image is r - r^2 / 4, so the area is (r - r^2 / 4)^2 with r^2 = 1 - lambda
     r = np.sqrt(1 - np.random.default_rng(1).beta(0.5, 0.5, 200_000))
@@ -197,8 +197,8 @@ def test_cutmix_draws_the_share_that_it_aims_at() -> None:
     assert wanted > 0.6
 
 
-def is_mixup(found: Mixed) -> bool:
-    grey = found.images[0].unique()
+def is_mixup(mixture: Mixed) -> bool:
+    grey = mixture.images[0].unique()
     return len(grey) == 1 and 0 < grey.item() < 255
 
 
@@ -223,26 +223,26 @@ def test_a_kind_that_is_off_is_never_chosen() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 6])
 def test_halves_are_mixup_and_cutmix_each_with_its_share(count: int) -> None:
-    found = mixed(MixConfig(both="halves"), count, seed=5, height=16, width=16)
-    first, second = found.images[: count // 2], found.images[count // 2 :]
+    mixture = mixed(MixConfig(both="halves"), count, seed=5, height=16, width=16)
+    first, second = mixture.images[: count // 2], mixture.images[count // 2 :]
     assert all(image.unique().numel() == 1 and 0 < image.min() < 255 for image in first)
     assert ((second == 0) | (second == 255)).all()
-    assert found.lam[: count // 2].unique().numel() == min(count // 2, 1)
-    assert found.lam[count // 2 :].unique().numel() == min(count - count // 2, 1)
-    assert found.lam.unique().numel() == min(count, 2)
+    assert mixture.lam[: count // 2].unique().numel() == min(count // 2, 1)
+    assert mixture.lam[count // 2 :].unique().numel() == min(count - count // 2, 1)
+    assert mixture.lam.unique().numel() == min(count, 2)
 
 
 @pytest.mark.parametrize("config", KINDS)
 def test_one_share_a_batch_new_ones_for_the_next_the_same_for_a_seed(config: MixConfig) -> None:
     generator = seeded(7)
     a, b = flat(2, 255), flat(2, 0)
-    found = [mix(a, labels(2), b, labels(2), config, generator) for _ in range(6)]
-    assert len({tuple(one.lam.tolist()) for one in found}) > 3
+    mixtures = [mix(a, labels(2), b, labels(2), config, generator) for _ in range(6)]
+    assert len({tuple(one.lam.tolist()) for one in mixtures}) > 3
     if config.both == "alternate":
-        assert all(one.lam.unique().numel() == 1 for one in found)
+        assert all(one.lam.unique().numel() == 1 for one in mixtures)
     again = mix(a, labels(2), b, labels(2), config, seeded(7))
-    assert torch.equal(again.images, found[0].images)
-    assert torch.equal(again.lam, found[0].lam)
+    assert torch.equal(again.images, mixtures[0].images)
+    assert torch.equal(again.lam, mixtures[0].lam)
 
 
 def test_the_generator_moves_alike_for_every_config_and_no_other_is_touched() -> None:
@@ -262,9 +262,9 @@ def test_the_generator_moves_alike_for_every_config_and_no_other_is_touched() ->
 
 @pytest.mark.parametrize("config", KINDS)
 def test_an_empty_batch_stays_empty(config: MixConfig) -> None:
-    found = mixed(config, 0)
-    assert [len(part) for part in found] == [0, 0, 0, 0]
-    assert found.images.dtype == torch.float32
+    mixture = mixed(config, 0)
+    assert [len(part) for part in mixture] == [0, 0, 0, 0]
+    assert mixture.images.dtype == torch.float32
 
 
 @pytest.mark.parametrize("config", [MIXUP, CUTMIX])
@@ -319,13 +319,13 @@ def test_the_two_hot_loss_is_cross_entropy_with_two_hot_labels(shape: tuple[int,
     def losses(label: Tensor) -> Tensor:
         return -log_p.gather(-1, label.view(*expand, 1).expand(*shape, 1))[..., 0]
 
-    found = two_hot_loss(losses(first), losses(second), lam)
+    loss = two_hot_loss(losses(first), losses(second), lam)
     q = torch.zeros(4, 5, dtype=torch.float64)
     q[torch.arange(4), first] += lam
     q[torch.arange(4), second] += 1 - lam
     wanted = -(q.view(*expand, 5) * log_p).sum(-1)
-    torch.testing.assert_close(found, wanted)
-    found.sum().backward()
+    torch.testing.assert_close(loss, wanted)
+    loss.sum().backward()
     torch.testing.assert_close(z.grad, z.detach().softmax(-1) - q.view(*expand, 5))
 
 
@@ -334,9 +334,9 @@ def test_no_value_is_read_on_the_host(config: MixConfig) -> None:
     a = torch.zeros(5, 3, 8, 6, dtype=torch.uint8, device="meta")
     label = torch.zeros(5, dtype=torch.int64, device="meta")
     for seed in range(6):  # both sides of the coin
-        found = mix(a, label, a, label, config, seeded(seed))
-        assert {part.device.type for part in found} == {"meta"}
-    assert two_hot_loss(found.lam, found.lam, found.lam).shape == (5,)
+        mixture = mix(a, label, a, label, config, seeded(seed))
+        assert {part.device.type for part in mixture} == {"meta"}
+    assert two_hot_loss(mixture.lam, mixture.lam, mixture.lam).shape == (5,)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
@@ -346,9 +346,9 @@ def test_the_expected_lam_is_the_mean_of_many_draws(alpha, mixup, cutmix):
     images = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     generator, label = torch.Generator().manual_seed(0), torch.zeros(1).long()
     draws = [mix(images, label, images, label, config, generator).lam for _ in range(4000)]
-    found = torch.cat(draws).double()
-    error = found.std() / 4000**0.5
-    assert abs(found.mean().item() - expected_lam(config)) < 4 * error + 0.004  # whole pixels
+    lams = torch.cat(draws).double()
+    error = lams.std() / 4000**0.5
+    assert abs(lams.mean().item() - expected_lam(config)) < 4 * error + 0.004  # whole pixels
 
 
 def test_no_mixing_has_no_share():

@@ -68,8 +68,8 @@ def test_by_masks_nothing_waits_and_no_call_depends_on_what_was_drawn(name, mask
 def test_inverted_is_255_less_and_identity_the_same():
     images = scenes(2, 3, 8, 8)
     chosen = torch.tensor([OPERATIONS.index("Invert"), OPERATIONS.index("Identity")])
-    found = operate(images, chosen, torch.zeros(2), fill=0)
-    assert torch.equal(found, torch.stack([255 - images[0], images[1]]))
+    inverted = operate(images, chosen, torch.zeros(2), fill=0)
+    assert torch.equal(inverted, torch.stack([255 - images[0], images[1]]))
 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])

@@ -58,7 +58,7 @@ def apply(images: Tensor, drawn: Drawn, config: AugmentConfig) -> Tensor:
 @triton.jit(do_not_specialize=["count", "padding", "fill", "reach"])
 def _augment(
     images,
-    found,
+    result,
     count,
     of_image,
     of_channel,
@@ -103,7 +103,7 @@ def _augment(
         right = column - tl.load(centre + count + image).to(tl.int32)
         cut = (down >= -reach) & (down < reach) & (right >= -reach) & (right < reach)
         red, green, blue = tl.where(cut, 0, red), tl.where(cut, 0, green), tl.where(cut, 0, blue)
-    store(found, image, place, real, red, green, blue, height * width, channels)
+    store(result, image, place, real, red, green, blue, height * width, channels)
 
 
 @triton.jit

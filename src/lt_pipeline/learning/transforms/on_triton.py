@@ -68,9 +68,11 @@ def mean_of(plane, real, count: tl.constexpr):
 
 
 @triton.jit
-def store(found, image, place, real, red, green, blue, count: tl.constexpr, channels: tl.constexpr):
+def store(
+    result, image, place, real, red, green, blue, count: tl.constexpr, channels: tl.constexpr
+):
     """Write the channels of an image of ``count`` pixels, int32 in 0..255, channels last."""
-    target = found + image.to(tl.int64) * (count * channels) + place * channels
+    target = result + image.to(tl.int64) * (count * channels) + place * channels
     tl.store(target, red.to(tl.uint8), real)
     if channels == 3:
         tl.store(target + 1, green.to(tl.uint8), real)

@@ -47,7 +47,7 @@ def apply(images: Tensor, drawn: View) -> Tensor:
 @triton.jit(do_not_specialize=["count"])
 def _view(
     images,
-    found,
+    result,
     count,
     of_image,
     of_channel,
@@ -96,7 +96,7 @@ def _view(
             red, green, blue, tl.load(sigma + image), row, column, reach, channels, height, width
         )
     red, green, blue = rounded(red), rounded(green), rounded(blue)
-    store(found, image, place, real, red, green, blue, height * width, channels)
+    store(result, image, place, real, red, green, blue, height * width, channels)
 
 
 @triton.jit
