@@ -59,7 +59,7 @@ def rows(size: int, count: int, times: int) -> list[list[object]]:
     generator = torch.Generator().manual_seed(0)
     low = torch.randint(0, 200, (count, 3, size // 8, size // 8), generator=generator)
     images = v2.functional.resize(low.to(torch.uint8), [size, size])
-    found: list[list[object]] = []
+    table: list[list[object]] = []
     for name, (values, transform) in arms(size).items():
         config = AugmentConfig(crop_padding=0, **values)
         calls = (
@@ -67,8 +67,8 @@ def rows(size: int, count: int, times: int) -> list[list[object]]:
             lambda config=config: augment(images, config, generator),
         )
         theirs, ours = (count / seconds_of(call, times) for call in calls)
-        found.append([f"{name}, {size} pixels", theirs, ours, ours / theirs])
-    return found
+        table.append([f"{name}, {size} pixels", theirs, ours, ours / theirs])
+    return table
 
 
 def kernel_rows(size: int, count: int, times: int, device: str) -> list[list[object]]:
@@ -86,13 +86,13 @@ def kernel_rows(size: int, count: int, times: int, device: str) -> list[list[obj
         }.items()
     }
     work["contrastive view"] = partial(random_view, images, ViewConfig(flip=0.5), generator)
-    found: list[list[object]] = []
+    table: list[list[object]] = []
     for name, call in work.items():
         with patch.object(module, "has_triton", lambda device: False):
             before = count / seconds_there(call, times, device)
         after = count / seconds_there(call, times, device)
-        found.append([f"{name}, {size} pixels", before, after, after / before])
-    return found
+        table.append([f"{name}, {size} pixels", before, after, after / before])
+    return table
 
 
 def seconds_there(call: Callable[[], object], times: int, device: str) -> float:

@@ -74,9 +74,9 @@ def parts_of(classes, folder):
         return pd.DataFrame(matrix.numpy(), index=names, columns=names)
 
     def metrics():
-        found = classification.confusion_matrix(scores, labels)
-        classification.report(found, longtail)
-        classification.class_table(found, longtail)
+        confusion = classification.confusion_matrix(scores, labels)
+        classification.report(confusion, longtail)
+        classification.class_table(confusion, longtail)
 
     def save(figure):
         figure.savefig(f"{folder}/picture.png", dpi=120)
@@ -111,9 +111,9 @@ def measured(part, seconds):
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        found = json.loads(pipe.read() or "null")
+        measurements = json.loads(pipe.read() or "null")
     os.waitpid(child, 0)
-    return found
+    return measurements
 
 
 def here(classes, seconds):
@@ -150,10 +150,10 @@ def main():
     projects |= {"_before": given.before.resolve()} if given.before else {}
     rows = []
     for classes in given.classes:
-        found = {v: version(path, classes, given.seconds) for v, path in projects.items()}
-        for part in found[""]:
+        versions = {v: version(path, classes, given.seconds) for v, path in projects.items()}
+        for part in versions[""]:
             row = {"classes": classes, "part": part}
-            for suffix, of in found.items():
+            for suffix, of in versions.items():
                 took = of[part] or (None, None)
                 row |= dict(zip((f"seconds{suffix}", f"mib{suffix}"), took, strict=True))
             if row.get("seconds") and row.get("seconds_before"):

@@ -62,8 +62,8 @@ def main() -> None:
             config, mark = resolve(method, own)
             if is_there(rows, label, seed, mark):
                 continue
-            found = run(config, own["data"], store)
-            rows.append({"label": label, "seed": seed, **found, "parameters": mark})
+            result = run(config, own["data"], store)
+            rows.append({"label": label, "seed": seed, **result, "parameters": mark})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).to_csv(arguments.out, index=False)
             for kept in store.folder.glob(f"*/{KEPT}"):
@@ -114,18 +114,18 @@ def run(config: ExperimentConfig, data: dict[str, Any], store: Store) -> dict[st
     """Return the metrics of one run, without tracking."""
     raw, packed = PROJECT / "data/01_raw", PROJECT / "data/02_intermediate"
     *sets, card, _ = make_sets(raw, packed, data)
-    found = run_experiment(Experiment(config, card), Sets(*sets), raw, store)
+    finished = run_experiment(Experiment(config, card), Sets(*sets), raw, store)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True
     )
     return {
         **{
             name.removeprefix("test/").replace("/", "_"): value
-            for name, value in found.items()
+            for name, value in finished.items()
             if not name.startswith(LEFT_OUT) or "/mean/" in name or name.endswith("/auroc")
         },
-        "training_seconds": found["cost/training_seconds"],
-        "parameters_trained": found["cost/parameters_trained"],
+        "training_seconds": finished["cost/training_seconds"],
+        "parameters_trained": finished["cost/parameters_trained"],
         "epochs": config.training.epochs,
         "commit": commit.stdout.strip(), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
@@ -145,8 +145,8 @@ def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     means = over_seeds(table, "label", list(metrics))
     own = with_differences(means, table, first, ["accuracy"]).reset_index()
     paired = Paired(metrics["accuracy"], first)
-    headings, found = table_rows(own, [], metrics, "label", paired=paired)
-    return pd.DataFrame([row.cells for row in found], columns=headings).set_index("label")
+    headings, lines = table_rows(own, [], metrics, "label", paired=paired)
+    return pd.DataFrame([row.cells for row in lines], columns=headings).set_index("label")
 
 
 if __name__ == "__main__":

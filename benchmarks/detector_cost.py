@@ -46,8 +46,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
     tasks = {"classify": lambda: predict(method, method.score, images, device=device)}
-    found = build_detectors(tuple(DETECTORS), method, train, DetectorConfig(), device)
-    for name, detector in found.items():
+    detectors = build_detectors(tuple(DETECTORS), method, train, DetectorConfig(), device)
+    for name, detector in detectors.items():
         tasks[name] = lambda detector=detector: detector(extract_outputs(method, images, device))
     table = pd.DataFrame(measure(tasks, arguments.turns))
     table["method"], table["backbone"] = arguments.method, arguments.backbone

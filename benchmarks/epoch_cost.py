@@ -105,18 +105,18 @@ def measured(case: str, turns: int) -> list[dict[str, object]]:
         {
             "case": case,
             "way": name,
-            "images_per_second": round(count / statistics.median(wall for wall, _ in found)),
+            "images_per_second": round(count / statistics.median(wall for wall, _ in values)),
             **{
                 f"{what}_over_plain_loop": round(
                     statistics.median(
-                        one[k] / two[k] for one, two in zip(found, base, strict=True)
+                        one[k] / two[k] for one, two in zip(values, base, strict=True)
                     ),
                     3,
                 )
                 for k, what in enumerate(("wall", "cpu"))
             },
         }
-        for name, found in taken.items()
+        for name, values in taken.items()
     ]
 
 

@@ -73,12 +73,12 @@ def compared(folder: Path, size: int) -> list[list[object]]:
     with TemporaryDirectory() as cache:
         images, first = packed(folder, size, Path(cache) / "images.npy")
         ours(images)  # so that both have the files in the system's cache
-        found = {f"ImageFolder, {w} workers": theirs(folder, size, w) for w in WORKERS}
-        best = min(found.values())
-        found |= {"ours, decoding once": first, "ours, an epoch": ours(images)}
+        times = {f"ImageFolder, {w} workers": theirs(folder, size, w) for w in WORKERS}
+        best = min(times.values())
+        times |= {"ours, decoding once": first, "ours, an epoch": ours(images)}
     return [
         [what, size, f"{len(images) / seconds:.0f}", f"{best / seconds:.2f}"]
-        for what, seconds in found.items()
+        for what, seconds in times.items()
     ]
 
 

@@ -52,9 +52,9 @@ def main() -> None:
             compileall.compile_dir(tree / "src", quiet=1)
         for turn in range(arguments.runs):
             for label, tree in trees.items():
-                found = once(tree, arguments.run)
-                rows += [{"tree": label, "turn": turn, **row} for row in found]
-                print(label, {row["part"]: round(row["seconds"], 2) for row in found}, flush=True)
+                seconds = once(tree, arguments.run)
+                rows += [{"tree": label, "turn": turn, **row} for row in seconds]
+                print(label, {row["part"]: round(row["seconds"], 2) for row in seconds}, flush=True)
     table = by_part(pd.DataFrame(rows))
     table["command"], table["against"] = " ".join(arguments.run), arguments.against
     table["runs"], table["cores"] = arguments.runs, os.cpu_count()

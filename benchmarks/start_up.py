@@ -52,8 +52,8 @@ def main():
             "COLUMNS": "200",
         }
         once(environment)
-        found = [once(environment) for _ in range(arguments.runs)]
-    first, whole = zip(*found, strict=True)
+        times = [once(environment) for _ in range(arguments.runs)]
+    first, whole = zip(*times, strict=True)
     row = {
         "runs": arguments.runs,
         "first_node_seconds": statistics.median(first),

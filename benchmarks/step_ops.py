@@ -88,8 +88,8 @@ class Calls(TorchDispatchMode):
 
 def _masked(args: Any) -> bool:
     """Return whether an index is a mask, whose places are to be found first."""
-    found = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
-    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in found)
+    written = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in written)
 
 
 def noise(base: dict[str, Any], outliers: int = 1024) -> Prepared:
@@ -184,14 +184,14 @@ def _launched(images: Tensor, *drawn: object) -> Tensor:
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    found = labels.new_zeros(*labels.shape, num_classes)
-    return found.scatter_(-1, labels.unsqueeze(-1), 1)
+    encoded = labels.new_zeros(*labels.shape, num_classes)
+    return encoded.scatter_(-1, labels.unsqueeze(-1), 1)
 
 
 def rows(environment: str, asked: list[str], changes: list[str]) -> pd.DataFrame:
     """Return a row a method, or variant of one."""
     base = parameters(environment, ["training.precision=bfloat16", "device=cpu", *changes])
-    data, inputs, found = noise(base), dict[Any, dict[str, Any]](), list[dict[str, Any]]()
+    data, inputs, table = noise(base), dict[Any, dict[str, Any]](), list[dict[str, Any]]()
     for variant in asked:
         label, method, own = Variant.parse(variant)
         torch.manual_seed(0)
@@ -203,9 +203,9 @@ def rows(environment: str, asked: list[str], changes: list[str]) -> pd.DataFrame
         key = repr((stage.pair, stage.mix, stage.outliers, training.stream.views, how.augment))
         if key not in inputs:
             inputs[key] = of_input(training)
-        found.append({"method": label, "stage": stage.name, **of_step(training), **inputs[key]})
-        print(found[-1], flush=True)
-    return pd.DataFrame(found).assign(environment=environment, torch=torch.__version__)
+        table.append({"method": label, "stage": stage.name, **of_step(training), **inputs[key]})
+        print(table[-1], flush=True)
+    return pd.DataFrame(table).assign(environment=environment, torch=torch.__version__)
 
 
 def main() -> None:

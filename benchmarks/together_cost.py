@@ -45,8 +45,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
-    found = list(rows(arguments, device))
-    table = pd.DataFrame({**row, **facts(arguments, device)} for row in found)
+    lines = list(rows(arguments, device))
+    table = pd.DataFrame({**row, **facts(arguments, device)} for row in lines)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False)
     print(table.T.to_string())

@@ -61,13 +61,13 @@ class GroupedNorm(torch.autograd.Function):
     def vmap(info: Any, dims: Any, x: Tensor, *given: Any) -> tuple[Tensor, int]:
         """Return the same of K networks, with their number as the second dimension."""
         of_all = [one.reshape(-1) if isinstance(one, Tensor) else one for one in given]
-        found = batch_norm(x.movedim(dims[0], 1).flatten(1, 2), *of_all)
-        return found.unflatten(1, (info.batch_size, -1)), 1
+        normalized = batch_norm(x.movedim(dims[0], 1).flatten(1, 2), *of_all)
+        return normalized.unflatten(1, (info.batch_size, -1)), 1
 
 
 def grouped(x: Tensor, mean: Any, variance: Any, *rest: Any, **more: Any) -> Any:
-    found: Any = GroupedNorm.apply(x, mean, variance, *rest, *more.values())  # type: ignore[no-untyped-call]
-    return found
+    normalized: Any = GroupedNorm.apply(x, mean, variance, *rest, *more.values())  # type: ignore[no-untyped-call]
+    return normalized
 
 
 def stack(parts: Sequence[Any]) -> Any:
@@ -112,8 +112,8 @@ class Stacked:
 
         def one(held: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
             named = {f"method.{name}": tensor for name, tensor in held.items()}
-            found: Any = torch.func.functional_call(taken.loss, named, (Batch(**own), 0.5))
-            return found
+            terms: Any = torch.func.functional_call(taken.loss, named, (Batch(**own), 0.5))
+            return terms
 
         with autocast(self.first.config, self.first.device, exact=exact):
             terms = torch.vmap(one, randomness="different")(self.held, given)
@@ -131,8 +131,8 @@ def as_one_operation(wanted: bool) -> Iterator[None]:
 def few(training: Training) -> Batch:
     """Return some images of a batch: what is called does not depend on how many."""
     (batch,) = training.batches(1)
-    found, _ = next(parts(batch, max(len(batch.labels) // IMAGES, 1)))
-    return training.taken.objective.prepare(found)
+    part, _ = next(parts(batch, max(len(batch.labels) // IMAGES, 1)))
+    return training.taken.objective.prepare(part)
 
 
 def count(way: str, trainings: Sequence[Training]) -> dict[str, int]:
@@ -166,7 +166,7 @@ def rows(
 ) -> pd.DataFrame:
     """Return a row a method, way and number of networks."""
     base = parameters(environment, ["training.precision=float32", "device=cpu", *changes])
-    data, found = noise(base), []
+    data, lines = noise(base), []
     for variant in asked:
         label, method, own = Variant.parse(variant)
         config = ExperimentConfig.resolve(method, updated(base, own))
@@ -176,9 +176,9 @@ def rows(
                 torch.manual_seed(0)
                 trainings = [Training(each, data) for each in configs]
                 row = {"method": label, "networks": number, "way": way}
-                found.append({**row, **count(way, trainings)})
-                print(found[-1], flush=True)
-    table = pd.DataFrame(found)
+                lines.append({**row, **count(way, trainings)})
+                print(lines[-1], flush=True)
+    table = pd.DataFrame(lines)
     single = table[table["networks"] == 1].set_index("method")["launches"]
     table["launches_over_one"] = (table["launches"] / table["method"].map(single)).round(2)
     return table.assign(environment=environment, torch=torch.__version__)
@@ -192,8 +192,8 @@ def main() -> None:
     parser.add_argument("--params", nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = rows(arguments.env, arguments.methods, arguments.networks, arguments.params)
-    found.to_csv(arguments.out, index=False)
+    table = rows(arguments.env, arguments.methods, arguments.networks, arguments.params)
+    table.to_csv(arguments.out, index=False)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def measured(values, prepared, folder, tracked):
 
     def train(self, config, report, number):
         started, aside[0] = time.monotonic(), 0.0
-        found = once(self, config, timed(report), number)
+        outcome = once(self, config, timed(report), number)
         trained.append(time.monotonic() - started - aside[0])
-        return found
+        return outcome
 
     task = Task(
         parameters=values,

@@ -93,7 +93,7 @@ class Pack(BaseModel):
         for name in studies:
             if name not in known:
                 raise UserError(unknown("study of this pack", name, sorted(known)))
-        found = [
+        jobs = [
             entry
             for name in studies
             for entry in self.entries
@@ -101,16 +101,16 @@ class Pack(BaseModel):
             and (not envs or entry.env in envs)
             and (not ratios or entry.data.imbalance_ratio in ratios)
         ]
-        if not found:
+        if not jobs:
             raise UserError(f"the pack has {', '.join(studies)} in no such environment or ratio")
-        labels = {label for entry in found for label in entry.arms}
+        labels = {label for entry in jobs for label in entry.arms}
         for label in arms - labels:
             raise UserError(unknown("arm", label, sorted(labels)))
         return [
             entry.model_copy(update={"arms": {n: a for n, a in entry.arms.items() if n in arms}})
             if arms
             else entry
-            for entry in found
+            for entry in jobs
         ]
 
 
@@ -130,13 +130,13 @@ class Job(NamedTuple):
 
 def jobs(entries: Sequence[Entry], seeds: Sequence[int], device: str) -> list[Job]:
     """Return the runs of all ``entries``, seed by seed; what several have is there once."""
-    found: dict[str, Job] = {}
+    known: dict[str, Job] = {}
     for seed in seeds:
         for entry in entries:
             for label in entry.arms:
                 name = key(entry.experiment(label, seed, device))
-                found.setdefault(name, Job(entry, label, seed, name))
-    return list(found.values())
+                known.setdefault(name, Job(entry, label, seed, name))
+    return list(known.values())
 
 
 def command() -> str:

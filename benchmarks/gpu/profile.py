@@ -60,12 +60,12 @@ def look(training: steps.Training, count: int, rows: int) -> Iterator[str]:
     cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
     with profile(activities=[ProfilerActivity.CPU, *cuda]) as seen:
         steps.clock(some, device)
-    found = seen.key_averages()
+    averages = seen.key_averages()
     if cuda:
-        busy = sum(event.self_device_time_total for event in found) / 1e6
+        busy = sum(event.self_device_time_total for event in averages) / 1e6
         yield f"the GPU is busy for {busy / seconds:.0%} of the time"
-        yield found.table(sort_by="self_device_time_total", row_limit=rows)
-    yield found.table(sort_by="self_cpu_time_total", row_limit=rows)
+        yield averages.table(sort_by="self_device_time_total", row_limit=rows)
+    yield averages.table(sort_by="self_cpu_time_total", row_limit=rows)
     yield by_function(some, device, rows)
 
 

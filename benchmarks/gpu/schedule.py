@@ -56,8 +56,8 @@ class Queue:
 
     def first(self, key: str) -> Path | None:
         """Return where the first stage of a run is kept, None where it is its own."""
-        found = self.store.shared(self.plans[key], self.plans[key].stages[0])
-        return found and found.path
+        file = self.store.shared(self.plans[key], self.plans[key].stages[0])
+        return file and file.path
 
     def told(self, job: Job, said: Epoch) -> None:
         """Take up that an epoch is over."""
@@ -128,7 +128,7 @@ def _arm(plan: Experiment) -> str:
 def _outcome(said: Finished | Failed) -> str:
     if isinstance(said, Failed):
         return f"failed: {said.reason}"
-    found, seconds = said.metrics, said.facts["wall_seconds"]
-    best = found.get("best_epoch/test/accuracy")
+    metrics, seconds = said.metrics, said.facts["wall_seconds"]
+    best = metrics.get("best_epoch/test/accuracy")
     also = "" if best is None else f", best epoch {100 * best:.1f}"
-    return f"{100 * found['test/accuracy']:.1f} %{also}; {seconds:.0f} s"
+    return f"{100 * metrics['test/accuracy']:.1f} %{also}; {seconds:.0f} s"

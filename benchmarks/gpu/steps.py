@@ -137,11 +137,11 @@ class _Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            leaves = tree_leaves((args, kwargs, found))
+            leaves = tree_leaves((args, kwargs, result))
             self.bytes += sum(x.nbytes for x in leaves if isinstance(x, Tensor))
-        return found
+        return result
 
 
 def plain_loop(

@@ -163,12 +163,12 @@ def best_of(folder: Path) -> tuple[int, bool]:
     """Return how many runs at once were fastest in ``folder``'s throughput.csv, and if by MPS."""
     path = folder / "throughput.csv"
     parts = pd.read_csv(path)[["part", "value"]] if path.exists() else pd.DataFrame()
-    found = [
+    rows = [
         (value, int(told[1]), told[2] == "by MPS")
         for part, value in parts.itertuples(index=False)
         if (told := AT_ONCE.fullmatch(part))
     ]
-    return max(found)[1:] if found else (8, True)
+    return max(rows)[1:] if rows else (8, True)
 
 
 def _metrics(row: Mapping[str, Any]) -> Values:

@@ -57,11 +57,11 @@ def main(arguments: argparse.Namespace) -> None:
     labels = arguments.arms or list(entry.arms)
     configs = {label: told(entry.arms[label], arguments) for label in labels}
     device, rows = choose_device(arguments.device), []
-    for found in measure(configs, entry.prepared(arguments.pack), device, arguments):
-        rows.append(found)
+    for line in measure(configs, entry.prepared(arguments.pack), device, arguments):
+        rows.append(line)
         write(rows, arguments.out / "throughput.csv", device)
-    for found in side_by_side(entry, configs, arguments):
-        rows.append(found)
+    for line in side_by_side(entry, configs, arguments):
+        rows.append(line)
         write(rows, arguments.out / "throughput.csv", device)
     print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:,.4g}".format))
 

@@ -58,8 +58,8 @@ def write(source: Source, needed: Tensor, folder: Path) -> None:
 @lru_cache(maxsize=1)
 def read(folder: Path) -> Source:
     """Return the source of ``folder``; training images that were not needed are black."""
-    with np.load(folder / LABELS) as found:
-        known = {name: torch.from_numpy(found[name]) for name in found.files}
+    with np.load(folder / LABELS) as stored:
+        known = {name: torch.from_numpy(stored[name]) for name in stored.files}
     names, shape = tuple(json.loads((folder / NAMES).read_text())), known["shape"].tolist()
     images = torch.zeros(len(known["train"]), *shape, dtype=torch.uint8)
     images[known["needed"]] = _untiled(folder, "train", shape, len(known["needed"]))
