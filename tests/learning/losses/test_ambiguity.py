@@ -38,9 +38,9 @@ def softmax_by_hand(values):
 @pytest.mark.parametrize("tau", [0.1, 1.0, 8.0, 100.0])
 def test_energy_by_hand(tau):
     z = noise(4, 3, 5)
-    found = ambiguity.energy(z, tau)
+    energies = ambiguity.energy(z, tau)
     wanted = [[energy_by_hand(row, tau) for row in sample] for sample in z.tolist()]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
+    torch.testing.assert_close(energies, torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_energy_at_the_ends_of_tau():
@@ -54,11 +54,11 @@ def test_energy_at_the_ends_of_tau():
 def test_energy_of_large_logits_is_finite_and_between_its_bounds(z, tau):
     for dtype in (torch.float32, torch.float64):
         logits = torch.tensor(z, dtype=dtype)
-        found = ambiguity.energy(logits, tau)
-        assert found.isfinite()
+        energies = ambiguity.energy(logits, tau)
+        assert energies.isfinite()
         slack = 1e-2 if dtype == torch.float32 else 1e-7
-        assert found <= -logits.max() + slack
-        assert found >= -logits.max() - tau * math.log(len(z)) - slack
+        assert energies <= -logits.max() + slack
+        assert energies >= -logits.max() - tau * math.log(len(z)) - slack
 
 
 @given(st.floats(-100, 100), TAUS, st.integers(0, 99))
@@ -134,13 +134,13 @@ def test_weights_of_the_worked_example():
 @pytest.mark.parametrize("mode", ["softmax", "scaled_softmax"])
 def test_every_expert_is_normalised_over_the_batch_by_itself(mode):
     energies = noise(6, 3)
-    found = ambiguity.ambiguity_weight(energies, mode)
+    weights = ambiguity.ambiguity_weight(energies, mode)
     factor = 6 if mode == "scaled_softmax" else 1
     for k in range(3):
         wanted = [1 + factor * share for share in softmax_by_hand(energies[:, k].tolist())]
-        assert found[:, k].tolist() == pytest.approx(wanted)
+        assert weights[:, k].tolist() == pytest.approx(wanted)
         torch.testing.assert_close(
-            found[:, k], ambiguity.ambiguity_weight(energies[:, k].clone(), mode)
+            weights[:, k], ambiguity.ambiguity_weight(energies[:, k].clone(), mode)
         )
 
 
@@ -152,16 +152,16 @@ def test_every_expert_is_normalised_over_the_batch_by_itself(mode):
 def test_weights_sum_up_rise_with_energy_and_know_no_common_shift(values, shift, mode):
     for dtype, slack in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
         energies = torch.tensor(values, dtype=dtype)
-        found = ambiguity.ambiguity_weight(energies, mode)
+        weights = ambiguity.ambiguity_weight(energies, mode)
         count = len(values)
-        assert found.isfinite().all()
-        assert (found >= 1).all()
+        assert weights.isfinite().all()
+        assert (weights >= 1).all()
         total = 2 * count if mode == "scaled_softmax" else count + 1
-        assert found.sum().item() == pytest.approx(total, rel=slack)
+        assert weights.sum().item() == pytest.approx(total, rel=slack)
         order = energies.argsort()
-        assert (found[order].diff() >= 0).all()
+        assert (weights[order].diff() >= 0).all()
     moved = ambiguity.ambiguity_weight(energies + shift, mode)
-    torch.testing.assert_close(moved, found, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(moved, weights, rtol=1e-7, atol=1e-7)
 
 
 @settings(max_examples=25)
@@ -179,18 +179,18 @@ def test_only_the_scaled_weight_is_free_of_the_batch_size(values, copies):
 
 def test_weights_from_class_means_are_those_of_the_labels():
     labels, class_energy = torch.tensor([2, 0, 2, 1, 3]), noise(3, 4)
-    found = ambiguity.ambiguity_weight(
+    weights = ambiguity.ambiguity_weight(
         noise(5, 3), "class_means", class_energy=class_energy, labels=labels
     )
-    assert found.shape == (5, 3)
+    assert weights.shape == (5, 3)
     for k in range(3):
         by_class = [1 + 4 * share for share in softmax_by_hand(class_energy[k].tolist())]
         assert sum(by_class) / 4 == pytest.approx(2)
-        assert found[:, k].tolist() == pytest.approx([by_class[y] for y in labels.tolist()])
+        assert weights[:, k].tolist() == pytest.approx([by_class[y] for y in labels.tolist()])
     alone = ambiguity.ambiguity_weight(
         noise(5), "class_means", class_energy=class_energy[0], labels=labels
     )
-    torch.testing.assert_close(alone, found[:, 0])
+    torch.testing.assert_close(alone, weights[:, 0])
 
 
 def test_class_means_without_their_means_are_refused():
@@ -203,16 +203,16 @@ def test_class_means_without_their_means_are_refused():
 def test_constant_weights():
     assert ambiguity.ambiguity_weight(noise(2, 3), "none").tolist() == [[1.0] * 3] * 2
     assert ambiguity.ambiguity_weight(noise(2, 3), "constant").tolist() == [[2.0] * 3] * 2
-    found = ambiguity.ambiguity_weight(noise(2), "constant", constant=1.5)
-    assert found.tolist() == [1.5] * 2
+    weights = ambiguity.ambiguity_weight(noise(2), "constant", constant=1.5)
+    assert weights.tolist() == [1.5] * 2
 
 
 @pytest.mark.parametrize("mode", get_args(Ambiguity))
 def test_an_empty_batch_has_no_weights(mode):
-    found = ambiguity.ambiguity_weight(
+    weights = ambiguity.ambiguity_weight(
         noise(0, 3), mode, class_energy=noise(3, 4), labels=torch.zeros(0).long()
     )
-    assert found.shape == (0, 3)
+    assert weights.shape == (0, 3)
 
 
 # running class means
@@ -222,16 +222,16 @@ def test_class_means_follow_those_of_the_batch_and_absent_classes_stay():
     previous, energies = noise(2, 4), noise(6, 2, seed=1)
     labels = torch.tensor([3, 0, 3, 3, 1, 0])
     before = previous.clone()
-    found = ambiguity.class_mean_energy(previous, energies, labels, 0.9)
+    means = ambiguity.class_mean_energy(previous, energies, labels, 0.9)
     assert torch.equal(previous, before), "the input stays"
     for k in range(2):
-        assert found[k, 2] == previous[k, 2]
+        assert means[k, 2] == previous[k, 2]
         for c in (0, 1, 3):
             rows = [energies[b, k].item() for b in range(6) if labels[b] == c]
             wanted = 0.9 * previous[k, c].item() + 0.1 * math.fsum(rows) / len(rows)
-            assert found[k, c].item() == pytest.approx(wanted)
+            assert means[k, c].item() == pytest.approx(wanted)
     alone = ambiguity.class_mean_energy(previous[1], energies[:, 1], labels, 0.9)
-    torch.testing.assert_close(alone, found[1])
+    torch.testing.assert_close(alone, means[1])
 
 
 def test_class_means_converge_and_have_no_gradient():
@@ -250,12 +250,12 @@ def test_class_means_converge_and_have_no_gradient():
 
 def test_equation_9_by_hand():
     z, weight, shift = noise(4, 3, 5), noise(4, 3, seed=1), noise(3, 5, seed=2)
-    found = ambiguity.adjusted_logits(z, weight, shift)
+    adjusted = ambiguity.adjusted_logits(z, weight, shift)
     for b in range(4):
         for k in range(3):
             for c in range(5):
                 wanted = z[b, k, c] + weight[b, k] * shift[k, c]
-                assert found[b, k, c].item() == pytest.approx(wanted.item())
+                assert adjusted[b, k, c].item() == pytest.approx(wanted.item())
 
 
 @pytest.mark.parametrize(("mode", "tau"), [("none", 1.0), ("constant", 2.0)])
@@ -264,19 +264,19 @@ def test_with_a_constant_weight_it_is_plain_logit_adjustment(mode, tau):
     log_prior = torch.tensor([500.0, 100, 30, 10, 5]).double().softmax(0).log()
     weight = ambiguity.ambiguity_weight(ambiguity.energy(z, 8.0), mode)
     adjusted = ambiguity.adjusted_logits(z, weight, log_prior.expand(3, 5))
-    found = by_expert(adjusted, labels)
+    losses = by_expert(adjusted, labels)
     for k in range(3):
         plain = logit_adjusted(z[:, k], labels, log_prior, tau)
-        torch.testing.assert_close(found[:, k], plain, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(losses[:, k], plain, rtol=1e-14, atol=1e-14)
 
 
 def test_ambiguous_samples_get_larger_margins_for_rare_classes():
     shift = torch.tensor([[0.9, 0.1]]).log()
     z = torch.zeros(2, 1, 2)
-    found = by_expert(
+    losses = by_expert(
         ambiguity.adjusted_logits(z, torch.tensor([[1.0], [2.0]]), shift), torch.tensor([1, 1])
     )
-    assert found[1, 0] > found[0, 0]
+    assert losses[1, 0] > losses[0, 0]
 
 
 # gradients, types, devices
@@ -316,12 +316,12 @@ def test_half_precision_logits_are_treated_in_single_precision():
     exact = ambiguity.energy(z.double(), 8.0)
     shift = noise(3, 10, seed=1).float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = ambiguity.energy(z, 8.0)
-        weight = ambiguity.ambiguity_weight(found, "scaled_softmax")
+        energies = ambiguity.energy(z, 8.0)
+        weight = ambiguity.ambiguity_weight(energies, "scaled_softmax")
         adjusted = ambiguity.adjusted_logits(z, weight, shift)
         terms = ambiguity.energy_terms(z, z.float().softmax(-1), 8.0)
-    assert {t.dtype for t in (found, weight, adjusted, *terms)} == {torch.float32}
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+    assert {t.dtype for t in (energies, weight, adjusted, *terms)} == {torch.float32}
+    torch.testing.assert_close(energies.double(), exact, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(sum(terms).double(), -exact, rtol=1e-5, atol=1e-4)
     wanted = ambiguity.ambiguity_weight(exact, "scaled_softmax")
     torch.testing.assert_close(weight.double(), wanted, rtol=1e-4, atol=1e-4)

@@ -75,8 +75,8 @@ def test_an_asymmetric_loss_by_its_equations():
     p = logits.sigmoid()
     lowered = (p - 0.05).clamp(min=0)
     wanted = targets * (1 - p) * p.log() + (1 - targets) * lowered**4 * (1 - lowered).log()
-    found = binary.asymmetric(logits, targets, 1, 4, 0.05)
-    torch.testing.assert_close(found, -wanted)
+    losses = binary.asymmetric(logits, targets, 1, 4, 0.05)
+    torch.testing.assert_close(losses, -wanted)
     # easy absent labels cost nothing, and pull nowhere
     easy = torch.tensor([[-4.0]], requires_grad=True)
     loss = binary.asymmetric(easy, torch.zeros(1, 1), 1, 4, 0.05)
@@ -87,8 +87,8 @@ def test_an_asymmetric_loss_by_its_equations():
 def test_a_focal_loss_by_its_equation_and_without_an_exponent():
     logits, targets = some()
     p = torch.where(targets > 0, logits.sigmoid(), (-logits).sigmoid())
-    found = binary.sigmoid_focal(logits, targets, 2)
-    torch.testing.assert_close(found, -((1 - p) ** 2) * p.log())
+    loss = binary.sigmoid_focal(logits, targets, 2)
+    torch.testing.assert_close(loss, -((1 - p) ** 2) * p.log())
     torch.testing.assert_close(
         binary.sigmoid_focal(logits, targets, 0), binary.bce(logits, targets)
     )
@@ -99,8 +99,8 @@ def test_distribution_balanced_loss_is_the_released_code_s(gamma):
     criterion = build(binary.DistributionBalancedConfig(gamma=gamma))
     # which has a factor of 2 on the focal loss
     factor = 2 if gamma else 1
-    found = factor * criterion.by_class(LOGITS, LABELS.float())
-    torch.testing.assert_close(found, torch.tensor(RELEASED[gamma]), atol=1e-6, rtol=1e-4)
+    losses = factor * criterion.by_class(LOGITS, LABELS.float())
+    torch.testing.assert_close(losses, torch.tensor(RELEASED[gamma]), atol=1e-6, rtol=1e-4)
 
 
 def test_an_image_without_a_label_has_a_finite_loss_and_gradient():
@@ -116,8 +116,8 @@ def test_a_logit_adjusted_loss_expects_a_label_as_often_as_it_is_there():
     # at logits of 0 the probability is the label's frequency
     criterion = build(binary.LogitAdjustedBceConfig())
     share = torch.tensor(COUNTS).double() / IMAGES
-    found = criterion(torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.uint8))
-    torch.testing.assert_close(found, -share.log().sum()[None], rtol=1e-6, atol=1e-6)
+    loss = criterion(torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.uint8))
+    torch.testing.assert_close(loss, -share.log().sum()[None], rtol=1e-6, atol=1e-6)
     everywhere = LongTail((50, 1), ("a", "b"), ("many", "few"), "by hand", 50)
     assert binary.log_odds(everywhere).isfinite().all()
 

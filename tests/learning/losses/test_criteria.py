@@ -218,7 +218,7 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_in_training_
             difficulty=difficulty,
         )  # fmt: skip
         assert built.epoch_metrics() == {"difficulty/size_correlation": 0}
-        for wrong, found in (([0, 1, 2, 3, 4], -1), ([4, 3, 2, 1, 0], 1)):
+        for wrong, sign in (([0, 1, 2, 3, 4], -1), ([4, 3, 2, 1, 0], 1)):
             labels = torch.arange(5).repeat_interleave(4)
             right = torch.cat([torch.arange(4) >= n for n in wrong])
             logits = torch.eye(5)[torch.where(right, labels, (labels + 1) % 5)]
@@ -226,7 +226,7 @@ def test_difficulty_and_class_size_are_followed_and_a_turn_is_noted_in_training_
             show(logits, labels)
             built.end_epoch()
             value = built.epoch_metrics()["difficulty/size_correlation"]
-            assert value == pytest.approx(found, abs=1e-5)
+            assert value == pytest.approx(sign, abs=1e-5)
         assert len(built.notes()) == noted
 
 
@@ -272,7 +272,7 @@ def test_the_contrast_is_single_precision_under_autocast(dtype):
     built, seen = criterion(name="balanced_contrastive"), outputs()
     with torch.autocast("cpu", dtype=dtype):
         projected = built.project(seen.features.reshape(9, 8))
-        found = built.terms(seen, LABELS)["contrast"]
+        contrast = built.terms(seen, LABELS)["contrast"]
     assert projected.dtype == dtype
     wanted = losses.balanced_contrastive(
         F.normalize(projected.float(), dim=1).view(3, 3, -1)[1:],
@@ -280,8 +280,8 @@ def test_the_contrast_is_single_precision_under_autocast(dtype):
         F.normalize(built.project_centres(seen.prototypes), dim=1),
         0.1,
     )
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, 0.6 * wanted.mean())
+    assert contrast.dtype == torch.float32
+    torch.testing.assert_close(contrast, 0.6 * wanted.mean())
 
 
 def test_balanced_contrastive_without_views_is_refused():

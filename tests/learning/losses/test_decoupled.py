@@ -45,10 +45,10 @@ def smoothing_by_hand(count, least, most, head, tail, shape, power):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smoothing_by_hand(shape):
-    found = decoupled.class_smoothing(COUNTS, 0.4, 0.1, shape, 3.0)
+    smoothing = decoupled.class_smoothing(COUNTS, 0.4, 0.1, shape, 3.0)
     wanted = [smoothing_by_hand(n, 5, 500, 0.4, 0.1, shape, 3.0) for n in COUNTS.tolist()]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
-    assert (found[0].item(), found[3].item()) == pytest.approx((0.4, 0.1))
+    torch.testing.assert_close(smoothing, torch.tensor(wanted, dtype=torch.float64))
+    assert (smoothing[0].item(), smoothing[3].item()) == pytest.approx((0.4, 0.1))
 
 
 @given(
@@ -63,10 +63,10 @@ def test_smoothing_rises_with_the_number_of_images_from_tail_to_head(counts, end
         shape: decoupled.class_smoothing(counted, head, tail, shape, power) for shape in SHAPES
     }
     order = counted.argsort()
-    for found in by_shape.values():
-        assert (found[order].diff() >= -1e-12).all()
-        assert found.max().item() == pytest.approx(head)
-        assert len(set(counts)) == 1 or found.min().item() == pytest.approx(tail)
+    for smoothing in by_shape.values():
+        assert (smoothing[order].diff() >= -1e-12).all()
+        assert smoothing.max().item() == pytest.approx(head)
+        assert len(set(counts)) == 1 or smoothing.min().item() == pytest.approx(tail)
     assert (by_shape["concave"] >= by_shape["linear"] - 1e-12).all()
     assert (by_shape["linear"] >= by_shape["convex"] - 1e-12).all()
 
@@ -89,16 +89,16 @@ def test_smoothed_cross_entropy_is_that_to_the_smoothed_targets():
     for row, label in enumerate(LABELS.tolist()):
         targets[row] = smoothing[label] / 4
         targets[row, label] = 1 - smoothing[label] + smoothing[label] / 4
-    found = decoupled.label_aware_smoothing(scores, LABELS, smoothing)
-    torch.testing.assert_close(found, F.cross_entropy(scores, targets, reduction="none"))
+    loss = decoupled.label_aware_smoothing(scores, LABELS, smoothing)
+    torch.testing.assert_close(loss, F.cross_entropy(scores, targets, reduction="none"))
 
 
 def test_equal_smoothing_is_torchs_label_smoothing_and_none_is_cross_entropy():
     scores = logits()
     for size in (0.0, 0.3):
-        found = decoupled.label_aware_smoothing(scores, LABELS, torch.full_like(scores[0], size))
+        loss = decoupled.label_aware_smoothing(scores, LABELS, torch.full_like(scores[0], size))
         wanted = F.cross_entropy(scores, LABELS, reduction="none", label_smoothing=size)
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(loss, wanted)
 
 
 def test_the_papers_targets_are_reached_by_a_larger_smoothing():
@@ -136,8 +136,8 @@ def p_mean_by_hand(scores, labels, log_prior, tau, p):
 @pytest.mark.parametrize("labels", [[0, 3, 0, 2, 0, 3, 2], [1] * 7, [0, 1, 2, 3, 0, 1, 2]])
 def test_geometric_mean_by_hand(tau, labels):
     labels = torch.tensor(labels)
-    found = decoupled.geometric_mean(logits(), labels, LOG_PRIOR, tau).mean()
-    assert found.item() == pytest.approx(geometric_by_hand(logits(), labels, LOG_PRIOR, tau))
+    loss = decoupled.geometric_mean(logits(), labels, LOG_PRIOR, tau).mean()
+    assert loss.item() == pytest.approx(geometric_by_hand(logits(), labels, LOG_PRIOR, tau))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 99), st.floats(0, 2))
@@ -166,20 +166,20 @@ def test_geometric_mean_of_any_batch(labels, seed, tau):
 def test_the_p_mean_of_any_batch(labels, seed, tau, p):
     labels, scores = torch.tensor(labels), logits(len(labels), 5, seed)
     log_prior = torch.linspace(-1, -4, 5, dtype=torch.float64)
-    found = decoupled.geometric_mean(scores, labels, log_prior, tau, p).mean()
-    assert found.item() == pytest.approx(p_mean_by_hand(scores, labels, log_prior, tau, p))
+    loss = decoupled.geometric_mean(scores, labels, log_prior, tau, p).mean()
+    assert loss.item() == pytest.approx(p_mean_by_hand(scores, labels, log_prior, tau, p))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_at_p_1_every_class_counts_the_same_and_its_images_share_alike(dtype):
     scores, prior = logits().to(dtype), LOG_PRIOR.to(dtype)
-    found = decoupled.geometric_mean(scores, LABELS, prior, 1.0, 1.0)
+    loss = decoupled.geometric_mean(scores, LABELS, prior, 1.0, 1.0)
     log_right = -losses.balanced_softmax(scores, LABELS, prior)
     for label in (0, 2, 3):
         mine = label == LABELS
         own = mine.sum().log() - log_right[mine].logsumexp(0)
         wanted = own * len(LABELS) / (3 * mine.sum())
-        torch.testing.assert_close(found[mine], wanted.expand(int(mine.sum())))
+        torch.testing.assert_close(loss[mine], wanted.expand(int(mine.sum())))
 
 
 def test_the_larger_p_the_more_the_worst_class_counts():
@@ -211,8 +211,8 @@ def test_a_batch_that_is_all_right_has_no_loss_and_no_gradient(p):
 
 def test_one_image_a_class_makes_the_geometric_mean_balanced_softmax():
     labels = torch.tensor([2, 0, 3, 1])
-    found = decoupled.geometric_mean(logits(4), labels, LOG_PRIOR, 1.0)
-    torch.testing.assert_close(found, losses.balanced_softmax(logits(4), labels, LOG_PRIOR))
+    loss = decoupled.geometric_mean(logits(4), labels, LOG_PRIOR, 1.0)
+    torch.testing.assert_close(loss, losses.balanced_softmax(logits(4), labels, LOG_PRIOR))
     plain = decoupled.geometric_mean(logits(4), labels, LOG_PRIOR, 0.0)
     torch.testing.assert_close(plain, losses.cross_entropy(logits(4), labels))
 
@@ -230,8 +230,8 @@ def test_copies_of_a_class_do_not_make_it_count_more():
     scores = logits()
     loss = decoupled.geometric_mean(scores, LABELS, LOG_PRIOR, 1.0).mean()
     again = torch.cat([torch.arange(7), (LABELS == 0).nonzero().squeeze(1)])
-    found = decoupled.geometric_mean(scores[again], LABELS[again], LOG_PRIOR, 1.0).mean()
-    torch.testing.assert_close(found, loss)
+    weighed = decoupled.geometric_mean(scores[again], LABELS[again], LOG_PRIOR, 1.0).mean()
+    torch.testing.assert_close(weighed, loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -281,10 +281,10 @@ def test_networks_side_by_side_have_the_losses_and_gradients_of_each_alone(value
     built = criterion(**values)
     stacked = torch.stack([logits(seed=seed).float() for seed in range(3)])
     side_by_side = torch.func.vmap(torch.func.grad(lambda z: built(z, LABELS).mean()))(stacked)
-    for found, scores in zip(side_by_side, stacked, strict=True):
+    for loss, scores in zip(side_by_side, stacked, strict=True):
         alone = scores.clone().requires_grad_()
         built(alone, LABELS).mean().backward()
-        torch.testing.assert_close(found, alone.grad)
+        torch.testing.assert_close(loss, alone.grad)
 
 
 def test_criteria_bind_the_losses_to_the_class_distribution():
@@ -321,10 +321,10 @@ def test_criteria_bind_the_losses_to_the_class_distribution():
 def test_the_geometric_mean_of_a_batch_is_its_term():
     terms = criterion(name="geometric_mean").terms(Outputs(logits().bfloat16()), LABELS)
     assert list(terms) == ["geometric_mean"]
-    found = terms["geometric_mean"]
-    assert (found.shape, found.dtype) == ((), torch.float32)
+    loss = terms["geometric_mean"]
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
     wanted = geometric_by_hand(logits().bfloat16(), LABELS, LOG_PRIOR, 1.0)
-    assert found.item() == pytest.approx(wanted, rel=1e-5)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_loss_of_the_batch_goes_with_outliers_and_not_with_experts():

@@ -19,8 +19,8 @@ HARD_TAIL, HARD_HEAD = torch.arange(6.0), -torch.arange(6.0)
 
 
 def figures(images):
-    found, total = with_group(SUMS, GROUP, images)
-    return (total / found).tolist()
+    means, total = with_group(SUMS, GROUP, images)
+    return (total / means).tolist()
 
 
 def test_a_figure_is_shrunk_towards_its_group_by_its_images():
@@ -31,9 +31,9 @@ def test_a_figure_is_shrunk_towards_its_group_by_its_images():
 
 def test_a_class_without_an_image_has_its_group_s_figure_and_a_group_without_one_none():
     sums = torch.tensor([[4.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    found = with_group(sums, torch.tensor([2, 2, 1]), 0.5)
-    assert (found[1] / found[0])[:2].tolist() == [0.25, 0.25]
-    assert found[:, 2].tolist() == [0, 0]
+    means = with_group(sums, torch.tensor([2, 2, 1]), 0.5)
+    assert (means[1] / means[0])[:2].tolist() == [0.25, 0.25]
+    assert means[:, 2].tolist() == [0, 0]
 
 
 def test_without_shrinkage_nothing_is_added():

@@ -53,27 +53,27 @@ def tensor(values):
 )
 def test_the_inverse_prior_reverses_the_ranks(counts, reversed_counts):
     total = sum(counts)
-    found = losses.inverse_prior(tensor(counts) / total)
-    torch.testing.assert_close(found * total, tensor(reversed_counts))
+    reversed_prior = losses.inverse_prior(tensor(counts) / total)
+    torch.testing.assert_close(reversed_prior * total, tensor(reversed_counts))
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.randoms())
 def test_the_inverse_prior_is_a_distribution_that_follows_its_classes(counts, random):
     prior = tensor(counts) / sum(counts)
-    found = losses.inverse_prior(prior)
-    assert found.sum().item() == pytest.approx(1)
+    reversed_prior = losses.inverse_prior(prior)
+    assert reversed_prior.sum().item() == pytest.approx(1)
     for a, b in itertools.combinations(range(len(counts)), 2):
         if counts[a] == counts[b]:
-            assert found[a] == found[b]
+            assert reversed_prior[a] == reversed_prior[b]
         else:
             more, fewer = (a, b) if counts[a] > counts[b] else (b, a)
-            assert found[more] <= found[fewer] + 1e-12
+            assert reversed_prior[more] <= reversed_prior[fewer] + 1e-12
     order = random.sample(range(len(counts)), len(counts))
-    torch.testing.assert_close(losses.inverse_prior(prior[order]), found[order])
+    torch.testing.assert_close(losses.inverse_prior(prior[order]), reversed_prior[order])
 
 
 def test_the_three_skills_by_hand():
-    found = losses.by_expert(logits() + losses.skill_shift(PRIOR, 2.0), LABELS)
+    skills = losses.by_expert(logits() + losses.skill_shift(PRIOR, 2.0), LABELS)
     inverse = [10 / 121, 1 / 121, 100 / 121, 10 / 121]
     weights = [
         [1.0] * 4,
@@ -83,15 +83,15 @@ def test_the_three_skills_by_hand():
     for b, k in itertools.product(range(2), range(3)):
         terms = [w * math.exp(z) for w, z in zip(weights[k], logits()[b, k].tolist(), strict=True)]
         wanted = -math.log(terms[LABELS[b]] / math.fsum(terms))
-        assert found[b, k].item() == pytest.approx(wanted, rel=1e-12)
+        assert skills[b, k].item() == pytest.approx(wanted, rel=1e-12)
 
 
 def test_with_equal_counts_every_skill_is_cross_entropy():
     equal = torch.full((4,), 0.25, dtype=torch.float64)
-    found = losses.by_expert(logits() + losses.skill_shift(equal, 2.0), LABELS)
+    skills = losses.by_expert(logits() + losses.skill_shift(equal, 2.0), LABELS)
     for k in range(3):
         plain = F.cross_entropy(logits()[:, k], LABELS, reduction="none")
-        torch.testing.assert_close(found[:, k], plain)
+        torch.testing.assert_close(skills[:, k], plain)
 
 
 def test_labels_that_name_no_class_are_refused():
@@ -101,7 +101,7 @@ def test_labels_that_name_no_class_are_refused():
 
 def test_stability_is_the_cosine_of_the_aggregated_predictions():
     one, other, weight = logits(seed=1), logits(seed=2), tensor([0.5, 0.3, 0.2])
-    found = losses.prediction_stability(one, other, weight)
+    stability = losses.prediction_stability(one, other, weight)
     for b in range(2):
         p, q = (
             softmax(
@@ -113,7 +113,9 @@ def test_stability_is_the_cosine_of_the_aggregated_predictions():
             for view in (one, other)
         )
         dot = math.fsum(x * y for x, y in zip(p, q, strict=True))
-        assert found[b].item() == pytest.approx(dot / math.hypot(*p) / math.hypot(*q), rel=1e-12)
+        assert stability[b].item() == pytest.approx(
+            dot / math.hypot(*p) / math.hypot(*q), rel=1e-12
+        )
     torch.testing.assert_close(
         losses.prediction_stability(one, one, weight), torch.ones(2).double()
     )
@@ -136,8 +138,8 @@ def test_temperatures_by_hand():
 def test_without_gamma_or_imbalance_all_temperatures_are_alpha():
     for rule in ("shift", "ratio"):
         for counts, gamma in ((COUNTS, 0.0), (torch.full((4,), 7.0).double(), 0.5)):
-            found = losses.class_temperature(counts, 2.0, gamma, rule)
-            torch.testing.assert_close(found, torch.full_like(found, 2.0))
+            temperature = losses.class_temperature(counts, 2.0, gamma, rule)
+            torch.testing.assert_close(temperature, torch.full_like(temperature, 2.0))
 
 
 def test_temperatures_that_are_none_are_refused():
@@ -156,28 +158,28 @@ def tempered(values):
 
 
 def test_diversity_from_the_others_by_hand():
-    found = losses.diversity(logits(), TEMPERATURE, "others")
+    diversity = losses.diversity(logits(), TEMPERATURE, "others")
     for b in range(2):
         p = [tempered(z) for z in logits()[b].tolist()]
         for i in range(3):
             wanted = math.fsum(kl(p[i], p[j]) for j in range(3) if j != i) / 2
-            assert found[b, i].item() == pytest.approx(wanted, rel=1e-9)
+            assert diversity[b, i].item() == pytest.approx(wanted, rel=1e-9)
 
 
 def test_diversity_from_the_mean_by_hand():
-    found = losses.diversity(logits(), TEMPERATURE, "mean")
+    diversity = losses.diversity(logits(), TEMPERATURE, "mean")
     for b in range(2):
         m = tempered(logits()[b].mean(0).tolist())
         for i in range(3):
             wanted = 0.95**2 * kl(m, tempered(logits()[b, i].tolist()))
-            assert found[b, i].item() == pytest.approx(wanted, rel=1e-9)
+            assert diversity[b, i].item() == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("target", ["mean", "others"])
 def test_alike_experts_have_no_diversity(target):
     same = logits(experts=1).expand(-1, 3, -1)
-    found = losses.diversity(same, TEMPERATURE, target)
-    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-14)
+    diversity = losses.diversity(same, TEMPERATURE, target)
+    torch.testing.assert_close(diversity, torch.zeros_like(diversity), rtol=0, atol=1e-14)
 
 
 def test_the_mean_has_no_gradient():
@@ -203,9 +205,9 @@ def test_the_gradients():
 
 
 def test_running_means():
-    found = losses.running_mean(logits())
+    means = losses.running_mean(logits())
     for k in range(3):
-        torch.testing.assert_close(found[:, k], logits()[:, : k + 1].mean(1))
+        torch.testing.assert_close(means[:, k], logits()[:, : k + 1].mean(1))
 
 
 # The means of two and three experts of [[4, 0], [-6, 0], [8, 0]] favour classes 1, 0; and so on.
@@ -245,9 +247,9 @@ def test_routing_labels_and_choices_are_those_of_a_loop():
 
 def test_the_routing_loss_by_hand():
     gates, needed = tensor([[0.3, -1.0]]), torch.tensor([[True, False]])
-    found = losses.routing_loss(gates, needed, 100.0)
+    loss = losses.routing_loss(gates, needed, 100.0)
     wanted = [-100 * math.log(1 / (1 + math.exp(-0.3))), -math.log(1 - 1 / (1 + math.exp(1.0)))]
-    torch.testing.assert_close(found, tensor([wanted]))
+    torch.testing.assert_close(loss, tensor([wanted]))
 
 
 def test_a_gate_at_zero_stops_and_those_behind_it_have_no_say():

@@ -33,14 +33,14 @@ def test_cross_entropy_by_hand():
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
 def test_logit_adjustment_by_hand(tau):
-    found = losses.logit_adjusted(LOGITS, LABELS, PRIOR.log(), tau)
-    torch.testing.assert_close(found, expected([p**tau for p in PRIOR.tolist()]))
+    loss = losses.logit_adjusted(LOGITS, LABELS, PRIOR.log(), tau)
+    torch.testing.assert_close(loss, expected([p**tau for p in PRIOR.tolist()]))
 
 
 def test_balanced_softmax_by_hand_and_as_logit_adjustment():
-    found = losses.balanced_softmax(LOGITS, LABELS, PRIOR.log())
-    torch.testing.assert_close(found, expected(COUNTS.tolist()))
-    torch.testing.assert_close(found, losses.logit_adjusted(LOGITS, LABELS, PRIOR.log(), 1.0))
+    loss = losses.balanced_softmax(LOGITS, LABELS, PRIOR.log())
+    torch.testing.assert_close(loss, expected(COUNTS.tolist()))
+    torch.testing.assert_close(loss, losses.logit_adjusted(LOGITS, LABELS, PRIOR.log(), 1.0))
 
 
 def test_equal_counts_leave_cross_entropy():
@@ -59,8 +59,8 @@ def test_class_balanced_weights_are_inverse_effective_numbers():
     # the effective number is the geometric sum 1 + beta + ... + beta^(n - 1)
     effective = [math.fsum(beta**k for k in range(int(n))) for n in COUNTS.tolist()]
     raw = torch.tensor([1 / e for e in effective], dtype=torch.float64)
-    found = losses.class_balanced_weight(COUNTS, beta)
-    torch.testing.assert_close(found, raw * 3 / raw.sum())
+    weights = losses.class_balanced_weight(COUNTS, beta)
+    torch.testing.assert_close(weights, raw * 3 / raw.sum())
 
 
 @given(st.lists(st.integers(1, 5000), min_size=2, max_size=20), st.floats(0.0, 0.9999))
@@ -88,10 +88,10 @@ def test_gradients():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_by_hand(gamma):
-    found = losses.focal(LOGITS, LABELS, gamma)
+    focal = losses.focal(LOGITS, LABELS, gamma)
     likely = [math.exp(-loss) for loss in expected([1, 1, 1]).tolist()]
     wanted = [-((1 - p) ** gamma) * math.log(p) for p in likely]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
+    torch.testing.assert_close(focal, torch.tensor(wanted, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -118,9 +118,9 @@ def test_difficulty_weights_by_hand():
 def test_a_class_of_unknown_difficulty_is_as_hard_as_the_others_on_average():
     accuracy = torch.tensor([0.8, 0.0, 0.4])
     known = torch.tensor([True, False, True])
-    found = losses.difficulty_weight(accuracy, known)
+    weights = losses.difficulty_weight(accuracy, known)
     full = losses.difficulty_weight(torch.tensor([0.8, 0.6, 0.4]), torch.ones(3).bool())
-    torch.testing.assert_close(found, full)
+    torch.testing.assert_close(weights, full)
 
 
 def test_difficulty_weights_of_equal_classes_are_one():
@@ -159,23 +159,23 @@ def unit(*shape, seed):
 @pytest.mark.parametrize("labels", [[0, 0, 2, 0, 1], [3, 3, 3, 3, 3], [0, 1, 2, 3, 0]])
 def test_balanced_contrast_by_hand(labels):
     views, prototypes = unit(2, 5, 6, seed=0), unit(4, 6, seed=1)
-    found = losses.balanced_contrastive(views, torch.tensor(labels), prototypes, 0.1)
+    loss = losses.balanced_contrastive(views, torch.tensor(labels), prototypes, 0.1)
     wanted = contrast_by_hand(views.tolist(), labels, prototypes.tolist(), 0.1)
-    assert found.tolist() == pytest.approx(wanted)
+    assert loss.tolist() == pytest.approx(wanted)
 
 
 def test_balanced_contrast_is_the_mean_of_views_and_knows_no_order():
     views, prototypes = unit(2, 6, 5, seed=2), unit(3, 5, seed=3)
     labels = torch.tensor([0, 1, 1, 2, 0, 0])
-    found = losses.balanced_contrastive(views, labels, prototypes, 0.2)
+    loss = losses.balanced_contrastive(views, labels, prototypes, 0.2)
     swapped = losses.balanced_contrastive(views.flip(0), labels, prototypes, 0.2)
-    torch.testing.assert_close(swapped, found)
+    torch.testing.assert_close(swapped, loss)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     shuffled = losses.balanced_contrastive(views[:, order], labels[order], prototypes, 0.2)
-    torch.testing.assert_close(shuffled, found[order])
+    torch.testing.assert_close(shuffled, loss[order])
     renamed = torch.tensor([2, 0, 1])  # class c is now called renamed[c]
     again = losses.balanced_contrastive(views, renamed[labels], prototypes[renamed.argsort()], 0.2)
-    torch.testing.assert_close(again, found)
+    torch.testing.assert_close(again, loss)
 
 
 def test_balanced_contrast_does_not_grow_with_the_copies_of_another_class():

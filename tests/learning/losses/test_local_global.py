@@ -100,13 +100,13 @@ def test_a_number_of_groups_that_cannot_be_is_refused(groups):
 
 def test_the_shifts_by_hand():
     member = local_global.half_groups(COUNTS, 2)
-    found = local_global.expert_shifts(PRIOR, member, 2.5)
+    shifts = local_global.expert_shifts(PRIOR, member, 2.5)
     log = [math.log(n / 161) for n in COUNTS.tolist()]
     top = math.log(100 / 161)
     wanted = [[top] * 5, [log[0], top, log[2], log[3], log[4]], [2.5 * value for value in log]]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
-    torch.testing.assert_close(found[:2], local_global.local_shift(PRIOR, member))
-    torch.testing.assert_close(found[2], local_global.global_shift(PRIOR, 2.5))
+    torch.testing.assert_close(shifts, torch.tensor(wanted, dtype=torch.float64))
+    torch.testing.assert_close(shifts[:2], local_global.local_shift(PRIOR, member))
+    torch.testing.assert_close(shifts[2], local_global.global_shift(PRIOR, 2.5))
 
 
 def test_no_class_outside_a_group_is_shifted_against_the_most_frequent():
@@ -119,9 +119,9 @@ def test_no_class_outside_a_group_is_shifted_against_the_most_frequent():
 def test_one_group_and_tau_1_are_balanced_softmax_twice():
     member = local_global.half_groups(COUNTS, 1)
     z, labels = noise(6, 2, 5), torch.arange(6) % 5
-    found = by_expert(z + local_global.expert_shifts(PRIOR, member, 1.0), labels)
+    adjusted = by_expert(z + local_global.expert_shifts(PRIOR, member, 1.0), labels)
     for k in range(2):
-        torch.testing.assert_close(found[:, k], balanced_softmax(z[:, k], labels, PRIOR.log()))
+        torch.testing.assert_close(adjusted[:, k], balanced_softmax(z[:, k], labels, PRIOR.log()))
 
 
 # the angular weight
@@ -130,15 +130,15 @@ def test_one_group_and_tau_1_are_balanced_softmax_twice():
 def weight_by_hand(logits, labels, scale, member):
     count, experts, _ = logits.shape
     group = [next(g for g, row in enumerate(member.tolist()) if row[y]) for y in labels.tolist()]
-    found = torch.empty(count, experts, dtype=torch.float64)
+    weights = torch.empty(count, experts, dtype=torch.float64)
     for k in range(experts):
         angles = [
             math.acos(min(max(logits[b, k, labels[b]].item() / scale, -1), 1)) for b in range(count)
         ]
         for b in range(count):
             mates = [angles[other] for other in range(count) if group[other] == group[b]]
-            found[b, k] = 1 + max(0.0, angles[b] - math.fsum(mates) / len(mates))
-    return found
+            weights[b, k] = 1 + max(0.0, angles[b] - math.fsum(mates) / len(mates))
+    return weights
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 999))
@@ -146,8 +146,8 @@ def test_angular_weights_are_those_of_a_loop(count, groups, seed):
     z = 30 * noise(count, 3, 5, seed=seed).tanh()
     labels = torch.randint(5, (count,), generator=torch.Generator().manual_seed(seed))
     member = local_global.half_groups(COUNTS, groups)
-    found = local_global.angular_weight(z, labels, 30.0, member)
-    torch.testing.assert_close(found, weight_by_hand(z, labels, 30.0, member))
+    weights = local_global.angular_weight(z, labels, 30.0, member)
+    torch.testing.assert_close(weights, weight_by_hand(z, labels, 30.0, member))
 
 
 def test_an_angular_weight_by_hand():
@@ -157,18 +157,18 @@ def test_an_angular_weight_by_hand():
     z = torch.zeros(4, 1, 3, dtype=torch.float64)
     z[torch.arange(4), 0, labels] = 16 * torch.deg2rad(degrees).cos()
     member = torch.tensor([[True, True, False], [False, False, True]])
-    found = local_global.angular_weight(z, labels, 16.0, member)
-    assert found[:, 0].tolist() == pytest.approx([1, 1, 1 + math.pi / 6, 1])
+    weights = local_global.angular_weight(z, labels, 16.0, member)
+    assert weights[:, 0].tolist() == pytest.approx([1, 1, 1 + math.pi / 6, 1])
     everyone = torch.ones(1, 3, dtype=torch.bool)  # the mean is 75 degrees
-    found = local_global.angular_weight(z, labels, 16.0, everyone)
-    assert found[:, 0].tolist() == pytest.approx([1, 1 + math.pi / 12, 1 + math.pi / 4, 1])
+    weights = local_global.angular_weight(z, labels, 16.0, everyone)
+    assert weights[:, 0].tolist() == pytest.approx([1, 1 + math.pi / 12, 1 + math.pi / 4, 1])
 
 
 def test_cosines_past_one_by_rounding_stay_finite():
     z = torch.tensor([[[30.0001, 0.0]], [[0.0, -30.0001]]])
     member = torch.ones(1, 2, dtype=torch.bool)
-    found = local_global.angular_weight(z, torch.tensor([0, 1]), 30.0, member)
-    torch.testing.assert_close(found[:, 0], torch.tensor([1.0, 1 + math.pi / 2]))
+    weights = local_global.angular_weight(z, torch.tensor([0, 1]), 30.0, member)
+    torch.testing.assert_close(weights[:, 0], torch.tensor([1.0, 1 + math.pi / 2]))
 
 
 def test_angular_weights_have_no_gradient_but_the_loss_has():
@@ -188,15 +188,15 @@ def test_half_precision_logits_are_weighed_in_single_precision():
     z = (10 * noise(16, 3, 5).tanh()).bfloat16()
     labels, member = torch.arange(16) % 5, local_global.half_groups(COUNTS, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        found = local_global.angular_weight(z, labels, 10.0, member)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), weight_by_hand(z.double(), labels, 10.0, member))
+        weights = local_global.angular_weight(z, labels, 10.0, member)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.double(), weight_by_hand(z.double(), labels, 10.0, member))
 
 
 def test_an_empty_batch_has_no_weights():
     member = local_global.half_groups(COUNTS, 2)
-    found = local_global.angular_weight(noise(0, 3, 5), torch.zeros(0).long(), 30.0, member)
-    assert found.shape == (0, 3)
+    weights = local_global.angular_weight(noise(0, 3, 5), torch.zeros(0).long(), 30.0, member)
+    assert weights.shape == (0, 3)
 
 
 def test_no_value_is_read_on_the_host():
@@ -210,11 +210,11 @@ def test_no_value_is_read_on_the_host():
 def test_shifts_for_many_priors_are_those_of_each():
     member = local_global.half_groups(COUNTS, 2)
     priors = noise(2, 4, 5).softmax(-1)
-    found = local_global.expert_shifts(priors, member, 2.5)
-    assert found.shape == (2, 4, 3, 5)
+    shifts = local_global.expert_shifts(priors, member, 2.5)
+    assert shifts.shape == (2, 4, 3, 5)
     for index in itertools.product(range(2), range(4)):
         torch.testing.assert_close(
-            found[index], local_global.expert_shifts(priors[index], member, 2.5)
+            shifts[index], local_global.expert_shifts(priors[index], member, 2.5)
         )
 
 

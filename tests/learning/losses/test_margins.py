@@ -45,17 +45,17 @@ def test_ldam_margin_by_hand():
 )
 def test_margins_grow_as_counts_fall(counts, k, tau):
     tensor = torch.tensor(counts, dtype=torch.float64)
-    for found in (margins.class_margin(tensor, k, tau), margins.ldam_margin(tensor, k)):
-        ranked = found[tensor.argsort()]
+    for margin in (margins.class_margin(tensor, k, tau), margins.ldam_margin(tensor, k)):
+        ranked = margin[tensor.argsort()]
         assert (ranked.diff() <= 1e-12).all()
-        assert found[tensor.argmin()].item() == pytest.approx(k)
+        assert margin[tensor.argmin()].item() == pytest.approx(k)
 
 
 def test_a_permutation_of_classes_permutes_the_margins():
     order = torch.tensor([2, 0, 3, 1])
-    found = margins.class_margin(LONGTAIL.counts, 0.1, 1.0)
+    margin = margins.class_margin(LONGTAIL.counts, 0.1, 1.0)
     moved = margins.class_margin(LONGTAIL.counts[order], 0.1, 1.0)
-    torch.testing.assert_close(moved, found[order])
+    torch.testing.assert_close(moved, margin[order])
 
 
 # image 0: right (class 1); image 1: a hard positive (class 3, but class 0 is nearer)
@@ -98,11 +98,11 @@ LABELS = torch.tensor([1, 3])
     ],
 )
 def test_each_margin_by_hand(values, wanted):
-    found = margin(**values)(LOGITS, LABELS)
-    target = found.gather(1, LABELS[:, None]).squeeze(1) / SCALE
+    loss = margin(**values)(LOGITS, LABELS)
+    target = loss.gather(1, LABELS[:, None]).squeeze(1) / SCALE
     assert target.tolist() == pytest.approx(wanted, abs=1e-7)
     others = torch.ones_like(LOGITS, dtype=torch.bool).scatter_(1, LABELS[:, None], False)
-    assert torch.equal(found[others], LOGITS[others])
+    assert torch.equal(loss[others], LOGITS[others])
 
 
 def test_of_equal_cosines_the_first_class_is_taken_for_the_nearest():
@@ -150,17 +150,17 @@ def test_past_pi_the_formula_rises_and_monotone_falls():
 @given(st.floats(1.0, 4.0))
 def test_the_multiplied_angle_falls_without_a_jump(factor):
     theta = torch.linspace(0.01, math.pi - 0.01, 3000, dtype=torch.float64)
-    found = margins.multiply_angle(theta.cos(), factor)
-    assert (found.diff() < 1e-9).all()
-    assert found.diff().abs().max() < 2 * factor * math.pi / 3000
+    multiplied = margins.multiply_angle(theta.cos(), factor)
+    assert (multiplied.diff() < 1e-9).all()
+    assert multiplied.diff().abs().max() < 2 * factor * math.pi / 3000
     first = factor * theta <= math.pi
-    torch.testing.assert_close(found[first], (factor * theta[first]).cos())
+    torch.testing.assert_close(multiplied[first], (factor * theta[first]).cos())
 
 
 def test_a_factor_of_two_is_the_double_angle():
     cosine = torch.linspace(-0.9, 0.9, 50, dtype=torch.float64)
-    found = margins.multiply_angle(cosine, 2.0, "formula")
-    torch.testing.assert_close(found, 2 * cosine.square() - 1)
+    doubled = margins.multiply_angle(cosine, 2.0, "formula")
+    torch.testing.assert_close(doubled, 2 * cosine.square() - 1)
 
 
 @pytest.mark.parametrize("past_pi", ["formula", "monotone"])
@@ -195,9 +195,9 @@ def test_values_and_gradients_are_finite_where_the_angle_has_no_slope(name, cosi
     values = {"K": 0.3} if name == "dbm" else {}
     built = TypeAdapter(MarginConfig).validate_python({"name": name, **values})
     logits = torch.full((3, 4), cosine).mul_(SCALE).requires_grad_()
-    found = built.build(LONGTAIL, SCALE)(logits, torch.tensor([0, 1, 2]))
-    found.sum().backward()
-    assert found.isfinite().all()
+    loss = built.build(LONGTAIL, SCALE)(logits, torch.tensor([0, 1, 2]))
+    loss.sum().backward()
+    assert loss.isfinite().all()
     assert logits.grad.isfinite().all()
     # s (|cos| + the margin's reach): nothing explodes on the way
     assert logits.grad.abs().max() < 1500

@@ -22,8 +22,8 @@ def noise(*shape, seed=0, scale=4.0):
 
 def test_the_uniform_loss_by_hand():
     z = noise(4, 5)
-    found = outliers.uniform_loss(z)
-    for row, loss in zip(z.tolist(), found.tolist(), strict=True):
+    mean = outliers.uniform_loss(z)
+    for row, loss in zip(z.tolist(), mean.tolist(), strict=True):
         total = math.fsum(math.exp(value) for value in row)
         wanted = -math.fsum(math.log(math.exp(value) / total) for value in row) / 5
         assert loss == pytest.approx(wanted)
@@ -91,11 +91,11 @@ def test_the_losses_are_those_of_pytorch_ood():
 def test_half_precision_logits_are_treated_in_single_precision():
     z = noise(16, 10).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = outliers.uniform_loss(z)
+        loss = outliers.uniform_loss(z)
         terms = outliers.energy_margin(energy(z, 1.0), energy(z, 1.0), -9.0, -3.0)
-    assert {t.dtype for t in (found, *terms)} == {torch.float32}
+    assert {t.dtype for t in (loss, *terms)} == {torch.float32}
     wanted = outliers.uniform_loss(z.double())
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-6, atol=1e-5)
 
 
 def test_no_outliers_no_losses():

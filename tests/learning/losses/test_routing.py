@@ -25,8 +25,8 @@ def after(epochs, gamma=0.1, keep=1.0):
 
 
 def test_difficulty_of_the_worked_example():
-    found = routing.class_difficulty(ENTROPY, ACCURACY, 1.0)
-    assert found.tolist() == pytest.approx([0.298, 0.429, 0.771, 0.479, 0.849, 0.844], abs=6e-4)
+    weight = routing.class_difficulty(ENTROPY, ACCURACY, 1.0)
+    assert weight.tolist() == pytest.approx([0.298, 0.429, 0.771, 0.479, 0.849, 0.844], abs=6e-4)
     only_entropy = routing.class_difficulty(ENTROPY, ACCURACY, 0.0)
     torch.testing.assert_close(only_entropy, ENTROPY / math.log(6))
 
@@ -84,23 +84,23 @@ def test_400_epochs_of_an_extreme_class_stay_finite_in_single_precision(difficul
 
 @pytest.mark.parametrize("kind", ["inverse", "square_root", "effective_number"])
 def test_quantity_weights(kind):
-    found = routing.quantity_weight(COUNTS, kind)
-    assert found.mean().item() == pytest.approx(1)
-    assert (found.diff() > 0).all(), "rarer classes weigh more"
+    weights = routing.quantity_weight(COUNTS, kind)
+    assert weights.mean().item() == pytest.approx(1)
+    assert (weights.diff() > 0).all(), "rarer classes weigh more"
     if kind == "inverse":
         wanted = [0.043, 0.071, 0.178, 0.357, 1.070, 4.281]
-        assert found.tolist() == pytest.approx(wanted, abs=6e-4)
+        assert weights.tolist() == pytest.approx(wanted, abs=6e-4)
     if kind == "square_root":
-        assert (found[-1] / found[0]).item() == pytest.approx(10)
+        assert (weights[-1] / weights[0]).item() == pytest.approx(10)
     with pytest.raises(ValueError, match="class 1 has 0"):
         routing.quantity_weight(torch.tensor([3.0, 0.0]), kind)
 
 
 def test_the_mix_of_the_worked_example_and_its_ends():
     quantity, log_weight = routing.quantity_weight(COUNTS, "inverse"), after(50)
-    found = routing.mixed_weight(log_weight, quantity, 0.5)
+    weights = routing.mixed_weight(log_weight, quantity, 0.5)
     wanted = [0.085, 0.158, 0.768, 0.336, 1.538, 3.114]
-    assert found.tolist() == pytest.approx(wanted, abs=1.5e-3)
+    assert weights.tolist() == pytest.approx(wanted, abs=1.5e-3)
     assert torch.equal(routing.mixed_weight(log_weight, quantity, 0.0), quantity)
     difficulty = routing.difficulty_weight(log_weight)
     assert torch.equal(routing.mixed_weight(log_weight, quantity, 1.0), difficulty)
@@ -114,10 +114,10 @@ def test_the_mix_of_the_worked_example_and_its_ends():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_weight_is_below_eps_of_the_largest(dtype):
     log_weight = torch.tensor([-900.0, -10.0, 0.0, -1.0], dtype=dtype).log_softmax(0)
-    found = routing.difficulty_weight(log_weight)
-    assert (found[0] / found[2]).item() == pytest.approx(torch.finfo(dtype).eps)
-    assert found.mean().item() == pytest.approx(1)
-    torch.testing.assert_close(found[1:], 4 * log_weight[1:].exp())
+    weights = routing.difficulty_weight(log_weight)
+    assert (weights[0] / weights[2]).item() == pytest.approx(torch.finfo(dtype).eps)
+    assert weights.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(weights[1:], 4 * log_weight[1:].exp())
 
 
 def test_effective_classes():
@@ -175,13 +175,15 @@ def test_expert_counts_in_the_wrong_order_are_refused():
 
 def test_routing_is_the_share_of_confidence():
     confidence = torch.tensor([[0.9, 0.6, 0.0], [0.0, 0.0, 0.0], [1e-9, 0, 0], [1e-30, 3e-30, 0]])
-    found = routing.routing_weight(confidence)
-    assert found[0].tolist() == pytest.approx([0.6, 0.4, 0.0])
-    assert found[0, 2] == 0
-    assert found[1].tolist() == pytest.approx([1 / 3] * 3)
-    assert found[2].tolist() == [1, 0, 0], "an expert with s_k = 0 has no say, however small others"
-    assert found[3].tolist() == pytest.approx([0.25, 0.75, 0])
-    torch.testing.assert_close(found.sum(1), torch.ones(4))
+    weights = routing.routing_weight(confidence)
+    assert weights[0].tolist() == pytest.approx([0.6, 0.4, 0.0])
+    assert weights[0, 2] == 0
+    assert weights[1].tolist() == pytest.approx([1 / 3] * 3)
+    assert weights[2].tolist() == [1, 0, 0], (
+        "an expert with s_k = 0 has no say, however small others"
+    )
+    assert weights[3].tolist() == pytest.approx([0.25, 0.75, 0])
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
 
 
 def test_gradients_of_routing_are_finite_where_all_confidence_is_gone():
@@ -196,9 +198,9 @@ def test_fusion_is_the_mean_of_probabilities():
     logits = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
     share = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(4, 3)
     wanted = (share[:, :, None] * logits.softmax(2)).sum(1)
-    found = routing.fused_log_probability(logits, share)
-    torch.testing.assert_close(found.exp(), wanted)
-    torch.testing.assert_close(found.softmax(1), wanted)
+    fused = routing.fused_log_probability(logits, share)
+    torch.testing.assert_close(fused.exp(), wanted)
+    torch.testing.assert_close(fused.softmax(1), wanted)
     silent = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).expand(4, 3)
     before = routing.fused_log_probability(logits, silent)
     logits[:, 2] = 100 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
@@ -214,17 +216,17 @@ def test_classes_that_an_expert_does_not_know_are_left_to_the_others():
     p = logits.softmax(2)
     p[:, 1, :2] = 0
     p[:, 1] /= p[:, 1].sum(1, keepdim=True)
-    found = routing.fused_log_probability(known, share)
-    torch.testing.assert_close(found.exp(), (share[:, :, None] * p).sum(1))
+    fused = routing.fused_log_probability(known, share)
+    torch.testing.assert_close(fused.exp(), (share[:, :, None] * p).sum(1))
     mixed = routing.fused_logits(known, share)
     torch.testing.assert_close(mixed[:, 2:], (share[:, :, None] * logits).sum(1)[:, 2:])
     both = share[:, [0, 2]] / share[:, [0, 2]].sum(1, keepdim=True)
     wanted = (both[:, :, None] * logits[:, [0, 2]]).sum(1)[:, :2]
     torch.testing.assert_close(mixed[:, :2], wanted)
     alone = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand(4, 3)
-    found = routing.fused_log_probability(known, alone)
-    assert found.isfinite().all()
-    assert not found.softmax(1)[:, :2].any()
+    fused = routing.fused_log_probability(known, alone)
+    assert fused.isfinite().all()
+    assert not fused.softmax(1)[:, :2].any()
 
 
 GATES = torch.tensor([[0.3, -1.2, 2.0]], dtype=torch.float64)
@@ -233,11 +235,11 @@ LOGITS = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]]], dtype=torch.float
 
 
 def by_hand(kind):
-    found = []
+    rows = []
     for u, b, z in zip(GATES[0].tolist(), MEMBER[0].tolist(), LOGITS[0].tolist(), strict=True):
         s = 1 / (1 + math.exp(-u))
         if kind == "margin":
-            found.append(max(0.0, 1 - u) if b else max(0.0, 1 + u))
+            rows.append(max(0.0, 1 - u) if b else max(0.0, 1 + u))
             continue
         bce = -math.log(s) if b else -math.log(1 - s)
         if kind == "focal":
@@ -245,14 +247,14 @@ def by_hand(kind):
         if kind == "entropy" and not b:
             total = math.log(sum(math.exp(v) for v in z))
             bce += 0.1 * sum(total - v for v in z) / len(z)
-        found.append(bce)
-    return found
+        rows.append(bce)
+    return rows
 
 
 @pytest.mark.parametrize("kind", ["bce", "entropy", "focal", "margin"])
 def test_ood_losses_by_hand(kind):
-    found = routing.ood_loss(kind, GATES, MEMBER, LOGITS, 0.1)
-    assert found[0].tolist() == pytest.approx(by_hand(kind))
+    losses = routing.ood_loss(kind, GATES, MEMBER, LOGITS, 0.1)
+    assert losses[0].tolist() == pytest.approx(by_hand(kind))
     assert torch.autograd.gradcheck(
         lambda u, z: routing.ood_loss(kind, u, MEMBER, z, 0.1),
         (GATES.clone().requires_grad_(), LOGITS.clone().requires_grad_()),
