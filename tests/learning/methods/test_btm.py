@@ -46,8 +46,8 @@ def btm(seed=0, model=RESNET8, counts=(40, 20, 10, 5), **options):
 
 
 def dag(**options):
-    found = BalancedTrainingAndMerging.stages(BtmOptions(**options))
-    return {stage.name: stage.start for stage in found}
+    phases = BalancedTrainingAndMerging.stages(BtmOptions(**options))
+    return {stage.name: stage.start for stage in phases}
 
 
 def stage_of(method, name):
@@ -134,9 +134,9 @@ def on(start):
     ],
 )
 def test_stages_are_those_of_algorithm_1(options, wanted):
-    found = dag(**options, branches={"sets": 2})
-    assert found == wanted
-    assert list(found) == list(wanted), "in an order in which they can run"
+    phases = dag(**options, branches={"sets": 2})
+    assert phases == wanted
+    assert list(phases) == list(wanted), "in an order in which they can run"
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_any_combination_is_a_pipeline_with_a_node_for_each_fine_tuning(
     [("ce", False), ("mixup", False), ("balanced_softmax", True), ("more", True), ("ride", True)],
 )
 def test_the_classifier_forgets_first_where_the_method_handles_imbalance(pretrain, wanted):
-    for fc, found in (("auto", wanted), (True, True), (False, False)):
+    for fc, anew in (("auto", wanted), (True, True), (False, False)):
         options = BtmOptions(pretrain=pretrain, fc=fc)
-        assert options.has_fc is found
-        assert ("fc" in dag(pretrain=pretrain, fc=fc)) is found
+        assert options.has_fc is anew
+        assert ("fc" in dag(pretrain=pretrain, fc=fc)) is anew
 
 
 def test_a_criterion_that_handles_imbalance_counts_whatever_the_method():
@@ -238,9 +238,9 @@ def test_the_rates_follow_a_cosine_from_the_first_step(trained):
 
 def test_the_last_training_is_the_second_stage_of_mislas():
     for options, epochs in (({}, 10), ({"fc": True}, 40)):
-        found = stages(**options)
+        phases = stages(**options)
         for name in ("post_train", "stage_2"):
-            stage, config = found[name], stage_config(SHARED, found[name])
+            stage, config = phases[name], stage_config(SHARED, phases[name])
             assert stage.epochs == epochs
             assert (config.batch_size, config.weight_decay) == (128, 2e-4), "as in training"
             assert (config.learning_rate, config.schedule) == (0.1, "cosine")
@@ -310,25 +310,25 @@ def test_mixtures_follow_the_method_that_is_trained_first_unless_told():
 
 
 def subsets(labels, seed, **options):
-    found = stages(**options).values()
-    return {s.name: s.subset.draw(labels, seed) for s in found if s.subset and s.trains}
+    subsets_drawn = stages(**options).values()
+    return {s.name: s.subset.draw(labels, seed) for s in subsets_drawn if s.subset and s.trains}
 
 
 def test_subsets_are_balanced_seeded_and_different():
     labels, own = toy_images().labels, {"sets": 4, "images": 5}
-    found, again = (subsets(labels, 1, branches=own) for _ in range(2))
-    branches = [found[f"branch_{k}"] for k in range(4)]
-    assert all(torch.equal(found[name], again[name]) for name in found)
+    drawn, again = (subsets(labels, 1, branches=own) for _ in range(2))
+    branches = [drawn[f"branch_{k}"] for k in range(4)]
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
     assert all(torch.bincount(labels[p]).tolist() == [5, 5, 5, 5] for p in branches)
     assert all(len(p.unique()) == len(p) for p in branches)
     assert len({tuple(p.sort().values.tolist()) for p in branches}) == 4
     other = subsets(labels, 2, branches=own)
-    assert not any(torch.equal(found[f"branch_{k}"], other[f"branch_{k}"]) for k in range(4))
-    assert found["union"].tolist() == sorted(set(torch.cat(branches[:2]).tolist()))
+    assert not any(torch.equal(drawn[f"branch_{k}"], other[f"branch_{k}"]) for k in range(4))
+    assert drawn["union"].tolist() == sorted(set(torch.cat(branches[:2]).tolist()))
     # two images of the largest class in both are rare, all of the smallest class are a must
-    assert torch.bincount(labels[found["union"]])[3] == 5
+    assert torch.bincount(labels[drawn["union"]])[3] == 5
     more = subsets(labels, 1, branches={"sets": 7, "images": 5})
-    assert all(torch.equal(more[name], found[name]) for name in found), "however many there are"
+    assert all(torch.equal(more[name], drawn[name]) for name in drawn), "however many there are"
     assert set(subsets(labels, 1, references=False)) == {f"branch_{k}" for k in range(10)}
 
 
@@ -413,13 +413,13 @@ def test_the_loss_of_a_fine_tuning_is_cross_entropy_on_mixtures(trained):
         method.load_weights(stage, {"pretrain": trained["pretrain"]})
         method.eval()
         with torch.no_grad():
-            found = objective_of(method, stage).loss(made, 0.5)
+            terms = objective_of(method, stage).loss(made, 0.5)
             mixed = made.mixed
             logits = method.net(mixed.images if mix else made.images)
         lam = mixed.lam.double() if mix else torch.ones(len(made.labels)).double()
         wanted = lam * nll(logits, made.labels) + (1 - lam) * nll(logits, mixed.second)
-        assert list(found) == ["cross_entropy"]
-        assert found["cross_entropy"].item() == pytest.approx(wanted.mean().item(), rel=1e-5)
+        assert list(terms) == ["cross_entropy"]
+        assert terms["cross_entropy"].item() == pytest.approx(wanted.mean().item(), rel=1e-5)
     assert 0 < mixed.lam[0] < 1
     assert not torch.equal(mixed.first, mixed.second)
 
@@ -438,9 +438,9 @@ def test_the_classifier_forgets_with_cross_entropy_and_no_mixtures(trained):
     method.load_weights(stage, {"pretrain": trained["pretrain"]})
     made = mixed_batch()
     with torch.no_grad():
-        found = objective_of(method.eval(), stage).loss(made, 0.5)
+        terms = objective_of(method.eval(), stage).loss(made, 0.5)
         wanted = nll(method.net(made.images), made.labels).mean()
-    assert found["cross_entropy"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert terms["cross_entropy"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("where", ["backbone", "classifier", "both"])
@@ -481,10 +481,10 @@ def test_the_last_training_leaves_the_backbone_bit_for_bit(trained, shift, name)
 
 
 def test_after_the_second_stage_its_factors_stay_as_they_are():
-    found = train_all(when="after", references=False, **SHORT)
-    assert not torch.equal(found["post_train"]["scale"], torch.ones(4))
+    trained = train_all(when="after", references=False, **SHORT)
+    assert not torch.equal(trained["post_train"]["scale"], torch.ones(4))
     for name in ("branch_0", "branch_1", "merge"):
-        assert torch.equal(found[name]["scale"], found["post_train"]["scale"])
+        assert torch.equal(trained[name]["scale"], trained["post_train"]["scale"])
 
 
 # ---- merging
@@ -509,30 +509,30 @@ def mean64(given, shares):
     }
 
 
-def assert_is(found, wanted):
+def assert_is(result, wanted):
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name].double(), value, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(result[name].double(), value, rtol=1e-6, atol=1e-7)
 
 
 def test_the_merge_is_the_average_of_all_that_floats(trained):
     given = list(states(trained).values())
-    found, report = merge(states(trained))
-    assert_is(found, mean64(given, [1 / 3] * 3))
+    merged, report = merge(states(trained))
+    assert_is(merged, mean64(given, [1 / 3] * 3))
     assert any(n.endswith("running_var") for n in mean64(given, [1 / 3] * 3))
     for name in ("source.net.backbone", "source.net.head"):
         assert not same(given[0], given[1], name), "there was something to average"
     assert list(report["shares"].values()) == pytest.approx([1 / 3] * 3)
     assert list(report["shares"]) == list(states(trained))
     assert report["scores"] == {}
-    assert same(trained["merge"], found), "it is what the pipeline's own stage gave"
+    assert same(trained["merge"], merged), "it is what the pipeline's own stage gave"
 
 
 @pytest.mark.parametrize("strategy", ["average", "adaptive", "greedy"])
 def test_merging_copies_of_one_network_changes_nothing(trained, strategy):
     one = trained["branch_1"]
-    found, _ = merge({f"branch_{k}": one for k in range(3)}, strategy=strategy)
-    assert found.keys() == one.keys()
-    assert same(one, found)
+    merged, _ = merge({f"branch_{k}": one for k in range(3)}, strategy=strategy)
+    assert merged.keys() == one.keys()
+    assert same(one, merged)
 
 
 def own_score(state, data, kind):
@@ -541,8 +541,8 @@ def own_score(state, data, kind):
     method.load_weights(method.END, {"merge": state})
     method.eval()
     with torch.no_grad():
-        found = torch.cat([method.net(image[None]) for image in data.images]).argmax(1)
-    recalls = [(found[data.labels == c] == c).double().mean().item() for c in range(4)]
+        logits = torch.cat([method.net(image[None]) for image in data.images]).argmax(1)
+    recalls = [(logits[data.labels == c] == c).double().mean().item() for c in range(4)]
     return kind([max(r, 1e-3) for r in recalls])
 
 
@@ -551,14 +551,14 @@ MEANS = {"harmonic_mean": stats.hmean, "geometric_mean": stats.gmean}
 
 def uneven(trained):
     """Return networks of different worth, in no order: one was spoilt, one a little."""
-    found = {name: dict(state) for name, state in states(trained).items()}
+    weights = {name: dict(state) for name, state in states(trained).items()}
     generator = torch.Generator().manual_seed(0)
     for name, noise in (("branch_0", 0.35), ("branch_2", 3.0)):
-        head = found[name]["source.net.head.weight"]
-        found[name]["source.net.head.weight"] = head + noise * torch.randn(
+        head = weights[name]["source.net.head.weight"]
+        weights[name]["source.net.head.weight"] = head + noise * torch.randn(
             head.shape, generator=generator
         )
-    return found
+    return weights
 
 
 @pytest.mark.parametrize("score", MEANS)
@@ -567,10 +567,10 @@ def test_adaptive_weights_are_the_scores_over_their_sum(trained, score):
     scores = [own_score(state, data, MEANS[score]) for state in given.values()]
     assert len(set(scores)) == 3
     shares = [s / sum(scores) for s in scores]
-    found, report = merge(given, data, strategy="adaptive", score=score)
+    merged, report = merge(given, data, strategy="adaptive", score=score)
     assert list(report["scores"].values()) == pytest.approx(scores)
     assert list(report["shares"].values()) == pytest.approx(shares)
-    assert_is(found, mean64(list(given.values()), shares))
+    assert_is(merged, mean64(list(given.values()), shares))
 
 
 @pytest.mark.parametrize("score", MEANS)
@@ -589,10 +589,10 @@ def test_the_greedy_soup_is_that_of_brute_force(trained, score, order):
         if reached >= best:
             kept, best = tried, reached
     named = {f"branch_{k}": state for k, state in enumerate(given)}
-    found, report = merge(named, data, strategy="greedy", order=order, score=score)
+    merged, report = merge(named, data, strategy="greedy", order=order, score=score)
     shares = [1 / len(kept) if k in kept else 0.0 for k in range(3)]
     assert list(report["shares"].values()) == pytest.approx(shares)
-    assert_is(found, mean64(given, shares))
+    assert_is(merged, mean64(given, shares))
     assert (shares[0] > 0) == (order == "given"), "the worst is in only if it comes first"
     assert list(report["scores"].values()) == pytest.approx(alone)
 
@@ -602,7 +602,7 @@ def test_batchnorm_is_estimated_anew_in_one_pass_over_all_subsets(trained):
     averaged, _ = merge(states(trained), data)
     method = btm(branches={**FEW, "batch_size": 256}, merge={"batchnorm": "reestimated"}, **LAST)
     method.step(stage_of(method, "merge"), states(trained), data, CPU)
-    found = copied(method)
+    network = copied(method)
     reference = btm(branches=FEW, **LAST)
     reference.load_weights(reference.END, {"merge": averaged})
     reference.train()
@@ -613,23 +613,23 @@ def test_batchnorm_is_estimated_anew_in_one_pass_over_all_subsets(trained):
         reference.net(data.images)
     for name, value in reference.state_dict().items():
         if "running" in name:
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-            assert not torch.allclose(found[name], averaged[name], rtol=1e-3)
+            torch.testing.assert_close(network[name], value, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(network[name], averaged[name], rtol=1e-3)
         elif "num_batches" not in name:
-            assert torch.equal(found[name], averaged[name])
+            assert torch.equal(network[name], averaged[name])
 
 
 def test_batches_for_the_statistics_are_of_all_classes(trained):
     """The images come class by class; within one, they vary less than all of them do."""
     data = toy_images((24, 24, 24, 24), noise=5.0)
-    found = {}
+    batches = {}
     for size in (8, 256):
         branches = {**FEW, "batch_size": size}
         method = btm(branches=branches, merge={"batchnorm": "reestimated"}, **LAST)
         method.step(stage_of(method, "merge"), states(trained), data, CPU)
-        found[size] = copied(method)
-    (last, *_) = [n for n in reversed(found[8]) if n.endswith("running_var")]
-    ratio = (found[8][last] / found[256][last]).median().item()
+        batches[size] = copied(method)
+    (last, *_) = [n for n in reversed(batches[8]) if n.endswith("running_var")]
+    ratio = (batches[8][last] / batches[256][last]).median().item()
     assert 0.85 < ratio < 1.15
 
 
@@ -668,9 +668,9 @@ def test_on_top_of_it_the_same_networks_are_merged_by_the_same_shares(trained):
     }
     report = method.step(stage, given, toy_images(), CPU)
     assert list(report["shares"]) == list(states(trained))
-    found = method.source.state_dict()
-    assert {*found} == {*trained["merge"]}
-    assert same(trained["merge"], found)
+    weights = method.source.state_dict()
+    assert {*weights} == {*trained["merge"]}
+    assert same(trained["merge"], weights)
 
 
 # ---- the whole
@@ -700,8 +700,8 @@ def made_of(name, **options):
     given = {"model": {"backbone": "resnet8"}, "btm": {"options": options}}
     experiment = Experiment(ExperimentConfig.resolve("btm", given), toy_card())
     (stage,) = (s for s in experiment.stages if s.name == name)
-    found = MadeOf(experiment, stage)
-    return found.values, found.fingerprint
+    made = MadeOf(experiment, stage)
+    return made.values, made.fingerprint
 
 
 def assert_differ(one, other):

@@ -112,17 +112,17 @@ def trained_stages(experiment, checkpoints):
 
     Of branches, which differ in their images only, there is the first.
     """
-    found, data = experiment(0, training_config(EPOCHS)), toy_images()
+    one, data = experiment(0, training_config(EPOCHS)), toy_images()
     roles = set()
-    for stage in found.stages:
+    for stage in one.stages:
         if not stage.trains or (stage.role == "branch" and "branch" in roles):
             continue
         roles.add(stage.role)
-        method = found.build()
+        method = one.build()
         method.load_weights(stage, {name: checkpoints[name] for name in stage.start})
         method.load_state_dict(checkpoints[stage.name])
         seen = data[stage.subset.draw(data.labels, 0)] if stage.subset else data
-        yield method, stage, one_batch(method, stage, seen, found.config.training)
+        yield method, stage, one_batch(method, stage, seen, one.config.training)
 
 
 def one_batch(method, stage, data, config):
@@ -197,9 +197,9 @@ def test_loss_terms_are_finite_scalars_and_every_parameter_gets_a_gradient(creat
         sum(terms.values()).backward()
         learning = dict(trained_parameters(method, stage))
         # BatchNorm makes the gradient of what it subtracts vanish, never that of a whole layer
-        found = {name for name, p in learning.items() if p.grad is not None}
-        assert all(torch.isfinite(learning[name].grad).all() for name in found)
-        without = (without | {name for name in learning if name not in found}) - found
+        learned = {name for name, p in learning.items() if p.grad is not None}
+        assert all(torch.isfinite(learning[name].grad).all() for name in learned)
+        without = (without | {name for name in learning if name not in learned}) - learned
     assert without == set()
 
 
@@ -255,11 +255,11 @@ def test_fold_keeps_the_scores_and_restores_into_a_folded_method(experiment, tra
 
 def test_it_learns_32_images_by_heart(experiment):
     data = toy_images((8, 8, 8, 8))
-    found = experiment(0, training_config(40, len(data), rate=0.1))
-    config = found.config
+    one = experiment(0, training_config(40, len(data), rate=0.1))
+    config = one.config
     plain = config.options.model_copy(update=AS_LEARNED.get(config.method, {}))
-    found = replace(found, config=config.model_copy(update={"options": plain}))
-    method = finished(found, run(found, data), data).eval()
+    one = replace(one, config=config.model_copy(update={"options": plain}))
+    method = finished(one, run(one, data), data).eval()
     with torch.no_grad():
         assert (method.score(data.images).argmax(1) == data.labels).float().mean() == 1
 
@@ -276,12 +276,12 @@ def test_from_afar_it_gives_what_it_gives_in_memory(experiment, tmp_path):
     judged = EvaluationConfig(
         ood=("permuted_pixels", "blurred"), detectors=tuple(DETECTORS), detector=FEW
     )
-    found = experiment(0, training_config(1).model_copy(update={"monitor_test": True}))
-    found = replace(found, config=found.config.model_copy(update={"evaluation": judged}))
+    afar = experiment(0, training_config(1).model_copy(update={"monitor_test": True}))
+    afar = replace(afar, config=afar.config.model_copy(update={"evaluation": judged}))
     near = Sets(toy_images(), toy_images((4,) * 4, seed=1), toy_images((6,) * 4, seed=2), noise())
     far = Sets(*(FromAfar(data, at_once=16) for data in near))
     one, other = (
-        run_experiment(found, sets, tmp_path, Store(tmp_path / name))
+        run_experiment(afar, sets, tmp_path, Store(tmp_path / name))
         for name, sets in (("near", near), ("far", far))
     )
     assert one.keys() == other.keys()
@@ -299,11 +299,11 @@ def gradients(method, stage, made, precision):
     torch.manual_seed(0)
     with autocast(config, CPU, exact=objective.needs_float32):
         terms = objective.loss(made, 0.5)
-    found = {}
+    gradient = {}
     for name, term in terms.items():
         parts = torch.autograd.grad(term, learning, retain_graph=True, allow_unused=True)
-        found[name] = torch.cat([part.double().flatten() for part in parts if part is not None])
-    return found
+        gradient[name] = torch.cat([part.double().flatten() for part in parts if part is not None])
+    return gradient
 
 
 def worst_cosine(stages):
@@ -311,9 +311,9 @@ def worst_cosine(stages):
     worst = {}
     for method, stage, made in stages:
         exact = gradients(copy.deepcopy(method).double(), stage, made, "float32")
-        found = gradients(copy.deepcopy(method), stage, made, "bfloat16")
-        assert found.keys() == exact.keys()
-        for name, value in found.items():
+        cosines = gradients(copy.deepcopy(method), stage, made, "bfloat16")
+        assert cosines.keys() == exact.keys()
+        for name, value in cosines.items():
             worst[f"{stage.name} {name}"] = F.cosine_similarity(value, exact[name], dim=0).item()
     return min(worst.items(), key=lambda item: item[1])
 

@@ -345,17 +345,17 @@ def test_the_note_says_whom_the_adjustment_favours_on_long_tailed_cifar(
 
     def noted(kind, **options):
         method = kind(kind.Options(tau_global=tau_global, **options), MODEL, card)
-        (found,) = re.findall(r"over many-shot ones by (\S+) nats", " ".join(method.notes()))
-        return float(found)
+        (nats,) = re.findall(r"over many-shot ones by (\S+) nats", " ".join(method.notes()))
+        return float(nats)
 
-    found = {"lgla": noted(LGLA), **{p: noted(DARL, prior=p) for p in [*wanted][1:]}}
-    assert found == pytest.approx(wanted, abs=0.011)
+    notes = {"lgla": noted(LGLA), **{p: noted(DARL, prior=p) for p in [*wanted][1:]}}
+    assert notes == pytest.approx(wanted, abs=0.011)
     # LGLA's is what DARL has without its draws, and twice the adjustment adds its own share again
     alone = {"balanced": 0.0, "mixed": 0.0}
-    assert noted(DARL, prior="parts", **alone) == found["lgla"]
+    assert noted(DARL, prior="parts", **alone) == notes["lgla"]
     none = noted(DARL, **alone, ambiguity="constant", constant=0.0)
     twice = noted(DARL, **alone, ambiguity="constant", constant=2.0)
-    assert twice == pytest.approx(2 * found["lgla"] - none, abs=0.02)
+    assert twice == pytest.approx(2 * notes["lgla"] - none, abs=0.02)
 
 
 def test_many_steps_show_the_labels_that_are_expected_of_them():

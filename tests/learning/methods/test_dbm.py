@@ -36,7 +36,7 @@ def batch(views=0):
 
 def loss_by_hand(cosines, labels, k=0.1, prior=True):
     """Equations 6 to 9 and 11 (or 5), one image at a time in double precision."""
-    found = []
+    by_image = []
     for row, y in zip(cosines.double().tolist(), labels.tolist(), strict=True):
         by_class = k * (COUNTS[y] / min(COUNTS)) ** -1
         hard = row.index(max(row)) != y
@@ -46,8 +46,8 @@ def loss_by_hand(cosines, labels, k=0.1, prior=True):
         if prior:
             logits = [z + math.log(n / sum(COUNTS)) for z, n in zip(logits, COUNTS, strict=True)]
         top = max(logits)
-        found.append(top + math.log(sum(math.exp(z - top) for z in logits)) - logits[y])
-    return sum(found) / len(found)
+        by_image.append(top + math.log(sum(math.exp(z - top) for z in logits)) - logits[y])
+    return sum(by_image) / len(by_image)
 
 
 @pytest.mark.parametrize(("variant", "prior"), [("bs", True), ("ce", False)])
@@ -159,11 +159,11 @@ def test_more_rebalances_any_of_them(criterion, views, terms):
 
 def test_options_are_completed_by_the_variant():
     assert DbmOptions().criterion.margin.K == 0.1
-    found = DbmOptions.model_validate(
+    options = DbmOptions.model_validate(
         {"variant": "bcl", "criterion": {"temperature": 0.07, "margin": {"name": "dbm", "K": 0.3}}}
     )
-    assert (found.criterion.name, found.criterion.temperature) == ("balanced_contrastive", 0.07)
-    assert found.criterion.margin.K == 0.3
+    assert (options.criterion.name, options.criterion.temperature) == ("balanced_contrastive", 0.07)
+    assert options.criterion.margin.K == 0.3
     short = DbmOptions.model_validate({"criterion": {"margin": {"K": 0.2}}})
     assert short.criterion.margin.name == "dbm"
     for wrong in (None, {"name": "ldam"}):

@@ -27,11 +27,11 @@ SECOND = "classifier"
 
 @lru_cache
 def conf():
-    found = {}
+    params = {}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = updated(found, yaml.safe_load(text))
-    return found
+        params = updated(params, yaml.safe_load(text))
+    return params
 
 
 def configured(name, model=None, **options):
@@ -118,11 +118,11 @@ def test_the_first_stage_gives_the_weights_of_the_method_by_itself_bit_for_bit(o
     folded = create(inner)
     folded.load_weights(folded.END, alone)
     folded.merge_for_inference()
-    found = finished(lambda: create(outer, **own), mine)
+    method = finished(lambda: create(outer, **own), mine)
     assert len(mine) == len(alone)
     wanted = state(folded)
-    assert state(found.source).keys() == wanted.keys()
-    assert not moved(wanted, state(found.source))
+    assert state(method.source).keys() == wanted.keys()
+    assert not moved(wanted, state(method.source))
     # and it was trained at all
     assert len(moved(state(create(inner)), list(alone.values())[-1])) > 10
 
@@ -147,8 +147,8 @@ def test_more_is_folded_behind_the_first_stage():
     checkpoints = train(make)
     plain = {f"source.{name}" for name, _ in create("ce").named_parameters()}
     assert any("low_rank" in n or n not in plain for n in checkpoints["pretrain"])
-    found = ready(make, make().stages(make().options)[-1], checkpoints)
-    assert {name for name, _ in found.named_parameters()} == plain
+    method = ready(make, make().stages(make().options)[-1], checkpoints)
+    assert {name for name, _ in method.named_parameters()} == plain
     assert {n for n in checkpoints[SECOND] if n.startswith("source.net.")} == {
         f"source.{n}" for n in create("ce").state_dict()
     }
@@ -161,7 +161,7 @@ def test_more_is_folded_behind_the_first_stage():
     images = toy_images().images[:9]
     with torch.no_grad():
         wanted = unfolded.eval().net.features(images)
-        torch.testing.assert_close(found.eval().net.features(images), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(method.eval().net.features(images), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -356,14 +356,14 @@ def test_gml_learns_its_own_loss_on_images_as_they_are():
     data = toy_images()
     index = torch.arange(0, 75, 2)
     batch = Batch(data.images[index], data.labels[index], index)
-    ((name, found),) = method.loss(batch, 0.5).items()
+    ((name, loss),) = method.loss(batch, 0.5).items()
     assert name == "geometric_mean"
     with torch.no_grad():
         logits = method.score(batch.images).double() + torch.tensor(COUNTS).double().log()
     p = logits.softmax(1)
     recall = [p[batch.labels == c, c].mean() for c in range(4)]
     wanted = -torch.stack(recall).log().mean()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
 # A method on one that stands on another
@@ -389,12 +389,12 @@ def test_a_classifier_on_top_of_a_classifier_on_top_of_a_method():
     was = checkpoints["pretrain_classifier"]
     assert moved({n: was[n] for n in before if n in was}, before) == learned | {"source.scale"}
     assert torch.equal(before["source.scale"], torch.ones(4))
-    found = finished(make, checkpoints).eval()
+    method = finished(make, checkpoints).eval()
     images = toy_images().images[:6]
     with torch.no_grad():
-        torch.testing.assert_close(found.score(images), found.net(images))
-        found.merge_for_inference()
-        torch.testing.assert_close(found.score(images), found.net(images))
+        torch.testing.assert_close(method.score(images), method.net(images))
+        method.merge_for_inference()
+        torch.testing.assert_close(method.score(images), method.net(images))
 
 
 def test_factors_and_statistics_are_found_on_top_of_two_methods():
@@ -437,10 +437,10 @@ def test_lengths_become_a_power_and_directions_stay(tau):
     method = with_weights("tau_norm", weight, torch.randn(4), tau=tau)
     body = {n: v for n, v in state(method).items() if "head" not in n}
     assert method.post_process(toy_images(), toy_images()[torch.arange(0)], CPU) == {"tau": tau}
-    found, exact = method.net.head.weight.double(), weight.double()
+    weights, exact = method.net.head.weight.double(), weight.double()
     length = exact.square().sum(1).sqrt()
-    torch.testing.assert_close(found.norm(dim=1), length ** (1 - tau), rtol=1e-6, atol=0)
-    torch.testing.assert_close(F.cosine_similarity(found, exact), torch.ones(4).double())
+    torch.testing.assert_close(weights.norm(dim=1), length ** (1 - tau), rtol=1e-6, atol=0)
+    torch.testing.assert_close(F.cosine_similarity(weights, exact), torch.ones(4).double())
     assert not method.net.head.bias.any()
     if tau == 0:
         assert torch.equal(method.net.head.weight, weight)
@@ -450,7 +450,7 @@ def test_lengths_become_a_power_and_directions_stay(tau):
     with torch.no_grad():
         torch.testing.assert_close(
             method.score(images).double(),
-            method.net.features(images).double() @ found.T,
+            method.net.features(images).double() @ weights.T,
             rtol=1e-5,
             atol=1e-4,
         )
@@ -502,17 +502,17 @@ def test_the_best_tau_on_the_hold_out_is_that_of_trying_all():
         right = (guess == held_out.labels).double()
         recalls[tau] = sum(right[held_out.labels == c].mean().item() for c in range(4)) / 4
     assert len({round(r, 6) for r in recalls.values()}) > 2, recalls
-    found = method.post_process(toy_images(), held_out, CPU)
+    report = method.post_process(toy_images(), held_out, CPU)
     best = max(recalls.values())
-    assert recalls[found["tau"]] == pytest.approx(best)
-    assert best > max(recalls[0.0], recalls[1.0]) or found["tau"] in (0.0, 1.0)
-    assert found["validation_mean_recall"] == {
+    assert recalls[report["tau"]] == pytest.approx(best)
+    assert best > max(recalls[0.0], recalls[1.0]) or report["tau"] in (0.0, 1.0)
+    assert report["validation_mean_recall"] == {
         str(tau): pytest.approx(r, abs=1e-6) for tau, r in recalls.items()
     }
-    wanted = weight / weight.norm(dim=1, keepdim=True) ** found["tau"]
+    wanted = weight / weight.norm(dim=1, keepdim=True) ** report["tau"]
     torch.testing.assert_close(method.net.head.weight.double(), wanted, rtol=1e-5, atol=1e-7)
     (note,) = method.notes()
-    assert note.startswith(f"tau = {found['tau']:g} ")
+    assert note.startswith(f"tau = {report['tau']:g} ")
     assert "hold-out" in note
     with pytest.raises(ValueError, match="set data.validation > 0"):
         ready_for(tau=None).post_process(toy_images(), toy_images()[torch.arange(0)], CPU)

@@ -57,10 +57,10 @@ def routed(gates):
 
 def within(logits):
     """Return every expert's probabilities among its classes alone, ``[B, K, C]``."""
-    found = torch.zeros_like(logits)
+    masked = torch.zeros_like(logits)
     for k, classes in enumerate(CLASSES.values()):
-        found[:, k, classes] = logits[:, k, classes].softmax(1)
-    return found
+        masked[:, k, classes] = logits[:, k, classes].softmax(1)
+    return masked
 
 
 def one_class(label):
@@ -87,10 +87,10 @@ def ood_by_hand(options, u, z, inside):
     sure = s if inside else 1 - s
     if options.ood_loss == "focal":
         return -((1 - sure) ** 2) * sure.log()
-    found = -sure.log()
+    loss = -sure.log()
     if options.ood_loss == "entropy" and not inside:
-        found = found - options.uniform_weight * z.log_softmax(0).mean()
-    return found
+        loss = loss - options.uniform_weight * z.log_softmax(0).mean()
+    return loss
 
 
 def terms_by_hand(method, given):
@@ -185,9 +185,9 @@ def test_alpha_0_is_the_quantity_weight_and_1_the_difficulty_weight():
         quantity.class_weight(),
         routing.quantity_weight(quantity.card.longtail.counts, "inverse").float(),
     )
-    found = difficulty.difficulty.log_weight
-    assert torch.equal(difficulty.class_weight(), routing.difficulty_weight(found))
-    torch.testing.assert_close(difficulty.class_weight(), found.exp() * 4)
+    weights = difficulty.difficulty.log_weight
+    assert torch.equal(difficulty.class_weight(), routing.difficulty_weight(weights))
+    torch.testing.assert_close(difficulty.class_weight(), weights.exp() * 4)
     assert not torch.equal(difficulty.class_weight(), torch.ones(4))
     assert torch.equal(none.class_weight(), torch.ones(4))
 
@@ -201,8 +201,8 @@ def test_alpha_0_is_the_quantity_weight_and_1_the_difficulty_weight():
     ],
 )
 def test_the_quantity_weight_is_a_choice(quantity, wanted):
-    found = create(alpha=0.0, quantity=quantity).class_weight()
-    assert found.tolist() == pytest.approx([4 * w / sum(wanted) for w in wanted])
+    weights = create(alpha=0.0, quantity=quantity).class_weight()
+    assert weights.tolist() == pytest.approx([4 * w / sum(wanted) for w in wanted])
 
 
 def test_400_epochs_of_an_extreme_class_leave_every_weight_positive():
@@ -253,14 +253,14 @@ def test_difficulty_is_measured_on_the_fused_predictions_of_the_epoch(balance):
 )
 def test_gamma_fits_the_number_of_epochs_where_the_total_is_given(epochs, total, gamma):
     assert DqrouteOptions().gamma_total == 4
-    found = []
+    gates = []
     for options in ({"gamma_total": total}, {"gamma": gamma}):
         method = create(**options)
         method.loss(batch(), 0.5)
         method.end_epoch(epochs, None, CPU)
-        found.append(method.difficulty.log_weight)
-    torch.testing.assert_close(*found)
-    assert found[0].std() > 0
+        gates.append(method.difficulty.log_weight)
+    torch.testing.assert_close(*gates)
+    assert gates[0].std() > 0
 
 
 def test_keep_forgets_the_weights_of_the_epochs_before():
@@ -319,14 +319,16 @@ def test_difficulty_of_the_hold_out_is_its_own_and_not_the_training_s():
     assert not method.difficulty.sums.any()
     held_out = toy_images((6, 5, 4), seed=5, noise=200.0)  # none of the rarest class and group
     method.end_epoch(EPOCHS, held_out, CPU)
-    found = seen(method, Batch(held_out.images, held_out.labels, torch.arange(15)))
-    many = (6 * found[:, 0] + 5 * found[:, 1]) / 11  # classes 0 and 1 are a group, 2 is one
+    confidences = seen(method, Batch(held_out.images, held_out.labels, torch.arange(15)))
+    many = (
+        6 * confidences[:, 0] + 5 * confidences[:, 1]
+    ) / 11  # classes 0 and 1 are a group, 2 is one
     for c, images in ((0, 6), (1, 5)):
-        found[:, c] = (images * found[:, c] + 2 * many) / (images + 2)
-    found = torch.cat([found, found.mean(1, keepdim=True)], 1)
-    torch.testing.assert_close(method.difficulty.entropy, found[0])
-    torch.testing.assert_close(method.difficulty.accuracy, found[1])
-    d = (found[0] / math.log(4) + 1 - found[1]) / 2
+        confidences[:, c] = (images * confidences[:, c] + 2 * many) / (images + 2)
+    confidences = torch.cat([confidences, confidences.mean(1, keepdim=True)], 1)
+    torch.testing.assert_close(method.difficulty.entropy, confidences[0])
+    torch.testing.assert_close(method.difficulty.accuracy, confidences[1])
+    d = (confidences[0] / math.log(4) + 1 - confidences[1]) / 2
     torch.testing.assert_close(method.difficulty.log_weight.exp(), (before + 0.5 * d).softmax(0))
 
 
@@ -357,9 +359,9 @@ def test_the_deployed_model_routes_by_s_k_and_answers_as_the_trained_one():
         trained.merge_for_inference()
         deployed.merge_for_inference()
         deployed.load_state_dict(trained.state_dict())
-        found = deployed.eval().predictions(images)
-    assert set(found) == {"probabilities", "routing"}
-    for name, values in found.items():
+        predictions = deployed.eval().predictions(images)
+    assert set(predictions) == {"probabilities", "routing"}
+    for name, values in predictions.items():
         torch.testing.assert_close(values, wanted[name])
         torch.testing.assert_close(values.sum(1), torch.ones(len(images)))
 
@@ -388,15 +390,15 @@ def test_scores_fuse_what_is_routed(fuse):
     with torch.no_grad():
         logits, gates = parts(method, given)
         share = routed(gates)
-        found = method.score(given.images).softmax(1)
+        probabilities = method.score(given.images).softmax(1)
         answer = method.predictions(given.images)
         mixed = method.classify(method.net.features(given.images))
     torch.testing.assert_close(answer["routing"], share)
-    torch.testing.assert_close(answer["probabilities"], found)
+    torch.testing.assert_close(answer["probabilities"], probabilities)
     values = logits.softmax(2) if fuse == "probabilities" else logits
     fused = (share[:, :, None] * values).sum(1)
     wanted = fused if fuse == "probabilities" else fused.softmax(1)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(probabilities, wanted)
     torch.testing.assert_close(mixed, (share[:, :, None] * logits).sum(1))
 
 
@@ -404,10 +406,10 @@ def test_masked_experts_have_no_say_on_classes_of_others():
     method, given = distinct(create(group_mode="masked")).eval(), batch()
     with torch.no_grad():
         logits, gates = parts(method, given)
-        found = method.score(given.images)
+        scores = method.score(given.images)
         mixed = method.classify(method.net.features(given.images))
     share = routed(gates)
-    torch.testing.assert_close(found.exp(), (share[:, :, None] * within(logits)).sum(1))
+    torch.testing.assert_close(scores.exp(), (share[:, :, None] * within(logits)).sum(1))
     for c in range(4):
         own = [k for k, classes in enumerate(CLASSES.values()) if c in classes]
         total = sum(share[:, k] for k in own)
@@ -439,9 +441,9 @@ def test_masked_experts_are_masked_in_difficulty_and_diagnosis_too():
         mine = p[given.labels == c]
         wanted = -(mine * mine.log()).sum(1).mean().item()
         assert method.difficulty.entropy[c].item() == pytest.approx(wanted, rel=1e-4)
-    found = method.diagnose(toy_images(), toy_images(seed=3), CPU)
-    assert found["accuracy_E_T"] == {"many": 0, "medium": 0, "few": 1, "all": 5 / 75}
-    assert found["accuracy_E_M"]["many"] == 0
+    diagnosis = method.diagnose(toy_images(), toy_images(seed=3), CPU)
+    assert diagnosis["accuracy_E_T"] == {"many": 0, "medium": 0, "few": 1, "all": 5 / 75}
+    assert diagnosis["accuracy_E_M"]["many"] == 0
 
 
 @pytest.mark.parametrize("difficulty", ["training", "validation"])
@@ -508,8 +510,8 @@ def test_what_is_followed_is_by_group():
     method.difficulty.entropy.copy_(torch.tensor([0.1, 0.3, 0.5, 0.7]))
     quantity = torch.tensor([1 / n for n in COUNTS])
     weight = torch.tensor([0.1, 0.4, 0.2, 0.3]) + 3 * quantity / quantity.sum()
-    found = method.epoch_metrics()
-    assert found == {
+    metrics = method.epoch_metrics()
+    assert metrics == {
         "difficulty/effective_classes": pytest.approx(
             math.exp(-sum(w * math.log(w) for w in (0.1, 0.4, 0.2, 0.3)))
         ),
@@ -564,7 +566,7 @@ def test_a_run_says_what_say_difficulty_had():
 
 def test_diagnosis_is_that_of_every_fusion_by_group():
     method, test = distinct(create()), toy_images(seed=3)
-    found = method.diagnose(toy_images(), test, CPU)
+    diagnosis = method.diagnose(toy_images(), test, CPU)
     with torch.no_grad():
         logits, gates = parts(method, Batch(test.images, test.labels, torch.arange(75)))
     share, p = routed(gates), logits.softmax(2)
@@ -579,18 +581,18 @@ def test_diagnosis_is_that_of_every_fusion_by_group():
     for name, scores in wanted.items():
         right = (scores.argmax(1) == test.labels).double()
         groups = {group: right[mask].mean().item() for group, mask in masks.items()}
-        assert found[f"accuracy_{name}"] == {**groups, "all": right.mean().item()}
+        assert diagnosis[f"accuracy_{name}"] == {**groups, "all": right.mean().item()}
         seen.add(tuple(groups.values()))
     assert len(seen) >= 5, "the fusions can be told apart"
     for k, name in enumerate(EXPERTS):
-        assert found[f"routing_{name}"] == {
+        assert diagnosis[f"routing_{name}"] == {
             group: pytest.approx(share[mask, k].mean().item()) for group, mask in masks.items()
         }
 
 
 def remarked(alone, routed, **options):
     accuracy = {
-        f"accuracy_{name}": {"all": found} for name, found in zip(EXPERTS, alone, strict=True)
+        f"accuracy_{name}": {"all": value} for name, value in zip(EXPERTS, alone, strict=True)
     }
     fused = {
         "accuracy_routed_probabilities": {"all": routed},
@@ -614,10 +616,10 @@ def test_routing_that_adds_hardly_anything_to_the_best_expert_is_remarked_on():
 
 def test_the_remark_is_of_what_was_diagnosed():
     method, test = distinct(create()), toy_images(seed=3)
-    found = method.diagnose(toy_images(), test, CPU)
-    best = max(found[f"accuracy_{name}"]["all"] for name in EXPERTS)
-    gain = found["accuracy_routed_probabilities"]["all"] - best
-    assert bool(method.remarks(found)) == (100 * gain < 0.5)
+    diagnosis = method.diagnose(toy_images(), test, CPU)
+    best = max(diagnosis[f"accuracy_{name}"]["all"] for name in EXPERTS)
+    gain = diagnosis["accuracy_routed_probabilities"]["all"] - best
+    assert bool(method.remarks(diagnosis)) == (100 * gain < 0.5)
 
 
 def test_one_expert_is_a_network_of_its_own_with_the_class_weights():

@@ -38,7 +38,7 @@ def written_out(logits, labels, tau_global, angular, scale=30.0):
     # from fewest: 5 + 10 + 20 <= 37.5 < 75, so that class 1 crosses and stays: the upper group
     # would be empty, and gets class 1 for itself
     groups = [{1}, {0, 2, 3}]
-    found = []
+    own = []
     for k in range(3):
         if k < 2:
             shift = [math.log(prior[c]) if c in groups[k] else math.log(40 / 75) for c in range(4)]
@@ -55,8 +55,8 @@ def written_out(logits, labels, tau_global, angular, scale=30.0):
                 mean = sum(angle[j] for j in mates) / len(mates)
                 weight.append(1 + max(0.0, float(angle[i] - mean)))
             losses = losses * torch.tensor(weight)
-        found.append(losses.mean().item())
-    return found
+        own.append(losses.mean().item())
+    return own
 
 
 @pytest.mark.parametrize("angular", [True, False])
@@ -74,13 +74,13 @@ def test_the_losses_are_those_of_two_local_experts_and_a_global_one(angular, tau
 def test_a_margin_moves_the_adjusted_logits_and_not_the_angles():
     plain, method = create(), create(criterion={"margin": {"name": "cosface", "size": 0.2}})
     logits, labels = plain.net(batch().images).detach(), batch().labels
-    found = method.expert_losses(logits, logits + method.shift, labels)
+    losses = method.expert_losses(logits, logits + method.shift, labels)
     moved = logits - 6 * F.one_hot(labels, 4)[:, None]  # s * 0.2
     unweighted = create(angular=False).expert_losses(logits, moved + method.shift, labels)
     weight = plain.expert_losses(logits, logits, labels) / create(angular=False).expert_losses(
         logits, logits, labels
     )
-    torch.testing.assert_close(found, unweighted * weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses, unweighted * weight, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_are_the_mean_of_raw_logits():
@@ -145,12 +145,12 @@ def test_the_followed_energy_is_equation_8_at_tau():
 
 def test_each_experts_accuracy_is_reported_by_group():
     method = create()
-    found = method.diagnose(toy_images(COUNTS), toy_images((6, 6, 6, 6), seed=2), CPU)
+    diagnosis = method.diagnose(toy_images(COUNTS), toy_images((6, 6, 6, 6), seed=2), CPU)
     test = toy_images((6, 6, 6, 6), seed=2)
     with torch.no_grad():
         right = method.net(test.images).argmax(2) == test.labels[:, None]
-    assert list(found) == ["accuracy_local_1", "accuracy_local_2", "accuracy_global"]
-    for k, values in enumerate(found.values()):
+    assert list(diagnosis) == ["accuracy_local_1", "accuracy_local_2", "accuracy_global"]
+    for k, values in enumerate(diagnosis.values()):
         assert values["all"] == pytest.approx(right[:, k].double().mean().item())
         many = right[(test.labels == 1) | (test.labels == 3), k]
         assert values["many"] == pytest.approx(many.double().mean().item())

@@ -40,10 +40,10 @@ def experiment(method="lift", adapter="adaptformer", **options):
     return Experiment(config.model_copy(update=mine), toy_card())
 
 
-def trained(found, tmp_path, noise=40.0):
+def trained(result, tmp_path, noise=40.0):
     data, nothing = toy_images(noise=noise), toy_images()[torch.arange(0)]
     sets = Sets(data, nothing, nothing, nothing)
-    checkpoints, _ = run_stages(found, found.stages, sets, tmp_path, Store(tmp_path))
+    checkpoints, _ = run_stages(result, result.stages, sets, tmp_path, Store(tmp_path))
     return [*checkpoints.values()][-1]
 
 
@@ -54,9 +54,9 @@ def test_it_starts_as_the_nearest_class_mean_by_cosine():
     features = method.net.features(data.images)
     means = torch.stack([features[data.labels == c].mean(0) for c in range(4)])
     cosines = F.cosine_similarity(method.net.features(test.images)[:, None], means[None], dim=2)
-    found = method.eval().score(test.images)
-    torch.testing.assert_close(found, 25 * cosines, rtol=1e-4, atol=1e-4)
-    assert torch.equal(found.argmax(1), cosines.argmax(1))
+    scores = method.eval().score(test.images)
+    torch.testing.assert_close(scores, 25 * cosines, rtol=1e-4, atol=1e-4)
+    assert torch.equal(scores.argmax(1), cosines.argmax(1))
     torch.testing.assert_close(method.net.prototypes.norm(dim=1), torch.ones(4))
 
 
@@ -97,11 +97,11 @@ def test_crops_are_of_the_size_that_the_backbone_has_images_at():
 
 @pytest.mark.parametrize("backbone", ["resnet8", "test_vit"])
 def test_training_changes_adapters_and_classifier_only(backbone, tmp_path):
-    found = experiment()
-    model = found.config.model.model_copy(update={"backbone": backbone, "resize": 32})
-    found = Experiment(found.config.model_copy(update={"model": model}), found.card)
-    before = {name: value.clone() for name, value in found.build().state_dict().items()}
-    after = trained(found, tmp_path)
+    one = experiment()
+    model = one.config.model.model_copy(update={"backbone": backbone, "resize": 32})
+    one = Experiment(one.config.model_copy(update={"model": model}), one.card)
+    before = {name: value.clone() for name, value in one.build().state_dict().items()}
+    after = trained(one, tmp_path)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert "net.head.weight" in changed
     assert any(".adapter.up" in name for name in changed)
@@ -109,10 +109,10 @@ def test_training_changes_adapters_and_classifier_only(backbone, tmp_path):
 
 
 def test_it_counts_what_learns_and_says_so(tmp_path):
-    found, data = experiment(), toy_images()
-    checkpoint = trained(found, tmp_path)
-    _, told = finish(found, data, data[torch.arange(0)], data, checkpoint)
-    net = found.build().net
+    one, data = experiment(), toy_images()
+    checkpoint = trained(one, tmp_path)
+    _, told = finish(one, data, data[torch.arange(0)], data, checkpoint)
+    net = one.build().net
     learning = sum(p.numel() for p in (*net.learned.parameters(), *net.head.parameters()))
     assert told["parameters_trained"] == learning
     assert told["parameters_deployed"] == sum(p.numel() for p in net.parameters())
@@ -124,11 +124,11 @@ def test_it_counts_what_learns_and_says_so(tmp_path):
 def test_others_stand_on_a_frozen_backbone_by_configuration(method, tmp_path):
     """Whatever they do to the network, what the adapters stand beside is as it was."""
     options = {"btm": {"branches": {"sets": 2, "images": 4, "epochs": 1}, "interpolate": 0}}
-    found = experiment(method, **options.get(method, {}))
-    built = found.build()
+    one = experiment(method, **options.get(method, {}))
+    built = one.build()
     still = {f"{name}": p.clone() for name, p in built.net.kept.items()}
     method_net = next(n for n, m in built.named_modules() if m is built.net)
-    after = trained(found, tmp_path)
+    after = trained(one, tmp_path)
     assert still
     for name, value in still.items():
         assert torch.equal(after[f"{method_net}.{name}"], value), name
@@ -143,12 +143,12 @@ def test_more_decomposes_the_adapters():
 
 
 def test_lora_is_folded_behind_the_last_stage_and_not_between(tmp_path):
-    found = experiment("crt", adapter="lora", classifier={"epochs": 1})
-    model = found.config.model.model_copy(update={"backbone": "test_vit", "resize": 32})
-    found = Experiment(found.config.model_copy(update={"model": model}), found.card)
-    checkpoint = trained(found, tmp_path)
+    one = experiment("crt", adapter="lora", classifier={"epochs": 1})
+    model = one.config.model.model_copy(update={"backbone": "test_vit", "resize": 32})
+    one = Experiment(one.config.model_copy(update={"model": model}), one.card)
+    checkpoint = trained(one, tmp_path)
     assert any("parametrizations" in name for name in checkpoint)
-    method = found.behind(checkpoint).eval()
+    method = one.behind(checkpoint).eval()
     images = toy_images().images[:4]
     with torch.no_grad():
         before = method.score(images)
@@ -158,10 +158,10 @@ def test_lora_is_folded_behind_the_last_stage_and_not_between(tmp_path):
 
 
 def test_a_short_training_learns_what_it_has_not_seen(tmp_path):
-    found = experiment(crops=1)
-    config = found.config.model_copy(update={"training": TRAINING.model_copy(update={"epochs": 8})})
-    found = Experiment(config, found.card)
-    method = found.behind(trained(found, tmp_path, noise=15.0))
+    one = experiment(crops=1)
+    config = one.config.model_copy(update={"training": TRAINING.model_copy(update={"epochs": 8})})
+    one = Experiment(config, one.card)
+    method = one.behind(trained(one, tmp_path, noise=15.0))
     test = toy_images((10,) * 4, seed=1, noise=15.0)
     assert accuracies(method, method.score, test, device=CPU)["mean_recall"] > 0.6  # by chance 0.25
 
@@ -181,9 +181,9 @@ def test_what_makes_no_sense_is_refused(parameters, says):
 
 def test_more_on_lora_is_refused():
     with pytest.raises(UserError, match="low rank already: set it to adaptformer"):
-        found = experiment("more", adapter="lora")
-        model = found.config.model.model_copy(update={"backbone": "test_vit"})
-        Experiment(found.config.model_copy(update={"model": model}), found.card).build()
+        one = experiment("more", adapter="lora")
+        model = one.config.model.model_copy(update={"backbone": "test_vit"})
+        Experiment(one.config.model_copy(update={"model": model}), one.card).build()
 
 
 def test_features_have_no_crops():

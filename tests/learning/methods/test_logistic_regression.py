@@ -44,8 +44,8 @@ def test_its_probabilities_are_scikit_learns(standardize, class_weight):
     solver, scaler = theirs(method, data, standardize, class_weight=weight, C=0.5)
     seen = predict(method, method.net.features, test, device=CPU).double().numpy()
     expected = solver.predict_proba(scaler.transform(seen))
-    found = predict(method, method.score, test, device=CPU).softmax(1).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    probabilities = predict(method, method.score, test, device=CPU).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
 
 
 def test_two_classes_are_the_softmax_of_what_scikit_learn_has_one_logit_for():
@@ -54,8 +54,8 @@ def test_two_classes_are_the_softmax_of_what_scikit_learn_has_one_logit_for():
     solver, scaler = theirs(method, data)
     seen = predict(method, method.net.features, data, device=CPU).double().numpy()
     expected = solver.predict_proba(scaler.transform(seen))
-    found = predict(method, method.score, data, device=CPU).softmax(1).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    probabilities = predict(method, method.score, data, device=CPU).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
 
 
 def test_a_class_without_images_is_never_the_answer():

@@ -179,9 +179,9 @@ def test_the_diagnosis_does_not_depend_on_the_order_of_the_training_images():
 
 
 def test_without_a_tail_part_no_prediction_changes():
-    found = more().diagnose(toy_images(), toy_images(seed=1), CPU)
-    assert set(found["logit_shift"].values()) == {0.0}
-    assert set(found["changed_predictions"].values()) == {0.0}
+    diagnosis = more().diagnose(toy_images(), toy_images(seed=1), CPU)
+    assert set(diagnosis["logit_shift"].values()) == {0.0}
+    assert set(diagnosis["changed_predictions"].values()) == {0.0}
 
 
 def test_a_stronger_penalty_leaves_less_of_the_tail_weights_on_head_classes():

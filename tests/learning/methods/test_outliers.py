@@ -69,11 +69,11 @@ def test_they_begin_at_their_share_and_are_in_the_last_epoch():
     method = create(EnergyOutlierExposure, EnergyOptions, start=0.5)
     assert [stage.outliers for stage in method.stages(method.options)] == [1.0]
     for epochs, shown in ((4, [False, False, True, True]), (1, [True])):
-        found = []
+        weights = []
         for epoch in range(epochs):
             method.start_epoch(epoch, epochs)
-            found.append("outliers" in method.loss(batch(), 0.5))
-        assert found == shown
+            weights.append("outliers" in method.loss(batch(), 0.5))
+        assert weights == shown
 
 
 def test_bounds_that_cross_and_batches_without_outliers_are_refused():
@@ -85,7 +85,7 @@ def test_bounds_that_cross_and_batches_without_outliers_are_refused():
 
 @pytest.mark.parametrize("name", ["oe", "energy_oe"])
 def test_data_without_auxiliary_images_are_refused_at_the_start(name):
-    found = ExperimentConfig.resolve(name, {})
+    config = ExperimentConfig.resolve(name, {})
     with pytest.raises(ValueError, match=rf"{name} trains on images of no class, but data.auxil"):
-        found.check_data(data_config({}))
-    found.check_data(data_config({"data": {"auxiliary": {"name": "gaussian_noise"}}}))
+        config.check_data(data_config({}))
+    config.check_data(data_config({"data": {"auxiliary": {"name": "gaussian_noise"}}}))

@@ -33,12 +33,12 @@ def test_logits_fall_by_tau_log_priors(tau):
 
 def test_tau_is_the_one_of_the_best_mean_recall_on_the_hold_out():
     method, data, hold_out = built(tau=None), toy_images(), toy_images(seed=1)
-    found = method.post_process(data, hold_out, CPU)
-    recalls = {float(tau): recall for tau, recall in found["validation_mean_recall"].items()}
+    report = method.post_process(data, hold_out, CPU)
+    recalls = {float(tau): recall for tau, recall in report["validation_mean_recall"].items()}
     assert set(recalls) == set(method.options.candidates)
-    assert recalls[found["tau"]] == max(recalls.values())
+    assert recalls[report["tau"]] == max(recalls.values())
     reached = accuracies(method, method.score, hold_out, device=CPU)["mean_recall"]
-    assert reached == recalls[found["tau"]]
+    assert reached == recalls[report["tau"]]
 
 
 def test_without_a_hold_out_tau_must_be_told():

@@ -193,13 +193,13 @@ def test_the_routing_loss_trains_the_router_alone():
 
 def test_the_routing_loss_is_that_of_the_gates_and_labels():
     method = create(router_weight=7.0).train()
-    found = method.routing.loss(batch(), 0.5)["routing"]
+    loss = method.routing.loss(batch(), 0.5)["routing"]
     features = method.net.features(batch().images)
     logits = method.net.head(features)
     gates, needed = method.router(features, logits), losses.needs_more(logits, batch().labels)
     assert needed.any()
     assert not needed.all()
-    torch.testing.assert_close(found, losses.routing_loss(gates, needed, 7.0).mean())
+    torch.testing.assert_close(loss, losses.routing_loss(gates, needed, 7.0).mean())
 
 
 @pytest.mark.parametrize("scale", [None, 30.0])
@@ -207,14 +207,14 @@ def test_the_router_sees_unit_features_and_the_largest_logits_so_far(scale):
     torch.manual_seed(0)
     router = Router(3, 5, 4, 2, scale)
     features, logits = torch.randn(6, 3, 5), 10 * torch.randn(6, 3, 7)
-    found = router(features, logits)
-    assert found.shape == (6, 2)
+    gates = router(features, logits)
+    assert gates.shape == (6, 2)
     for b in range(6):
         for k in range(2):
             hidden = router.hidden[k](features[b, k] / features[b, k].norm()).relu()
             so_far = logits[b, : k + 1].mean(0) / (scale or 1)
             seen = torch.cat([so_far.sort(descending=True).values[:2], hidden])
-            assert found[b, k].item() == pytest.approx(router.output(seen).item(), rel=1e-5)
+            assert gates[b, k].item() == pytest.approx(router.output(seen).item(), rel=1e-5)
 
 
 def test_the_router_learns_which_images_need_more():
@@ -242,8 +242,8 @@ def test_the_router_decides_how_many_experts_score(bias, used):
         answer = method.predictions(images)
         torch.testing.assert_close(answer["probabilities"], method.score(images).softmax(1))
         assert answer["experts_used"].tolist() == [used] * 9
-    found = method.diagnose(toy_images(), toy_images(seed=2), CPU)
-    assert found["experts_used"] == dict.fromkeys(GROUPS, float(used))
+    diagnosis = method.diagnose(toy_images(), toy_images(seed=2), CPU)
+    assert diagnosis["experts_used"] == dict.fromkeys(GROUPS, float(used))
 
 
 def test_without_route_the_score_is_the_mean_and_the_router_is_folded_away():
@@ -264,18 +264,18 @@ def test_diagnosis_counts_experts_and_what_is_right():
     for stage in method.stages(method.options):
         train(method, replace(stage, epochs=2))
     test = toy_images((6, 6, 6, 6), seed=2)
-    found = method.diagnose(toy_images(), test, CPU)
-    assert set(found) == {"experts_used", "accuracy_routed", "accuracy_mean"}
-    assert all(set(values) == GROUPS for values in found.values())
-    assert all(1 <= value <= 3 for value in found["experts_used"].values())
+    diagnosis = method.diagnose(toy_images(), test, CPU)
+    assert set(diagnosis) == {"experts_used", "accuracy_routed", "accuracy_mean"}
+    assert all(set(values) == GROUPS for values in diagnosis.values())
+    assert all(1 <= value <= 3 for value in diagnosis["experts_used"].values())
     with torch.no_grad():
         features = method.net.features(test.images)
         logits = method.net.head(features)
         gates = method.router(features, logits)
     right = (losses.routed(logits, gates).argmax(1) == test.labels).double()
-    assert found["accuracy_routed"]["few"] == pytest.approx(right[18:].mean().item())
+    assert diagnosis["accuracy_routed"]["few"] == pytest.approx(right[18:].mean().item())
     used = losses.experts_used(gates).double()
-    assert found["experts_used"]["many"] == pytest.approx(used[:12].mean().item())
+    assert diagnosis["experts_used"]["many"] == pytest.approx(used[:12].mean().item())
     assert len(method.notes()) == 1
 
 

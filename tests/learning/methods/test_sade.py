@@ -146,7 +146,7 @@ def test_the_steps_are_nesterov_s_with_weight_decay():
     config = AggregationConfig(
         epochs=2, learning_rate=rate, momentum=momentum, weight_decay=decay, stop_below=0
     )
-    found = learn_aggregation(lambda: given, 3, config)
+    weights = learn_aggregation(lambda: given, 3, config)
     raw, velocity = torch.zeros(3).double(), torch.zeros(3).double()
     for one, other in given * 2:
         point = raw.clone().requires_grad_()
@@ -157,7 +157,7 @@ def test_the_steps_are_nesterov_s_with_weight_decay():
         gradient = gradient + decay * raw
         velocity = momentum * velocity + gradient
         raw = raw - rate * (gradient + momentum * velocity)
-    torch.testing.assert_close(found.double(), raw.softmax(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights.double(), raw.softmax(0), rtol=1e-5, atol=1e-6)
 
 
 def recorded(seed, augment):
@@ -211,17 +211,17 @@ def test_diagnosis_uses_no_label_to_weight_the_experts():
 def test_the_aggregated_accuracy_is_that_of_the_weighted_logits():
     method = create()
     test = toy_images((6, 6, 6, 6), seed=2)
-    found = method.diagnose(test, test, CPU)
-    weight = torch.tensor(list(found["aggregation_weight"].values()))
+    diagnosis = method.diagnose(test, test, CPU)
+    weight = torch.tensor(list(diagnosis["aggregation_weight"].values()))
     with torch.no_grad():
         logits = method.net(test.images)
     right = (torch.einsum("k,bkc->bc", weight, logits).argmax(1) == test.labels).double()
     groups = {"many": right[:12], "medium": right[12:18], "few": right[18:], "all": right}
-    assert found["aggregated_accuracy"] == {
+    assert diagnosis["aggregated_accuracy"] == {
         name: pytest.approx(part.mean().item()) for name, part in groups.items()
     }
     alone = (logits[:, 2].argmax(1) == test.labels).double().mean().item()
-    assert found["accuracy_expert_3"]["all"] == pytest.approx(alone)
+    assert diagnosis["accuracy_expert_3"]["all"] == pytest.approx(alone)
 
 
 def test_contrast_can_be_added_to_the_views():
