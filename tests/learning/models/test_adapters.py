@@ -119,8 +119,8 @@ def test_adaptformer_written_out(maps):
     normed = F.layer_norm(rows, (6,), adapter.norm.weight, adapter.norm.bias)
     hidden = (normed @ adapter.down.weight.T + adapter.down.bias).clamp(min=0)
     wanted = adapter.scale * (hidden @ adapter.up.weight.T + adapter.up.bias)
-    found = adapter(x) if maps else adapter(x.movedim(1, -1))
-    torch.testing.assert_close(found, wanted.movedim(-1, 1) if maps else wanted)
+    adapted = adapter(x) if maps else adapter(x.movedim(1, -1))
+    torch.testing.assert_close(adapted, wanted.movedim(-1, 1) if maps else wanted)
 
 
 def test_lora_adds_to_queries_and_values_and_leaves_keys():

@@ -37,9 +37,9 @@ def test_what_does_not_exist_is_refused(arguments, message):
 
 def test_of_timms_names_an_unknown_one_is_told_the_nearest_and_not_all():
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="did you mean 'convnext_atto'.* one of timm's") as found:
+    with pytest.raises(ValueError, match="did you mean 'convnext_atto'.* one of timm's") as error:
         build_backbone("convnext_ato")
-    assert len(str(found.value)) < 300
+    assert len(str(error.value)) < 300
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_weights_that_cannot_be_downloaded_say_where_to_put_which_file(monkeypat
         raise URLError("no network")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    with pytest.raises(FileNotFoundError) as found:
+    with pytest.raises(FileNotFoundError) as error:
         build_backbone("resnet18", weights="default")
-    assert f"put {weights_file(checkpoints).name} into {checkpoints}," in str(found.value)
+    assert f"put {weights_file(checkpoints).name} into {checkpoints}," in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])

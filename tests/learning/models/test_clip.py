@@ -132,8 +132,8 @@ def test_more_fine_tunes_the_image_encoder_and_the_texts_stay(model, several):
             "more": {"options": {"criterion": {"name": name}}},
         },
     )
-    found = Experiment(config, several_card() if several else card())
-    method = found.build()
+    one = Experiment(config, several_card() if several else card())
+    method = one.build()
     assert any(isinstance(module, LowRank) for module in method.net.backbone.modules())
     before = {name: value.clone() for name, value in method.state_dict().items()}
     fit(method, Stage("train"), data, TRAINING, seed=0, device=CPU)
@@ -146,7 +146,7 @@ def test_more_fine_tunes_the_image_encoder_and_the_texts_stay(model, several):
         scores = method.score(data.images[:4])
         method.merge_for_inference()
         torch.testing.assert_close(method.score(data.images[:4]), scores, rtol=1e-3, atol=1e-3)
-    plain = network(model, names=list(found.card.longtail.class_names))
+    plain = network(model, names=list(one.card.longtail.class_names))
     assert method.net.state_dict().keys() == plain.state_dict().keys()
 
 

@@ -44,31 +44,31 @@ def one(*values: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
 @pytest.mark.parametrize("weights", [None, [2.0, 3.0, 5.0]])
 def test_average_equals_a_sum_by_hand_in_float64(weights):
     states = [network(seed) for seed in range(3)]
-    found = average(states, weights)
+    merged = average(states, weights)
     normal = [1 / 3] * 3 if weights is None else [0.2, 0.3, 0.5]
-    assert list(found) == list(states[0])
+    assert list(merged) == list(states[0])
     for key in ("0.weight", "1.weight", "1.running_mean", "1.running_var", "3.bias"):
         values = zip(*(s[key].flatten().tolist() for s in states), strict=True)
         expected = [math.fsum(n * v for n, v in zip(normal, vs, strict=True)) for vs in values]
-        assert found[key].dtype == torch.float32
+        assert merged[key].dtype == torch.float32
         torch.testing.assert_close(
-            found[key].flatten().double(), torch.tensor(expected).double(), rtol=1e-7, atol=1e-9
+            merged[key].flatten().double(), torch.tensor(expected).double(), rtol=1e-7, atol=1e-9
         )
 
 
 def test_the_sum_is_taken_in_float64_and_rounded_once():
     # in float32 each 1 is lost beside 2^24; in float64 the mean of the three is exact
-    found = average([one(2.0**24), one(1.0), one(1.0)])
-    assert found["w"].item() == torch.tensor((2.0**24 + 2) / 3).item()
-    found = average([one(256.0, dtype=torch.bfloat16), *[one(1.0, dtype=torch.bfloat16)] * 7])
-    assert found["w"].dtype == torch.bfloat16
-    assert found["w"].item() == torch.tensor(263 / 8, dtype=torch.bfloat16).item()
+    merged = average([one(2.0**24), one(1.0), one(1.0)])
+    assert merged["w"].item() == torch.tensor((2.0**24 + 2) / 3).item()
+    merged = average([one(256.0, dtype=torch.bfloat16), *[one(1.0, dtype=torch.bfloat16)] * 7])
+    assert merged["w"].dtype == torch.bfloat16
+    assert merged["w"].item() == torch.tensor(263 / 8, dtype=torch.bfloat16).item()
 
 
 def test_the_counter_of_batches_is_the_first_networks():
-    found = average([network(0, batches=3), network(1, batches=9)])
-    assert found["1.num_batches_tracked"].dtype == torch.int64
-    assert found["1.num_batches_tracked"].item() == 3
+    merged = average([network(0, batches=3), network(1, batches=9)])
+    assert merged["1.num_batches_tracked"].dtype == torch.int64
+    assert merged["1.num_batches_tracked"].item() == 3
     first, second = {"mask": torch.tensor([True, False])}, {"mask": torch.tensor([False, False])}
     assert average([first, second], [0, 1])["mask"].tolist() == [True, False]
 
@@ -94,8 +94,8 @@ def test_an_average_of_copies_of_a_whole_network_changes_no_bit():
 
 
 def test_entries_that_nobody_trained_stay_bit_for_bit_beside_others_that_moved():
-    found = average([one(0.1, k, dtype=torch.float64) for k in range(10)])["w"]
-    assert found.tolist() == [0.1, pytest.approx(4.5)]
+    merged = average([one(0.1, k, dtype=torch.float64) for k in range(10)])["w"]
+    assert merged.tolist() == [0.1, pytest.approx(4.5)]
 
 
 def test_weights_are_relative():
@@ -104,8 +104,8 @@ def test_weights_are_relative():
 
 
 def test_a_network_of_weight_0_has_no_influence_even_when_it_diverged():
-    found = average([one(math.nan), one(1.0), one(math.inf), one(3.0)], [0, 1, 0, 1])
-    assert found["w"].tolist() == [2.0]
+    merged = average([one(math.nan), one(1.0), one(math.inf), one(3.0)], [0, 1, 0, 1])
+    assert merged["w"].tolist() == [2.0]
 
 
 def test_a_network_that_diverged_shows_in_the_average():
@@ -202,8 +202,8 @@ def test_the_ends_of_an_interpolation_are_the_two_networks_bit_for_bit():
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.floats(0, 1))
 def test_an_interpolation_lies_on_the_line(start, end, weight):
-    found = interpolate(one(start, dtype=torch.float64), one(end, dtype=torch.float64), weight)
-    assert found["w"].item() == pytest.approx((1 - weight) * start + weight * end, abs=1e-12)
+    merged = interpolate(one(start, dtype=torch.float64), one(end, dtype=torch.float64), weight)
+    assert merged["w"].item() == pytest.approx((1 - weight) * start + weight * end, abs=1e-12)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
