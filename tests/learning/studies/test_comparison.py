@@ -57,8 +57,8 @@ def table(*runs):
 
 
 def chosen(*runs, **options):
-    found, notes = choose(table(*runs), CompareConfig(**options), "d")
-    return found, notes
+    rows, notes = choose(table(*runs), CompareConfig(**options), "d")
+    return rows, notes
 
 
 def recalls_of(runs):
@@ -73,14 +73,14 @@ def recalls_of(runs):
 
 def test_only_runs_on_the_same_images_count_unless_told():
     runs = (run("ce", 0, 0.5), run("ce", 1, 0.6, data="other"))
-    found, notes = chosen(*runs)
-    assert found["seed"].tolist() == [0]
+    rows, notes = chosen(*runs)
+    assert rows["seed"].tolist() == [0]
     assert notes == [
         "1 run on other images of this data set left out (another data.seed or "
         "data.validation); compare.same_images=false takes them"
     ]
-    found, notes = chosen(*runs, same_images=False)
-    assert len(found) == 2
+    rows, notes = chosen(*runs, same_images=False)
+    assert len(rows) == 2
     assert notes == [
         "the runs are on 2 different draws of the data set, of which some may have fewer training "
         "images"
@@ -89,16 +89,16 @@ def test_only_runs_on_the_same_images_count_unless_told():
 
 def test_experiments_of_dvc_are_no_runs_of_the_method_unless_told():
     runs = (run("ce", 0, 0.5), run("ce", 0, 0.9, started=1, rank=4, experiment="steep"))
-    found, notes = chosen(*runs)
-    assert found["test/accuracy"].tolist() == [0.5]
+    rows, notes = chosen(*runs)
+    assert rows["test/accuracy"].tolist() == [0.5]
     assert notes == ["1 run of DVC experiments left out; compare.variants=true shows them"]
     assert chosen(*runs, variants=True)[0]["test/accuracy"].tolist() == [0.5, 0.9]
 
 
 def test_of_a_run_that_was_repeated_the_latest_counts():
     # the evaluation and the device do not make another one
-    found, _ = chosen(run("ce", 0, 0.5, started=2), run("ce", 0, 0.4, started=1))
-    assert found["test/accuracy"].tolist() == [0.5]
+    rows, _ = chosen(run("ce", 0, 0.5, started=2), run("ce", 0, 0.4, started=1))
+    assert rows["test/accuracy"].tolist() == [0.5]
 
 
 def test_a_method_has_the_parameters_of_its_latest_run_or_a_row_for_each():
@@ -108,27 +108,27 @@ def test_a_method_has_the_parameters_of_its_latest_run_or_a_row_for_each():
         run("ce", 0, 0.7, started=3),
         run("more", 0, 0.6, started=1),
     )
-    found, notes = chosen(*runs)
-    assert found[["label", "test/accuracy"]].to_numpy().tolist() == [["more", 0.6], ["ce", 0.7]]
+    rows, notes = chosen(*runs)
+    assert rows[["label", "test/accuracy"]].to_numpy().tolist() == [["more", 0.6], ["ce", 0.7]]
     assert notes == [
         "2 runs of ce with other parameters than the latest left out; "
         "compare.variants=true shows them"
     ]
-    found, notes = chosen(*runs, variants=True)
+    rows, notes = chosen(*runs, variants=True)
     assert notes == []
-    assert set(found["label"]) == {"ce, epochs = 5", "ce, epochs = 60", "more"}
+    assert set(rows["label"]) == {"ce, epochs = 5", "ce, epochs = 60", "more"}
 
 
 def test_variants_of_different_titles_are_not_variants():
     runs = (run("dbm", 0, 0.5, title="dbm bs", rank=1), run("dbm", 0, 0.6, title="dbm ce", rank=2))
-    found, notes = chosen(*runs)
-    assert set(found["label"]) == {"dbm bs", "dbm ce"}
+    rows, notes = chosen(*runs)
+    assert set(rows["label"]) == {"dbm bs", "dbm ce"}
     assert notes == []
 
 
 def test_methods_without_a_run_are_named_with_what_to_do():
-    found, notes = chosen(run("ce", 0, 0.5), run("more", 0, 0.5), methods=["ce", "dbm"])
-    assert found["label"].tolist() == ["ce"]
+    rows, notes = chosen(run("ce", 0, 0.5), run("more", 0, 0.5), methods=["ce", "dbm"])
+    assert rows["label"].tolist() == ["ce"]
     assert notes == ["no run of dbm yet: kedro run --pipelines=dbm"]
 
 
@@ -138,20 +138,20 @@ def test_the_table_has_means_and_deviations_and_intervals_of_single_runs():
         run("ce", 1, 0.6, **{"cost/training_seconds": 30.0}),
         run("more", 0, 0.55, **{"cost/training_seconds": 50.0}),
     )
-    found = summarise(runs, recalls_of(runs), "accuracy").set_index("label")
-    assert found.index.tolist() == ["more", "ce"], "the best first"
-    assert found.loc["ce", "runs"] == 2
-    assert found.loc["ce", "seeds"] == "0 1"
-    assert found.loc["ce", "test/accuracy"] == pytest.approx(0.5)
-    assert found.loc["ce", "test/accuracy sd"] == pytest.approx(0.2 / 2**0.5)
-    assert found.loc["ce", "cost/training_seconds"] == 20
-    assert pd.isna(found.loc["ce", "test/accuracy low"])
-    assert pd.isna(found.loc["more", "test/accuracy sd"])
-    assert 0.42 < found.loc["more", "test/accuracy low"] < 0.45
-    assert 0.55 < found.loc["more", "test/accuracy high"] < 0.58
+    rows = summarise(runs, recalls_of(runs), "accuracy").set_index("label")
+    assert rows.index.tolist() == ["more", "ce"], "the best first"
+    assert rows.loc["ce", "runs"] == 2
+    assert rows.loc["ce", "seeds"] == "0 1"
+    assert rows.loc["ce", "test/accuracy"] == pytest.approx(0.5)
+    assert rows.loc["ce", "test/accuracy sd"] == pytest.approx(0.2 / 2**0.5)
+    assert rows.loc["ce", "cost/training_seconds"] == 20
+    assert pd.isna(rows.loc["ce", "test/accuracy low"])
+    assert pd.isna(rows.loc["more", "test/accuracy sd"])
+    assert 0.42 < rows.loc["more", "test/accuracy low"] < 0.45
+    assert 0.55 < rows.loc["more", "test/accuracy high"] < 0.58
     # half as many images are less sure; there is no class in medium
-    assert found.loc["more", "test/few low"] < found.loc["more", "test/accuracy low"]
-    assert "test/medium low" not in found
+    assert rows.loc["more", "test/few low"] < rows.loc["more", "test/accuracy low"]
+    assert "test/medium low" not in rows
 
 
 def test_sorting_by_what_no_run_has_is_refused():
@@ -168,13 +168,13 @@ def test_the_first_two_are_paired_by_seed_and_images():
         same_images=False,
     )
     summary = summarise(runs, recalls_of(runs), "accuracy")
-    found = first_two(runs, summary, "accuracy")
-    assert (found["first"], found["second"], found["pairs"]) == ("more", "ce", 2)
-    assert found["mean"] == pytest.approx(0.07)
-    assert found["sd"] == pytest.approx(0.02 / 2**0.5)
+    gap = first_two(runs, summary, "accuracy")
+    assert (gap["first"], gap["second"], gap["pairs"]) == ("more", "ce", 2)
+    assert gap["mean"] == pytest.approx(0.07)
+    assert gap["sd"] == pytest.approx(0.02 / 2**0.5)
     # the quantile of t with one degree of freedom is 12.7062: with two seeds nothing is sure
-    assert [found["low"], found["high"]] == pytest.approx([0.07 - 0.127062, 0.07 + 0.127062])
-    assert summary_sentence(found) == (
+    assert [gap["low"], gap["high"]] == pytest.approx([0.07 - 0.127062, 0.07 + 0.127062])
+    assert summary_sentence(gap) == (
         "more minus ce: +7.00 points of accuracy [-5.71, +19.71] (paired 95 % interval; sd 1.41 "
         "over 2 common seeds); paired t test: t = 7.00, p = 0.0903; a difference of this size "
         "takes 3 seeds to be found."
@@ -187,17 +187,17 @@ def test_what_cannot_be_tested_is_said():
     assert first_two(alone, summary, "accuracy") is None
     assert "One method only" in summary_sentence(None)
     apart, _ = chosen(run("ce", 0, 0.4), run("more", 1, 0.5))
-    found = first_two(apart, summarise(apart, recalls_of(apart), "accuracy"), "accuracy")
-    assert "more and ce have no seed in common" in summary_sentence(found)
+    gap = first_two(apart, summarise(apart, recalls_of(apart), "accuracy"), "accuracy")
+    assert "more and ce have no seed in common" in summary_sentence(gap)
     once, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5))
-    found = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
-    assert summary_sentence(found) == (
+    gap = first_two(once, summarise(once, recalls_of(once), "accuracy"), "accuracy")
+    assert summary_sentence(gap) == (
         "more minus ce: +10.00 points of accuracy on the one seed that both have; an interval and "
         "a test need two."
     )
     same, _ = chosen(*(run(m, s, a) for m, a in (("ce", 0.5), ("more", 0.75)) for s in (0, 1)))
-    found = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
-    assert "all the same, so there is nothing to test" in summary_sentence(found)
+    gap = first_two(same, summarise(same, recalls_of(same), "accuracy"), "accuracy")
+    assert "all the same, so there is nothing to test" in summary_sentence(gap)
 
 
 ACCURACY = "test/accuracy"
@@ -206,8 +206,8 @@ SHOWN = METRICS[ACCURACY]
 
 def differing(*runs, **options):
     """The table of ``runs`` and the cells of its last two columns by label."""
-    found, _ = chosen(*runs, **options)
-    summary = summarise(found, recalls_of(found), "accuracy")
+    compared, _ = chosen(*runs, **options)
+    summary = summarise(compared, recalls_of(compared), "accuracy")
     columns = Paired(SHOWN, summary["label"].iloc[0])
     headings, rows = table_rows(summary, [], {ACCURACY: SHOWN}, paired=columns)
     return headings, {row.cells[0]: row.cells[-2:] for row in rows}
@@ -245,8 +245,8 @@ def test_pairs_are_of_one_seed_and_one_set_of_images_and_have_the_metric():
         run("more", 0, 0.6, data="other", **{few: 0.9}),
         same_images=False,
     )
-    found = paired(runs, "label", "more", "ce", few)
-    assert (found["pairs"], found["mean"]) == (1, pytest.approx(0.1))
+    gap = paired(runs, "label", "more", "ce", few)
+    assert (gap["pairs"], gap["mean"]) == (1, pytest.approx(0.1))
     assert paired(runs, "label", "more", "ce", ACCURACY)["pairs"] == 2
 
 
@@ -303,11 +303,11 @@ def test_the_benchmarks_print_the_difference_from_their_first_label(monkeypatch)
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")
     from compare_seeds import read, summary
 
-    found = summary(read(PROJECT / "benchmarks/results/cifar100_lt_ir100_resnet8.csv"))
-    assert found.columns[1:4].tolist() == ["accuracy %", "accuracy % minus ce", "seeds needed"]
-    assert found.loc["logit_adjustment", "accuracy %"] == "32.3 ± 0.6"
-    assert found.loc["logit_adjustment"].tolist()[2:4] == ["+4.62 [+2.9, +6.3]", "3"]
-    assert found.loc["decomposition_only"].tolist()[2:4] == ["+4.85 (one seed)", "-"]
+    gap = summary(read(PROJECT / "benchmarks/results/cifar100_lt_ir100_resnet8.csv"))
+    assert gap.columns[1:4].tolist() == ["accuracy %", "accuracy % minus ce", "seeds needed"]
+    assert gap.loc["logit_adjustment", "accuracy %"] == "32.3 ± 0.6"
+    assert gap.loc["logit_adjustment"].tolist()[2:4] == ["+4.62 [+2.9, +6.3]", "3"]
+    assert gap.loc["decomposition_only"].tolist()[2:4] == ["+4.85 (one seed)", "-"]
 
 
 def test_what_the_methods_should_share_and_do_not_is_said():
@@ -348,8 +348,8 @@ def test_the_recipe_leaves_out_what_does_not_change_what_is_learned():
 
 def test_the_table_has_the_settings_of_each_row():
     runs, _ = chosen(run("ce", 0, 0.5, epochs=5), run("more", 0, 0.6))
-    found = summarise(runs, recalls_of(runs), "accuracy")
-    assert found[["label", "epochs", "backbone"]].to_numpy().tolist() == [
+    rows = summarise(runs, recalls_of(runs), "accuracy")
+    assert rows[["label", "epochs", "backbone"]].to_numpy().tolist() == [
         ["more", "60", "resnet8"],
         ["ce", "5", "resnet8"],
     ]

@@ -16,31 +16,31 @@ SWEEP = {"method": "dbm", "path": "options.criterion.margin.K", "values": [0.1, 
 
 @pytest.mark.parametrize(("environment", "seeds", "epochs"), [("base", 3, 60), ("smoke", 1, 2)])
 def test_every_study_has_a_pipeline_and_its_arms_can_be_trained(environment, seeds, epochs):
-    found = parameters(environment)
-    assert set(found["studies"]) <= set(makers(found))
-    for name, block in found["studies"].items():
+    params = parameters(environment)
+    assert set(params["studies"]) <= set(makers(params))
+    for name, block in params["studies"].items():
         study = StudyConfig.read(block, f"studies.{name}")
-        experiments = study.experiments(found)
+        experiments = study.experiments(params)
         assert len(experiments) == len(study.all_arms()) > 1
         assert study.seeds == (1 if name in ONCE else seeds)
-        said = Plan.of(name, found).in_words([], {})
+        said = Plan.of(name, params).in_words([], {})
         assert f" {epochs * study.seeds * len(experiments):,} epochs" in said
         for label, experiment in experiments.items():
-            experiment.check_data(data_config(found))
+            experiment.check_data(data_config(params))
             assert experiment.training.epochs == epochs
             assert f"{label} (seed 0" in said
 
 
 def test_with_several_labels_mores_ablations_stand_on_bce():
     """As in its paper: figures 2 c, d and 3, table 11."""
-    found = parameters("mosaics")
+    params = parameters("mosaics")
     for name in ("more_amplitude", "more_rank", "more_discrepancy", "more_parts"):
-        study = StudyConfig.read(found["studies"][name], f"studies.{name}")
-        arms = study.experiments(found)
+        study = StudyConfig.read(params["studies"][name], f"studies.{name}")
+        arms = study.experiments(params)
         assert study.reference == "BCE"
         assert {arm.options.criterion.name for arm in arms.values()} == {"bce"}
         for arm in arms.values():
-            arm.check_data(data_config(found))
+            arm.check_data(data_config(params))
         assert len(arms) == len(study_of_one(name).all_arms())
 
 
@@ -49,9 +49,9 @@ def study_of_one(name):
 
 
 def test_table_5_takes_the_components_one_by_one():
-    found = parameters()
-    study = StudyConfig.read(found["studies"]["dbm_components"])
-    arms = study.experiments(found)
+    params = parameters()
+    study = StudyConfig.read(params["studies"]["dbm_components"])
+    arms = study.experiments(params)
     seen = []
     for experiment in arms.values():
         margin = experiment.options.criterion.margin
@@ -79,25 +79,25 @@ def test_a_sweep_makes_an_arm_of_each_value_beside_the_baselines():
 
 
 def test_an_arm_goes_over_its_methods_own_block():
-    found = parameters()
-    found["dbm"]["options"]["criterion"]["margin"]["K"] = 0.25
+    params = parameters()
+    params["dbm"]["options"]["criterion"]["margin"]["K"] = 0.25
     study = StudyConfig.read({"title": "t", "arms": ARMS}, "studies.s")
-    assert study.experiments(found)["b"].options.criterion.margin.K == 0.25
-    assert study.experiments(found)["b"].options.criterion.name == "cross_entropy"
-    assert found["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
+    assert study.experiments(params)["b"].options.criterion.margin.K == 0.25
+    assert study.experiments(params)["b"].options.criterion.name == "cross_entropy"
+    assert params["dbm"]["options"]["variant"] == "bs", "the parameters stay as they are"
 
 
 def test_all_arms_are_judged_as_the_study_says_and_otherwise_as_usual():
-    found = parameters()
-    found["evaluation"]["landscape"]["seed"] = 3
+    params = parameters()
+    params["evaluation"]["landscape"]["seed"] = 3
     told = {"title": "t", "arms": ARMS, "evaluation": {"landscape": {"images": 4}}}
-    for one in StudyConfig.read(told, "studies.s").experiments(found).values():
+    for one in StudyConfig.read(told, "studies.s").experiments(params).values():
         how = one.evaluation.landscape
         assert (how.images, how.seed) == (4, 3)
-    assert found["evaluation"]["landscape"]["images"] == 0, "the parameters stay as they are"
+    assert params["evaluation"]["landscape"]["images"] == 0, "the parameters stay as they are"
     wrong = StudyConfig.read({**told, "evaluation": {"lanscape": {}}}, "studies.s")
     with pytest.raises(ValueError, match="arm 'a': evaluation: unknown parameter 'lanscape'"):
-        wrong.experiments(found)
+        wrong.experiments(params)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_all_arms_are_judged_as_the_study_says_and_otherwise_as_usual():
     ],
 )
 def test_wrong_studies_are_refused_in_one_line(block, message):
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         StudyConfig.read(block, "studies.s")
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_arm_with_a_wrong_parameter_is_refused():
@@ -151,8 +151,8 @@ def test_a_null_arm_is_taken_out():
 
 
 def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
-    found = parameters("cifar100_lt_btm")
-    arms = StudyConfig.read(found["studies"]["btm_gml"]).experiments(found)
+    params = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read(params["studies"]["btm_gml"]).experiments(params)
     for released, usual in (("GML released", "MiSLAS"), ("BTM GML released", "BTM")):
         one, other = arms[released].options, arms[usual].options
         assert (one.criterion.name, one.criterion.p) == ("geometric_mean", 1.0)
@@ -162,8 +162,8 @@ def test_gml_as_released_is_the_second_stage_of_mislas_with_another_loss():
 
 
 def test_the_readings_of_fc_differ_in_nothing_else():
-    found = parameters("cifar100_lt_btm")
-    arms = StudyConfig.read(found["studies"]["btm_fc"]).experiments(found)
+    params = parameters("cifar100_lt_btm")
+    arms = StudyConfig.read(params["studies"]["btm_fc"]).experiments(params)
     stages = {name: arm.options.fc_classifier for name, arm in arms.items() if arm.options.has_fc}
     recipes = [(s.learning_rate, s.batch_size, s.weight_decay, s.restart) for s in stages.values()]
     text = (5e-3, 256, 5e-4)
@@ -178,6 +178,6 @@ def test_the_readings_of_fc_differ_in_nothing_else():
 
 @pytest.mark.parametrize("env", ["cifar10_lt_btm", "cifar100_lt_btm"])
 def test_every_study_can_be_read_in_every_environment(env):
-    found = parameters(env)
-    for name, block in found["studies"].items():
-        assert StudyConfig.read(block, f"studies.{name}").experiments(found)
+    params = parameters(env)
+    for name, block in params["studies"].items():
+        assert StudyConfig.read(block, f"studies.{name}").experiments(params)

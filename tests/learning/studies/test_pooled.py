@@ -96,9 +96,9 @@ def test_decisions_on_several_labels_are_pooled_by_their_counts():
     assert row["pooled/micro_f1"] == pytest.approx(f1_score(truth, said, average="micro"))
     assert (row["classes"], row["images"], row["groups"]) == (3, 5, None)
     assert row["pooled/macro_f1 low"] <= row["pooled/macro_f1"] <= row["pooled/macro_f1 high"]
-    found = class_rows("a", one, ["w", "x", "y", "z"])
-    assert [own["images"] for own in found] == [2, 1, 2, 0]
-    assert [own["f1"] for own in found] == pytest.approx([*each, np.nan], nan_ok=True)
+    rows = class_rows("a", one, ["w", "x", "y", "z"])
+    assert [own["images"] for own in rows] == [2, 1, 2, 0]
+    assert [own["f1"] for own in rows] == pytest.approx([*each, np.nan], nan_ok=True)
 
 
 def test_seeds_and_arms_of_several_labels_are_paired_by_image():

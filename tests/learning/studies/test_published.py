@@ -39,7 +39,7 @@ def beside(papers, *, title="ce", data=DATA, metrics=None, **settings):
 
 
 def test_a_papers_figures_stand_beside_a_run_of_its_setting():
-    found = {
+    figures = {
         "label": "a label",
         "metric": "test/accuracy",
         "ours": pytest.approx(0.4),
@@ -48,8 +48,8 @@ def test_a_papers_figures_stand_beside_a_run_of_its_setting():
         "reason": "fewer images",
     }
     # the run has no class in few, or none that was tested
-    assert beside([PAPER]) == [found]
-    assert beside([PAPER], metrics={"test/accuracy": 0.4, "test/few": float("nan")}) == [found]
+    assert beside([PAPER]) == [figures]
+    assert beside([PAPER], metrics={"test/accuracy": 0.4, "test/few": float("nan")}) == [figures]
     assert len(beside([PAPER], metrics={"test/accuracy": 0.4, "test/few": 0.2})) == 2
 
 
@@ -73,10 +73,10 @@ def test_the_arms_of_a_study_have_the_rows_of_their_names():
     papers = read_papers([PAPER, {**PAPER, "table": None, "figure": "2", "study": "other"}])
     configs = {"CE": config(), "CE again": config()}
     summary = pd.DataFrame([{"label": name, "test/accuracy": 0.4} for name in configs])
-    (found,) = beside_arms("s", configs, summary, papers, DATA)
-    assert (found["label"], found["source"]) == ("CE", "P, table 3")
-    (found,) = beside_arms("other", configs, summary, papers, DATA)
-    assert found["source"] == "P, figure 2"
+    (figures,) = beside_arms("s", configs, summary, papers, DATA)
+    assert (figures["label"], figures["source"]) == ("CE", "P, table 3")
+    (figures,) = beside_arms("other", configs, summary, papers, DATA)
+    assert figures["source"] == "P, figure 2"
     assert beside_arms("s", {**configs, "CE": config(5)}, summary, papers, DATA) == []
 
 
@@ -181,10 +181,10 @@ def test_every_row_of_a_table_is_beside_its_arm_in_the_papers_environment_and_in
     wanted = entry.where[f"data.{cut}"]
     for environment in others:
         for given in (wanted, 1 + (wanted or 1)) if environment in names else (wanted,):
-            found = parameters(environment)
+            params = parameters(environment)
             if cut == "imbalance_ratio" or data_of(environment)["profile"]["name"] == "natural":
-                found = {**found, "data": {**found["data"], cut: given}}
-            shown = rows_beside(entry, found)
+                params = {**params, "data": {**params["data"], cut: given}}
+            shown = rows_beside(entry, params)
             here = environment in names and given == wanted
             assert shown == (set(entry.rows) if here else set()), environment
     assert names
@@ -194,15 +194,15 @@ def data_of(environment):
     return data_config(parameters(environment)).model_dump(mode="json")
 
 
-def rows_beside(entry, found):
+def rows_beside(entry, rows):
     """The rows of a table that are shown beside the arms of its study."""
-    study = StudyConfig.read(found["studies"][entry.study])
+    study = StudyConfig.read(rows["studies"][entry.study])
     arms = {name: arm for name, arm in study.all_arms().items() if name in entry.rows}
-    kept = study.model_copy(update={"arms": arms, "sweep": None}).experiments(found)
+    kept = study.model_copy(update={"arms": arms, "sweep": None}).experiments(rows)
     configs = {name: one.model_dump(mode="json") for name, one in kept.items()}
     metrics = {metric for row in entry.rows.values() for metric in row.by_metric()}
     summary = pd.DataFrame([{"label": name, **dict.fromkeys(metrics, 0.5)} for name in configs])
-    data = data_config(found).model_dump(mode="json")
+    data = data_config(rows).model_dump(mode="json")
     return {row["label"] for row in beside_arms(entry.study, configs, summary, [entry], data)}
 
 
@@ -229,18 +229,18 @@ def rows_beside(entry, found):
     ],
 )
 def test_the_papers_settings_are_those_of_their_environments(environment, method, sources):
-    found, settings = in_environment(environment, method)
-    rows = beside_papers(found, found, published(), settings)
+    config, settings = in_environment(environment, method)
+    rows = beside_papers(config, config, published(), settings)
     assert list(dict.fromkeys(row["source"] for row in rows)) == sources
     every = {name for paper in published() for name in paper.where} - {"data.groups.sizes"}
-    one = json.loads(found["config"][0])
+    one = json.loads(config["config"][0])
     assert every <= set(dict(flatten({**one, "data": settings}, ".")))
 
 
 def in_environment(environment, method):
     """A run of a method with the parameters of an environment, and its data's settings."""
-    found = parameters(environment)
-    one = ExperimentConfig.resolve(method, found)
+    params = parameters(environment)
+    one = ExperimentConfig.resolve(method, params)
     row = {
         "label": method,
         "title": one.title,
@@ -248,16 +248,16 @@ def in_environment(environment, method):
         "test/accuracy": 0.5,
         "test/mean_average_precision": 0.5,
     }
-    return pd.DataFrame([row]), data_config(found).model_dump(mode="json")
+    return pd.DataFrame([row]), data_config(params).model_dump(mode="json")
 
 
 def test_a_variant_does_not_stand_beside_the_papers_row_of_the_method():
-    found, settings = in_environment("cifar100_lt", "more")
-    one = json.loads(found["config"][0])
+    config, settings = in_environment("cifar100_lt", "more")
+    one = json.loads(config["config"][0])
 
     def sources(**options):
         text = json.dumps({**one, "options": {**one["options"], **options}})
-        rows = beside_papers(found.assign(config=text), found, published(), settings)
+        rows = beside_papers(config.assign(config=text), config, published(), settings)
         return [(row["source"], row["paper"]) for row in rows]
 
     assert sources() == [("MORE, table 1", pytest.approx(0.512))]
