@@ -26,17 +26,17 @@ NOT_OF = {"cifar100_lt_lift": {"darl", "dqroute", "lgla", "ride", "sade"}}
 
 def there(environment):
     """Return its parameters, on other images of its kind where it wants files."""
-    found = parameters(environment)
-    on_files = found["data"].get("path")
-    return {**found, "data": parameters("mosaics")["data"]} if on_files else found
+    params = parameters(environment)
+    on_files = params["data"].get("path")
+    return {**params, "data": parameters("mosaics")["data"]} if on_files else params
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_every_environment_is_valid_for_every_method(environment):
-    found = there(environment)
-    check_parameters(found)
+    params = there(environment)
+    check_parameters(params)
     for method in methods.available():
-        ExperimentConfig.resolve(method, found)
+        ExperimentConfig.resolve(method, params)
 
 
 def test_every_method_has_its_file_of_parameters_and_every_file_its_method():
@@ -47,8 +47,8 @@ def test_every_method_has_its_file_of_parameters_and_every_file_its_method():
 
 
 def test_the_cifar_recipe_is_the_one_the_papers_figures_fit():
-    found = ExperimentConfig.resolve("more", parameters("cifar100_lt"))
-    training = found.training
+    config = ExperimentConfig.resolve("more", parameters("cifar100_lt"))
+    training = config.training
     assert (training.epochs, training.batch_size, training.learning_rate) == (200, 256, 0.3)
     assert (training.momentum, training.weight_decay, training.nesterov) == (0.9, 2e-4, False)
     assert (training.schedule, training.milestones, training.warmup_epochs) == (
@@ -58,16 +58,16 @@ def test_the_cifar_recipe_is_the_one_the_papers_figures_fit():
     )
     assert training.augment.autoaugment
     assert training.augment.cutout == 16
-    assert found.model.backbone == "resnet32"
+    assert config.model.backbone == "resnet32"
     assert data_config(parameters("cifar100_lt")).groups.sizes == (35, 35, 30)
 
 
 @pytest.mark.parametrize("environment", [name for name in ENVIRONMENTS if "cifar" in name])
 def test_btm_has_the_papers_fine_tuning_on_cifar(environment):
-    found = parameters(environment)
-    options = ExperimentConfig.resolve("btm", found).options
+    params = parameters(environment)
+    options = ExperimentConfig.resolve("btm", params).options
     # of ten classes a subset is 100 images, and a batch a quarter of it, too
-    size = 256 if data_config(found).source == "cifar100" else 25
+    size = 256 if data_config(params).source == "cifar100" else 25
     for block in (options.branches, options.fc_classifier):
         assert (block.batch_size, block.learning_rate, block.weight_decay) == (size, 5e-3, 5e-4)
 
@@ -84,9 +84,9 @@ def test_btm_has_the_papers_fine_tuning_on_cifar(environment):
 def test_a_fine_tuning_of_btm_has_as_many_steps_an_epoch_as_the_papers(
     environment, classes, largest, images
 ):
-    found = parameters(environment)
-    branches = ExperimentConfig.resolve("btm", found).options.branches
-    data = data_config(found)
+    params = parameters(environment)
+    branches = ExperimentConfig.resolve("btm", params).options.branches
+    data = data_config(params)
     counts = profile_counts(
         data.profile,
         classes=classes,
@@ -112,27 +112,27 @@ def test_a_long_value_is_shown_in_part():
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_ride_s_diversity_is_0_45_on_cifar_100_and_the_constructor_s_elsewhere(environment):
-    found = parameters(environment)
-    ride = ExperimentConfig.resolve("ride", found).options
-    cifar100 = data_config(found).source == "cifar100"
+    params = parameters(environment)
+    ride = ExperimentConfig.resolve("ride", params).options
+    cifar100 = data_config(params).source == "cifar100"
     assert (ride.diversity, ride.temperature_gamma) == (0.45 if cifar100 else 0.2, 0.05)
 
 
 def test_amplitudes_of_more_have_the_mean_over_classes_of_equation_2():
     """2 / C at C = 10 and 100, in the study and in the search."""
-    found, tried = parameters("base"), [0, 0.02, 0.2, 2]
-    assert found["studies"]["more_amplitude"]["sweep"]["values"] == tried
-    assert found["more_search"]["options"]["amplitude"]["choices"] == tried
+    params, tried = parameters("base"), [0, 0.02, 0.2, 2]
+    assert params["studies"]["more_amplitude"]["sweep"]["values"] == tried
+    assert params["more_search"]["options"]["amplitude"]["choices"] == tried
 
 
 def test_a_methods_own_block_changes_single_values_of_what_is_shared():
     shared = {"training": {"epochs": 9, "warmup_epochs": 1, "augment": {"flip": 0.1}}}
     own = {"training": {"augment": {"cutout": 2}}, "model": {"head": "cosine"}}
-    found = ExperimentConfig.resolve("more", {**shared, "more": own})
-    assert found.training.epochs == 9
-    assert (found.training.augment.flip, found.training.augment.cutout) == (0.1, 2)
-    assert found.model.head == "cosine"
-    assert isinstance(found.options, MoreOptions)
+    config = ExperimentConfig.resolve("more", {**shared, "more": own})
+    assert config.training.epochs == 9
+    assert (config.training.augment.flip, config.training.augment.cutout) == (0.1, 2)
+    assert config.model.head == "cosine"
+    assert isinstance(config.options, MoreOptions)
 
 
 def test_merging_changes_neither_side():
@@ -142,8 +142,8 @@ def test_merging_changes_neither_side():
 
 
 def test_a_configuration_survives_json():
-    found = ExperimentConfig.resolve("more", parameters("base"))
-    assert ExperimentConfig.model_validate(found.model_dump(mode="json")) == found
+    config = ExperimentConfig.resolve("more", parameters("base"))
+    assert ExperimentConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_a_configuration_survives_json():
     ],
 )
 def test_wrong_shared_parameters_are_named_in_one_line(given, message):
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         check_parameters(given)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_wrong_shared_parameters_are_named_in_one_line(given, message):
     ],
 )
 def test_wrong_parameters_of_an_experiment_are_named_in_one_line(given, message):
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         ExperimentConfig.resolve("dbm" if "dbm" in given else "more", given)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_what_no_library_could_do_is_refused_at_once(values, line):
 
 
 def fits(method, change):
-    found = updated(parameters("smoke"), change)
-    ExperimentConfig.resolve(method, found).check_data(data_config(found))
+    params = updated(parameters("smoke"), change)
+    ExperimentConfig.resolve(method, params).check_data(data_config(params))
 
 
 NEIGHBOURS = {"detectors": ["knn"], "detector": {"knn": 241}}
@@ -299,24 +299,24 @@ PLANE = {"detectors": ["vim"], "detector": {"vim_dimensions": 64}}
     ],
 )
 def test_sizes_that_do_not_fit_the_data_are_known_before_anything_runs(method, change, line):
-    with pytest.raises(ValueError, match=line) as found:
+    with pytest.raises(ValueError, match=line) as error:
         fits(method, change)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
-def smaller(found):
+def smaller(params):
     """Return parameters of a smaller network of the kind: one of 86 million takes seconds."""
-    backbone = found["model"]["backbone"].replace("vit_base", "vit_tiny")
-    return updated(found, {"model": {"backbone": backbone}})
+    backbone = params["model"]["backbone"].replace("vit_base", "vit_tiny")
+    return updated(params, {"model": {"backbone": backbone}})
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_what_conf_says_fits_its_data(environment):
-    found = updated(there(environment), {"data": {"auxiliary": {"name": "gaussian_noise"}}})
-    data = data_config(found)
+    params = updated(there(environment), {"data": {"auxiliary": {"name": "gaussian_noise"}}})
+    data = data_config(params)
     several, refused = expected(data).longtail.several, set()
     for method in methods.available():
-        config = ExperimentConfig.resolve(method, found if method == "lift" else smaller(found))
+        config = ExperimentConfig.resolve(method, params if method == "lift" else smaller(params))
         if not (several and methods.get(method).why_one_label(config.options)):
             try:
                 config.check_data(data)
@@ -347,30 +347,30 @@ def test_sets_that_are_named_must_be_there_and_whole(tmp_path):
 
 
 def test_difficulty_on_a_hold_out_needs_one():
-    found = updated(
+    params = updated(
         parameters("base"), {"cdb_ce": {"options": {"criterion": {"difficulty": "validation"}}}}
     )
-    experiment = ExperimentConfig.resolve("cdb_ce", found)
+    experiment = ExperimentConfig.resolve("cdb_ce", params)
     with pytest.raises(ValueError, match="data.validation is 0"):
-        experiment.check_data(data_config(found))
-    experiment.check_data(data_config(updated(found, {"data": {"validation": 0.2}})))
-    ExperimentConfig.resolve("cdb_ce", parameters("base")).check_data(data_config(found))
+        experiment.check_data(data_config(params))
+    experiment.check_data(data_config(updated(params, {"data": {"validation": 0.2}})))
+    ExperimentConfig.resolve("cdb_ce", parameters("base")).check_data(data_config(params))
 
 
 def test_the_dbm_recipe_is_the_papers():
-    found = parameters("cifar100_lt_dbm")
-    training = ExperimentConfig.resolve("dbm", found).training
+    params = parameters("cifar100_lt_dbm")
+    training = ExperimentConfig.resolve("dbm", params).training
     assert (training.epochs, training.batch_size, training.learning_rate) == (200, 64, 0.1)
     assert (training.momentum, training.weight_decay, training.nesterov) == (0.9, 2e-4, False)
     assert (training.schedule, training.warmup_epochs) == ("cosine", 5)
     assert (training.augment.autoaugment, training.augment.cutout) == (True, 16)
-    contrastive = ExperimentConfig.resolve("bcl", found).training
+    contrastive = ExperimentConfig.resolve("bcl", params).training
     assert (contrastive.batch_size, contrastive.learning_rate) == (256, 0.15)
-    options = ExperimentConfig.resolve("dbm", found).options
+    options = ExperimentConfig.resolve("dbm", params).options
     assert (options.variant, options.criterion.name) == ("bs", "balanced_softmax")
     assert (options.criterion.margin.K, options.criterion.margin.tau) == (0.1, 1.0)
-    assert ExperimentConfig.resolve("dbm", found).model.scale == 32
-    assert data_config(found).groups.rule == "counts"
+    assert ExperimentConfig.resolve("dbm", params).model.scale == 32
+    assert data_config(params).groups.rule == "counts"
 
 
 @pytest.mark.parametrize(
@@ -385,15 +385,15 @@ def test_the_dbm_recipe_is_the_papers():
 )
 def test_a_variant_of_dbm_chooses_the_loss_behind_the_margin(variant, name, start):
     given = {"dbm": {"options": {"variant": variant, "criterion": {"margin": {"K": 0.3}}}}}
-    found = ExperimentConfig.resolve("dbm", updated(parameters("base"), given))
-    criterion = found.options.criterion
+    config = ExperimentConfig.resolve("dbm", updated(parameters("base"), given))
+    criterion = config.options.criterion
     assert criterion.name == name
     assert getattr(criterion, "start", None) == start
     assert criterion.margin.name == "dbm"
     assert criterion.margin.K == 0.3
     # what was resolved is understood again
-    again = ExperimentConfig.model_validate(found.model_dump(mode="json"))
-    assert again == found
+    again = ExperimentConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
 
 
 @pytest.mark.parametrize(
@@ -418,10 +418,10 @@ def test_a_variant_of_dbm_chooses_the_loss_behind_the_margin(variant, name, star
     ],
 )
 def test_blocks_of_methods_that_are_not_run_are_checked_too(change, message):
-    found = {**parameters("base"), **change}
+    params = {**parameters("base"), **change}
     with pytest.raises(ValueError, match=message):
-        check_parameters(found)
-        ExperimentConfig.resolve("ce", found)
+        check_parameters(params)
+        ExperimentConfig.resolve("ce", params)
 
 
 def test_ood_sets_are_one_name_several_all_or_none():
@@ -456,15 +456,15 @@ def test_a_method_takes_over_the_block_of_the_one_it_stands_on():
         "model": {"head": "cosine", "scale": 20.0},
         "training": {"epochs": 30, "augment": {"cutout": 4}},
     }
-    found = on_top(ride=below, crt={"options": {"pretrain": "ride"}})
+    config = on_top(ride=below, crt={"options": {"pretrain": "ride"}})
     alone = ExperimentConfig.resolve("ride", {"model": {"backbone": "resnet8"}, "ride": below})
-    assert found.options.pretrain_options == alone.options
-    assert found.options.pretrain_options.criterion.gamma == 3.0
-    assert found.options.pretrain_options.experts == 4
-    assert (found.model, found.training) == (alone.model, alone.training)
-    assert (found.model.head, found.training.epochs) == ("cosine", 30)
+    assert config.options.pretrain_options == alone.options
+    assert config.options.pretrain_options.criterion.gamma == 3.0
+    assert config.options.pretrain_options.experts == 4
+    assert (config.model, config.training) == (alone.model, alone.training)
+    assert (config.model.head, config.training.epochs) == ("cosine", 30)
     # of the criterion, only the first stage's
-    assert found.options.criterion.name == "cross_entropy"
+    assert config.options.criterion.name == "cross_entropy"
 
 
 def test_its_own_block_goes_before_at_every_depth():
@@ -479,11 +479,11 @@ def test_its_own_block_goes_before_at_every_depth():
         "model": {"scale": 10.0},
         "training": {"augment": {"cutout": 2}},
     }  # fmt: skip
-    found = on_top(ride=below, crt=own, training={"epochs": 7, "momentum": 0.5})
-    inner = found.options.pretrain_options
+    config = on_top(ride=below, crt=own, training={"epochs": 7, "momentum": 0.5})
+    inner = config.options.pretrain_options
     assert (inner.criterion.gamma, inner.experts, inner.shared) == (5.0, 2, "all")
-    assert (found.model.head, found.model.scale) == ("cosine", 10.0)
-    training = found.training
+    assert (config.model.head, config.model.scale) == ("cosine", 10.0)
+    training = config.training
     assert (training.epochs, training.momentum) == (30, 0.5)
     assert (training.augment.cutout, training.augment.flip) == (2, 0.25)
     # the block of ride stays ride's
@@ -497,15 +497,15 @@ def test_a_chain_takes_over_all_blocks_the_outer_ones_first():
         "mislas": {"options": {"classifier": {"epochs": 3}}, "training": {"epochs": 60}},
         "crt": {"options": {"pretrain": "mislas"}, "training": {"batch_size": 12}},
     }  # fmt: skip
-    found = on_top(**blocks)
-    assert found.options.built_on == ("mislas", "mixup")
-    assert found.options.pretrain_options.classifier.epochs == 3
-    assert found.options.pretrain_options.pretrain_options.mix.alpha == 0.3
-    training = found.training
+    config = on_top(**blocks)
+    assert config.options.built_on == ("mislas", "mixup")
+    assert config.options.pretrain_options.classifier.epochs == 3
+    assert config.options.pretrain_options.pretrain_options.mix.alpha == 0.3
+    training = config.training
     assert (training.epochs, training.momentum, training.batch_size) == (60, 0.7, 12)
-    assert found.model.head == "cosine"
-    again = ExperimentConfig.model_validate(found.model_dump(mode="json"))
-    assert again == found
+    assert config.model.head == "cosine"
+    again = ExperimentConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
 
 
 @pytest.mark.parametrize(
@@ -542,16 +542,16 @@ def test_a_chain_takes_over_all_blocks_the_outer_ones_first():
     ],
 )  # fmt: skip
 def test_wrong_methods_to_stand_on_are_named_in_one_line(blocks, message):
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         on_top(**blocks)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("given", [3, "mix", ["mix"]])
 def test_options_for_the_first_method_are_a_block(given):
-    with pytest.raises(ValueError, match=r"crt.options.pretrain_options") as found:
+    with pytest.raises(ValueError, match=r"crt.options.pretrain_options") as error:
         on_top(crt={"options": {"pretrain_options": given}})
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_first_methods_own_first_method_can_be_changed_on_the_way():

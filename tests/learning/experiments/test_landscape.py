@@ -64,19 +64,19 @@ def test_the_numbers_are_those_of_the_classes_and_the_same_twice(name, several):
     made, train = experiment(name, several), toy_labels() if several else toy_images()
     method = built(made)
     state = {name: value.clone() for name, value in method.state_dict().items()}
-    found, columns = landscape(made, method, train)
-    assert landscape(made, method, train) == (found, columns)
+    extremes, columns = landscape(made, method, train)
+    assert landscape(made, method, train) == (extremes, columns)
     kept = method.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in state.items()), "it only looks"
     for name, values in columns.items():
         assert len(values) == 4, name
-        if ratio := found["imbalance"].get(name):
+        if ratio := extremes["imbalance"].get(name):
             assert ratio == max(map(abs, values)) / min(map(abs, values)) > 1
     rarest = int(made.card.longtail.counts.argmin())
-    assert found["rarest"]["lambda_min"] == columns["lambda_min"][rarest]
-    assert found["rarest"]["gamma"] == columns["gamma"][rarest]
-    assert found["unconverged_classes"] == columns["converged"].count(False)
-    assert {f"landscape/{key}" for key in numbers(found)} <= METRICS.keys()
+    assert extremes["rarest"]["lambda_min"] == columns["lambda_min"][rarest]
+    assert extremes["rarest"]["gamma"] == columns["gamma"][rarest]
+    assert extremes["unconverged_classes"] == columns["converged"].count(False)
+    assert {f"landscape/{key}" for key in numbers(extremes)} <= METRICS.keys()
 
 
 def test_a_class_has_the_hessian_of_its_own_images():
@@ -109,12 +109,12 @@ def test_another_seed_is_other_images():
 
 def test_it_does_not_matter_how_many_images_are_in_memory():
     train = toy_images()
-    found = []
+    risks = []
     for batch in (2, 64):
         made = experiment(batch=batch)
-        found.append(landscape(made, built(made), train)[1])
+        risks.append(landscape(made, built(made), train)[1])
     for name in ("risk", "lambda_max", "trace"):
-        assert found[0][name] == pytest.approx(found[1][name], rel=1e-3)
+        assert risks[0][name] == pytest.approx(risks[1][name], rel=1e-3)
 
 
 def test_a_sample_has_so_many_images_of_each_class_or_all():
@@ -138,8 +138,8 @@ def test_scores_that_hang_on_nothing_are_left_out_and_named():
     made = experiment("ce")
     method = built(made)
     method.score = lambda images: torch.ones(len(images), 4)
-    found, columns = landscape(made, method, toy_images())
-    assert found == {"left_out": "landscape: the scores depend on no parameter"}
+    values, columns = landscape(made, method, toy_images())
+    assert values == {"left_out": "landscape: the scores depend on no parameter"}
     assert columns == {}
 
 
@@ -173,13 +173,13 @@ def test_metrics_table_and_pictures_have_it_and_the_risk_over_the_epochs(tmp_pat
 def test_the_risk_of_a_group_is_the_mean_over_its_classes():
     made = experiment("cb", training={"monitor_risk": 4})
     method = built(made)
-    found = RiskByGroup(made, method, toy_images())(method, method.score)
+    risks = RiskByGroup(made, method, toy_images())(method, method.score)
     sample = ClassSample.draw(toy_images().labels, 4, 0)
     with torch.no_grad():
         scores = method.score(take(toy_images(), sample.position))
     losses = F.cross_entropy(scores, sample.label, reduction="none")
     means = [float(losses[sample.label == c].mean()) for c in range(4)]
     many, medium, few = (made.card.longtail.groups[g] for g in ("many", "medium", "few"))
-    assert found["risk/all"] == pytest.approx(sum(means) / 4)
+    assert risks["risk/all"] == pytest.approx(sum(means) / 4)
     for name, classes in (("many", many), ("medium", medium), ("few", few)):
-        assert found[f"risk/{name}"] == pytest.approx(sum(means[c] for c in classes) / len(classes))
+        assert risks[f"risk/{name}"] == pytest.approx(sum(means[c] for c in classes) / len(classes))

@@ -145,9 +145,9 @@ def test_the_papers_means_are_in_the_headline_where_they_are_there(there):
         "conflict_adjusted": {},
         "averaged_over": ["svhn"],
     }
-    found = numbers({"ood": summary_metrics(report)})
-    assert found.get("ood/odin/of_7/auroc_few") == (0.2 if there else None)
-    assert found["ood/odin/mean/auroc"] == 0.4
+    metrics = numbers({"ood": summary_metrics(report)})
+    assert metrics.get("ood/odin/of_7/auroc_few") == (0.2 if there else None)
+    assert metrics["ood/odin/mean/auroc"] == 0.4
 
 
 @pytest.mark.parametrize("none", [(), False, ("svhn",)])
@@ -200,15 +200,15 @@ def test_the_report_has_every_detector_and_set_and_goes_through_json(tmp_path):
     assert list(report["detectors"]) == ["max_logit", "own"]
     for sets in report["detectors"].values():
         assert list(sets) == [*MADE[:2], "mean"]
-        for found in sets.values():
-            assert {f"auroc_{group}" for group in GROUPS} < set(found)
-            assert all(0 <= value <= 1 for value in found.values())
+        for values in sets.values():
+            assert {f"auroc_{group}" for group in GROUPS} < set(values)
+            assert all(0 <= value <= 1 for value in values.values())
     assert list(report["energy"]) == [*GROUPS, "mixed", *MADE[:2]]
     for key in CONFLICTS:
         assert list(report[key]) == [*MADE[:2], *MIXED]
-        for found in report[key].values():
-            assert set(found) == {"cosine", "negative_share"}
-            assert set(found["cosine"]) == {*GROUPS, "all"}
+        for values in report[key].values():
+            assert set(values) == {"cosine", "negative_share"}
+            assert set(values["cosine"]) == {*GROUPS, "all"}
     assert set(figures) == {"detection.png", "groups.png", *(f"{key}.png" for key in CONFLICTS)}
 
 
@@ -220,10 +220,10 @@ def test_the_numbers_are_those_of_the_methods_own_scores(tmp_path):
         strange = run.method.score(run.outside("uniform_noise"))
     inside, outside = (x.double().softmax(1).amax(1) for x in (logits, strange))
     above = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside)
-    found = report["detectors"]["msp"]["uniform_noise"]
-    assert found["auroc"] == pytest.approx(float(above.mean()), abs=1e-3)
+    metrics = report["detectors"]["msp"]["uniform_noise"]
+    assert metrics["auroc"] == pytest.approx(float(above.mean()), abs=1e-3)
     few = run.test.labels == 3
-    assert found["auroc_few"] == pytest.approx(float(above[few].mean()), abs=5e-3)
+    assert metrics["auroc_few"] == pytest.approx(float(above[few].mean()), abs=5e-3)
     energies = -logits.double().logsumexp(1)
     assert report["energy"]["few"] == pytest.approx(float(energies[few].mean()), rel=1e-4)
     wanted = float(-strange.double().logsumexp(1).mean())
@@ -302,16 +302,16 @@ def gradients(method, images, targets, shift=0.0):
     rows = []
     for f, q in zip(features, targets, strict=True):
         loss = F.cross_entropy(method.net.head(f[None]).double() + shift, q[None])
-        found = torch.autograd.grad(loss, parameters)
-        rows.append(torch.cat([g.flatten() for g in found]).double())
+        gradient = torch.autograd.grad(loss, parameters)
+        rows.append(torch.cat([g.flatten() for g in gradient]).double())
     rows = torch.stack(rows)
     return rows / rows.norm(dim=1, keepdim=True)
 
 
 def by_group(values, labels):
     masks = LongTail.group_members(toy_card().longtail, labels)
-    found = {name: float(values[mask].mean()) for name, mask in masks.items()}
-    return {**found, "all": float(values.mean())}
+    means = {name: float(values[mask].mean()) for name, mask in masks.items()}
+    return {**means, "all": float(values.mean())}
 
 
 @pytest.mark.parametrize("key", CONFLICTS)
@@ -324,26 +324,26 @@ def test_conflicts_of_a_linear_head_are_those_of_autograd(tmp_path, key):
     outside = run.outside("uniform_noise")
     level = torch.full((len(outside), CLASSES), 1 / CLASSES).double()
     pairs = own @ gradients(method, outside, level).T
-    found = report[key]["uniform_noise"]
-    assert found["cosine"] == pytest.approx(by_group(pairs.mean(1), test.labels), abs=1e-4)
+    conflict = report[key]["uniform_noise"]
+    assert conflict["cosine"] == pytest.approx(by_group(pairs.mean(1), test.labels), abs=1e-4)
     conflicts = (pairs < 0).double().mean(1)
-    assert found["negative_share"] == pytest.approx(by_group(conflicts, test.labels), abs=2e-3)
+    assert conflict["negative_share"] == pytest.approx(by_group(conflicts, test.labels), abs=2e-3)
 
     mixed = Mixtures(test, run.seed)
     images = take(mixed, torch.arange(len(mixed)))
     lam = mixed.lam[:, None].double()
     target = lam * one_hot[mixed.first] + (1 - lam) * one_hot[mixed.second]
     blended = gradients(method, images, target, shift)
-    found = report[key]["mixed"]["cosine"]
-    assert found == pytest.approx(by_group((own @ blended.T).mean(1), test.labels), abs=1e-4)
+    conflict = report[key]["mixed"]["cosine"]
+    assert conflict == pytest.approx(by_group((own @ blended.T).mean(1), test.labels), abs=1e-4)
     pushed = gradients(method, images, torch.full_like(target, 1 / CLASSES))
-    found = report[key]["own_mixture_as_outlier"]["cosine"]
-    assert found == pytest.approx(by_group((own * pushed).sum(1), test.labels), abs=1e-4)
+    conflict = report[key]["own_mixture_as_outlier"]["cosine"]
+    assert conflict == pytest.approx(by_group((own * pushed).sum(1), test.labels), abs=1e-4)
     partners = (own * blended).sum(1)
-    found = report[key]["own_mixture"]
-    assert found["cosine"] == pytest.approx(by_group(partners, test.labels), abs=1e-4)
+    conflict = report[key]["own_mixture"]
+    assert conflict["cosine"] == pytest.approx(by_group(partners, test.labels), abs=1e-4)
     conflicts = by_group((partners < 0).double(), test.labels)
-    assert found["negative_share"] == pytest.approx(conflicts, abs=1e-6)
+    assert conflict["negative_share"] == pytest.approx(conflicts, abs=1e-6)
     # neither all alike nor all at odds, which wrong targets could give as well
     assert 0 < conflicts["all"] < 1
 

@@ -30,8 +30,8 @@ def config(**given):
     return ExperimentConfig.resolve("more", {"training": {"epochs": 7}, **given})
 
 
-def as_before(found):
-    values = found.model_dump(mode="json")
+def as_before(params):
+    values = params.model_dump(mode="json")
     values["training"]["epoch"] = values["training"].pop("epochs")
     values["options"]["A"] = values["options"].pop("amplitude")
     return values
@@ -40,10 +40,10 @@ def as_before(found):
 def test_every_target_is_a_parameter_that_there_is():
     for new in RENAMED.values():
         block, *_ = new.split(".")
-        found = ExperimentConfig.resolve(block if ".options." in new else "ce", {})
-        values = found.model_dump(mode="json")
+        config = ExperimentConfig.resolve(block if ".options." in new else "ce", {})
+        values = config.model_dump(mode="json")
         if ".options." in new:
-            values[block] = {"options": dict(found.options)}
+            values[block] = {"options": dict(config.options)}
         for part in new.split("."):
             values = values[part]
 

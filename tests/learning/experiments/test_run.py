@@ -70,5 +70,5 @@ def test_an_arm_or_trial_draws_nothing(tmp_path, monkeypatch):
     config = ExperimentConfig.resolve("ce", {**SHORT, "evaluation": {"ood": False}})
     nothing = toy_images((0, 0, 0, 0))
     sets = Sets(toy_images(), nothing, toy_images(seed=1), nothing)
-    found = run_experiment(Experiment(config, toy_card()), sets, tmp_path, Store(tmp_path))
-    assert 0 < found["geometry/angle_mean/all"] < 180
+    result = run_experiment(Experiment(config, toy_card()), sets, tmp_path, Store(tmp_path))
+    assert 0 < result["geometry/angle_mean/all"] < 180

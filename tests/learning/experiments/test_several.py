@@ -80,18 +80,18 @@ def sets():
 @pytest.mark.parametrize("method", TOLD)
 def test_a_method_learns_several_labels_and_is_judged(method, sets, tmp_path):
     experiment = Experiment(resolved(method, epochs=8), card_of(sets.train))
-    found = run_experiment(experiment, sets, tmp_path, Store(tmp_path))
+    finished = run_experiment(experiment, sets, tmp_path, Store(tmp_path))
     # by chance it is the mean share of the images that have a label, 0.5
-    assert found["test/mean_average_precision"] > 0.75
-    assert found["validation/mean_average_precision"] > 0.7
-    assert {"test/mAP_many", "test/mAP_few", "test/macro_f1", "test/ranking_loss"} <= {*found}
-    assert "test/accuracy" not in found
-    assert "geometry/angle_mean/all" in found
+    assert finished["test/mean_average_precision"] > 0.75
+    assert finished["validation/mean_average_precision"] > 0.7
+    assert {"test/mAP_many", "test/mAP_few", "test/macro_f1", "test/ranking_loss"} <= {*finished}
+    assert "test/accuracy" not in finished
+    assert "geometry/angle_mean/all" in finished
     if method == "more":
-        shares = [found[f"diagnostics/changed_predictions/{g}"] for g in ("many", "few", "all")]
+        shares = [finished[f"diagnostics/changed_predictions/{g}"] for g in ("many", "few", "all")]
         assert all(0 <= share <= 1 for share in shares)
     if method == "crt":
-        assert found["stages/classifier/mean_average_precision"] > 0.75
+        assert finished["stages/classifier/mean_average_precision"] > 0.75
 
 
 def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(sets, tmp_path):
@@ -115,8 +115,8 @@ def test_labels_are_said_from_the_hold_outs_thresholds_on_and_pictures_drawn(set
         == metrics["validation"]["mean_average_precision"]
     )
     nothing = validation[torch.arange(0)]
-    found, without = evaluating.evaluate_hold_out(experiment, method, nothing)
-    assert found == {}
+    thresholds, without = evaluating.evaluate_hold_out(experiment, method, nothing)
+    assert thresholds == {}
     assert without.tolist() == [0] * 4
     figures = evaluating.draw(
         experiment, judged.table, judged.confusion, judged.reliability, report, histories
@@ -149,8 +149,8 @@ def test_logistic_regression_solves_for_each_label(sets, tmp_path):
     labels[0, 3] = 1
     few = Sets(replace(train, labels=labels), validation, test, train[torch.arange(0)])
     experiment = Experiment(resolved("logistic_regression", standardize=False), card_of(few.train))
-    found = run_experiment(experiment, few, tmp_path, Store(tmp_path))
-    assert found["test/mAP_many"] > 0.75
+    finished = run_experiment(experiment, few, tmp_path, Store(tmp_path))
+    assert finished["test/mAP_many"] > 0.75
     method = experiment.build()
     with torch.no_grad():
         features = method.eval().net.features(train.images).double()
@@ -206,10 +206,10 @@ def test_images_without_a_label_are_told_from_those_with_some(sets, tmp_path, ca
     assert report["energy"]["no_label"] == pytest.approx(
         -float(wanted["energy"][~has].mean()), 1e-4
     )
-    found = summary_metrics(report)
-    assert {"auroc_many", "auroc_few"} < {*found["energy"]["mean"]}
+    metrics = summary_metrics(report)
+    assert {"auroc_many", "auroc_few"} < {*metrics["energy"]["mean"]}
     assert set(figures) == {"detection.png", "groups.png"}
-    assert found["sets"] == 2
+    assert metrics["sets"] == 2
 
 
 def test_without_an_image_of_no_label_that_set_is_left_out(sets, tmp_path, caplog):
@@ -330,8 +330,8 @@ def test_the_weight_of_an_image_is_the_mean_prior_of_its_labels():
         wanted += sum(p / len(active) for p in prior) * gap / 30
     # A' = 1 / C is A = 1
     weight = image_weight(rebalancing_weight(longtail, 1 / 4).double(), labels)
-    found = (weight * discrepancy(full, general, "l2")).mean()
-    assert float(found) == pytest.approx(wanted, rel=1e-6)
+    discrepancies = (weight * discrepancy(full, general, "l2")).mean()
+    assert float(discrepancies) == pytest.approx(wanted, rel=1e-6)
     assert weight[0] == 0
 
 
@@ -367,8 +367,8 @@ def test_shift_and_decisions_are_of_labels():
     groups = SplitGroups(rule="split", sizes=(1, 2, 1))
     longtail = replace(LongTail.from_counts([4, 3, 2, 1], groups=groups), images=5)
     assert logit_shift(full, general, labels, longtail) == {"many": 2.0, "medium": 1.0}
-    found = changed_predictions(full, general, labels, longtail)
-    assert found == {"many": 0.5, "medium": 0.25, "few": 0.0, "all": 0.25}
+    changes = changed_predictions(full, general, labels, longtail)
+    assert changes == {"many": 0.5, "medium": 0.25, "few": 0.0, "all": 0.25}
 
 
 # ---- samplers

@@ -28,11 +28,11 @@ METRICS = {"test/accuracy": 0.1 + 0.2, "test/few": float("nan")}
 
 @cache
 def conf():
-    found = {}
+    params = {}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = updated(found, yaml.safe_load(text))
-    return found
+        params = updated(params, yaml.safe_load(text))
+    return params
 
 
 @cache
@@ -41,8 +41,8 @@ def config(method):
 
 
 def experiment(method="crt", data_hash="a", **parameters):
-    found = ExperimentConfig.resolve(method, updated(conf(), parameters))
-    return Experiment(found, replace(toy_card(), data_hash=data_hash))
+    config = ExperimentConfig.resolve(method, updated(conf(), parameters))
+    return Experiment(config, replace(toy_card(), data_hash=data_hash))
 
 
 # the key
@@ -102,8 +102,8 @@ def test_configurations_are_equal_where_what_is_not_at_its_default_is(data):
 
 @pytest.mark.parametrize("method", methods.available())
 def test_every_method_has_a_key_of_its_own_that_says_nothing_of_defaults(method):
-    found = [experiment(name) for name in methods.available()]
-    assert sum(key(one) == key(experiment(method)) for one in found) == 1
+    experiments = [experiment(name) for name in methods.available()]
+    assert sum(key(one) == key(experiment(method)) for one in experiments) == 1
     plain = experiment(method)
     spelled = ExperimentConfig.model_validate(plain.config.model_dump(mode="json"))
     assert key(replace(plain, config=spelled)) == key(plain)
@@ -191,9 +191,9 @@ def test_a_file_that_is_no_runs_is_one_line(tmp_path, text):
     store, one = Store(tmp_path), experiment()
     store.keep(one, METRICS)
     kept_file(store, one).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"metrics\.json is not what .* keeps.*delete it") as found:
+    with pytest.raises(ValueError, match=r"metrics\.json is not what .* keeps.*delete it") as error:
         store.metrics(one)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_whose_parameters_no_longer_are_is_not_used(tmp_path):
@@ -232,18 +232,18 @@ def test_a_training_of_other_defaults_or_data_does_not_go_on(tmp_path, monkeypat
     for file in (resume(one, tmp_path), Store(tmp_path).shared(one, one.stages[0])):
         file.save({"epoch": 3})
 
-    def found(other):
+    def states_of(other):
         files = (resume(other, tmp_path), Store(tmp_path).shared(other, other.stages[0]))
         return [file.load() for file in files]
 
-    assert found(one) == [{"epoch": 3}] * 2
-    assert found(experiment(device="cpu", evaluation={"ood_limit": 7})) == [{"epoch": 3}] * 2
-    assert found(experiment(data_hash="b")) == [None] * 2
-    assert found(experiment(training={"epochs": 7})) == [None] * 2
+    assert states_of(one) == [{"epoch": 3}] * 2
+    assert states_of(experiment(device="cpu", evaluation={"ood_limit": 7})) == [{"epoch": 3}] * 2
+    assert states_of(experiment(data_hash="b")) == [None] * 2
+    assert states_of(experiment(training={"epochs": 7})) == [None] * 2
     before = resume(one, tmp_path).fingerprint
     now = with_momentum(monkeypatch, 0.5)
     assert resume(now, tmp_path).fingerprint == before
-    assert found(now) == [None] * 2
+    assert states_of(now) == [None] * 2
 
 
 def test_a_later_stage_goes_on_only_from_the_same_weights_and_images(tmp_path):
