@@ -108,9 +108,9 @@ def test_every_detector_scores_every_kind_of_method_each_image_by_itself(kind):
     method, few = trained(kind), inside(1)
     together = extract_outputs(method, few, CPU)
     alone = [extract_outputs(method, image[None], CPU) for image in few]
-    found = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
-    assert list(found) == list(DETECTORS)
-    for name, detector in found.items():
+    detectors = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
+    assert list(detectors) == list(DETECTORS)
+    for name, detector in detectors.items():
         id_score = detector(together)
         assert id_score.shape == (len(few),), name
         assert id_score.is_floating_point(), name
@@ -125,11 +125,11 @@ def test_every_detector_scores_every_kind_of_method_each_image_by_itself(kind):
 def test_after_training_every_detector_ranks_patterns_it_knows_above_noise(kind):
     method = trained(kind)
     known, strange = extract_outputs(method, inside(), CPU), extract_outputs(method, noise(), CPU)
-    found = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
+    detectors = build_detectors(tuple(DETECTORS), method, toy_images(), SMALL, CPU)
     truth = [1] * len(known.images) + [0] * len(strange.images)
     areas = {
         name: roc_auc_score(truth, torch.cat([detector(known), detector(strange)]).numpy())
-        for name, detector in found.items()
+        for name, detector in detectors.items()
     }
     assert min(areas.values()) > 0.75, areas
 
@@ -162,9 +162,9 @@ def test_many_images_are_looked_at_in_parts(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 7)
     detector, seen = build("odin", method), answers(images=images)
     hook = method.net.backbone.register_forward_hook(lambda _, x, __: sizes.append(len(x[0])))
-    found = detector(seen)
+    scored = detector(seen)
     hook.remove()
-    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(scored, whole, rtol=1e-3, atol=1e-5)
     assert sizes == [7, 7, 7, 7, 6, 6]
 
 
@@ -240,12 +240,12 @@ def test_odin_is_equation_11_in_float64(epsilon, temperature):
     method = fresh().double()
     images = inside(3)
     told = {"odin_epsilon": epsilon, "odin_temperature": temperature}
-    found = build("odin", method, **told)(answers(images=images))
-    assert found.dtype == torch.float64
+    scored = build("odin", method, **told)(answers(images=images))
+    assert scored.dtype == torch.float64
     wanted = odin_by_hand(method, images, epsilon, temperature)
     # in units of logits, as at a high temperature all probabilities are nearly 1 / C
     torch.testing.assert_close(
-        temperature * CLASSES * found, temperature * CLASSES * wanted, rtol=0, atol=1e-4
+        temperature * CLASSES * scored, temperature * CLASSES * wanted, rtol=0, atol=1e-4
     )
 
 
@@ -261,23 +261,23 @@ def test_the_step_makes_the_predicted_class_more_probable_and_a_longer_one_more_
 
 def test_at_temperature_1000_odin_ranks_by_the_largest_logit_above_their_mean():
     method, images = trained("linear"), torch.cat([inside(5), noise()])
-    found = scores("odin", method, images, odin_epsilon=0.0, odin_temperature=1000.0)
+    scored = scores("odin", method, images, odin_epsilon=0.0, odin_temperature=1000.0)
     with torch.no_grad():
         logits = method.score(images).double()
     above = logits.amax(1) - logits.mean(1)
-    torch.testing.assert_close(found, (1 + above / 1000) / CLASSES, rtol=1e-4, atol=0)
+    torch.testing.assert_close(scored, (1 + above / 1000) / CLASSES, rtol=1e-4, atol=0)
     # the second order moves ranks only where the first is all but equal
     ranked = above.argsort()
-    assert (found[ranked].diff() > -1e-9)[above[ranked].diff() > above.max() ** 2 / 1000].all()
-    assert np.corrcoef(found.argsort().argsort(), above.argsort().argsort())[0, 1] > 0.98
+    assert (scored[ranked].diff() > -1e-9)[above[ranked].diff() > above.max() ** 2 / 1000].all()
+    assert np.corrcoef(scored.argsort().argsort(), above.argsort().argsort())[0, 1] > 0.98
 
 
 def test_odin_takes_no_gradient_of_parameters_and_works_where_gradients_are_off():
     method, images = fresh(), inside(2)
     wanted = scores("odin", method, images)
     with torch.no_grad():
-        found = scores("odin", method, images)
-    assert torch.equal(found, wanted)
+        scored = scores("odin", method, images)
+    assert torch.equal(scored, wanted)
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
@@ -315,9 +315,9 @@ def test_msp_reads_scores_and_the_others_logits(logits):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
 def test_energy_is_the_tempered_logsumexp(logits, temperature):
-    found = build("energy", fresh(), energy_temperature=temperature)(answers(logits=logits))
+    scored = build("energy", fresh(), energy_temperature=temperature)(answers(logits=logits))
     wanted = temperature * (logits.double() / temperature).exp().sum(1).log()
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(scored, wanted)
 
 
 def test_entropy_and_gen_are_their_formulas(logits):
@@ -332,9 +332,9 @@ def test_entropy_and_gen_are_their_formulas(logits):
 def test_large_logits_stay_finite():
     seen = answers(logits=torch.tensor([[5e4, 0.0, -5e4, 1.0], [0.0, 0.0, 0.0, 0.0]]))
     for name in ("energy", "max_logit", "entropy", "gen"):
-        found = build(name, fresh())(seen)
-        assert torch.isfinite(found).all(), name
-        assert found[0] > found[1], name
+        scored = build(name, fresh())(seen)
+        assert torch.isfinite(scored).all(), name
+        assert scored[0] > scored[1], name
 
 
 @pytest.mark.skipif("fused by gates" not in KINDS, reason="there is no dqroute")
@@ -344,10 +344,10 @@ def test_dqroute_has_the_energy_of_its_routed_logits_not_of_its_log_probabilitie
     with torch.no_grad():
         routed = method.classify(method.net.features(images))
     torch.testing.assert_close(seen.logits, routed, rtol=1e-4, atol=1e-4)
-    found = build("energy", method)(seen)
-    torch.testing.assert_close(found, routed.double().logsumexp(1), rtol=1e-4, atol=1e-4)
+    scored = build("energy", method)(seen)
+    torch.testing.assert_close(scored, routed.double().logsumexp(1), rtol=1e-4, atol=1e-4)
     # the log-probabilities' would be 0 of every image
-    assert seen.scores.logsumexp(1).abs().max() < 1e-4 < found.abs().min()
+    assert seen.scores.logsumexp(1).abs().max() < 1e-4 < scored.abs().min()
 
 
 # of features, by references
@@ -371,8 +371,8 @@ def test_knn_is_the_distance_to_the_kth_nearest_training_image(kind, k):
     train, test = (side_by_side(method, x) for x in (toy_images().images, images))
     train, test = (x / x.norm(dim=1, keepdim=True) for x in (train, test))
     distance = (test[:, None] - train).norm(dim=2).sort(1).values[:, k - 1]
-    found = scores("knn", method, images, knn=k)
-    torch.testing.assert_close(found, -distance, rtol=1e-3, atol=1e-5)
+    scored = scores("knn", method, images, knn=k)
+    torch.testing.assert_close(scored, -distance, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -388,8 +388,8 @@ def test_nnguide_is_the_energy_times_that_of_near_training_images(kind):
     (bank, bank_energy), (unit, energy) = parts(toy_images().images), parts(images)
     guidance = [sorted((bank @ z) * bank_energy, reverse=True)[:4] for z in unit]
     wanted = torch.stack([sum(near) / 4 for near in guidance]) * energy
-    found = scores("nnguide", method, images, nnguide=4)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
+    scored = scores("nnguide", method, images, nnguide=4)
+    torch.testing.assert_close(scored.double(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -403,8 +403,8 @@ def test_vim_takes_from_the_energy_what_lies_off_the_principal_space(kind, dimen
     test = linear_readout(method.net.head, features_of(method, images))[0].double().numpy()
     spanned = np.linalg.matrix_rank(train, tol=1e-5)
     wanted = vim(train, weight, bias, test, dimensions or spanned // 2)
-    found = scores("vim", method, images, vim_dimensions=dimensions)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    scored = scores("vim", method, images, vim_dimensions=dimensions)
+    np.testing.assert_allclose(scored, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_vim_and_nnguide_are_those_of_pytorch_ood_run_by_themselves():
@@ -412,12 +412,12 @@ def test_vim_and_nnguide_are_those_of_pytorch_ood_run_by_themselves():
     head = method.net.head
     own, other = (features_of(method, x) for x in (train.images, images))
     vim = ViM(None, 9, head.weight, head.bias).fit_features(own, train.labels)
-    found = scores("vim", method, images, vim_dimensions=9)
+    scored = scores("vim", method, images, vim_dimensions=9)
     # the library computes in float32
-    torch.testing.assert_close(found.float(), -vim.predict_features(other), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scored.float(), -vim.predict_features(other), rtol=1e-3, atol=1e-3)
     guide = NNGuide(None, head, 6).fit_features(own, train.labels)
-    found = scores("nnguide", method, images, nnguide=6)
-    torch.testing.assert_close(found, -guide.predict_features(other))
+    scored = scores("nnguide", method, images, nnguide=6)
+    torch.testing.assert_close(scored, -guide.predict_features(other))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -438,9 +438,9 @@ def test_react_classifies_features_clipped_at_a_percentile_of_the_training_ones(
     assert (features > bound).any()
     with torch.no_grad():
         wanted = method.classify(features.clamp(max=bound)).double().logsumexp(1)
-    found = scores("react", method, images, react_percentile=0.6)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, scores("energy", method, images), rtol=1e-3)
+    scored = scores("react", method, images, react_percentile=0.6)
+    torch.testing.assert_close(scored, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scored, scores("energy", method, images), rtol=1e-3)
 
 
 def mahalanobis(train, labels, test):
@@ -469,8 +469,8 @@ def test_mahalanobis_and_its_relative_are_of_scikit_learns_covariances(kind):
     to_classes = mahalanobis(flat(train), labels.numpy(), flat(test))
     to_all = mahalanobis(flat(train), np.zeros(len(labels)), flat(test))
     seen = answers(features=test)
-    found = DETECTORS["mahalanobis"](fitting)(seen)
-    np.testing.assert_allclose(found, -to_classes.min(1), rtol=1e-6)
+    scored = DETECTORS["mahalanobis"](fitting)(seen)
+    np.testing.assert_allclose(scored, -to_classes.min(1), rtol=1e-6)
     relative = DETECTORS["relative_mahalanobis"](fitting)(seen)
     np.testing.assert_allclose(relative, -(to_classes - to_all).min(1), rtol=1e-6)
 
@@ -497,7 +497,7 @@ def test_whatever_takes_a_covariance_is_exact_where_its_axes_differ_by_10_000(na
     test = torch.randn(200, width, generator=generator) @ axes + 1
     told = SMALL.model_copy(update={"vim_dimensions": 50})
     fitting = module.DetectorContext(method, told, CPU, answers(features=train), labels)
-    found = DETECTORS[name](fitting)(answers(features=test)).numpy()
+    scored = DETECTORS[name](fitting)(answers(features=test)).numpy()
     head = [part.detach().double().numpy() for part in method.net.head.parameters()]
     train, test, labels = train.double().numpy(), test.double().numpy(), labels.numpy()
     if name == "vim":
@@ -507,7 +507,7 @@ def test_whatever_takes_a_covariance_is_exact_where_its_axes_differ_by_10_000(na
         if name == "relative_mahalanobis":
             distances = distances - mahalanobis(train, np.zeros_like(labels), test)
         wanted = -distances.min(1)
-    assert np.abs(found - wanted).max() < 1e-5 * wanted.std()
+    assert np.abs(scored - wanted).max() < 1e-5 * wanted.std()
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])
@@ -516,16 +516,16 @@ def test_features_that_never_vary_count_for_nothing_and_copies_only_once(name):
     labels = torch.arange(2).repeat(50)
     train, test = (torch.rand(n, 5, generator=generator) for n in (100, 20))
 
-    def found(train, test):
+    def scored(train, test):
         fitting = module.DetectorContext(fresh(), SMALL, CPU, answers(features=train), labels)
         return DETECTORS[name](fitting)(answers(features=test))
 
     def widened(x, dead):
         return torch.cat([x, torch.full((len(x), 1), dead), x[:, :1] / 3], 1)
 
-    wide = found(widened(train, 0.0), widened(test, 2.0))
+    wide = scored(widened(train, 0.0), widened(test, 2.0))
     assert torch.isfinite(wide).all()
-    torch.testing.assert_close(wide, found(train, test), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(wide, scored(train, test), rtol=1e-3, atol=1e-3)
 
 
 def test_labels_need_not_be_contiguous_where_a_fit_is_by_class():

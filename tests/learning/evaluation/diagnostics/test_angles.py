@@ -17,8 +17,8 @@ def to_x_axis(*features):
 
 
 def test_angles_by_hand_whatever_the_lengths():
-    found = to_x_axis([3, 0], [0, 0.1], [-7, 0], [2, 2], [1, -math.sqrt(3)], [1e-30, 1e-30])
-    assert found == pytest.approx([0, 90, 180, 45, 60, 45], abs=1e-12)
+    coordinates = to_x_axis([3, 0], [0, 0.1], [-7, 0], [2, 2], [1, -math.sqrt(3)], [1e-30, 1e-30])
+    assert coordinates == pytest.approx([0, 90, 180, 45, 60, 45], abs=1e-12)
 
 
 def test_angles_near_0_and_180_degrees_keep_their_digits():
@@ -30,9 +30,9 @@ def test_angles_near_0_and_180_degrees_keep_their_digits():
 def test_the_centre_is_that_of_the_images_own_class():
     prototypes = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
     features = torch.tensor([[1.0, 1.0]] * 3)
-    found = angles_to_prototypes(features, prototypes, torch.tensor([2, 0, 1]))
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx([135, 45, 45])
+    angles = angles_to_prototypes(features, prototypes, torch.tensor([2, 0, 1]))
+    assert angles.dtype == torch.float64
+    assert angles.tolist() == pytest.approx([135, 45, 45])
 
 
 def test_angles_agree_with_the_arc_cosine_where_that_is_exact_enough():
@@ -41,8 +41,8 @@ def test_angles_agree_with_the_arc_cosine_where_that_is_exact_enough():
     prototypes = torch.randn(5, 8, generator=generator)
     labels = torch.randint(5, (50,), generator=generator)
     cosine = torch.cosine_similarity(features.double(), prototypes.double()[labels])
-    found = angles_to_prototypes(features, prototypes, labels)
-    assert torch.allclose(found, cosine.acos().rad2deg(), rtol=0, atol=1e-8)
+    angles = angles_to_prototypes(features, prototypes, labels)
+    assert torch.allclose(angles, cosine.acos().rad2deg(), rtol=0, atol=1e-8)
 
 
 def test_without_a_direction_the_angle_is_90_degrees():
@@ -68,5 +68,5 @@ def test_the_summary_has_mean_and_quartiles_of_each_group_with_images():
 
 
 def test_the_summary_of_no_image_is_empty():
-    found = angle_summary(torch.empty(0), torch.empty(0).long(), LongTail.from_counts([9]))
-    assert set(map(len, found.values())) == {0}
+    summary = angle_summary(torch.empty(0), torch.empty(0).long(), LongTail.from_counts([9]))
+    assert set(map(len, summary.values())) == {0}

@@ -18,11 +18,11 @@ def clusters(images, features=8):
 
 def test_what_is_together_stays_together_and_equal_seeds_give_equal_pictures():
     x, labels = clusters(15)
-    found = tsne(x.double().requires_grad_(), seed=0, perplexity=8)
-    assert (found.dtype, found.shape) == (torch.float32, (45, 2))
-    distance = torch.cdist(found, found).fill_diagonal_(torch.inf)
+    embedded = tsne(x.double().requires_grad_(), seed=0, perplexity=8)
+    assert (embedded.dtype, embedded.shape) == (torch.float32, (45, 2))
+    distance = torch.cdist(embedded, embedded).fill_diagonal_(torch.inf)
     assert (labels[distance.argmin(1)] == labels).all()
-    assert torch.equal(tsne(x, seed=0, perplexity=8), found)
+    assert torch.equal(tsne(x, seed=0, perplexity=8), embedded)
 
 
 @pytest.mark.parametrize(("points", "wanted"), [(5, 4 / 3), (60, 59 / 3), (91, 30), (200, 30)])
@@ -64,26 +64,26 @@ def test_each_group_gives_at_most_so_many_images():
     labels = torch.randint(4, (400,), generator=torch.Generator().manual_seed(0))
     labels[5:][labels[5:] == 3] = 0
     labels[:5] = 3
-    found = sample_by_group(labels, LONGTAIL, 20, seed=0)
-    assert found.dtype == torch.int64
-    assert found.tolist() == sorted(set(found.tolist()))
-    members = LONGTAIL.group_members(labels[found])
+    drawn = sample_by_group(labels, LONGTAIL, 20, seed=0)
+    assert drawn.dtype == torch.int64
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    members = LONGTAIL.group_members(labels[drawn])
     assert {name: int(mask.sum()) for name, mask in members.items()} == {
         "many": 20, "medium": 20, "few": 5,
     }  # fmt: skip
-    assert torch.equal(sample_by_group(labels, LONGTAIL, 20, seed=0), found)
-    assert not torch.equal(sample_by_group(labels, LONGTAIL, 20, seed=1), found)
+    assert torch.equal(sample_by_group(labels, LONGTAIL, 20, seed=0), drawn)
+    assert not torch.equal(sample_by_group(labels, LONGTAIL, 20, seed=1), drawn)
 
 
 def test_images_are_drawn_from_the_whole_set_and_not_from_its_start():
     labels = torch.zeros(1000, dtype=torch.int64)
-    found = sample_by_group(labels, LONGTAIL, 200, seed=0).double()
-    assert 420 < float(found.mean()) < 580
+    drawn = sample_by_group(labels, LONGTAIL, 200, seed=0).double()
+    assert 420 < float(drawn.mean()) < 580
 
 
 def test_a_group_without_an_image_gives_none_and_no_image_is_refused():
-    found = sample_by_group(torch.tensor([3, 3]), LONGTAIL, 5, seed=0)
-    assert found.tolist() == [0, 1]
+    drawn = sample_by_group(torch.tensor([3, 3]), LONGTAIL, 5, seed=0)
+    assert drawn.tolist() == [0, 1]
     assert sample_by_group(torch.empty(0, dtype=torch.int64), LONGTAIL, 5, seed=0).tolist() == []
     with pytest.raises(ValueError, match="at least 1 image, but is 0"):
         sample_by_group(torch.tensor([3]), LONGTAIL, 0, seed=0)

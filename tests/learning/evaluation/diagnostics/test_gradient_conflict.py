@@ -82,9 +82,9 @@ def test_products_and_cosines_are_those_of_autograds_gradients(name, other):
     q, p = targets("classification", 5), targets(other, 7, seed=5)
     a, b = by_autograd(head, x, q), by_autograd(head, y, p)
     sides = (residual_of(head, x, q), x, residual_of(head, y, p), y, head)
-    found = gradient_products(*sides)
-    assert (found.dtype, found.shape) == (torch.float64, (5, 7))
-    assert torch.allclose(found, a @ b.T, rtol=1e-10, atol=1e-13)
+    products = gradient_products(*sides)
+    assert (products.dtype, products.shape) == (torch.float64, (5, 7))
+    assert torch.allclose(products, a @ b.T, rtol=1e-10, atol=1e-13)
     cosines = gradient_cosines(*sides)
     wanted = F.cosine_similarity(a[:, None], b, dim=2)
     assert torch.allclose(cosines, wanted, rtol=1e-10, atol=1e-12)
@@ -113,9 +113,9 @@ def test_logits_are_those_of_the_networks_heads():
         (Head(cosine.weight, scale=16.0), cosine),
         (Head(linear.weight, linear.bias), linear),
     ):
-        found = head.logits(x)
-        assert not found.requires_grad
-        assert torch.allclose(found, network(x).double(), atol=1e-5)
+        logits = head.logits(x)
+        assert not logits.requires_grad
+        assert torch.allclose(logits, network(x).double(), atol=1e-5)
 
 
 def same_image(*probability, y, target):
@@ -130,9 +130,9 @@ def same_image(*probability, y, target):
 
 def test_outlier_exposure_pulls_against_the_class_an_image_shares_features_with():
     # <f, f'> = 3 times |p|^2 - p_y
-    found = same_image(0.7, 0.1, 0.1, 0.1, y=0, target=[0.25] * 4)
-    assert found == pytest.approx(3 * (0.52 - 0.7))
-    assert found < 0
+    products = same_image(0.7, 0.1, 0.1, 0.1, y=0, target=[0.25] * 4)
+    assert products == pytest.approx(3 * (0.52 - 0.7))
+    assert products < 0
     # the paper's factor 1/C - p is the gradient of -L_OE: it would make equation 2 positive
     p = torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64)
     assert 3 * float((p - one_hot(0)[0, :4]) @ (0.25 - p)) > 0
@@ -140,9 +140,9 @@ def test_outlier_exposure_pulls_against_the_class_an_image_shares_features_with(
 
 def test_more_than_chance_for_the_class_is_not_enough_for_equation_2():
     assert 0.3 > 1 / 4
-    found = same_image(0.3, 0.7, 0, 0, y=0, target=[0.25] * 4)
-    assert found == pytest.approx(3 * (0.58 - 0.3))
-    assert found > 0
+    products = same_image(0.3, 0.7, 0, 0, y=0, target=[0.25] * 4)
+    assert products == pytest.approx(3 * (0.58 - 0.3))
+    assert products > 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -164,9 +164,9 @@ def test_mixed_images_with_aligned_features_agree_while_their_label_is_not_reach
 
 def test_equation_5_fails_for_a_mixed_image_taken_for_its_class_too_surely():
     # |p|^2 - p_y + share (1 - p_y) - (1 - share) p_k
-    found = same_image(0.8, 0.2, y=0, target=[0.1, 0.9])
-    assert found == pytest.approx(3 * (0.68 - 0.8 + 0.1 * 0.2 - 0.9 * 0.2))
-    assert found < 0
+    products = same_image(0.8, 0.2, y=0, target=[0.1, 0.9])
+    assert products == pytest.approx(3 * (0.68 - 0.8 + 0.1 * 0.2 - 0.9 * 0.2))
+    assert products < 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -175,20 +175,20 @@ def test_the_residual_is_the_gradient_by_the_logits_and_sums_to_0(seed, kind):
     z = draw(4, CLASSES, seed=seed).mul(3).requires_grad_()
     q = targets(kind, 4, seed=seed)
     (wanted,) = torch.autograd.grad(F.cross_entropy(z, q, reduction="sum"), z)
-    found = residual(z, q)
-    assert not found.requires_grad
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-14)
-    assert torch.allclose(found.sum(1), torch.zeros(4).double(), rtol=0, atol=1e-15)
+    difference = residual(z, q)
+    assert not difference.requires_grad
+    assert torch.allclose(difference, wanted, rtol=0, atol=1e-14)
+    assert torch.allclose(difference.sum(1), torch.zeros(4).double(), rtol=0, atol=1e-15)
 
 
 def test_the_residual_of_an_image_learnt_to_the_last_digit_keeps_its_direction():
     z = torch.tensor([[60.0, 1.0, 0.0]])
-    found = residual(z, torch.tensor([[1.0, 0.0, 0.0]]))[0]
+    difference = residual(z, torch.tensor([[1.0, 0.0, 0.0]]))[0]
     others = [math.exp(-59), math.exp(-60)]
-    assert found.tolist() == pytest.approx([-sum(others), *others], rel=1e-12, abs=0)
+    assert difference.tolist() == pytest.approx([-sum(others), *others], rel=1e-12, abs=0)
     head, x = Head(torch.zeros(3, 2)), torch.ones(1, 2)
     exposed = residual(z, torch.full((1, 3), 1 / 3))
-    assert float(gradient_cosines(found[None], x, exposed, x, head)) < -0.9
+    assert float(gradient_cosines(difference[None], x, exposed, x, head)) < -0.9
 
 
 def test_a_gradient_of_no_length_has_cosine_0_and_no_conflict():
@@ -198,8 +198,8 @@ def test_a_gradient_of_no_length_has_cosine_0_and_no_conflict():
         for sides in ((zero, x, r, x), (r, x, zero, x)):
             assert gradient_cosines(*sides, head).tolist() == [[0]]
             assert paired_cosines(*sides, head).tolist() == [0]
-        found = conflict_by_group(zero, x, torch.tensor([4]), r, x, head, LONGTAIL)
-        assert found == {key: {"few": 0, "all": 0} for key in ("cosine", "negative_share")}
+        conflict = conflict_by_group(zero, x, torch.tensor([4]), r, x, head, LONGTAIL)
+        assert conflict == {key: {"few": 0, "all": 0} for key in ("cosine", "negative_share")}
     # the logit of a feature along its weight is at its maximum
     head = Head(torch.tensor([[3.0, 4.0]]), scale=5.0)
     along = torch.tensor([[0.6, 0.8]])
@@ -222,15 +222,19 @@ def test_the_summary_is_the_mean_over_all_pairs_whatever_the_chunks(monkeypatch,
     head = HEADS[name]
     r, x, labels, s, y = sides_of(40, 13, head)
     cosines = gradient_cosines(r, x, s, y, head)
-    found = conflict_by_group(r, x, labels, s, y, head, LONGTAIL)
-    assert list(found) == ["cosine", "negative_share"]
-    assert set(found["cosine"]) == set(found["negative_share"]) == {"many", "medium", "few", "all"}
+    conflict = conflict_by_group(r, x, labels, s, y, head, LONGTAIL)
+    assert list(conflict) == ["cosine", "negative_share"]
+    assert (
+        set(conflict["cosine"])
+        == set(conflict["negative_share"])
+        == {"many", "medium", "few", "all"}
+    )
     for group, classes in {**LONGTAIL.groups, "all": range(CLASSES)}.items():
         own = cosines[[int(label) in classes for label in labels]]
-        assert found["cosine"][group] == pytest.approx(float(own.mean()), rel=1e-12)
+        assert conflict["cosine"][group] == pytest.approx(float(own.mean()), rel=1e-12)
         share = float((own < 0).double().mean())
         assert 0 < share < 1
-        assert found["negative_share"][group] == pytest.approx(share, rel=1e-12)
+        assert conflict["negative_share"][group] == pytest.approx(share, rel=1e-12)
 
 
 def test_memory_is_bounded_by_chunks_of_all_pairs(monkeypatch):
@@ -238,9 +242,9 @@ def test_memory_is_bounded_by_chunks_of_all_pairs(monkeypatch):
     products = module._Factors.products
 
     def watched(self, other):
-        found = products(self, other)
-        sizes.append(found.numel())
-        return found
+        result = products(self, other)
+        sizes.append(result.numel())
+        return result
 
     monkeypatch.setattr(module, "CHUNK_NUMBERS", 50)
     monkeypatch.setattr(module._Factors, "products", watched)
@@ -252,21 +256,21 @@ def test_partners_alone_are_summarised_by_group():
     head = HEADS["cosine"]
     r, x, labels, s, y = sides_of(40, 40, head)
     cosines = paired_cosines(r, x, s, y, head)
-    found = paired_conflict_by_group(r, x, labels, s, y, head, LONGTAIL)
+    conflict = paired_conflict_by_group(r, x, labels, s, y, head, LONGTAIL)
     few = torch.tensor([int(label) in (4, 5) for label in labels])
-    assert found["cosine"]["few"] == pytest.approx(float(cosines[few].mean()))
-    assert found["negative_share"]["few"] == pytest.approx(
+    assert conflict["cosine"]["few"] == pytest.approx(float(cosines[few].mean()))
+    assert conflict["negative_share"]["few"] == pytest.approx(
         float((cosines[few] < 0).double().mean())
     )
-    assert found["cosine"]["all"] == pytest.approx(float(cosines.mean()))
+    assert conflict["cosine"]["all"] == pytest.approx(float(cosines.mean()))
 
 
 def test_a_group_without_an_image_is_left_out():
     head = HEADS["linear"]
     r, x, labels, s, y = sides_of(40, 13, head)
     keep = labels < 4
-    found = conflict_by_group(r[keep], x[keep], labels[keep], s, y, head, LONGTAIL)
-    assert set(found["cosine"]) == {"many", "medium", "all"}
+    conflict = conflict_by_group(r[keep], x[keep], labels[keep], s, y, head, LONGTAIL)
+    assert set(conflict["cosine"]) == {"many", "medium", "all"}
 
 
 def test_what_does_not_fit_is_refused():

@@ -76,13 +76,13 @@ def test_products_are_those_of_the_dense_hessian(several):
 def test_the_curvature_is_that_of_the_dense_hessian(several):
     hessian, dense, _ = tiny(several)
     values = torch.linalg.eigvalsh(dense)
-    found = curvature(hessian, seeded(), 200, hessian.size, 1e-10)
-    assert found.lambda_min == pytest.approx(float(values[0]), rel=1e-6)
-    assert found.lambda_max == pytest.approx(float(values[-1]), rel=1e-8)
-    assert found.trace == pytest.approx(float(dense.trace()), rel=1e-8)
-    assert found.gamma == pytest.approx(float(values[0] / values[-1]).__abs__(), rel=1e-6)
-    assert found.converged
-    assert found.lambda_min < 0, "the toy has a negative direction to be found"
+    spectrum = curvature(hessian, seeded(), 200, hessian.size, 1e-10)
+    assert spectrum.lambda_min == pytest.approx(float(values[0]), rel=1e-6)
+    assert spectrum.lambda_max == pytest.approx(float(values[-1]), rel=1e-8)
+    assert spectrum.trace == pytest.approx(float(dense.trace()), rel=1e-8)
+    assert spectrum.gamma == pytest.approx(float(values[0] / values[-1]).__abs__(), rel=1e-6)
+    assert spectrum.converged
+    assert spectrum.lambda_min < 0, "the toy has a negative direction to be found"
 
 
 def test_the_ends_come_from_inside_and_say_whether_they_are_there():
@@ -114,22 +114,22 @@ def test_eigenvalues_that_repeat_and_spaces_that_end_are_no_trouble():
 
 def test_a_linear_loss_has_no_curvature():
     weight = nn.Parameter(torch.ones(3))
-    found = curvature(Hessian([weight.sum], [weight]), seeded(), 5, 2, 0.01)
-    assert found == (3.0, 0.0, 0.0, 0.0, 0.0, True)
+    spectrum = curvature(Hessian([weight.sum], [weight]), seeded(), 5, 2, 0.01)
+    assert spectrum == (3.0, 0.0, 0.0, 0.0, 0.0, True)
 
 
 def test_a_few_large_eigenvalues_are_in_the_trace_exactly():
     large = [100.0, 50.0, 20.0, -10.0]
     hessian, matrix = quadratic([*large, *[0.0] * 60])
-    found = trace(hessian, hessian.draw(seeded(), 2 * len(large)))
-    assert found == pytest.approx(float(matrix.trace()), rel=1e-9)
+    estimate = trace(hessian, hessian.draw(seeded(), 2 * len(large)))
+    assert estimate == pytest.approx(float(matrix.trace()), rel=1e-9)
     assert hessian.products == 3 * len(large)
 
 
 def test_the_trace_of_many_eigenvalues_is_right_in_the_mean():
     hessian, matrix = quadratic(torch.linspace(0, 1, 64).tolist())
-    found = [trace(hessian, hessian.draw(seeded(k), 10)) for k in range(40)]
-    mean, error = torch.tensor(found).mean(), torch.tensor(found).std() / 40**0.5
+    estimates = [trace(hessian, hessian.draw(seeded(k), 10)) for k in range(40)]
+    mean, error = torch.tensor(estimates).mean(), torch.tensor(estimates).std() / 40**0.5
     assert abs(mean - matrix.trace()) < 4 * error
     assert error < 0.05 * matrix.trace()
 

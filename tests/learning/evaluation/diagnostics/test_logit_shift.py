@@ -22,14 +22,14 @@ def test_the_shift_is_that_of_the_true_class_by_group():
 
 
 def test_the_discrepancy_sums_squares_over_classes():
-    found = discrepancy_by_group(FULL, GENERAL, LABELS, LONGTAIL)
-    assert found == {"many": 0.25 + 9, "few": (4 + 16) / 2}
+    discrepancy = discrepancy_by_group(FULL, GENERAL, LABELS, LONGTAIL)
+    assert discrepancy == {"many": 0.25 + 9, "few": (4 + 16) / 2}
 
 
 def test_predictions_that_change_are_counted_by_group_and_over_all():
     # 0 -> 1 for the head; 1 -> 1 and 1 -> 1 for the tail
-    found = changed_predictions(FULL, GENERAL, LABELS, LONGTAIL)
-    assert found == {"many": 1.0, "few": 0.0, "all": 1 / 3}
+    changes = changed_predictions(FULL, GENERAL, LABELS, LONGTAIL)
+    assert changes == {"many": 1.0, "few": 0.0, "all": 1 / 3}
     assert set(changed_predictions(FULL, FULL, LABELS, LONGTAIL).values()) == {0.0}
 
 

@@ -50,8 +50,8 @@ def along(direction, x, labels, i=0, j=1):
 def test_one_feature_by_hand(shrinkage):
     # means 1 and 12, variances 2 and 8: 11^2 / 10
     x, labels = torch.tensor([[0.0], [2], [10], [14]]), torch.tensor([0, 0, 1, 1])
-    found = class_separability(x, labels, 2, unit=False, shrinkage=shrinkage)
-    assert found.tolist() == pytest.approx([12.1, 12.1], rel=1e-11)
+    separability = class_separability(x, labels, 2, unit=False, shrinkage=shrinkage)
+    assert separability.tolist() == pytest.approx([12.1, 12.1], rel=1e-11)
 
 
 def test_two_features_and_three_classes_by_hand():
@@ -83,9 +83,9 @@ def test_all_pairs_agree_with_a_loop(monkeypatch, shrinkage, chunk):
             direction = np.linalg.inv(covariance[i] + covariance[j]) @ gap
             spread = direction @ (covariance[i] + covariance[j]) @ direction
             wanted[i] += (direction @ gap) ** 2 / spread / 4 if i != j else 0
-    found = class_separability(x, labels, 5, unit=False, shrinkage=shrinkage)
-    assert found.dtype == torch.float64
-    assert found.numpy() == pytest.approx(wanted, rel=1e-10)
+    separability = class_separability(x, labels, 5, unit=False, shrinkage=shrinkage)
+    assert separability.dtype == torch.float64
+    assert separability.numpy() == pytest.approx(wanted, rel=1e-10)
 
 
 @pytest.mark.parametrize("solver", ["eigen", "lsqr"])
@@ -122,10 +122,10 @@ def test_rotating_or_scaling_the_features_changes_nothing(unit, shrinkage):
 def test_other_labels_permute_the_result():
     x, labels = classes_of([20, 15, 30, 10], 6)
     other = torch.tensor([2, 0, 3, 1])
-    found = class_separability(x, other[labels], 4)
+    separability = class_separability(x, other[labels], 4)
     wanted = class_separability(x, labels, 4)
     assert len(set(wanted.tolist())) == 4
-    assert torch.allclose(found[other], wanted, rtol=1e-12, atol=0)
+    assert torch.allclose(separability[other], wanted, rtol=1e-12, atol=0)
 
 
 def test_unit_length_takes_the_length_of_features_away():
@@ -145,11 +145,11 @@ def test_unit_length_takes_the_length_of_features_away():
 def test_a_class_of_one_image_or_none_is_nan_and_in_no_mean(shrinkage):
     x, labels = classes_of([20, 1, 15, 30], 6)
     keep = labels != 1
-    found = class_separability(x, labels, 5, shrinkage=shrinkage)
+    separability = class_separability(x, labels, 5, shrinkage=shrinkage)
     dense = torch.tensor([0, -1, 1, 2])[labels[keep]]
-    assert found.isnan().tolist() == [False, True, False, False, True]
+    assert separability.isnan().tolist() == [False, True, False, False, True]
     wanted = class_separability(x[keep], dense, 3, unit=True, shrinkage=shrinkage)
-    assert torch.allclose(found[[0, 2, 3]], wanted, rtol=1e-6, atol=0)
+    assert torch.allclose(separability[[0, 2, 3]], wanted, rtol=1e-6, atol=0)
 
 
 def test_one_class_alone_has_no_separability():
@@ -234,10 +234,10 @@ def test_wrong_labels_and_features_are_refused():
 def test_groups_average_their_known_classes():
     longtail = LongTail.from_counts([300, 5, 200, 50, 3])
     nan = torch.nan
-    found = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, 6.0]), longtail)
-    assert found == {"many": 2, "medium": 8, "few": 6, "all": 4.5}
-    found = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, nan]), longtail)
-    assert found == {"many": 2, "medium": 8, "all": 4}
+    means = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, 6.0]), longtail)
+    assert means == {"many": 2, "medium": 8, "few": 6, "all": 4.5}
+    means = separability_by_group(torch.tensor([1.0, nan, 3.0, 8.0, nan]), longtail)
+    assert means == {"many": 2, "medium": 8, "all": 4}
     assert separability_by_group(torch.tensor([nan] * 5), longtail) == {}
 
 
@@ -273,12 +273,12 @@ def test_some_pairs_are_near_all_pairs_and_a_class_has_as_many_as_another(monkey
     assert float(torch.corrcoef(torch.stack([whole, some]))[0, 1]) > 0.9
     assert float(some.mean()) == pytest.approx(float(whole.mean()), rel=0.02)
     asked = []
-    found = module._mean_over_others(_counted(lambda i, j: (i + j).double(), asked), 50, 12, 7)
+    means = module._mean_over_others(_counted(lambda i, j: (i + j).double(), asked), 50, 12, 7)
     pairs = [{a, b} for i, j in asked for a, b in zip(i.tolist(), j.tolist(), strict=True)]
     assert len({frozenset(pair) for pair in pairs}) == len(pairs) == 50 * 12 / 2
     assert all(sum(c in pair for pair in pairs) == 12 for c in range(50))
     mean_of_0 = sum(sum(pair) for pair in pairs if 0 in pair) / 12
-    assert float(found[0]) == pytest.approx(mean_of_0)
+    assert float(means[0]) == pytest.approx(mean_of_0)
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.01, 1e-5, 0.0])

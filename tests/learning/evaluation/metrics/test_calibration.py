@@ -40,11 +40,13 @@ def test_both_agree_with_the_definition(classes, images, bins, scale, seed):
     labels = torch.randint(0, classes, (images,), generator=generator)
     wanted = brute_force(scores, labels, bins)
     assert expected_calibration_error(scores, labels, bins) == pytest.approx(wanted, abs=1e-5)
-    found = reliability(scores, labels, bins)
-    assert sum(found["images"]) == images
+    diagram = reliability(scores, labels, bins)
+    assert sum(diagram["images"]) == images
     gap = sum(
         n * abs(a - c) / images
-        for n, a, c in zip(found["images"], found["accuracy"], found["confidence"], strict=True)
+        for n, a, c in zip(
+            diagram["images"], diagram["accuracy"], diagram["confidence"], strict=True
+        )
     )
     assert gap == pytest.approx(wanted, abs=1e-9)
 
@@ -63,15 +65,15 @@ def test_a_confidence_that_rounds_to_one_stays_in_the_last_bin():
     # one bin of both images: accuracy 1/2; apart they would give 1/2 + (1 - second) / 2
     wanted = (1 + second) / 2 - 1 / 2
     assert expected_calibration_error(scores, labels) == pytest.approx(wanted, abs=1e-6)
-    found = reliability(scores, labels)
-    assert found["images"] == [2]
-    assert found["left_edge"] == pytest.approx([14 / 15])
+    diagram = reliability(scores, labels)
+    assert diagram["images"] == [2]
+    assert diagram["left_edge"] == pytest.approx([14 / 15])
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_above():
     scores, labels = torch.zeros(4, 2), torch.tensor([0, 1, 0, 0])
     scores[2:, 0] = 0.5
-    found = reliability(scores, labels, bins=4)
-    assert (found["left_edge"], found["images"]) == ([0.5], [4])
+    diagram = reliability(scores, labels, bins=4)
+    assert (diagram["left_edge"], diagram["images"]) == ([0.5], [4])
     wanted = abs(3 / 4 - (0.5 + 1 / (1 + math.exp(-0.5))) / 2)
     assert expected_calibration_error(scores, labels, bins=4) == pytest.approx(wanted, abs=1e-6)

@@ -44,9 +44,9 @@ def test_the_first_detector_is_that_of_the_first_mean():
 
 def test_the_first_detector_is_among_the_columns():
     columns = ["ood/odin/mean/auroc", "ood/odin/mean/fpr95", "test/accuracy", "x"]
-    found = catalog.shown("comparison", columns)
-    assert list(found) == ["test/accuracy", "ood/odin/mean/auroc", "ood/odin/mean/fpr95"]
-    assert [m.column for m in found.values()][1:] == ["AUROC odin %", "FPR95 odin %"]
+    metrics = catalog.shown("comparison", columns)
+    assert list(metrics) == ["test/accuracy", "ood/odin/mean/auroc", "ood/odin/mean/fpr95"]
+    assert [m.column for m in metrics.values()][1:] == ["AUROC odin %", "FPR95 odin %"]
 
 
 def test_a_study_shows_what_it_has_and_the_columns_that_it_chooses():
@@ -95,7 +95,7 @@ def test_no_other_file_names_a_metric_for_people():
     names = {metric.short for metric in METRICS.values()} | {m.words for m in METRICS.values()}
     told = sorted(name for name in names if re.search(r"[A-Z. -]", name))
     assert {"ECE", "AUROC", "harm. mean", "hold-out mean recall"} <= set(told)
-    found = [
+    files = [
         f"{path.relative_to(SRC)}: {text!r}"
         for path in SRC.rglob("*.py")
         # a method may remark on its own ones in words
@@ -103,11 +103,11 @@ def test_no_other_file_names_a_metric_for_people():
         for text in written(path)
         if any(re.search(rf"\b{re.escape(name)}\b", text) for name in told)
     ]
-    assert not found, "ask catalog.METRICS for it"
+    assert not files, "ask catalog.METRICS for it"
 
 
 def test_no_other_file_writes_fractions_as_per_cent():
-    found = [
+    files = [
         f"{path.relative_to(SRC)}:{node.lineno}"
         for room in ROOMS
         for path in (SRC / room).rglob("*.py")
@@ -115,4 +115,4 @@ def test_no_other_file_writes_fractions_as_per_cent():
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
         if any(isinstance(s, ast.Constant) and s.value == 100 for s in (node.left, node.right))
     ]
-    assert not found, "Metric.said, number, change and scaled do it"
+    assert not files, "Metric.said, number, change and scaled do it"

@@ -36,48 +36,48 @@ def test_the_matrix_and_recalls_are_scikit_learns(classes, images, seed):
     predicted = scores.argmax(1).numpy()
     wanted = reference.confusion_matrix(labels.numpy(), predicted, labels=range(classes))
     assert matrix.tolist() == wanted.tolist()
-    found = report(matrix, LongTail.from_counts([1] * classes))
-    assert found["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted))
+    metrics = report(matrix, LongTail.from_counts([1] * classes))
+    assert metrics["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted))
     recall = reference.recall_score(
         labels, predicted, labels=range(classes), average=None, zero_division=0
     )
     assert class_recall(matrix).tolist() == pytest.approx(recall.tolist())
     present = [recall[c] for c in range(classes) if c in labels.tolist()]
-    assert found["mean_recall"] == pytest.approx(sum(present) / len(present))
+    assert metrics["mean_recall"] == pytest.approx(sum(present) / len(present))
     with warnings.catch_warnings():
         # predicted classes without an image are what it warns of, and leaves out
         warnings.simplefilter("ignore", UserWarning)
         balanced = reference.balanced_accuracy_score(labels, predicted)
-    assert found["mean_recall"] == pytest.approx(balanced)
+    assert metrics["mean_recall"] == pytest.approx(balanced)
     floored = [max(r, 1e-3) for r in present]
-    assert found["harmonic_mean"] == pytest.approx(stats.hmean(floored))
-    assert found["geometric_mean"] == pytest.approx(stats.gmean(floored))
+    assert metrics["harmonic_mean"] == pytest.approx(stats.hmean(floored))
+    assert metrics["geometric_mean"] == pytest.approx(stats.gmean(floored))
 
 
 def test_a_report_by_hand():
-    found = report(MATRIX, LONGTAIL)
-    assert found["accuracy"] == found["mean_recall"] == 22 / 40
-    assert (found["many"], found["medium"]) == (0.8, 0.9)
-    assert found["few"] == pytest.approx((0.5 + 0.0) / 2)
-    assert (found["lowest_recall"], found["zero_recall_classes"]) == (0.0, 1.0)
-    assert found["recall_floor"] == 1e-3
+    metrics = report(MATRIX, LONGTAIL)
+    assert metrics["accuracy"] == metrics["mean_recall"] == 22 / 40
+    assert (metrics["many"], metrics["medium"]) == (0.8, 0.9)
+    assert metrics["few"] == pytest.approx((0.5 + 0.0) / 2)
+    assert (metrics["lowest_recall"], metrics["zero_recall_classes"]) == (0.0, 1.0)
+    assert metrics["recall_floor"] == 1e-3
 
 
 def test_one_class_of_recall_zero_in_a_hundred_caps_the_harmonic_mean():
     matrix = torch.diag(torch.full((100,), 10))
     matrix[7, 7], matrix[7, 8] = 0, 10
-    found = report(matrix, LongTail.from_counts([5] * 100))
-    assert found["harmonic_mean"] == pytest.approx(100 / (99 + 1000))
-    assert found["harmonic_mean"] < 0.1
+    metrics = report(matrix, LongTail.from_counts([5] * 100))
+    assert metrics["harmonic_mean"] == pytest.approx(100 / (99 + 1000))
+    assert metrics["harmonic_mean"] < 0.1
 
 
 def test_empty_groups_and_untested_classes_are_left_out_and_nothing_is_nan():
     matrix = MATRIX.clone()
     matrix[0] = 0
-    found = report(matrix, LONGTAIL)
-    assert "many" not in found
-    assert found["mean_recall"] == pytest.approx((0.9 + 0.5 + 0.0) / 3)
-    assert not any(math.isnan(value) for value in found.values())
+    metrics = report(matrix, LONGTAIL)
+    assert "many" not in metrics
+    assert metrics["mean_recall"] == pytest.approx((0.9 + 0.5 + 0.0) / 3)
+    assert not any(math.isnan(value) for value in metrics.values())
     assert "few" not in report(MATRIX, LongTail.from_counts([200, 50, 40, 30]))
 
 

@@ -33,23 +33,23 @@ def test_wilson_by_hand():
     assert wilson(10, 10) == pytest.approx((10 / (10 + squared), 1.0))
 
 
-def alike(groups, size, found):
-    """One class: ``groups`` of ``size`` images, the first ``found`` all right, the others wrong."""
+def alike(groups, size, right):
+    """One class: ``groups`` of ``size`` images, the first ``right`` all right, the others wrong."""
     numbers = np.repeat(np.arange(groups), size)
-    return Outcomes(np.zeros(groups * size, int), (numbers < found).astype(float), numbers)
+    return Outcomes(np.zeros(groups * size, int), (numbers < right).astype(float), numbers)
 
 
-@pytest.mark.parametrize(("groups", "found"), [(20, 14), (60, 12), (7, 4)])
-def test_groups_that_are_right_or_wrong_as_a_whole_are_a_binomial_draw(groups, found):
+@pytest.mark.parametrize(("groups", "right"), [(20, 14), (60, 12), (7, 4)])
+def test_groups_that_are_right_or_wrong_as_a_whole_are_a_binomial_draw(groups, right):
     """Then the share of right images is that of right groups, however large they are."""
-    drawn = stats.binom(groups, found / groups)
+    drawn = stats.binom(groups, right / groups)
     expected = np.array(drawn.ppf([0.025, 0.975])) / groups
     for size in (1, 9):
-        tested = alike(groups, size, found)
+        tested = alike(groups, size, right)
         assert tested.class_intervals(4)[0] == pytest.approx(tuple(expected), abs=1.01 / groups)
         assert tested.class_intervals(4)[0] == tested.class_intervals(4)[0]
         means = tested.drawn(20_000)
-        assert means.mean() == pytest.approx(found / groups, abs=0.005)
+        assert means.mean() == pytest.approx(right / groups, abs=0.005)
         assert means.std() == pytest.approx(drawn.std() / groups, rel=0.03)
 
 
@@ -96,8 +96,8 @@ def test_draws_of_groups_with_several_classes_are_recalls(images):
     tested = Outcomes(labels, right.astype(float), groups)
     drawn = tested.drawn(50)
     assert ((drawn >= 0) & (drawn <= 1)).all()
-    found = tested.interval()
-    assert (found is None) == (len(set(groups)) < 5)
+    interval = tested.interval()
+    assert (interval is None) == (len(set(groups)) < 5)
     by_class = [right[labels == c].mean() for c in sorted(set(labels))]
     assert tested.mean_recall == pytest.approx(np.mean(by_class))
 

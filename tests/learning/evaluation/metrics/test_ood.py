@@ -17,8 +17,8 @@ scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=60)
 @given(scores, scores)
 def test_auroc_counts_pairs_and_ties_half(inside, outside):
     wins = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside)
-    found = auroc(torch.tensor(inside), torch.tensor(outside))
-    assert found == pytest.approx(wins / (len(inside) * len(outside)))
+    area = auroc(torch.tensor(inside), torch.tensor(outside))
+    assert area == pytest.approx(wins / (len(inside) * len(outside)))
 
 
 def report_of(inside, outside):
@@ -36,16 +36,16 @@ def fpr95_of_the_curve(wanted, others):
 
 @given(scores, scores)
 def test_fpr95_is_the_first_point_of_the_curve_that_keeps_95_percent(wanted, others):
-    found = fpr95(torch.tensor(wanted), torch.tensor(others))
-    assert found == pytest.approx(fpr95_of_the_curve(wanted, others))
+    rate = fpr95(torch.tensor(wanted), torch.tensor(others))
+    assert rate == pytest.approx(fpr95_of_the_curve(wanted, others))
 
 
 @given(scores, scores)
 def test_fpr95_finds_outside_images_and_fpr95_in_keeps_inside_ones(inside, outside):
-    found = report_of(inside, outside)
+    metrics = report_of(inside, outside)
     turned = fpr95_of_the_curve([-s for s in outside], [-s for s in inside])
-    assert found["fpr95"] == pytest.approx(turned)
-    assert found["fpr95_in"] == pytest.approx(fpr95_of_the_curve(inside, outside))
+    assert metrics["fpr95"] == pytest.approx(turned)
+    assert metrics["fpr95_in"] == pytest.approx(fpr95_of_the_curve(inside, outside))
 
 
 @pytest.mark.parametrize("sizes", [(1000, 400), (37, 1000), (20, 40), (140, 60)])
@@ -53,34 +53,34 @@ def test_both_ways_on_scores_without_ties(sizes):
     generator = torch.Generator().manual_seed(sum(sizes))
     inside = torch.randn(sizes[0], generator=generator, dtype=torch.float64) + 1
     outside = torch.randn(sizes[1], generator=generator, dtype=torch.float64)
-    found = report_of(inside, outside)
-    assert found["fpr95"] == pytest.approx(fpr95_of_the_curve(-outside, -inside))
-    assert found["fpr95_in"] == pytest.approx(fpr95_of_the_curve(inside, outside))
-    assert found["fpr95"] != found["fpr95_in"]
+    metrics = report_of(inside, outside)
+    assert metrics["fpr95"] == pytest.approx(fpr95_of_the_curve(-outside, -inside))
+    assert metrics["fpr95_in"] == pytest.approx(fpr95_of_the_curve(inside, outside))
+    assert metrics["fpr95"] != metrics["fpr95_in"]
 
 
 @given(scores, scores)
 def test_auroc_and_fpr95_are_pytorch_oods(inside, outside):
     # its area under the threshold curve refuses scores that are all the same
     assume(len({*inside, *outside}) > 1)
-    found = report_of(inside, outside)
+    measured = report_of(inside, outside)
     metrics = OODMetrics()
     metrics.update(-torch.tensor(inside), torch.zeros(len(inside)))
     metrics.update(-torch.tensor(outside), -torch.ones(len(outside)))
     wanted = metrics.compute()
     # its precisions are areas under a curve with straight lines, ours are averages
-    assert found["auroc"] == pytest.approx(wanted["AUROC"])
-    assert found["fpr95"] == pytest.approx(wanted["FPR95TPR"])
+    assert measured["auroc"] == pytest.approx(wanted["AUROC"])
+    assert measured["fpr95"] == pytest.approx(wanted["FPR95TPR"])
 
 
 @given(scores, scores)
 def test_the_precisions_are_scikit_learns_of_either_side(inside, outside):
-    found = report_of(inside, outside)
+    metrics = report_of(inside, outside)
     truth = [1] * len(inside) + [0] * len(outside)
     both = inside + outside
-    assert found["aupr_in"] == pytest.approx(average_precision_score(truth, both))
+    assert metrics["aupr_in"] == pytest.approx(average_precision_score(truth, both))
     flipped = average_precision_score([1 - t for t in truth], [-s for s in both])
-    assert found["aupr_out"] == pytest.approx(flipped)
+    assert metrics["aupr_out"] == pytest.approx(flipped)
 
 
 def test_perfect_and_reversed_scores_and_scores_that_are_all_equal():
@@ -107,18 +107,18 @@ def test_groups_stand_each_against_all_outside_images():
     longtail = LongTail.from_counts([200, 5])
     inside, labels = torch.tensor([0.9, 0.8, 0.3]), torch.tensor([0, 0, 1])
     outside = torch.tensor([0.5, 0.1])
-    found = ood_report(inside, outside, labels, longtail)
-    assert found["auroc"] == pytest.approx(
+    metrics = ood_report(inside, outside, labels, longtail)
+    assert metrics["auroc"] == pytest.approx(
         roc_auc_score([1, 1, 1, 0, 0], [0.9, 0.8, 0.3, 0.5, 0.1])
     )
-    assert (found["auroc_many"], found["auroc_few"]) == (1.0, 0.5)
+    assert (metrics["auroc_many"], metrics["auroc_few"]) == (1.0, 0.5)
     # both outside images are found at 0.5, and with them what is inside and not above it
-    assert (found["fpr95_many"], found["fpr95_few"]) == (0.0, 1.0)
-    assert (found["fpr95"], found["fpr95_in"]) == (pytest.approx(1 / 3), 0.5)
-    assert "auroc_medium" not in found
+    assert (metrics["fpr95_many"], metrics["fpr95_few"]) == (0.0, 1.0)
+    assert (metrics["fpr95"], metrics["fpr95_in"]) == (pytest.approx(1 / 3), 0.5)
+    assert "auroc_medium" not in metrics
     # ranked from the outside's end: outside, inside, outside, inside, inside
-    assert found["aupr_out"] == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert found["aupr_in"] == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
+    assert metrics["aupr_out"] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert metrics["aupr_in"] == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
 
 
 grouped = st.lists(
@@ -130,33 +130,33 @@ grouped = st.lists(
 def test_groups_add_up_to_the_whole_by_their_sizes(pairs, outside):
     longtail = LongTail.from_counts([300, 200, 50, 10, 5])
     inside, labels = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    found = ood_report(inside, torch.tensor(outside), labels, longtail)
+    metrics = ood_report(inside, torch.tensor(outside), labels, longtail)
     shares = {
         name: float(mask.double().mean()) for name, mask in longtail.group_members(labels).items()
     }
     for metric in ("auroc", "fpr95"):
-        whole = sum(share * found[f"{metric}_{name}"] for name, share in shares.items())
+        whole = sum(share * metrics[f"{metric}_{name}"] for name, share in shares.items())
         # of fpr95 as the threshold comes from the outside images alone
-        assert whole == pytest.approx(found[metric])
-        assert all((f"{metric}_{name}" in found) == (name in shares) for name in GROUP_NAMES)
+        assert whole == pytest.approx(metrics[metric])
+        assert all((f"{metric}_{name}" in metrics) == (name in shares) for name in GROUP_NAMES)
 
 
 def test_a_report_says_no_more_than_that():
     longtail = LongTail.from_counts([300, 50, 5])
-    found = ood_report(torch.rand(6), torch.rand(4), torch.tensor([0, 0, 1, 1, 2, 2]), longtail)
+    metrics = ood_report(torch.rand(6), torch.rand(4), torch.tensor([0, 0, 1, 1, 2, 2]), longtail)
     by_group = {f"{metric}_{group}" for metric in ("auroc", "fpr95") for group in GROUP_NAMES}
-    assert set(found) == {"auroc", "fpr95", "fpr95_in", "aupr_in", "aupr_out"} | by_group
-    assert all(type(value) is float for value in found.values())
+    assert set(metrics) == {"auroc", "fpr95", "fpr95_in", "aupr_in", "aupr_out"} | by_group
+    assert all(type(value) is float for value in metrics.values())
 
 
 def test_scores_of_different_precision_are_compared():
-    found = ood_report(
+    metrics = ood_report(
         torch.tensor([0.7, 0.2]),
         torch.tensor([0.5], dtype=torch.float64),
         torch.tensor([0, 0]),
         LongTail.from_counts([5]),
     )
-    assert (found["auroc"], found["fpr95"], found["fpr95_in"]) == (0.5, 0.5, 1.0)
+    assert (metrics["auroc"], metrics["fpr95"], metrics["fpr95_in"]) == (0.5, 0.5, 1.0)
 
 
 def test_the_mean_over_sets_is_that_of_every_value():

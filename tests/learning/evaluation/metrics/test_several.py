@@ -30,11 +30,11 @@ def drawn(images=40, levels=5, absent=()):
 
 def test_average_precision_is_scikit_learns_with_ties_and_nan_without_an_image():
     scores, labels = drawn(absent=(2,))
-    found = several.average_precisions(scores, labels)
+    precisions = several.average_precisions(scores, labels)
     for c in (0, 1, 3):
         wanted = average_precision_score(labels[:, c].numpy(), scores[:, c].numpy())
-        assert found[c] == pytest.approx(wanted, abs=1e-12)
-    assert found[2].isnan()
+        assert precisions[c] == pytest.approx(wanted, abs=1e-12)
+    assert precisions[2].isnan()
     # by hand: all scores equal are one step, whose precision is the share of images that have it
     same = several.average_precisions(torch.zeros(10, 1), torch.tensor([[1]] * 3 + [[0]] * 7))
     assert same.item() == pytest.approx(0.3)
@@ -43,15 +43,15 @@ def test_average_precision_is_scikit_learns_with_ties_and_nan_without_an_image()
 def test_means_are_over_classes_with_an_image():
     scores, labels = drawn(absent=(2,))
     decided = several.Decided(scores, labels, torch.zeros(4), LONGTAIL)
-    found = label_report(decided)
+    metrics = label_report(decided)
     ap = several.average_precisions(scores, labels)
-    assert found["mean_average_precision"] == pytest.approx(float(ap[[0, 1, 3]].mean()))
-    assert found["mAP_few"] == pytest.approx(float(ap[3]))
-    assert found["classes"] == 3
+    assert metrics["mean_average_precision"] == pytest.approx(float(ap[[0, 1, 3]].mean()))
+    assert metrics["mAP_few"] == pytest.approx(float(ap[3]))
+    assert metrics["classes"] == 3
     truth, said = labels[:, [0, 1, 3]].numpy(), (scores >= 0)[:, [0, 1, 3]].numpy()
     for average in ("macro", "micro"):
         wanted = f1_score(truth, said, average=average)
-        assert found[f"{average}_f1"] == pytest.approx(wanted)
+        assert metrics[f"{average}_f1"] == pytest.approx(wanted)
 
 
 def test_a_group_without_a_tested_class_is_left_out():
@@ -80,8 +80,8 @@ def test_no_threshold_has_a_better_f1_than_the_chosen_one(seed):
     for c in range(3):
         truth = labels[:, c].numpy()
         every = [f1_score(truth, scores[:, c].numpy() >= t - 0.5) for t in range(13)]
-        found = f1_score(truth, scores[:, c].double().numpy() >= chosen[c].item())
-        assert found == pytest.approx(max(every))
+        f1 = f1_score(truth, scores[:, c].double().numpy() >= chosen[c].item())
+        assert f1 == pytest.approx(max(every))
 
 
 def test_a_threshold_lies_between_scores_and_is_a_half_where_nothing_is_known():

@@ -16,42 +16,42 @@ from lt_pipeline.learning.evaluation.metrics.significance import (
 
 
 def test_three_pairs_give_the_textbook_t():
-    found = paired_difference([0.50, 0.52, 0.57], [0.49, 0.49, 0.52])
+    gap = paired_difference([0.50, 0.52, 0.57], [0.49, 0.49, 0.52])
     # differences 1, 3, 5 hundredths: mean 3, sd 2, t = 3 / (2 / sqrt 3), two degrees of freedom
-    assert found["pairs"] == 3
-    assert found["mean"] == pytest.approx(0.03)
-    assert found["sd"] == pytest.approx(0.02)
+    assert gap["pairs"] == 3
+    assert gap["mean"] == pytest.approx(0.03)
+    assert gap["sd"] == pytest.approx(0.02)
     t = 0.03 / (0.02 / math.sqrt(3))
-    assert found["statistic"] == pytest.approx(t)
+    assert gap["statistic"] == pytest.approx(t)
     # Student's distribution with two degrees of freedom has a closed form
-    assert found["p_value"] == pytest.approx(1 - t / math.sqrt(t**2 + 2))
+    assert gap["p_value"] == pytest.approx(1 - t / math.sqrt(t**2 + 2))
     # and so has its quantile: 97.5 % lie below 4.3027
     half = 4.302653 * 0.02 / math.sqrt(3)
-    assert [found["low"], found["high"]] == pytest.approx([0.03 - half, 0.03 + half])
-    assert found["pairs_needed"] == pairs_needed(0.03, 0.02) == 6
+    assert [gap["low"], gap["high"]] == pytest.approx([0.03 - half, 0.03 + half])
+    assert gap["pairs_needed"] == pairs_needed(0.03, 0.02) == 6
 
 
 def test_more_minus_la_on_cifar_100_lt():
     """The three seeds of benchmarks/results/cifar100_lt_ir100_resnet8.csv, in %."""
     more, la = [32.59, 32.19, 31.74], [32.86, 31.65, 32.36]
-    found = paired_difference(more, la)
-    rounded = [round(found["mean"], 2), round(found["low"], 1), round(found["high"], 1)]
+    gap = paired_difference(more, la)
+    rounded = [round(gap["mean"], 2), round(gap["low"], 1), round(gap["high"], 1)]
     assert rounded == [-0.12, -1.6, 1.4]
-    assert pairs_needed(0.7, found["sd"]) == 8, "the difference that the paper reports"
-    assert found["pairs_needed"] == 207, "the one that was found"
+    assert pairs_needed(0.7, gap["sd"]) == 8, "the difference that the paper reports"
+    assert gap["pairs_needed"] == 207, "the one that was found"
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=8))
 def test_the_interval_ends_at_zero_where_the_test_is_on_the_edge(pairs):
     first, second = zip(*[(round(a, 3), round(b, 3)) for a, b in pairs], strict=True)
-    found = paired_difference(first, second)
-    if found["p_value"] is None:
-        assert found["low"] is found["high"] is found["pairs_needed"] is None
+    gap = paired_difference(first, second)
+    if gap["p_value"] is None:
+        assert gap["low"] is gap["high"] is gap["pairs_needed"] is None
         return
-    assert found["low"] < found["mean"] < found["high"]
-    assert (found["low"] > 0 or found["high"] < 0) == (found["p_value"] < 0.05)
-    if 1e-6 < found["p_value"] < 1:
-        edge = paired_difference(first, second, 1 - found["p_value"])
+    assert gap["low"] < gap["mean"] < gap["high"]
+    assert (gap["low"] > 0 or gap["high"] < 0) == (gap["p_value"] < 0.05)
+    if 1e-6 < gap["p_value"] < 1:
+        edge = paired_difference(first, second, 1 - gap["p_value"])
         nearest = min(edge["low"], edge["high"], key=abs)
         assert nearest == pytest.approx(0, abs=1e-6 * (edge["high"] - edge["low"]))
 
@@ -64,9 +64,9 @@ def test_the_pairs_needed_are_those_of_the_tables(effect, pairs):
 
 @pytest.mark.parametrize("effect", [0.9, 1.5, 5.4])
 def test_so_many_pairs_find_it_as_often_as_is_said_and_one_fewer_does_not(effect):
-    found = pairs_needed(effect, 1.0)
+    needed = pairs_needed(effect, 1.0)
     generator = np.random.default_rng(0)
-    for pairs, enough in ((found, True), (found - 1, False)):
+    for pairs, enough in ((needed, True), (needed - 1, False)):
         drawn = generator.normal(effect, 1.0, size=(40_000, pairs))
         power = (stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05).mean()
         assert (power > 0.8 - 0.005) == enough, (pairs, power)
@@ -74,10 +74,10 @@ def test_so_many_pairs_find_it_as_often_as_is_said_and_one_fewer_does_not(effect
 
 @pytest.mark.parametrize("effect", [1e-4, 1e-2, 8.0, 30.0, 1e6])
 def test_very_small_effects_need_many_pairs_and_very_large_ones_few(effect):
-    found = pairs_needed(effect, 1.0)
+    pairs = pairs_needed(effect, 1.0)
     # the normal distribution's for many: (1.96 + 0.84)^2 / effect^2
     wanted = (stats.norm.isf(0.025) + stats.norm.isf(0.2)) ** 2 / effect**2
-    assert found == (pytest.approx(wanted, rel=1e-4) if effect < 1 else 3 if effect < 10 else 2)
+    assert pairs == (pytest.approx(wanted, rel=1e-4) if effect < 1 else 3 if effect < 10 else 2)
 
 
 def test_nothing_needs_no_number_of_pairs_and_no_spread_is_refused():
@@ -104,9 +104,9 @@ def test_one_pair_has_a_difference_and_no_test():
 
 @pytest.mark.parametrize("second", [[0.4, 0.5, 0.6], [0.5, 0.6, 0.7]])
 def test_differences_that_are_all_the_same_are_not_tested(second):
-    found = paired_difference([0.5, 0.6, 0.7], second)
-    assert found["sd"] == pytest.approx(0, abs=1e-15)
-    assert found["p_value"] is None
+    gap = paired_difference([0.5, 0.6, 0.7], second)
+    assert gap["sd"] == pytest.approx(0, abs=1e-15)
+    assert gap["p_value"] is None
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([0.1], []), ([0.1], [0.1, 0.2])])
