@@ -85,16 +85,16 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         assert name not in step_ops.WAITS, f"a step reads what {name} gives"
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            self.calls.append((func, args, kwargs or {}, found))
-        return found
+            self.calls.append((func, args, kwargs or {}, result))
+        return result
 
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, kept in self.calls:
-            found = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(kept), tree_leaves(found), strict=True):
+            result = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(kept), tree_leaves(result), strict=True):
                 if isinstance(old, Tensor) and old is not new:
                     old.copy_(new)
 
@@ -158,8 +158,8 @@ def experiment(name, options=None, **training):
 
 def stages(one):
     """Return one stage of each role, six epochs long."""
-    found = {stage.role: stage for stage in one.stages if stage.trains}
-    return [replace(stage, epochs=EPOCHS) for stage in found.values()]
+    by_role = {stage.role: stage for stage in one.stages if stage.trains}
+    return [replace(stage, epochs=EPOCHS) for stage in by_role.values()]
 
 
 def trained(one, kind, stage, device=CPU, **given):
@@ -176,14 +176,14 @@ def trained(one, kind, stage, device=CPU, **given):
 def compared(one, stage, kind=Taped, device=CPU):
     """Return captured steps that have given what plain ones give."""
     _, *expected = trained(one, Plain, stage, device)
-    step, *found = trained(one, kind, stage, device)
+    step, *captured_run = trained(one, kind, stage, device)
     assert not step.given_up
     # a GPU adds up in another order every time
     near = (1e-4, 1e-5) if device == CPU else (5e-2, 5e-3)
-    torch.testing.assert_close(found[0], expected[0], rtol=near[0], atol=near[1])
+    torch.testing.assert_close(captured_run[0], expected[0], rtol=near[0], atol=near[1])
     for name, points in expected[1].items():
         if name not in ("train/seconds", "train/images_per_second"):
-            here, there = ([point["value"] for point in p] for p in (found[1][name], points))
+            here, there = ([point["value"] for point in p] for p in (captured_run[1][name], points))
             assert here == pytest.approx(there, rel=10 * near[0], abs=10 * near[1]), name
     return step
 
@@ -267,8 +267,8 @@ def test_a_proof_leaves_everything_where_it_was():
     (stage,) = stages(one)
     unproven = type("Unproven", (Taped,), {"prove": lambda *given: None})
     _, expected, history = trained(one, unproven, stage)
-    _, found, points = trained(one, Taped, stage)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    _, captured, points = trained(one, Taped, stage)
+    assert all(torch.equal(captured[name], expected[name]) for name in expected)
     assert points["train/cross_entropy"] == history["train/cross_entropy"]
 
 
@@ -348,13 +348,13 @@ def test_threads_capture_one_after_the_other():
             at_work.append(self)
             most.append(len(at_work))
             sleep(0.01)
-            found = work(*given)
+            result = work(*given)
             at_work.remove(self)
-            return found
+            return result
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: steps_of(own(Method), kind=Slow), range(2)))
-    assert [step.made for step in found] == [{"plain": 3, "recorded": 1, "replayed": 3}] * 2
+        steps = list(pool.map(lambda _: steps_of(own(Method), kind=Slow), range(2)))
+    assert [step.made for step in steps] == [{"plain": 3, "recorded": 1, "replayed": 3}] * 2
     assert most == [1] * 10
 
 
@@ -366,8 +366,8 @@ def test_a_training_goes_on_where_another_kind_of_step_stopped(tmp_path):
         file = Halfway(tmp_path / first.__name__)
         with pytest.raises(KeyboardInterrupt):
             trained(one, first, stage, resume=file)
-        _, found, _ = trained(one, second, stage, resume=file)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        _, resumed, _ = trained(one, second, stage, resume=file)
+        torch.testing.assert_close(resumed, expected, rtol=1e-4, atol=1e-5)
 
 
 class Halfway:
@@ -401,8 +401,8 @@ def test_a_step_is_captured_on_a_gpu_unless_told_otherwise(step, device, kind, m
     monkeypatch.setattr(Captured, "__init__", lambda self, *args: None)
     monkeypatch.setattr(Compiled, "__init__", lambda self, *args: None)
     config = TrainingConfig(step=step)
-    found = step_for(own(Method), Stage("train"), config, torch.device(device))
-    assert type(found) is kind
+    chosen = step_for(own(Method), Stage("train"), config, torch.device(device))
+    assert type(chosen) is kind
 
 
 def test_captured_steps_without_a_gpu_are_refused_in_one_line():
@@ -417,8 +417,8 @@ def test_what_draws_for_each_part_of_a_batch_is_not_captured(caplog, monkeypatch
     monkeypatch.setattr(Plain, "__init__", lambda self, *args: None)
     one = experiment("darl", optimizer={"accumulate": 2})
     with caplog.at_level("INFO"):
-        found = step_for(one.build(), one.stages[0], one.config.training, torch.device("cuda"))
-    assert type(found) is Plain
+        step = step_for(one.build(), one.stages[0], one.config.training, torch.device("cuda"))
+    assert type(step) is Plain
     assert "Steps of stage train are not captured: optimizer.accumulate is above 1" in caplog.text
 
 
@@ -481,6 +481,6 @@ def test_on_a_gpu_dropout_draws_anew_in_every_replay():
     step.begin(Stream(stage, toy_images(), config, views=0, seed=0, device=device))
     set_trainable(method, stage)
     batches = list(step.stream.epoch(0.0))[:1] * 12
-    found = [float(step(batch, 0.5)["kept"]) for batch in batches]
+    drawn = [float(step(batch, 0.5)["kept"]) for batch in batches]
     assert step.graphs
-    assert len({*found}) > 8
+    assert len({*drawn}) > 8

@@ -15,9 +15,9 @@ def test_a_state_comes_back(tmp_path):
     file = ResumeFile(tmp_path / "deep" / "train.pt", "run")
     assert file.load() is None
     file.save(STATE)
-    found = file.load()
-    assert found["epoch"] == 3
-    assert torch.equal(found["weights"]["a"], torch.arange(4.0))
+    loaded = file.load()
+    assert loaded["epoch"] == 3
+    assert torch.equal(loaded["weights"]["a"], torch.arange(4.0))
 
 
 def test_the_state_of_another_run_is_not_used(tmp_path):
@@ -96,7 +96,7 @@ def test_a_state_of_another_program_is_refused(tmp_path, content):
 
 def test_what_pytorch_says_of_code_in_a_file_is_not_passed_on(tmp_path):
     torch.save({"fingerprint": "run", "state": Path("a")}, tmp_path / "train.pt")
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as error:
         ResumeFile(tmp_path / "train.pt", "run").load()
-    assert "weights_only" not in str(found.value)
-    assert "\n" not in str(found.value)
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)

@@ -43,8 +43,8 @@ def experiment(name, **training):
 
 def stages(name):
     """Return one stage of each role."""
-    found = {stage.role: stage for stage in experiment(name).stages if stage.trains}
-    return list(found.values())
+    by_role = {stage.role: stage for stage in experiment(name).stages if stage.trains}
+    return list(by_role.values())
 
 
 def batches_of(method, stage):
@@ -84,6 +84,6 @@ def test_a_compiled_step_is_one_graph_and_learns_the_same(name, monkeypatch):
         method = experiment(name).build()
         expected = after_three_steps(copy.deepcopy(method), stage, compiled=False)
         with torch._dynamo.config.patch(error_on_recompile=True):
-            found = after_three_steps(method, stage, compiled=True)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            steps = after_three_steps(method, stage, compiled=True)
+        torch.testing.assert_close(steps, expected, rtol=1e-4, atol=1e-5)
     assert compiled == [stage.name for stage in stages(name)]

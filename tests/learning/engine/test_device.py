@@ -156,12 +156,12 @@ def test_threads_are_as_many_as_a_batch_is_worth_and_no_more_than_there_were(sha
 
 def test_threads_that_wait_sleep_unless_it_is_said_otherwise():
     show = "import lt_pipeline, os; print(os.environ['OMP_WAIT_POLICY'])"
-    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         rest = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
         said = subprocess.run(
             [sys.executable, "-c", show], env=rest | given, check=True, capture_output=True
         )
-        assert said.stdout.decode().strip() == found
+        assert said.stdout.decode().strip() == policy
 
 
 @pytest.mark.parametrize(

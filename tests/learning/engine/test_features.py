@@ -89,12 +89,12 @@ def images(seed=0, **changes):
 @pytest.mark.parametrize("wrap", [lambda data: data, FromAfar])
 def test_features_are_what_the_network_gives_by_image_and_view(tmp_path, wrap):
     data, network = images(), Counted()
-    found = FeatureCache(tmp_path, 2).of(wrap(data), network, mirrored=True)
-    assert found.images.shape == (len(data), 2, 2, 1)
-    assert torch.equal(found.images[:, :, 0, 0], sums(data.images))
-    assert torch.equal(found.images[:, :, 1, 0], sums(data.images.flip(3)))
-    assert torch.equal(found.labels, data.labels)
-    assert found.class_names == data.class_names
+    features = FeatureCache(tmp_path, 2).of(wrap(data), network, mirrored=True)
+    assert features.images.shape == (len(data), 2, 2, 1)
+    assert torch.equal(features.images[:, :, 0, 0], sums(data.images))
+    assert torch.equal(features.images[:, :, 1, 0], sums(data.images.flip(3)))
+    assert torch.equal(features.labels, data.labels)
+    assert features.class_names == data.class_names
 
 
 def test_each_image_is_computed_once_whatever_set_it_is_in(tmp_path):
@@ -128,9 +128,9 @@ def test_equal_images_have_equal_features_and_are_computed_once(tmp_path):
     twice = ImageSet(
         torch.cat([data.images, data.images]), torch.cat([data.labels] * 2), data.class_names
     )
-    found = FeatureCache(tmp_path, 2).of(twice, network)
+    features = FeatureCache(tmp_path, 2).of(twice, network)
     assert network.images == len(data)
-    assert torch.equal(*found.images.chunk(2))
+    assert torch.equal(*features.images.chunk(2))
 
 
 def test_what_was_computed_before_a_kill_is_kept(tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_training_on_features_is_training_with_a_frozen_backbone(on_features):
     assert len(data) == 75
     nothing = data[torch.zeros(0, dtype=torch.long)]
     sets = Sets(data, nothing, images(1), nothing)
-    found = run_stages(experiment, experiment.stages, sets, _here(), _store())[0]["train"]
+    result = run_stages(experiment, experiment.stages, sets, _here(), _store())[0]["train"]
     begun = experiment.build().state_dict()
     backbone = experiment.build(whole=True).net
     features = take(experiment.seen(data), torch.arange(75))[:, :, 0, 0].double()
@@ -234,10 +234,10 @@ def test_training_on_features_is_training_with_a_frozen_backbone(on_features):
     probabilities = (features @ weight.T + bias).softmax(1)
     error = (probabilities - torch.eye(len(weight)).double()[data.labels]) / 75
     torch.testing.assert_close(
-        found["net.head.weight"].double(), weight - 0.5 * error.T @ features, atol=1e-5, rtol=1e-5
+        result["net.head.weight"].double(), weight - 0.5 * error.T @ features, atol=1e-5, rtol=1e-5
     )
     torch.testing.assert_close(
-        found["net.head.bias"].double(), bias - 0.5 * error.sum(0), atol=1e-5, rtol=1e-5
+        result["net.head.bias"].double(), bias - 0.5 * error.sum(0), atol=1e-5, rtol=1e-5
     )
 
 
@@ -258,16 +258,16 @@ def test_methods_of_a_head_run_on_features(on_features, tmp_path, name):
     sets = Sets(images(), images(1), images(2), images(3))
     if not experiment.config.options.wants_auxiliary:
         sets = sets._replace(auxiliary=nothing)
-    found = run_experiment(experiment, sets, tmp_path, Store(tmp_path / "store"))
-    assert found["test/mean_recall"] > 0.4, "twice what guessing gets"
+    finished = run_experiment(experiment, sets, tmp_path, Store(tmp_path / "store"))
+    assert finished["test/mean_recall"] > 0.4, "twice what guessing gets"
 
 
 @pytest.mark.parametrize("name", ["ride", "sade"])
 def test_experts_that_share_all_run_on_features(on_features, tmp_path, name):
     experiment = on_features(name, options={"shared": "all"})
     sets = Sets(images(), images(1), images(2), images()[torch.zeros(0, dtype=torch.long)])
-    found = run_experiment(experiment, sets, tmp_path, Store(tmp_path / "store"))
-    assert found["test/mean_recall"] > 0.4
+    finished = run_experiment(experiment, sets, tmp_path, Store(tmp_path / "store"))
+    assert finished["test/mean_recall"] > 0.4
 
 
 @pytest.mark.parametrize("name", sorted(NOT_ON_FEATURES))

@@ -150,9 +150,9 @@ def test_methods_of_every_kind_keep_a_frozen_backbone(name, tmp_path):
     )  # fmt: skip
     nothing = data[torch.arange(0)]
     sets = Sets(data, nothing, nothing, None)
-    found = run_stages(experiment, experiment.stages, sets, tmp_path, Store(tmp_path))[0]
+    result = run_stages(experiment, experiment.stages, sets, tmp_path, Store(tmp_path))[0]
     start = fresh.state_dict()
-    for checkpoint in found.values():
+    for checkpoint in result.values():
         moved = changed({n: v for n, v in start.items() if n in checkpoint}, checkpoint)
         assert not any(n.startswith(fixed) for n in moved)
         assert any("net.backbone" in n for n in moved), "what is left of it learned"

@@ -95,19 +95,19 @@ def groups(trained, training, stage=None):
     stage = stage or Stage("train")
     learning = dict(trained_parameters(trained, stage))
     names = {id(p): name for name, p in learning.items()}
-    found = build_optimizer(learning, trained, stage, training, CPU)
-    return found, {
+    optimizer = build_optimizer(learning, trained, stage, training, CPU)
+    return optimizer, {
         names[id(p)]: (group["lr"], group["weight_decay"])
-        for group in found.param_groups
+        for group in optimizer.param_groups
         for p in group["params"]
     }
 
 
 def test_adamw_decays_neither_norms_nor_biases():
     trained = method(Undecayed)
-    found, by_name = groups(trained, config({"name": "adamw", "beta2": 0.99}, momentum=0.8))
-    assert isinstance(found, torch.optim.AdamW)
-    assert found.defaults["betas"] == (0.8, 0.99)
+    rates, by_name = groups(trained, config({"name": "adamw", "beta2": 0.99}, momentum=0.8))
+    assert isinstance(rates, torch.optim.AdamW)
+    assert rates.defaults["betas"] == (0.8, 0.99)
     norms = {f"{n}." for n, m in trained.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for name, (rate, decay) in by_name.items():
         free = name == "net.head.bias" or name.startswith(tuple(norms))
@@ -132,8 +132,8 @@ def test_what_begins_to_learn_later_does_not_stop_a_fused_optimizer():
             optimizer.step()
         return early.detach(), late.detach()
 
-    found = weights(begin_momentum, fused=True)
-    torch.testing.assert_close(found, weights(lambda optimizer: None))
+    learned = weights(begin_momentum, fused=True)
+    torch.testing.assert_close(learned, weights(lambda optimizer: None))
     with pytest.raises(TypeError, match="NoneType"):  # of torch: once it is not, this can go
         weights(lambda optimizer: None, fused=True)
 
@@ -305,9 +305,9 @@ def test_parts_have_all_that_a_batch_brings():
     )  # fmt: skip
     views, outliers = (one.images + 1, one.images + 2), toy_images().images[:3]
     given = batch(5, views=views, pair=batch(5), outliers=outliers, mixed=mixed)
-    found = list(parts(given, 2))
-    assert [share for _, share in found] == [0.6, 0.4]
-    both = [part for part, _ in found]
+    halves = list(parts(given, 2))
+    assert [share for _, share in halves] == [0.6, 0.4]
+    both = [part for part, _ in halves]
     assert [len(part.labels) for part in both] == [3, 2]
     assert [len(part.outliers) for part in both] == [2, 1]
     for name in ("images", "labels", "positions", "outliers"):
@@ -323,9 +323,9 @@ def test_parts_have_all_that_a_batch_brings():
 @pytest.mark.parametrize(("images", "outliers", "count"), [(2, None, 2), (5, 1, 1), (1, None, 1)])
 def test_no_part_is_empty(images, outliers, count):
     more = {} if outliers is None else {"outliers": toy_images().images[:outliers]}
-    found = list(parts(batch(images, **more), 4))
-    assert len(found) == count
-    assert sum(share for _, share in found) == 1
+    halves = list(parts(batch(images, **more), 4))
+    assert len(halves) == count
+    assert sum(share for _, share in halves) == 1
 
 
 # the average

@@ -92,10 +92,10 @@ TOGETHER = {
 @pytest.mark.parametrize("given", TOGETHER.values(), ids=TOGETHER)
 def test_each_is_what_it_is_alone(given):
     trainings = [Own(*one[:3], **(one[3] if one[3:] else {})) for one in given]
-    found = results(side_by_side(trainings, CPU))
-    for one, other in zip(found, in_turn(trainings), strict=True):
+    together = results(side_by_side(trainings, CPU))
+    for one, other in zip(together, in_turn(trainings), strict=True):
         same(one, other)
-    ends = [state["net.head.weight"] for state, _ in found]
+    ends = [state["net.head.weight"] for state, _ in together]
     assert not any(torch.equal(a, b) for a, b in pairwise(ends))
 
 
@@ -179,15 +179,15 @@ def test_threads_are_shared_and_left_as_they_were():
 
     def looked():
         both.wait(5)
-        found = torch.get_num_threads(), at_once(), threading.get_ident()
+        state = torch.get_num_threads(), at_once(), threading.get_ident()
         both.wait(5)
-        return found
+        return state
 
     for threads, share in ((2, 1), (4, 2)):
         torch.set_num_threads(threads)
-        found = results(side_by_side([looked, looked], CPU))
-        assert [one[:2] for one in found] == [(share, 2)] * 2
-        assert found[0][2] != found[1][2]
+        seen = results(side_by_side([looked, looked], CPU))
+        assert [one[:2] for one in seen] == [(share, 2)] * 2
+        assert seen[0][2] != seen[1][2]
         assert torch.get_num_threads() == threads
         later: list[int] = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))  # noqa: B023
@@ -214,9 +214,9 @@ def test_groups_inside_of_others_count_all():
 
     def counted():
         both.wait(5)
-        found = at_once()
+        number = at_once()
         both.wait(5)
-        return found
+        return number
 
     inner = lambda: results(side_by_side([counted, counted], CPU))  # noqa: E731
     assert results(side_by_side([inner, inner], CPU)) == [[4, 4], [4, 4]]
@@ -253,8 +253,8 @@ def test_weights_are_drawn_by_one_at_a_time():
     def build(seed):
         return [Own("ce", seed).experiment.build().state_dict() for _ in range(5)]
 
-    found = results(side_by_side([partial(build, seed) for seed in range(6)], CPU))
-    for states, true in zip(found, wanted, strict=True):
+    together = results(side_by_side([partial(build, seed) for seed in range(6)], CPU))
+    for states, true in zip(together, wanted, strict=True):
         assert all(torch.equal(s[name], true[name]) for s in states for name in true)
     assert RANDOM.acquire(blocking=False)
     RANDOM.release()
@@ -267,9 +267,9 @@ def test_one_at_a_time_does_what_is_called_alike():
         with alone(key):
             inside.append(key)
             time.sleep(0.02)
-            found = inside.count(key)
+            position = inside.count(key)
             inside.remove(key)
-        return found
+        return position
 
     assert results(side_by_side([partial(enter, "x")] * 4, CPU)) == [1] * 4
 
@@ -298,8 +298,8 @@ def test_on_a_gpu_each_has_a_stream_and_is_what_it_is_alone():
         return own.state_dict()
 
     tasks = [partial(trained, seed) for seed in range(4)]
-    found = results(side_by_side(tasks, device))
+    together = results(side_by_side(tasks, device))
     assert len({stream.cuda_stream for stream in streams}) == 4
-    for state, true in zip(found, in_turn(tasks), strict=True):
+    for state, true in zip(together, in_turn(tasks), strict=True):
         for name, value in true.items():
             torch.testing.assert_close(state[name], value, rtol=1e-2, atol=1e-3, msg=name)

@@ -17,9 +17,9 @@ def factors(epochs=10, per_epoch=4, **values):
 
 
 def test_warm_up_rises_linearly_and_ends_at_the_full_rate():
-    found = factors(schedule="constant", warmup_epochs=2)
-    assert found[:8] == [(k + 1) / 8 for k in range(8)]
-    assert found[8:] == [1.0] * 32
+    rates = factors(schedule="constant", warmup_epochs=2)
+    assert rates[:8] == [(k + 1) / 8 for k in range(8)]
+    assert rates[8:] == [1.0] * 32
 
 
 def test_the_ramp_has_a_mean_rate_of_one_half():
@@ -37,10 +37,10 @@ def test_steps_fall_at_the_published_epochs():
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(200, (160, 180)), (7, (3, 5)), (90, (59,))])
 def test_milestones_in_epochs_fall_with_the_first_step_behind_them(epochs, milestones):
-    found = factors(epochs, 7, schedule="step", milestones=milestones, warmup_epochs=0)
+    rates = factors(epochs, 7, schedule="step", milestones=milestones, warmup_epochs=0)
     for epoch in range(epochs):
         passed = sum(epoch >= m for m in milestones)
-        assert found[7 * epoch : 7 * epoch + 7] == [0.1**passed] * 7
+        assert rates[7 * epoch : 7 * epoch + 7] == [0.1**passed] * 7
 
 
 def test_epochs_and_their_fractions_are_one_schedule():
@@ -95,7 +95,7 @@ def test_cosine_and_linear_closed_forms():
 
 @given(st.sampled_from(["cosine", "linear", "step", "constant"]), st.integers(0, 10))
 def test_the_rate_is_positive_never_above_the_base_and_falls_after_warm_up(schedule, warmup):
-    found = factors(schedule=schedule, warmup_epochs=warmup)
-    assert all(0 < factor <= 1 for factor in found)
-    after = found[4 * warmup :]
+    rates = factors(schedule=schedule, warmup_epochs=warmup)
+    assert all(0 < factor <= 1 for factor in rates)
+    after = rates[4 * warmup :]
     assert after == sorted(after, reverse=True)

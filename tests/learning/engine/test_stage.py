@@ -30,26 +30,26 @@ def below(stage, home="source"):
 
 
 def test_on_top_of_it_a_stage_has_the_names_that_its_own_method_gives_it():
-    found = below(ALL)
-    assert (found.name, found.start) == ("pretrain_last", ("pretrain_first",))
-    assert (found.folded, found.anew) == (("source.source",), ("source.source.net.head",))
-    assert (found.trainable, found.adapts) == (("source", "source.scale"), ("source.net",))
-    assert found.frozen == ("source.net.head",)
-    assert found.rates == {"source.scale": 2.0}
-    assert (found.objective, found.step) == ("source.routing", "source.merge")
-    assert found.decides == "source.source"
+    stages = below(ALL)
+    assert (stages.name, stages.start) == ("pretrain_last", ("pretrain_first",))
+    assert (stages.folded, stages.anew) == (("source.source",), ("source.source.net.head",))
+    assert (stages.trainable, stages.adapts) == (("source", "source.scale"), ("source.net",))
+    assert stages.frozen == ("source.net.head",)
+    assert stages.rates == {"source.scale": 2.0}
+    assert (stages.objective, stages.step) == ("source.routing", "source.merge")
+    assert stages.decides == "source.source"
     kept = {"role", "group", "subset", "sampler", "pair", "outliers", "mix", "remainder", "epochs",
             "share", "training"}  # fmt: skip
-    assert all(getattr(found, name) == getattr(ALL, name) for name in kept)
+    assert all(getattr(stages, name) == getattr(ALL, name) for name in kept)
     named = {"name", "start", "folded", "anew", "trainable", "adapts", "frozen", "rates",
              "objective", "step", "decides", "recipe"}  # fmt: skip
     assert kept | named == {field.name for field in fields(Stage)}, "and that is all there is"
 
 
 def test_the_method_itself_is_what_it_is_called_there_and_no_step_stays_none():
-    found = below(Stage("train"))
-    assert (found.trainable, found.objective, found.decides) == (("source",), "source", "source")
-    assert found.trains
+    stages = below(Stage("train"))
+    assert (stages.trainable, stages.objective, stages.decides) == (("source",), "source", "source")
+    assert stages.trains
 
 
 def test_what_decides_it_is_of_the_method_it_is_of_however_far_up():

@@ -134,18 +134,18 @@ class Clock:
 def test_states_are_kept_by_time_and_at_the_end(tmp_path, monkeypatch, seconds, kept):
     # an epoch looks at the clock twice, and its end once
     monkeypatch.setattr(trainer, "time", Clock())
-    resume, found = ResumeFile(tmp_path / "train.pt", "run"), []
+    resume, states = ResumeFile(tmp_path / "train.pt", "run"), []
 
     class Kept(ResumeFile):
         def save(self, state):
-            found.append(state["epoch"])
+            states.append(state["epoch"])
 
     run(
         method(),
         config(epochs=4, checkpoint_every=seconds, monitor_every=0),
         resume=Kept(resume.path, "run"),
     )
-    assert found == kept
+    assert states == kept
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ class LastStep(Method):
     """Its loss is finite all the way; the gradient of its last step is nan."""
 
     def loss(self, batch, progress):
-        found = super().loss(batch, progress)
+        terms = super().loss(batch, progress)
         if progress == 1:
             # the root's slope at 0 is infinite, and 0 times that is nan
-            found["root"] = (0 * self.net.head.weight).sum().sqrt()
-        return found
+            terms["root"] = (0 * self.net.head.weight).sum().sqrt()
+        return terms
 
 
 def test_what_the_last_step_makes_of_the_weights_is_seen(tmp_path):
