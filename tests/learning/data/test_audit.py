@@ -75,8 +75,8 @@ def test_near_pairs_are_all_that_brute_force_finds(hashes, bits, data):
     for value in hashes[:10]:
         turned = data.draw(st.sets(st.integers(0, 63), max_size=bits + 2))
         hashes.append(value ^ sum(1 << bit for bit in turned))
-    found = {tuple(pair) for pair in near_pairs(np.array(hashes, dtype=np.uint64), bits).tolist()}
-    assert found == {
+    near = {tuple(pair) for pair in near_pairs(np.array(hashes, dtype=np.uint64), bits).tolist()}
+    assert near == {
         (i, j)
         for j in range(len(hashes))
         for i in range(j)
@@ -132,16 +132,16 @@ def test_images_of_several_labels_are_audited_by_the_sets_of_them(tmp_path):
     picture(102).save(tmp_path / "other.jpg", quality=80)
     rows.append(("other.jpg", "cat"))
     pd.DataFrame(rows, columns=["path", "label"]).to_csv(tmp_path / "labels.csv", index=False)
-    found = audit(list_table(tmp_path / "labels.csv"), 0.2, 0.2, seed=0, size=16)
-    group = found.facts.set_index("path")["group"]
+    audited = audit(list_table(tmp_path / "labels.csv"), 0.2, 0.2, seed=0, size=16)
+    group = audited.facts.set_index("path")["group"]
     assert group["x.png"] == group["00.png"], "equal images, whatever they are called"
-    pairs = found.pairs.set_index("other")
+    pairs = audited.pairs.set_index("other")
     assert not pairs.loc["x.png", "same_class"]
     assert pairs.loc["z.jpg", "same_class"]
-    counts = found.classes.set_index("class")["images"]
+    counts = audited.classes.set_index("class")["images"]
     assert counts.to_dict() == {"bird": 1, "cat": 13, "dog": 14}
-    said = "\n".join(found.notes)
+    said = "\n".join(audited.notes)
     assert "28 images of 3 classes, 14 to 1 a class" in said
     assert "1 labels an image, and 7 images without one" in said
     assert "1 pairs of identical images differ in their labels, as 00.png and x.png" in said
-    assert found.facts.groupby("group")["split"].nunique().max() == 1
+    assert audited.facts.groupby("group")["split"].nunique().max() == 1

@@ -38,10 +38,10 @@ def test_with_remainder_every_position_comes_once_in_order(
     monkeypatch, chunk, views, count, size, sizes
 ):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    found = made(order(count), size, views=views, remainder=True)
-    assert [len(batch.labels) for batch in found] == sizes
-    assert torch.equal(torch.cat([b.positions for b in found]), order(count))
-    for batch in found:
+    batches = made(order(count), size, views=views, remainder=True)
+    assert [len(batch.labels) for batch in batches] == sizes
+    assert torch.equal(torch.cat([b.positions for b in batches]), order(count))
+    for batch in batches:
         assert torch.equal(batch.images, DATA.images[batch.positions])
         assert torch.equal(batch.labels, DATA.labels[batch.positions])
         assert len(batch.views) == views
@@ -50,9 +50,9 @@ def test_with_remainder_every_position_comes_once_in_order(
 
 @pytest.mark.parametrize(("count", "full"), [(75, 7), (70, 7), (10, 1)])
 def test_without_remainder_what_fills_no_batch_is_left_out(count, full):
-    found = made(order(count), 10)
-    assert [len(batch.labels) for batch in found] == [10] * full
-    kept = torch.cat([b.positions for b in found])
+    batches = made(order(count), 10)
+    assert [len(batch.labels) for batch in batches] == [10] * full
+    kept = torch.cat([b.positions for b in batches])
     assert torch.equal(kept, order(count)[: 10 * full])
 
 
@@ -108,11 +108,11 @@ def test_mixing_leaves_the_batch_itself_as_it_is_and_keeps_what_it_brings():
         views=(a_batch().images,), pair=a_batch(3), outliers=a_batch().images
     )
     before = given.images.clone()
-    found = mixed_with_itself(given, BLEND, torch.Generator().manual_seed(0))
+    mixed = mixed_with_itself(given, BLEND, torch.Generator().manual_seed(0))
     assert torch.equal(given.images, before)
     assert given.mixed is None
     for name in ("images", "labels", "positions", "views", "pair", "outliers"):
-        assert getattr(found, name) is getattr(given, name)
+        assert getattr(mixed, name) is getattr(given, name)
 
 
 def test_equal_generators_mix_alike_and_others_do_not():
@@ -136,9 +136,9 @@ def test_a_format_is_that_of_the_mixtures_too():
     given = mixed_with_itself(
         Batch(data.images, data.labels, torch.arange(75)), BLEND, torch.Generator().manual_seed(0)
     )
-    found = given.in_format(torch.channels_last)
-    assert found.images.is_contiguous(memory_format=torch.channels_last)
-    assert found.mixed.images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found.mixed.images, given.mixed.images)
-    assert torch.equal(found.mixed.lam, given.mixed.lam)
+    formatted = given.in_format(torch.channels_last)
+    assert formatted.images.is_contiguous(memory_format=torch.channels_last)
+    assert formatted.mixed.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(formatted.mixed.images, given.mixed.images)
+    assert torch.equal(formatted.mixed.lam, given.mixed.lam)
     assert a_batch().in_format(torch.channels_last).mixed is None

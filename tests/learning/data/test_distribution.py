@@ -66,23 +66,25 @@ def test_the_prior_is_a_distribution_and_its_log_agrees(counts):
 
 @given(counts_lists)
 def test_gini_equals_the_mean_absolute_difference(counts):
-    found = LongTail.from_counts(counts).statistics()["gini"]
+    gini = LongTail.from_counts(counts).statistics()["gini"]
     pairs = sum(abs(a - b) for a in counts for b in counts)
-    assert found == pytest.approx(pairs / (2 * len(counts) * sum(counts)), abs=1e-12)
+    assert gini == pytest.approx(pairs / (2 * len(counts) * sum(counts)), abs=1e-12)
 
 
 def test_statistics_of_balanced_classes():
-    found = LongTail.from_counts([7] * 5).statistics()
-    assert found["gini"] == pytest.approx(0, abs=1e-12)
-    assert found["effective_classes"] == pytest.approx(5)
+    statistics = LongTail.from_counts([7] * 5).statistics()
+    assert statistics["gini"] == pytest.approx(0, abs=1e-12)
+    assert statistics["effective_classes"] == pytest.approx(5)
     # (1 - beta^n) / (1 - beta) is the geometric sum 1 + beta + ... + beta^(n - 1)
-    assert found["effective_samples"] == pytest.approx(5 * math.fsum(0.9999**k for k in range(7)))
+    assert statistics["effective_samples"] == pytest.approx(
+        5 * math.fsum(0.9999**k for k in range(7))
+    )
 
 
 def test_members_of_groups_are_by_true_class_and_absent_groups_are_left_out():
     longtail = LongTail.from_counts([5, 200, 50, 8])
-    found = longtail.group_members(torch.tensor([3, 1, 0, 1]))
-    assert {name: mask.tolist() for name, mask in found.items()} == {
+    grouped = longtail.group_members(torch.tensor([3, 1, 0, 1]))
+    assert {name: mask.tolist() for name, mask in grouped.items()} == {
         "many": [False, True, False, True],
         "few": [True, False, True, False],
     }

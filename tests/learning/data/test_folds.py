@@ -45,15 +45,15 @@ def fish(tmp_path):
 
 
 def test_each_fish_is_tested_once_and_no_trajectory_is_parted(fish):
-    found = in_folds(fish, 5, seed=0)
-    assert found.table[FOLD].between(0, 4).all()
-    pd.testing.assert_frame_equal(found.table, in_folds(fish, 5, seed=0).table)
-    assert not found.table[FOLD].equals(in_folds(fish, 5, seed=1).table[FOLD])
-    parts = pd.DataFrame({k: of_fold(found, 5, k).table["split"] for k in range(5)})
+    folds = in_folds(fish, 5, seed=0)
+    assert folds.table[FOLD].between(0, 4).all()
+    pd.testing.assert_frame_equal(folds.table, in_folds(fish, 5, seed=0).table)
+    assert not folds.table[FOLD].equals(in_folds(fish, 5, seed=1).table[FOLD])
+    parts = pd.DataFrame({k: of_fold(folds, 5, k).table["split"] for k in range(5)})
     assert (parts == "test").sum(axis=1).eq(1).all()
     assert (parts == "validation").sum(axis=1).eq(1).all()
     for k in range(5):
-        table = of_fold(found, 5, k).table
+        table = of_fold(folds, 5, k).table
         assert table.groupby("group")["split"].nunique().max() == 1
         by_class = table.groupby("split")["label"].nunique()
         assert (by_class == 23).all(), "each part has each class"
@@ -64,10 +64,10 @@ def test_each_fish_is_tested_once_and_no_trajectory_is_parted(fish):
 @pytest.mark.parametrize("groups", [2, 3])
 def test_a_class_of_few_groups_is_learned_wherever_it_is_tested(tmp_path, folds, groups):
     rows = [(0, f"a{k}") for k in range(30)] + [(1, f"b{k}") for k in range(groups)] * 3
-    found = in_folds(listing(tmp_path, rows), folds, seed=2)
+    folded = in_folds(listing(tmp_path, rows), folds, seed=2)
     tested = 0
     for k in range(folds):
-        table = of_fold(found, folds, k).table
+        table = of_fold(folded, folds, k).table
         rare = table[table["label"] == 1]
         tested += (rare["split"] == "test").sum()
         assert (rare["split"] == "train").any()
@@ -78,12 +78,12 @@ def test_a_class_of_one_group_is_learned_always_and_tested_never(tmp_path, caplo
     """With all that its group holds, which is as a camera's site is."""
     rows = [(0, f"a{k}") for k in range(9)] + [(1, "a3"), (2, "c1"), (2, "c2"), (2, "c3")]
     with caplog.at_level(logging.WARNING):
-        found = in_folds(listing(tmp_path, rows), 3, seed=0)
+        folded = in_folds(listing(tmp_path, rows), 3, seed=0)
     assert "tested in none, being in one group: b" in caplog.text
-    always = found.table[found.table[FOLD] == ALWAYS]
+    always = folded.table[folded.table[FOLD] == ALWAYS]
     assert set(always["group"]) == {"a3"}
     for k in range(3):
-        assert set(of_fold(found, 3, k).table["split"][always.index]) == {"train"}
+        assert set(of_fold(folded, 3, k).table["split"][always.index]) == {"train"}
     dropped = in_folds(listing(tmp_path, rows), 3, seed=0, rare="drop")
     assert dropped.class_names == ("a", "c")
     assert (dropped.table[FOLD] >= 0).all()
@@ -103,9 +103,9 @@ def test_what_folds_cannot_be_made_of_is_refused(tmp_path, rows, said):
 
 def test_a_class_that_a_fold_would_test_unlearned_is_refused(tmp_path):
     """Sites in a ring, where the search cannot bring both of each class's apart."""
-    found = listing(tmp_path, [(0, f"a{k}") for k in range(6)] + [(1, "b1"), (1, "b2")])
-    table = found.table.assign(**{FOLD: [0, 1, 2, 0, 1, 2, 1, 1]})
-    parted = of_fold(Listing(tmp_path, table, found.class_names), 3, 1)
+    listed = listing(tmp_path, [(0, f"a{k}") for k in range(6)] + [(1, "b1"), (1, "b2")])
+    table = listed.table.assign(**{FOLD: [0, 1, 2, 0, 1, 2, 1, 1]})
+    parted = of_fold(Listing(tmp_path, table, listed.class_names), 3, 1)
     with pytest.raises(UserError, match="fold 1 of 3 would test b without having learned it"):
         _check_fold(parted, 1, 3)
 
@@ -130,9 +130,9 @@ def test_a_split_that_was_given_is_not_left_aside(tmp_path):
     ],
 )
 def test_folds_that_cannot_be_are_refused_in_one_line(given, said):
-    with pytest.raises(UserError, match=said) as found:
+    with pytest.raises(UserError, match=said) as error:
         data_config({"data": given})
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_all_folds_are_gone_through_unless_one_is_named():

@@ -66,13 +66,13 @@ def instances(year, split):
         {"id": 900 + k, "file_name": f"COCO_{split}{year}_{k}.jpg", "width": 12, "height": 9}
         for k in range(4)
     ]
-    found = [(900, 90), (900, 1), (900, 1), (901, 3), (902, 1)]
+    boxes = [(900, 90), (900, 1), (900, 1), (901, 3), (902, 1)]
     return {
         "images": images,
         "categories": [{"id": n, "name": COCO[n], "supercategory": "x"} for n in (90, 1, 3)],
         "annotations": [
             {"id": k, "image_id": image, "category_id": category, "iscrowd": int(k == 3)}
-            for k, (image, category) in enumerate(found)
+            for k, (image, category) in enumerate(boxes)
         ],
     }
 
@@ -127,10 +127,10 @@ def config(source, folder, **given):
 
 def of(source, folder, **given):
     """Label names and part of every image, by its file's name."""
-    found = listed(config(source, folder, **given))
-    table = found.table
+    photos = listed(config(source, folder, **given))
+    table = photos.table
     return {
-        path.split("/")[-1].partition(".")[0]: ([found.class_names[c] for c in own], part)
+        path.split("/")[-1].partition(".")[0]: ([photos.class_names[c] for c in own], part)
         for path, own, part in zip(table["path"], table["label"], table["split"], strict=True)
     }
 
@@ -159,8 +159,8 @@ def test_voc_mlt_is_the_listed_images_of_2012_and_the_test_images_of_2007(voc):
 
 
 def test_coco_has_its_categories_in_order_and_images_without_annotations(coco):
-    found = listed(config("coco2014", coco))
-    assert found.class_names == ("person", "car", "toothbrush")
+    photos = listed(config("coco2014", coco))
+    assert photos.class_names == ("person", "car", "toothbrush")
     rows = of("coco2014", coco)
     assert rows["COCO_train2014_0"] == (["person", "toothbrush"], "train")
     assert rows["COCO_train2014_1"] == (["car"], "train"), "a crowd"
@@ -322,5 +322,5 @@ def test_parameters_that_do_not_go_together_are_refused(given, said):
 
 
 def test_a_path_leaves_a_published_set_what_it_is():
-    found = DataConfig(source="coco2014", path="p", profile={"name": "exponential"})
-    assert (found.source, found.profile.name) == ("coco2014", "natural")
+    data = DataConfig(source="coco2014", path="p", profile={"name": "exponential"})
+    assert (data.source, data.profile.name) == ("coco2014", "natural")

@@ -24,25 +24,25 @@ def table(folder, text, name="labels.csv"):
 def test_class_folders_are_classes_by_name(tmp_path):
     touch(tmp_path, "zebra fish/a.PNG", "Äal/1.jpg", "Äal/deep/2.webp", "zebra fish/.hidden.png")
     (tmp_path / "zebra fish" / "notes.txt").write_text("no image")
-    found = list_folder(tmp_path)
-    assert found.class_names == ("zebra fish", "Äal")
-    assert found.table["path"].tolist() == [
+    photos = list_folder(tmp_path)
+    assert photos.class_names == ("zebra fish", "Äal")
+    assert photos.table["path"].tolist() == [
         "zebra fish/a.PNG",
         "Äal/1.jpg",
         "Äal/deep/2.webp",
     ]
-    assert found.table["label"].tolist() == [0, 1, 1]
-    assert found.table["group"].tolist() == found.table["path"].tolist()
-    assert not found.has_split
-    assert all(file.is_file() for file in found.files())
+    assert photos.table["label"].tolist() == [0, 1, 1]
+    assert photos.table["group"].tolist() == photos.table["path"].tolist()
+    assert not photos.has_split
+    assert all(file.is_file() for file in photos.files())
 
 
 def test_a_class_that_one_part_lacks_shifts_no_label(tmp_path):
     touch(tmp_path, "Train/a/1.png", "Train/b/2.png", "Train/c/3.png", "VAL/c/4.png")
     touch(tmp_path, "test/c/5.png", "test/a/6.png")
-    found = list_folder(tmp_path)
-    assert found.class_names == ("a", "b", "c")
-    rows = found.table.set_index("path")
+    photos = list_folder(tmp_path)
+    assert photos.class_names == ("a", "b", "c")
+    rows = photos.table.set_index("path")
     assert rows.loc["test/c/5.png", "label"] == 2
     assert rows.loc["VAL/c/4.png", "split"] == "validation"
     assert rows["split"].value_counts().to_dict() == {"train": 3, "test": 2, "validation": 1}
@@ -63,9 +63,9 @@ def test_links_are_followed_and_a_circle_ends(tmp_path):
 def test_classes_txt_says_the_label_order_and_must_know_all(tmp_path):
     touch(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "classes.txt").write_text("b\nunseen\na\n")
-    found = list_folder(tmp_path)
-    assert found.class_names == ("b", "unseen", "a")
-    assert found.table["label"].tolist() == [2, 0]
+    photos = list_folder(tmp_path)
+    assert photos.class_names == ("b", "unseen", "a")
+    assert photos.table["label"].tolist() == [2, 0]
     (tmp_path / "classes.txt").write_text("b\n")
     with pytest.raises(UserError, match="does not list 'a'"):
         list_folder(tmp_path)
@@ -73,8 +73,8 @@ def test_classes_txt_says_the_label_order_and_must_know_all(tmp_path):
 
 def test_a_group_is_what_the_pattern_finds_in_the_path(tmp_path):
     touch(tmp_path, "a/site1_01.png", "a/site1_02.png", "b/site2_01.png")
-    found = list_folder(tmp_path, group=r"(site\d+)_")
-    assert found.table["group"].tolist() == ["site1", "site1", "site2"]
+    photos = list_folder(tmp_path, group=r"(site\d+)_")
+    assert photos.table["group"].tolist() == ["site1", "site1", "site2"]
     with pytest.raises(UserError, match=r"neither a column nor in 3 paths, as in a/site1_01\.png"):
         list_folder(tmp_path, group="(camera)")
     with pytest.raises(UserError, match="is no pattern"):
@@ -90,18 +90,18 @@ def test_a_table_with_its_own_column_names(tmp_path, separator):
     rows.append(("img/2.png", "01", "k8", "train"))
     file = table(tmp_path, "\n".join(separator.join(row) for row in rows))
     columns = {"path": "file", "label": "species", "split": "use"}
-    found = list_table(file, columns, group="camera")
-    assert found.class_names == ("01", "lynx")
-    assert found.table["group"].tolist() == ["k7", "k8"]
-    assert found.table["split"].tolist() == ["validation", "train"]
+    photos = list_table(file, columns, group="camera")
+    assert photos.class_names == ("01", "lynx")
+    assert photos.table["group"].tolist() == ["k7", "k8"]
+    assert photos.table["split"].tolist() == ["validation", "train"]
 
 
 def test_a_table_of_parquet_and_a_folder_of_its_own(tmp_path):
     touch(tmp_path, "photos/1.png")
     pd.DataFrame({"path": ["1.png"], "label": [7]}).to_parquet(tmp_path / "labels.parquet")
-    found = list_table(tmp_path / "labels.parquet", folder=tmp_path / "photos")
-    assert found.class_names == ("7",)
-    assert found.files()[0].is_file()
+    photos = list_table(tmp_path / "labels.parquet", folder=tmp_path / "photos")
+    assert photos.class_names == ("7",)
+    assert photos.files()[0].is_file()
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path, text, said):
 )
 def test_several_labels_stand_in_a_cell_or_in_columns(tmp_path, text):
     touch(tmp_path, "1.png", "2.png", "3.png")
-    found = list_table(table(tmp_path, text))
-    assert found.several
-    assert found.class_names == ("a", "b", "c")
-    assert found.table["label"].tolist() == [(0, 1), (), (0, 2)]
-    assert found.table["group"].tolist() == ["g", "h", "h"]
-    rows = found.by_label
+    photos = list_table(table(tmp_path, text))
+    assert photos.several
+    assert photos.class_names == ("a", "b", "c")
+    assert photos.table["label"].tolist() == [(0, 1), (), (0, 2)]
+    assert photos.table["group"].tolist() == ["g", "h", "h"]
+    rows = photos.by_label
     assert list(zip(rows["path"], rows["label"], strict=True)) == [
         ("1.png", 0), ("1.png", 1), ("3.png", 0), ("3.png", 2)
     ]  # fmt: skip
@@ -144,9 +144,9 @@ def test_several_labels_stand_in_a_cell_or_in_columns(tmp_path, text):
 
 def test_a_label_column_counts_whatever_other_columns_say(tmp_path):
     touch(tmp_path, "1.png", "2.png")
-    found = list_table(table(tmp_path, "path,label,night,wet\n1.png,a,1,0\n2.png,b,0,0\n"))
-    assert not found.several
-    assert found.by_label is found.table
+    photos = list_table(table(tmp_path, "path,label,night,wet\n1.png,a,1,0\n2.png,b,0,0\n"))
+    assert not photos.several
+    assert photos.by_label is photos.table
 
 
 def test_what_is_not_there_is_said(tmp_path):

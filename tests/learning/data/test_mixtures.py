@@ -35,13 +35,13 @@ def at_once(data, seed):
 def test_they_are_those_of_mix_to_the_digit(counts, shape, far):
     data = toy_images(counts, channels=shape[0], size=shape[1])
     wanted = at_once(data, seed=7)
-    found = Mixtures(FromAfar(data, at_once=11) if far else data, seed=7)
-    assert torch.equal(all_of(found), wanted.images)
-    assert torch.equal(found.first, wanted.first)
-    assert torch.equal(found.second, wanted.second)
-    assert torch.equal(found.lam, wanted.lam)
+    mixtures = Mixtures(FromAfar(data, at_once=11) if far else data, seed=7)
+    assert torch.equal(all_of(mixtures), wanted.images)
+    assert torch.equal(mixtures.first, wanted.first)
+    assert torch.equal(mixtures.second, wanted.second)
+    assert torch.equal(mixtures.lam, wanted.lam)
     order = torch.randperm(len(data)).repeat(2)
-    assert torch.equal(take(found, order), wanted.images[order])
+    assert torch.equal(take(mixtures, order), wanted.images[order])
 
 
 def test_every_image_is_mixed_with_another_and_is_the_first_of_its_mixture():

@@ -36,8 +36,8 @@ def test_a_mosaic_has_the_labels_of_its_four_digits(prepared):
     for images, part in ((prepared.train, "train"), (prepared.test, "test")):
         for image, labels in zip(images.images[:40], images.labels[:40], strict=True):
             cells = [image[:, r : r + 8, c : c + 8] for r in (0, 8) for c in (0, 8)]
-            found = {known[part][digest] for digest in digests(torch.stack(cells))}
-            assert found == set(labels.nonzero().squeeze(1).tolist())
+            tiles = {known[part][digest] for digest in digests(torch.stack(cells))}
+            assert tiles == set(labels.nonzero().squeeze(1).tolist())
 
 
 def test_no_digit_is_in_two_parts(prepared):

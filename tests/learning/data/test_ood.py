@@ -46,19 +46,19 @@ def put_array(folder, name, images):
 def test_sets_at_hand_have_the_test_sets_shape_and_no_file(tmp_path, shape):
     pixels = of_size(*shape[1:], channels=shape[0], images=4)
     test = ImageSet(pixels, torch.zeros(4).long(), ("one",))
-    found, missing = load_ood(AT_HAND, InDistribution(tmp_path, test, "cifar10"))
-    assert tuple(found) == AT_HAND
+    sets, missing = load_ood(AT_HAND, InDistribution(tmp_path, test, "cifar10"))
+    assert tuple(sets) == AT_HAND
     assert not missing
-    for name, images in found.items():
+    for name, images in sets.items():
         assert images.dtype == torch.uint8
         assert images.shape[1:] == shape
         assert len(images) == (1797 if name == "digits" else 4)
 
 
 def test_every_set_is_found_or_has_a_line_that_says_what_to_put_where(tmp_path):
-    found, missing = load_ood(ALL, context(tmp_path))
-    assert set(found) == set(AT_HAND)
-    assert found.keys() | missing.keys() == set(ALL)
+    sets, missing = load_ood(ALL, context(tmp_path))
+    assert set(sets) == set(AT_HAND)
+    assert sets.keys() | missing.keys() == set(ALL)
     assert missing.pop("cifar10") == "is the in-distribution source"
     assert missing.pop("no_label") == "no test image is without a label"
     for line in missing.values():
@@ -77,8 +77,8 @@ def test_all_names_the_promised_sets():
 
 def test_the_source_is_no_set_of_its_own_even_where_it_is_there(tmp_path):
     given = context(tmp_path, channels=1, size=8)._replace(source="digits")
-    found, missing = load_ood(["uniform_noise", "digits"], given)
-    assert list(found) == ["uniform_noise"]
+    sets, missing = load_ood(["uniform_noise", "digits"], given)
+    assert list(sets) == ["uniform_noise"]
     assert missing == {"digits": "is the in-distribution source"}
 
 
@@ -242,10 +242,10 @@ def test_an_image_of_the_right_shape_stays_as_it_is():
 @settings(max_examples=40, deadline=None)
 def test_a_flat_grey_stays_flat_in_any_shape(height, width, channels, to_channels, level):
     images = torch.full((2, channels, height, width), level, dtype=torch.uint8)
-    found = to_shape(images, (to_channels, 5, 11))
-    assert found.shape == (2, to_channels, 5, 11)
-    assert (found == level).all()
-    assert torch.equal(to_shape(images.double() / 255, (to_channels, 5, 11)), found)
+    resized = to_shape(images, (to_channels, 5, 11))
+    assert resized.shape == (2, to_channels, 5, 11)
+    assert (resized == level).all()
+    assert torch.equal(to_shape(images.double() / 255, (to_channels, 5, 11)), resized)
 
 
 def test_colour_becomes_its_luminance():
@@ -263,17 +263,17 @@ def test_colour_becomes_its_luminance():
 def test_a_large_image_is_shrunk_with_antialiasing():
     stripes = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 255
-    found = to_shape(stripes, (1, 8, 8)).int()
-    assert (found - 127).abs().max() <= 16
+    resized = to_shape(stripes, (1, 8, 8)).int()
+    assert (resized - 127).abs().max() <= 16
 
 
 def test_sizes_change_as_torchvision_changes_them():
     from torchvision.transforms.v2 import functional as F
 
     images = of_size(21, 13)
-    found = to_shape(images, (3, 8, 16))
+    resized = to_shape(images, (3, 8, 16))
     wanted = F.resize(images.float(), [8, 16], F.InterpolationMode.BILINEAR, antialias=True)
-    assert torch.equal(found, wanted.round().to(torch.uint8))
+    assert torch.equal(resized, wanted.round().to(torch.uint8))
 
 
 def test_conversion_in_parts_is_conversion_at_once(monkeypatch):

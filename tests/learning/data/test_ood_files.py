@@ -41,15 +41,15 @@ def _no_network(monkeypatch):
 def load(name, root, *, shape=SHAPE, limit=10_000, seed=0):
     """Return the one set, which must be there."""
     test = ImageSet(torch.zeros(2, *shape, dtype=torch.uint8), torch.zeros(2).long(), ("one",))
-    found, missing = load_ood([name], InDistribution(root, test, "none", seed, limit))
+    sets, missing = load_ood([name], InDistribution(root, test, "none", seed, limit))
     assert not missing
-    return found[name]
+    return sets[name]
 
 
 def why_missing(name, root):
     test = ImageSet(torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.zeros(2).long(), ("one",))
-    found, missing = load_ood([name], InDistribution(root, test, "none"))
-    assert not found
+    sets, missing = load_ood([name], InDistribution(root, test, "none"))
+    assert not sets
     return missing[name]
 
 
@@ -165,8 +165,8 @@ def test_channels_rows_and_columns_of_a_file_stay_apart(tmp_path):
     folder = tmp_path / "ood" / "one"
     folder.mkdir(parents=True)
     Image.fromarray(pixels).save(folder / "image.png")
-    found = load("folder:one", tmp_path, shape=(3, 8, 12))
-    assert torch.equal(found[0], torch.from_numpy(pixels).permute(2, 0, 1))
+    ood = load("folder:one", tmp_path, shape=(3, 8, 12))
+    assert torch.equal(ood[0], torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -272,12 +272,12 @@ def put_svhn(folder, monkeypatch, levels=(7, 8, 9)):
 @pytest.mark.parametrize("place", [".", "svhn"])
 def test_svhn_is_read_where_torchvision_leaves_it(place, tmp_path, monkeypatch):
     put_svhn(tmp_path / place, monkeypatch)
-    found = load("svhn", tmp_path, shape=(3, 32, 32))
-    assert found[:, 1, 5, 5].tolist() == [7, 8, 9]
+    ood = load("svhn", tmp_path, shape=(3, 32, 32))
+    assert ood[:, 1, 5, 5].tolist() == [7, 8, 9]
     # the first row is red
-    assert (found[:, 0, 0] == 200).all()
-    assert (found[:, 0, 1:] < 10).all()
-    assert (found[:, 1:] < 10).all()
+    assert (ood[:, 0, 0] == 200).all()
+    assert (ood[:, 0, 1:] < 10).all()
+    assert (ood[:, 1:] < 10).all()
     assert len(load("svhn", tmp_path, limit=2)) == 2
 
 
@@ -352,10 +352,10 @@ def put_cifar(root, monkeypatch, kind):
 def test_cifars_test_images_are_read(kind, tmp_path, monkeypatch):
     put_cifar(tmp_path, monkeypatch, kind)
     name = kind.__name__.lower()
-    found = load(name, tmp_path, shape=(3, 32, 32))
-    assert found[:, 0, 4, 4].tolist() == list(range(30, 50))
-    assert (found[:, 1] == 250).all()
-    assert (found[:, 0, 0] == 99).all()
+    ood = load(name, tmp_path, shape=(3, 32, 32))
+    assert ood[:, 0, 4, 4].tolist() == list(range(30, 50))
+    assert (ood[:, 1] == 250).all()
+    assert (ood[:, 0, 0] == 99).all()
     assert load(name, tmp_path, shape=(1, 28, 28), limit=3).shape == (3, 1, 28, 28)
 
 
@@ -382,9 +382,9 @@ def put_fashion_mnist(root):
 
 def test_fashion_mnists_test_images_are_read_and_become_colour(tmp_path):
     put_fashion_mnist(tmp_path)
-    found = load("fashion_mnist", tmp_path)
-    assert found.shape == (5, *SHAPE)
-    assert levels(found) == [0, 1, 2, 3, 4]
+    ood = load("fashion_mnist", tmp_path)
+    assert ood.shape == (5, *SHAPE)
+    assert levels(ood) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])
@@ -419,15 +419,15 @@ def test_the_real_arrays_are_read(name, count):
     root = PROJECT / "data" / "01_raw"
     if not (root / "ood" / f"{name}.npz").exists():
         pytest.skip(f"{name}.npz is not in data/01_raw/ood")
-    found = FILE_SETS[name](SetRequest(root, (3, 32, 32), 10_000, 0))
-    assert found.shape == (count, 3, 32, 32)
-    assert found.float().std() > 20
+    ood = FILE_SETS[name](SetRequest(root, (3, 32, 32), 10_000, 0))
+    assert ood.shape == (count, 3, 32, 32)
+    assert ood.float().std() > 20
     assert FILE_SETS[name](SetRequest(root, (1, 8, 8), 50, 0)).shape == (50, 1, 8, 8)
 
 
 def test_the_other_real_cifar_is_a_set(raw_cifar):
-    found = load("cifar10", raw_cifar, shape=(3, 32, 32), limit=100)
+    ood = load("cifar10", raw_cifar, shape=(3, 32, 32), limit=100)
     with open(raw_cifar / "cifar-10-batches-py" / "test_batch", "rb") as file:
         data = pickle.load(file, encoding="latin1")["data"]
     wanted = torch.from_numpy(data)[subsample(10_000, 100, 0)].view(-1, 3, 32, 32)
-    assert torch.equal(found, wanted)
+    assert torch.equal(ood, wanted)

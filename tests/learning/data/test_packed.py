@@ -31,9 +31,9 @@ def images(files, tmp_path):
 def test_images_come_in_the_order_asked_for_whatever_it_is(images):
     order = torch.tensor([5, 29, 0, 5, 17, 2, 2, 8])
     stored = torch.from_numpy(images.array.copy())
-    found = list(images.fetch(order, 3))
-    assert [len(part) for part in found] == [3, 3, 2]
-    assert torch.equal(torch.cat(found), stored[order])
+    parts = list(images.fetch(order, 3))
+    assert [len(part) for part in parts] == [3, 3, 2]
+    assert torch.equal(torch.cat(parts), stored[order])
     assert images.shape == (3, 8, 8)
 
 

@@ -87,9 +87,9 @@ def test_images_that_are_groups_of_their_own_are_independent(folder, tmp_path):
 
 
 def test_classes_of_one_group_are_dropped_where_asked_to(folder):
-    found = listed(config(folder, rare="drop"))
-    assert found.class_names == ("a", "b")
-    assert set(found.table["label"]) == {0, 1}
+    photos = listed(config(folder, rare="drop"))
+    assert photos.class_names == ("a", "b")
+    assert set(photos.table["label"]) == {0, 1}
 
 
 def test_a_split_that_a_person_wrote_is_used_as_it_is(folder, tmp_path):
@@ -169,8 +169,8 @@ def test_a_path_or_a_table_says_the_source_and_that_nothing_is_cut():
     """What conf/base has is of the digits."""
     base = {"source": "digits", "profile": {"name": "exponential"}}
     for given, source in (({"path": "p"}, "folder"), ({"path": "p", "labels": "l.csv"}, "csv")):
-        found = DataConfig(**{**base, **given})
-        assert (found.source, found.profile.name) == (source, "natural")
+        data = DataConfig(**{**base, **given})
+        assert (data.source, data.profile.name) == (source, "natural")
 
 
 @pytest.mark.parametrize(
@@ -245,23 +245,23 @@ def test_several_labels_come_from_a_table_and_no_group_is_parted(labelled, tmp_p
 
 def test_a_long_tail_is_cut_from_what_is_learned_alone(labelled, tmp_path):
     plain, cut = (DataConfig(**labelled, long_tail=ratio) for ratio in (None, 16))
-    found = [prepare(load_photos(c, tmp_path / "cache"), c) for c in (plain, cut)]
-    before, after = (made.card.longtail for made in found)
+    prepared = [prepare(load_photos(c, tmp_path / "cache"), c) for c in (plain, cut)]
+    before, after = (made.card.longtail for made in prepared)
     assert after.imbalance_ratio > 1.5 * before.imbalance_ratio
     assert after.class_counts == expected(cut).longtail.class_counts
-    assert torch.equal(found[0].test.labels, found[1].test.labels)
-    assert len(found[0].validation) == len(found[1].validation)
+    assert torch.equal(prepared[0].test.labels, prepared[1].test.labels)
+    assert len(prepared[0].validation) == len(prepared[1].validation)
     assert (plain.title, cut.title) == ("labels", "labels, IR 16")
 
 
 def test_each_image_of_several_labels_is_tested_in_one_fold(labelled):
-    found = [
+    rows = [
         listed(DataConfig(**{**labelled, "validation": 0.0}, folds=3, fold=k)) for k in range(3)
     ]
-    parts = pd.DataFrame({k: one.table["split"] for k, one in enumerate(found)})
+    parts = pd.DataFrame({k: one.table["split"] for k, one in enumerate(rows)})
     for part in ("test", "validation"):
         assert (parts == part).sum(axis=1).eq(1).all()
-    for one in found:
+    for one in rows:
         assert one.table.groupby("group")["split"].nunique().max() == 1
         counts = one.by_label.groupby(["label", "split"]).size().unstack()
         shares = counts.div(counts.sum(axis=1), axis=0)

@@ -110,15 +110,15 @@ def test_by_size_no_class_is_asked_for_more_than_it_has_and_one_image_more_would
     source = uneven(counts)
     config = DataConfig(imbalance_ratio=ratio, profile=profile, order="size")
     try:
-        found = prepare(source, config).card.longtail.class_counts
+        kept = prepare(source, config).card.longtail.class_counts
     except ValueError as error:
         assert "leaves the rarest class" in str(error)  # noqa: PT017 (the other outcome is tested)
         return
-    assert all(n <= has for n, has in zip(found, counts, strict=True))
+    assert all(n <= has for n, has in zip(kept, counts, strict=True))
     ranked = sorted(range(len(counts)), key=lambda c: (-counts[c], c))
-    assert [found[c] for c in ranked] == sorted(found, reverse=True)
-    with pytest.raises(ValueError, match=rf"it must be <= {max(found)}$"):
-        prepare(source, config.model_copy(update={"max_per_class": max(found) + 1}))
+    assert [kept[c] for c in ranked] == sorted(kept, reverse=True)
+    with pytest.raises(ValueError, match=rf"it must be <= {max(kept)}$"):
+        prepare(source, config.model_copy(update={"max_per_class": max(kept) + 1}))
 
 
 def test_classes_of_one_size_are_cut_alike_in_both_orders():
@@ -139,10 +139,10 @@ def one_class_after_the_other(labels, classes, seed):
 def test_the_sort_by_class_keeps_the_images_that_a_scan_of_every_class_chose(counts, seed):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
-    found = INDEX["seeded"](labels, len(counts), seed)
+    positions = INDEX["seeded"](labels, len(counts), seed)
     wanted = one_class_after_the_other(labels, len(counts), seed)
-    assert len(found) == len(counts)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert len(positions) == len(counts)
+    assert all(torch.equal(a, b) for a, b in zip(positions, wanted, strict=True))
 
 
 @pytest.mark.parametrize("index", sorted(INDEX))
@@ -179,13 +179,13 @@ def test_the_card_survives_json_and_describes_the_pixels():
 
 def exact_statistics(images):
     """Mean and deviation by channel, from fractions."""
-    found = []
+    statistics = []
     for channel in images.unbind(1):
         values = [Fraction(v, 255) for v in channel.flatten().tolist()]
         mean = sum(values) / len(values)
         variance = sum((v - mean) ** 2 for v in values) / len(values)
-        found.append((float(mean), math.sqrt(variance)))
-    return tuple(zip(*found, strict=True))
+        statistics.append((float(mean), math.sqrt(variance)))
+    return tuple(zip(*statistics, strict=True))
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99), st.sampled_from([1, 7, 2**20]))
@@ -207,12 +207,12 @@ def test_the_network_s_constants_are_those_of_sums_in_float64():
     for images in (SOURCE.train.images, toy_images((300, 20), channels=3, size=32).images):
         pixels = images.double() / 255
         mean, std = pixel_statistics(images)
-        for found, wanted in (
+        for constants, wanted in (
             (mean, pixels.mean(dim=(0, 2, 3))),
             (std, pixels.std(dim=(0, 2, 3), correction=0)),
         ):
-            torch.testing.assert_close(torch.tensor(found).double(), wanted, rtol=1e-6, atol=0)
-            assert torch.equal(torch.tensor(found), wanted.float())
+            torch.testing.assert_close(torch.tensor(constants).double(), wanted, rtol=1e-6, atol=0)
+            assert torch.equal(torch.tensor(constants), wanted.float())
 
 
 PEAK = """

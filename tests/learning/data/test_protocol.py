@@ -21,8 +21,8 @@ MANY = toy_images((700, 400, 50, 7), channels=3)
 @pytest.mark.parametrize("sizes", [1000, 512, 3, [600, 0, 1, 556]])
 def test_parts_of_any_size_are_fetched(at_once, sizes):
     order = torch.randperm(len(MANY))
-    found = fetch_parts(FromAfar(MANY, at_once), order, sizes)
-    for one, part in zip(found, order.split(sizes), strict=True):
+    parts = fetch_parts(FromAfar(MANY, at_once), order, sizes)
+    for one, part in zip(parts, order.split(sizes), strict=True):
         assert torch.equal(one, MANY.images[part])
 
 
@@ -85,12 +85,12 @@ def test_fewer_are_augmented_together_where_images_are_large(monkeypatch, side, 
     monkeypatch.setattr(module, "CHUNK_BYTES", 64 * 3 * 32 * 32)
     monkeypatch.setattr(module, "augment", lambda images, *_: seen.append(len(images)) or images)
     data = toy_images((64,), channels=3, size=side)
-    found = [
+    made = [
         *batches(
             data, torch.arange(64), 4, AugmentConfig(crop_padding=4, flip=0.5), torch.Generator()
         )
     ]
-    assert len(found) == 16
+    assert len(made) == 16
     assert set(seen) == {together}
 
 

@@ -212,7 +212,7 @@ def test_a_class_aware_batch_of_128_has_31_of_100_classes_and_a_class_balanced_o
         for sampler in (class_aware, class_balanced)
     }
     assert max(classes[class_aware]) == 32
-    means = {sampler: sum(found) / len(found) for sampler, found in classes.items()}
+    means = {sampler: sum(images) / len(images) for sampler, images in classes.items()}
     assert means[class_aware] == pytest.approx(31, abs=0.6)
     # 100 (1 - 0.99^128)
     assert means[class_balanced] == pytest.approx(72.4, abs=0.6)

@@ -37,9 +37,9 @@ def test_missing_files_say_what_to_put_where(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
-    with pytest.raises(FileNotFoundError, match="cannot be downloaded.*put .*into") as found:
+    with pytest.raises(FileNotFoundError, match="cannot be downloaded.*put .*into") as error:
         load_source(name, tmp_path)
-    assert str(tmp_path) in str(found.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def write_cifar(folder, monkeypatch, kind, names, label_key, classes):

@@ -34,10 +34,10 @@ def fish():
 
 def groups_in_parts(labels, groups, parts):
     """Return, by class, how many groups each part has."""
-    found = defaultdict(Counter)
+    counts = defaultdict(Counter)
     for label, _, part in set(zip(labels, groups, parts, strict=True)):
-        found[label][part] += 1
-    return found
+        counts[label][part] += 1
+    return counts
 
 
 def whole(groups, parts):

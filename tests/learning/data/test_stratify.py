@@ -29,8 +29,8 @@ def test_every_label_has_its_shares_to_an_image_or_two(seed):
     labels = drawn(seed=seed)
     parts = stratify(labels, range(len(labels)), SHARES, seed)
     for label in range(6):
-        found, images = shares_of(labels, parts, label)
-        assert found == pytest.approx(SHARES, abs=2 / images + 0.01)
+        fractions, images = shares_of(labels, parts, label)
+        assert fractions == pytest.approx(SHARES, abs=2 / images + 0.01)
     # what a draw image by image does not reach
     random = np.random.default_rng(seed).choice(3, len(labels), p=SHARES)
     off = [
@@ -51,9 +51,9 @@ def test_every_label_has_its_shares_to_an_image_or_two(seed):
 def test_groups_stay_whole_and_seeds_differ():
     labels = drawn()
     groups = [k // 3 for k in range(600)]
-    found = [stratify(labels, groups, SHARES, seed) for seed in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
-    for parts in found:
+    splits = [stratify(labels, groups, SHARES, seed) for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+    for parts in splits:
         assert all(len({*parts[k : k + 3]}) == 1 for k in range(0, 600, 3))
         for label in range(4):
             assert shares_of(labels, parts, label)[0] == pytest.approx(SHARES, abs=0.08)

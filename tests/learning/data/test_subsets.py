@@ -62,12 +62,12 @@ def test_fill_is_balanced_takes_every_image_of_short_classes_and_repeats_evenly(
 ):
     labels = labelled(counts)
     subset = balanced_subset(labels, per_class, seeded(seed), "fill")
-    found = labels[subset]
-    assert torch.bincount(found, minlength=len(counts)).tolist() == [
+    drawn = labels[subset]
+    assert torch.bincount(drawn, minlength=len(counts)).tolist() == [
         per_class * (n > 0) for n in counts
     ]
     for label, n in enumerate(counts):
-        times = Counter(subset[found == label].tolist()).values()
+        times = Counter(subset[drawn == label].tolist()).values()
         assert len(times) == min(n, per_class)
         assert max(times, default=0) - min(times, default=0) <= 1
 
@@ -76,8 +76,8 @@ def test_fill_is_balanced_takes_every_image_of_short_classes_and_repeats_evenly(
 @given(counts=counts_lists)
 def test_the_result_is_ordered_by_class(short, counts):
     labels = labelled(counts)
-    found = labels[balanced_subset(labels, 5, seeded(), short)].tolist()
-    assert found == sorted(found)
+    drawn = labels[balanced_subset(labels, 5, seeded(), short)].tolist()
+    assert drawn == sorted(drawn)
 
 
 @given(
@@ -124,14 +124,14 @@ def test_sets_repeat_by_seed_and_do_not_depend_on_how_many_there_are(short):
 def test_sets_differ_from_each_other_and_from_those_of_other_seeds():
     labels = labelled(CIFAR100_LT)
     seeds = [0, 1, 2, 3, 2**32, 2**32 + 3]
-    found = [s for seed in seeds for s in balanced_subsets(labels, 4, 10, seed)]
-    assert len({tuple(s.tolist()) for s in found}) == 4 * len(seeds)
+    subsets = [s for seed in seeds for s in balanced_subsets(labels, 4, 10, seed)]
+    assert len({tuple(s.tolist()) for s in subsets}) == 4 * len(seeds)
 
 
 def test_sets_are_drawn_independently_so_that_images_of_large_classes_rarely_come_back():
     labels = torch.zeros(500, dtype=torch.int64)
-    found = [images(s) for s in balanced_subsets(labels, 40, 50, seed=5)]
-    shared = [len(a & b) for i, a in enumerate(found) for b in found[:i]]
+    subsets = [images(s) for s in balanced_subsets(labels, 40, 50, seed=5)]
+    shared = [len(a & b) for i, a in enumerate(subsets) for b in subsets[:i]]
     # hypergeometric: 50 of 500 in both, 5 expected, standard deviation 2.0; 780 pairs
     assert sum(shared) / len(shared) == pytest.approx(5, abs=0.4)
     assert max(shared) < 15
@@ -176,16 +176,16 @@ def test_a_subset_of_several_labels_has_enough_of_each_and_no_image_in_vain():
     labels = (
         torch.rand(400, 5, generator=seeded()) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.01])
     ).to(torch.uint8)
-    found = balanced_subset(labels, 12, seeded(1))
-    assert len(found.unique()) == len(found)
-    counts, there = labels[found].sum(0), labels.sum(0)
+    subset = balanced_subset(labels, 12, seeded(1))
+    assert len(subset.unique()) == len(subset)
+    counts, there = labels[subset].sum(0), labels.sum(0)
     assert (counts >= there.clamp(max=12)).all()
     rarest = int(there.argmin())
     assert counts[rarest] == there[rarest] < 12
     # an image counts for each of its labels, and the rarest draw first
-    assert len(found) < there.clamp(max=12).sum()
+    assert len(subset) < there.clamp(max=12).sum()
     without = torch.cat([balanced_subset(labels[:, c], 12, seeded()) for c in range(5)])
-    assert labels[found].sum() < labels[without].sum()
-    assert not torch.equal(found, balanced_subset(labels, 12, seeded(2)))
+    assert labels[subset].sum() < labels[without].sum()
+    assert not torch.equal(subset, balanced_subset(labels, 12, seeded(2)))
     with pytest.raises(UserError, match="set short to keep"):
         balanced_subset(labels, 12, seeded(), "fill")
