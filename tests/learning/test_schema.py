@@ -45,9 +45,9 @@ def test_a_configuration_cannot_be_changed():
 
 
 def test_every_problem_is_named_in_one_line_with_its_block_and_value():
-    with pytest.raises(ValueError, match="^tree") as found, one_line_errors("tree"):
+    with pytest.raises(ValueError, match="^tree") as error, one_line_errors("tree"):
         Tree.model_validate({"leaf": {"ratio": 0.5}, "depth": "deep"})
-    text = str(found.value)
+    text = str(error.value)
     assert "\n" not in text
     assert "tree.leaf.ratio: Input should be greater than or equal to 1, but got 0.5" in text
     assert "tree.depth: " in text
@@ -79,10 +79,10 @@ def test_a_refusal_in_a_validator_is_one_line():
 @pytest.mark.parametrize("beside", [{}, {"ratio": "wrong"}])
 def test_a_bug_in_a_validator_is_no_refusal(beside):
     """Pydantic takes every ValueError for one."""
-    with pytest.raises(ValueError, match="invalid literal for int") as found:  # noqa: SIM117
+    with pytest.raises(ValueError, match="invalid literal for int") as error:  # noqa: SIM117
         with one_line_errors("top"):
             Above(below={"depth": 0}, **beside)
-    assert not isinstance(found.value, UserError)
+    assert not isinstance(error.value, UserError)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_what_is_at_its_default_is_left_out_and_what_has_none_stays():
 def test_kinds_at_their_defaults_differ():
     names = {name: canonical(Whole(method="m", kind={"name": name})) for name in ("plain", "focal")}
     assert names == {"plain": {"method": "m"}, "focal": {"method": "m", "kind": {"name": "focal"}}}
-    found = [canonical(Whole(method="m", other=other)) for other in (None, Plain(), Focal())]
-    assert [one.get("other") for one in found] == [None, {"name": "plain"}, {"name": "focal"}]
+    texts = [canonical(Whole(method="m", other=other)) for other in (None, Plain(), Focal())]
+    assert [one.get("other") for one in texts] == [None, {"name": "plain"}, {"name": "focal"}]
 
 
 def test_a_block_at_its_own_default_is_not_the_one_that_stands_there_usually():
@@ -146,9 +146,9 @@ def test_a_block_at_its_own_default_is_not_the_one_that_stands_there_usually():
 
 
 def test_what_is_canonical_is_json():
-    found = canonical(Whole(method="m", other=Focal(weights=(1.0, 2.0))))
-    assert json.loads(json.dumps(found)) == found
-    assert found["other"] == {"name": "focal", "weights": [1.0, 2.0]}
+    text = canonical(Whole(method="m", other=Focal(weights=(1.0, 2.0))))
+    assert json.loads(json.dumps(text)) == text
+    assert text["other"] == {"name": "focal", "weights": [1.0, 2.0]}
 
 
 def test_a_parameter_that_is_new_changes_nothing_at_its_default():
@@ -163,6 +163,6 @@ def test_a_parameter_that_is_new_changes_nothing_at_its_default():
 
 def test_values_are_nested_as_they_were_flattened():
     values = {"options.a.b": 1, "options.a.c": 2, "training.d": 3}
-    found = nested(values, ".")
-    assert found == {"options": {"a": {"b": 1, "c": 2}}, "training": {"d": 3}}
-    assert dict(flatten(found, ".")) == values
+    blocks = nested(values, ".")
+    assert blocks == {"options": {"a": {"b": 1, "c": 2}}, "training": {"d": 3}}
+    assert dict(flatten(blocks, ".")) == values

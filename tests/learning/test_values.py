@@ -54,11 +54,11 @@ def configurations():
     for module in walk_packages(lt_pipeline.__path__, f"{lt_pipeline.__name__}."):
         if not module.name.endswith(("__main__", "ray_workers", "ray_trials", "kernel", "_triton")):
             import_module(module.name)
-    found, new = set(), {Config}
+    classes, new = set(), {Config}
     while new:
-        found |= new
-        new = {kind for one in new for kind in one.__subclasses__()} - found
-    ours = (kind for kind in found - {Config} if kind.__module__.startswith("lt_pipeline."))
+        classes |= new
+        new = {kind for one in new for kind in one.__subclasses__()} - classes
+    ours = (kind for kind in classes - {Config} if kind.__module__.startswith("lt_pipeline."))
     return sorted(ours, key=lambda kind: kind.__name__)
 
 
@@ -92,15 +92,15 @@ def admits(annotation: Any, value: Any) -> bool:  # noqa: C901
 
 def beyond(metadata: Any) -> list[Any]:
     """Return the values just out of the bounds among ``metadata``."""
-    found = []
+    values = []
     for bound in metadata:
         for name, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
             if (limit := getattr(bound, name, None)) is not None:
-                found.append(limit + step)
+                values.append(limit + step)
         if isinstance(bound, annotated_types.MinLen) and bound.min_length > 0:
-            found.append([])
-        found += beyond(getattr(bound, "metadata", ()))
-    return found
+            values.append([])
+        values += beyond(getattr(bound, "metadata", ()))
+    return values
 
 
 def out_of_bounds(annotation: Any, metadata: Any = ()) -> list[Any]:
@@ -108,32 +108,32 @@ def out_of_bounds(annotation: Any, metadata: Any = ()) -> list[Any]:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return out_of_bounds(inner[0], (*metadata, *inner[1:]))
-    found = beyond(metadata)
+    values = beyond(metadata)
     if origin in (Union, UnionType):
-        found += [value for part in inner for value in out_of_bounds(part)]
+        values += [value for part in inner for value in out_of_bounds(part)]
     if origin is tuple:
         items = [part for part in inner if part is not ...]
-        found += [[value] * len(items) for value in out_of_bounds(items[0])]
-    return found
+        values += [[value] * len(items) for value in out_of_bounds(items[0])]
+    return values
 
 
 def bad_values(config: type[Config], name: str) -> list[Any]:
     """Return values that the parameter ``name`` of ``config`` must not be."""
     field = config.model_fields[name]
-    found = [value for value in POOL if not admits(field.annotation, value)]
-    found += out_of_bounds(field.annotation, field.metadata)
+    values = [value for value in POOL if not admits(field.annotation, value)]
+    values += out_of_bounds(field.annotation, field.metadata)
     if admits(field.annotation, "x") and f"{config.__name__}.{name}" not in FREE:
-        found += [value for value in POOL if isinstance(value, str)]
-    return found
+        values += [value for value in POOL if isinstance(value, str)]
+    return values
 
 
 PARAMETERS = [(kind, name) for kind in configurations() for name in kind.model_fields]
 
 
 def refusal(check, *given):
-    with pytest.raises(ValueError) as found:  # noqa: PT011
+    with pytest.raises(ValueError) as error:  # noqa: PT011
         check(*given)
-    text = str(found.value)
+    text = str(error.value)
     assert "\n" not in text
     return text
 
@@ -213,9 +213,9 @@ def test_shared_parameters_are_named_in_full(path, config, name):
 
 def test_symbols_stand_for_parameters_that_there_are():
     for method in methods.available():
-        found = places(methods.get(method).Options())
+        symbols = places(methods.get(method).Options())
         paths = {path for path, *_ in leaves(methods.get(method).Options())}
-        assert {place for _, place in found} <= paths
+        assert {place for _, place in symbols} <= paths
 
 
 def test_merged_blocks_are_still_checked():

@@ -53,8 +53,8 @@ def test_sorted_recalls_are_a_line_a_method_in_per_cent():
 
 
 def row(label, seconds, accuracy, sd=None):
-    found = {"arm": label, "runs": 2 if sd else 1, "cost/training_seconds": seconds}
-    return {**found, "test/accuracy": accuracy, "test/accuracy sd": sd}
+    values = {"arm": label, "runs": 2 if sd else 1, "cost/training_seconds": seconds}
+    return {**values, "test/accuracy": accuracy, "test/accuracy sd": sd}
 
 
 def test_cost_is_on_a_logarithmic_axis_with_times_in_words():

@@ -40,8 +40,8 @@ CIFAR = LongTail.from_counts(
 
 
 def texts(figure: Figure) -> str:
-    found = [t.get_text() for t in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
-    return "\n".join(found)
+    words = [t.get_text() for t in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
+    return "\n".join(words)
 
 
 def is_png(figure: Figure) -> bool:
@@ -113,7 +113,7 @@ def test_recalls_stand_from_most_to_fewest_images_with_their_groups_mean(longtai
     assert [drawn[c] for c in range(longtail.classes)] == pytest.approx(
         [100 * row["recall"] for row in table]
     )
-    found = texts(figure)
+    words = texts(figure)
     groups = longtail.groups
     means = [sum(100 * table[c]["recall"] for c in group) / len(group) for group in groups.values()]
     assert legend(axes) == [f"{n}: mean {m:.1f} %" for n, m in zip(groups, means, strict=True)]
@@ -123,7 +123,7 @@ def test_recalls_stand_from_most_to_fewest_images_with_their_groups_mean(longtai
     wanted = [(a, m, b, m) for (a, b), m in zip(edges, means, strict=True)]
     assert lines == [pytest.approx(line) for line in wanted]
     assert "%" in axes.get_ylabel()
-    assert "more on digits" in found
+    assert "more on digits" in words
     assert is_png(figure)
 
 

@@ -35,8 +35,8 @@ def colours(artists):
 
 
 def bars(figure):
-    found = [bar for group in figure.axes[0].containers for bar in group]
-    return {round(b.get_x() + b.get_width() / 2): b for b in found}
+    drawn = [bar for group in figure.axes[0].containers for bar in group]
+    return {round(b.get_x() + b.get_width() / 2): b for b in drawn}
 
 
 def many_angles():
@@ -135,8 +135,8 @@ def test_separability_stands_by_count_in_group_colours_with_means():
     assert {place: bar.get_height() for place, bar in bars(figure).items()} == {
         0: 6, 1: 9, 2: 4, 3: 5,
     }  # fmt: skip
-    found = [to_hex(bar.get_facecolor()).upper() for _, bar in sorted(bars(figure).items())]
-    assert found == [GROUP_COLOURS[name] for name in ("many", "many", "medium", "few")]
+    colours = [to_hex(bar.get_facecolor()).upper() for _, bar in sorted(bars(figure).items())]
+    assert colours == [GROUP_COLOURS[name] for name in ("many", "many", "medium", "few")]
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == ["many: mean 7.5", "medium: mean 4", "few: mean 5"]
     shaded = [p for p in axes.patches if p not in bars(figure).values()]

@@ -68,14 +68,14 @@ def is_png(figure) -> bool:
 def written(figure):
     """Every text that is drawn and its box."""
     FigureCanvasAgg(figure).draw()
-    found = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
+    labels = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
-        found += [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
-        found += axes.get_legend().get_texts() if axes.get_legend() else []
+        labels += [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
+        labels += axes.get_legend().get_texts() if axes.get_legend() else []
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            found += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-    drawn = [text for text in found if text and text.get_visible() and text.get_text()]
+            labels += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    drawn = [text for text in labels if text and text.get_visible() and text.get_text()]
     return [(text.get_text(), text.get_window_extent()) for text in drawn]
 
 
@@ -158,8 +158,8 @@ def test_what_a_detector_has_not_is_left_out():
 
 
 def test_groups_have_their_colours_and_a_group_that_is_not_there_none():
-    found = {"svhn": scores(0.8, 0.3, 0.9, 0.8, 0.75), "noise": scores(0.7, 0.2, 0.65)}
-    figure = ood_by_group(found, "max_logit", "darl on CIFAR-10-LT")
+    values = {"svhn": scores(0.8, 0.3, 0.9, 0.8, 0.75), "noise": scores(0.7, 0.2, 0.65)}
+    figure = ood_by_group(values, "max_logit", "darl on CIFAR-10-LT")
     axes = figure.axes[0]
     assert points(axes) == {
         "all": [(80, 0), (70, 1)], "many": [(90, 0), (65, 1)], "medium": [(80, 0)],
@@ -179,8 +179,8 @@ def test_groups_have_their_colours_and_a_group_that_is_not_there_none():
 
 
 def test_conflict_shows_cosines_about_zero_and_shares_in_percent():
-    found = {"svhn": pulls(-0.2, 0.9), "mixed": pulls(0.1, 0.25)}
-    figure = conflict(found, "darl")
+    values = {"svhn": pulls(-0.2, 0.9), "mixed": pulls(0.1, 0.25)}
+    figure = conflict(values, "darl")
     left, right = figure.axes
     assert rows(figure) == ["svhn", "mixed"]
     assert points(left)["many"] == [(-0.2, 0), (0.1, 1)]

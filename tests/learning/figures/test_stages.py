@@ -49,13 +49,13 @@ def names(figure):
 
 def written(figure):
     """Every text that is drawn and its box."""
-    found = [figure._suptitle, *legend_of(figure).get_texts()]
+    labels = [figure._suptitle, *legend_of(figure).get_texts()]
     for axes in figure.axes:
-        found += [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
+        labels += [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            found += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-    drawn = [text for text in found if text.get_visible() and text.get_text()]
+            labels += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    drawn = [text for text in labels if text.get_visible() and text.get_text()]
     return [(text.get_text(), text.get_window_extent()) for text in drawn]
 
 
@@ -151,9 +151,9 @@ def test_the_legend_has_the_harmonic_mean_of_the_report():
     confusion = torch.tensor([[3, 1, 0, 0], [0, 0, 0, 4], [0, 3, 1, 0], [0, 0, 0, 4]])
     recalls = (confusion.diagonal() / confusion.sum(1)).tolist()
     for floor, written_as in ((1e-3, "0.1 %"), (0.3, "30 %")):
-        found = report(confusion, LongTail.from_counts([9, 8, 7, 6]), floor)["harmonic_mean"]
+        metrics = report(confusion, LongTail.from_counts([9, 8, 7, 6]), floor)["harmonic_mean"]
         figure = recall_profiles({"merge": recalls}, "T", floor=floor)
-        assert names(figure) == [f"merge: harmonic mean {100 * found:.1f} %"]
+        assert names(figure) == [f"merge: harmonic mean {100 * metrics:.1f} %"]
         label = figure.axes[0].get_xlabel()
         assert label.endswith(f"a recall below {written_as} counts as {written_as}")
     assert names(recall_profiles({"a": [0.5, 1.0]}, "T")) == ["a: harmonic mean 66.7 %"]
@@ -198,7 +198,7 @@ def test_stages_stand_from_top_to_bottom_with_a_marker_a_measure_in_per_cent():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["pretrain", "post train"]
     bottom, top = axes.get_ylim()
     assert bottom > top, "the first row is on top"
-    main = {label: found for label, found in points(axes).items() if found}
+    main = {label: points_of for label, points_of in points(axes).items() if points_of}
     assert main == {
         "harmonic mean": [[0, 0], [12.5, 1]],
         "geometric mean": [[25, 0], [37.5, 1]],
@@ -250,7 +250,7 @@ def test_a_measure_that_is_not_known_is_left_out():
     rows = [stage("a", 0.5, NAN), stage("b", None, 0.25, aside=True)]
     figure = by_stage(rows, "T")
     drawn = [line.get_xydata().tolist() for line in figure.axes[0].lines]
-    assert [found for found in drawn if found] == [[[50, 0]], [[25, 1]]]
+    assert [points for points in drawn if points] == [[[50, 0]], [[25, 1]]]
     assert names(figure) == ["harmonic mean", "geometric mean"]
     assert_readable(figure)
 

@@ -20,11 +20,11 @@ def row(arm, accuracy, few, runs=3):
 
 def errorbars(axes):
     """Label -> points and ends of its bars."""
-    found = {}
+    spreads = {}
     for container in axes.containers:
         line, _, (bars,) = container
-        found[container.get_label()] = (line.get_xydata().tolist(), bars.get_segments())
-    return found
+        spreads[container.get_label()] = (line.get_xydata().tolist(), bars.get_segments())
+    return spreads
 
 
 def test_every_arm_has_a_line_with_its_groups_and_their_spread():
@@ -32,9 +32,9 @@ def test_every_arm_has_a_line_with_its_groups_and_their_spread():
     axes = figure.axes[0]
     assert axes.get_title(loc="left") == "T"
     assert [t.get_text() for t in axes.get_yticklabels()] == ["CE", "DBM"]
-    found = errorbars(axes)
-    assert set(found) == {"all", "few"}, "a column that is not there is left out"
-    points, bars = found["few"]
+    spreads = errorbars(axes)
+    assert set(spreads) == {"all", "few"}, "a column that is not there is left out"
+    points, bars = spreads["few"]
     assert points == [[10, 1], [20, 0]]
     assert [segment[:, 0].tolist() for segment in bars] == [[5, 15], [15, 25]]
     assert "one standard deviation over 3 seeds" in axes.get_xlabel()

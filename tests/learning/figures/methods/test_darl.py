@@ -26,8 +26,8 @@ def is_png(figure) -> bool:
 
 
 def bars(axes):
-    found = [bar for group in axes.containers for bar in group]
-    return {round(b.get_x() + b.get_width() / 2): b for b in found}
+    drawn = [bar for group in axes.containers for bar in group]
+    return {round(b.get_x() + b.get_width() / 2): b for b in drawn}
 
 
 def heights(axes):

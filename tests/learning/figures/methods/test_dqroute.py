@@ -82,9 +82,9 @@ def test_routing_is_stacked_by_group_in_percent():
     }
     figure = routing_by_group(shares, "dqroute on digits")
     axes = figure.axes[0]
-    found = [[(b.get_y(), b.get_height()) for b in group] for group in axes.containers]
+    bars = [[(b.get_y(), b.get_height()) for b in group] for group in axes.containers]
     wanted = [[(0, 90), (0, 50)], [(90, 7), (50, 30)], [(97, 3), (80, 20)]]
-    assert found == [[pytest.approx(pair) for pair in pairs] for pairs in wanted]
+    assert bars == [[pytest.approx(pair) for pair in pairs] for pairs in wanted]
     colours = [to_hex(group[0].get_facecolor()).upper() for group in axes.containers]
     assert colours == list(LINE_COLOURS[:3])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(shares)

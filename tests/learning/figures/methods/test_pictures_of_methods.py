@@ -10,7 +10,7 @@ from toys import toy_card
 
 
 def test_every_file_is_of_a_method():
-    assert {found.name for found in iter_modules(pictures.__path__)} <= set(methods.available())
+    assert {module.name for module in iter_modules(pictures.__path__)} <= set(methods.available())
 
 
 def test_a_method_without_a_file_has_no_pictures():
