@@ -126,11 +126,11 @@ def copy_project(folder: Path, database: Path | None) -> Project:
 
 def experiment_of(project: Project, method: str, env: str = "smoke") -> Experiment:
     """The experiment that the files of a finished run say it was."""
-    found = [
+    experiments = [
         TypedDataset(str(project.file(*parts)), f"lt_pipeline.learning.{kind}").load()
         for kind, *parts in (
             ("experiments.config.ExperimentConfig", "06_models", env, method, "config.json"),
             ("data.prepare.DataCard", "03_primary", env, "data_card.json"),
         )
     ]
-    return Experiment(*found)
+    return Experiment(*experiments)

@@ -98,9 +98,9 @@ def test_the_network_is_the_one_whose_weights_were_asked_for(tmp_path, model, wa
         (tmp_path / "files" / name).parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "files" / name)
     data = {"source": "folder", "path": str(tmp_path / "files"), "name": "photos"}
-    found = write_environment(data, model, facts, tmp_path)
+    environment = write_environment(data, model, facts, tmp_path)
     wanted_names = {"name": "photos", "split": "conf/photos/split.csv"}
-    assert found == {**wanted_names, "head": "logit_adjustment"}
+    assert environment == {**wanted_names, "head": "logit_adjustment"}
     files = [tmp_path / "photos" / f"{name}.yml" for name in ("globals", "parameters")]
     told, own = (yaml.safe_load(file.read_text()) for file in files)
     assert told == {"run": "photos", "uses": ["photos"]}

@@ -82,10 +82,10 @@ def read(project, *parts):
 
 def test_its_runs_are_compared(before, server):
     experiment = server.get_experiment_by_name("digits-lt-ir10")
-    found = Runs(experiment.experiment_id)
-    runs = found.table()
-    recalls = found.recalls(runs["run_id"])
-    assert found.notes == []
+    logged = Runs(experiment.experiment_id)
+    runs = logged.table()
+    recalls = logged.recalls(runs["run_id"])
+    assert logged.notes == []
     assert sorted(runs["seed"]) == [0, 1]
     assert set(runs["title"]) == {"ce"}
     (last,) = runs.loc[runs["seed"] == 1].to_dict("records")
@@ -109,8 +109,8 @@ def test_its_study_is_finished(before, tmp_path, monkeypatch):
         wanted = rows.loc[(run.label, run.config.seed)].dropna().to_dict()
         assert {name: kept[name] for name in wanted} == pytest.approx(wanted)
     monkeypatch.setattr(module, "train_stages", None)
-    found = run_study("more_schedules", parameters, card, sets(before), tmp_path, store.folder)
-    assert "failed" not in found
+    study = run_study("more_schedules", parameters, card, sets(before), tmp_path, store.folder)
+    assert "failed" not in study
     other = Plan.of("more_schedules", {**parameters, "seed": 1})
     assert all(store.metrics(Experiment(run.config, card)) is None for run in other.runs.values())
 
@@ -133,14 +133,14 @@ def test_its_weights_give_its_metrics(before):
         read(before, "ce", f"{name}.json") for name in ("finish_report", "train_history")
     )
     own = (images.train, images.validation, images.test)
-    found, *_ = evaluate(experiment, weights, *own, report, [history])
+    metrics, *_ = evaluate(experiment, weights, *own, report, [history])
     wanted = read(before, "ce", "metrics.json")
     # classes and the interval are new
-    of_then = {name: found["test"][name] for name in wanted["test"]}
+    of_then = {name: metrics["test"][name] for name in wanted["test"]}
     assert of_then == pytest.approx(wanted["test"], rel=1e-5)
     for name in ("best_epoch", "diagnostics", "notes", "left_out_groups", "group_rule"):
-        assert json.loads(json.dumps(found[name])) == wanted[name]
-    assert found.keys() == wanted.keys()
+        assert json.loads(json.dumps(metrics[name])) == wanted[name]
+    assert metrics.keys() == wanted.keys()
 
 
 def test_its_registered_models_answer(before, server):
@@ -150,6 +150,6 @@ def test_its_registered_models_answer(before, server):
         wanted = experiment_of(before, "ce").finished(weights).score(images.images).softmax(1)
     for version, same in ((1, False), (2, True)):
         model = mlflow.pyfunc.load_model(f"models:/ce-digits-lt-ir10/{version}")
-        found = model.predict(images.images.numpy())
-        assert np.allclose(found["probabilities"], wanted.numpy(), atol=1e-5) is same
-        assert set(found["class"]) <= set(images.class_names)
+        answer = model.predict(images.images.numpy())
+        assert np.allclose(answer["probabilities"], wanted.numpy(), atol=1e-5) is same
+        assert set(answer["class"]) <= set(images.class_names)

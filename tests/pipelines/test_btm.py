@@ -86,18 +86,18 @@ def test_the_subsets_can_be_read_again(merged):
 def test_the_merged_network_is_the_average_of_the_files(merged):
     project, _ = merged
     branches = [weights_of(project, name) for name in BRANCHES]
-    found = weights_of(project, "merge")
-    for name, value in found.items():
+    weights = weights_of(project, "merge")
+    for name, value in weights.items():
         if value.is_floating_point():
             mean = torch.stack([b[name].double() for b in branches]).mean(0)
             torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-7)
     head = "source.net.head.weight"
     assert not torch.equal(branches[0][head], branches[1][head])
     last = weights_of(project, "post_train")
-    for name, value in found.items():
+    for name, value in weights.items():
         if "backbone" in name and "running" not in name and "num_batches" not in name:
             assert torch.equal(last[name], value), name
-    assert not torch.equal(last[head], found[head])
+    assert not torch.equal(last[head], weights[head])
 
 
 def test_every_stage_has_a_row_and_the_last_one_is_the_model(merged):
@@ -143,8 +143,8 @@ def test_mlflow_has_the_curves_of_every_stage_and_what_they_led_to(merged):
     table = pd.read_csv(report_file(project, "stages.csv")).set_index("stage")
     for stage in STAGES:
         for name in MEANS:
-            found = run.data.metrics[f"stages/{stage}/{name}"]
-            assert found == pytest.approx(table.loc[stage, name], rel=1e-6)
+            value = run.data.metrics[f"stages/{stage}/{name}"]
+            assert value == pytest.approx(table.loc[stage, name], rel=1e-6)
     client = mlflow.MlflowClient(tracking_uri=project.tracking_uri)
     for stage, metric in [
         *((name, "train/cross_entropy") for name in (*BRANCHES, "union", "pretrain")),
@@ -247,9 +247,9 @@ def test_a_crash_in_the_second_fine_tuning_keeps_the_first_on_another_method(pro
 
 
 def study(**arms):
-    found = smoke({"seeds": 1, "arms": arms})
-    found["evaluation"]["ood"] = False
-    return found
+    arguments = smoke({"seeds": 1, "arms": arms})
+    arguments["evaluation"]["ood"] = False
+    return arguments
 
 
 WITHOUT = sets((0, 0, 0, 0))
@@ -281,8 +281,8 @@ def test_arms_that_share_their_first_stages_train_them_once(tmp_path, monkeypatc
         return once(method, stage, *rest, **named)
 
     monkeypatch.setattr(module, "fit", fit)
-    found = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
-    table = found.set_index("arm")
+    result = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
+    table = result.set_index("arm")
     assert list(table.index) == ["MiSLAS", "average", "greedy", "long", "other", "three"]
     assert trained == [
         *("pretrain", "classifier"),
@@ -307,7 +307,7 @@ def test_a_first_stage_is_not_taken_from_where_it_stands_deeper(tmp_path):
     # below MiSLAS and below GML on MiSLAS it is the same training of the same network
     on_mislas = {"method": "gml", "options": {"pretrain": "mislas"}}
     arguments = study(**{"MiSLAS": {"method": "mislas"}, "GML on MiSLAS": on_mislas})
-    found = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
+    result = run_study("s", arguments, toy_card(), WITHOUT, tmp_path, tmp_path / "one")
     own = alone(arguments, "GML on MiSLAS", tmp_path / "alone")
-    shown = found.set_index("arm").loc["GML on MiSLAS", "test/accuracy"]
+    shown = result.set_index("arm").loc["GML on MiSLAS", "test/accuracy"]
     assert shown == own["test/accuracy"]

@@ -34,9 +34,11 @@ def experiment(tmp_path, empty_database):
     database = tmp_path / "mlflow.db"
     database.write_bytes(empty_database.read_bytes())
     mlflow.set_tracking_uri(f"sqlite:///{database}")
-    found = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
+    experiment_id = mlflow.create_experiment(
+        "digits", artifact_location=str(tmp_path / "artifacts")
+    )
     mlflow.set_experiment("digits")
-    return found
+    return experiment_id
 
 
 def log_run(
@@ -219,11 +221,11 @@ def test_table_pictures_and_report_hold_together(experiment):
     )
     tags = Tags()
     tags.feed(page)
-    images = [attributes["src"] for tag, attributes in tags.found if tag == "img"]
+    images = [attributes["src"] for tag, attributes in tags.read if tag == "img"]
     assert len(images) == 4
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
-    assert not [tag for tag, _ in tags.found if tag in ("link", "iframe")]
-    assert [attributes for tag, attributes in tags.found if tag == "script"] == [{}]
+    assert not [tag for tag, _ in tags.read if tag in ("link", "iframe")]
+    assert [attributes for tag, attributes in tags.read if tag == "script"] == [{}]
     assert "http" not in re.sub(r"base64,[^']*", "", page), "nothing is fetched"
     assert "&lt;fewer&gt; images" in page
     assert "A champion." in page
@@ -236,10 +238,10 @@ def test_table_pictures_and_report_hold_together(experiment):
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.read = []
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.read.append((tag, dict(attrs)))
 
 
 def test_an_interval_without_width_is_not_shown():
@@ -269,20 +271,20 @@ def test_the_champion_is_the_best_on_the_hold_out_and_not_on_the_test_set(experi
     best = log_run("ce", 1, recall=0.3, holdout=0.8, register=True)
     log_run("ce", 2, recall=0.3, holdout=0.6, register=True)
     log_run("dbm", recall=0.3, holdout=0.99)  # not deployed
-    found = promote(collect()[3], "digits-lt-ir20")
+    champion = promote(collect()[3], "digits-lt-ir20")
     assert aliases() == {"digits-lt-ir20": {"champion": 1}}
-    assert (found["run_id"], found["version"], found["value"]) == (best, 1, 0.8)
-    assert found["sentence"] == (
+    assert (champion["run_id"], champion["version"], champion["value"]) == (best, 1, 0.8)
+    assert champion["sentence"] == (
         "The champion is models:/digits-lt-ir20@champion: ce-digits-lt-ir20/2, of ce with seed 1, "
         "whose mean recall on the hold-out is 80.0 %."
     )
     shown = mlflow.MlflowClient().get_model_version("digits-lt-ir20", "1").description
     assert shown.startswith("Copy of ce-digits-lt-ir20/2, of ce with seed 1, whose mean recall")
     # asked again, nothing changes
-    assert promote(collect()[3], "digits-lt-ir20") == found
+    assert promote(collect()[3], "digits-lt-ir20") == champion
     # a better one of another method has the same address, and the one before is there below it
     log_run("more", 1, recall=0.9, holdout=0.95, register=True)
-    assert promote(collect()[3], "digits-lt-ir20")["model_uri"] == found["model_uri"]
+    assert promote(collect()[3], "digits-lt-ir20")["model_uri"] == champion["model_uri"]
     assert aliases() == {"digits-lt-ir20": {"champion": 2}}
     sources = [mlflow.MlflowClient().get_model_version("digits-lt-ir20", k).source for k in "12"]
     assert sources == ["models:/ce-digits-lt-ir20/2", "models:/more-digits-lt-ir20/2"]
@@ -308,9 +310,9 @@ def test_a_champion_on_other_images_is_replaced_and_named(experiment):
         card = replace(CARD, data_hash="other")
         promote(nodes.collect({}, card)[3], "digits-lt-ir20")
     new = log_run("more", holdout=0.5, register=True)
-    found = promote(collect()[3], "digits-lt-ir20")
-    assert found["run_id"] == new
-    assert found["sentence"].endswith(
+    champion = promote(collect()[3], "digits-lt-ir20")
+    assert champion["run_id"] == new
+    assert champion["sentence"].endswith(
         "is 50.0 %. The one before, version 1, was judged by other images."
     )
     assert "The one before" not in promote(collect()[3], "digits-lt-ir20")["sentence"]
@@ -318,14 +320,14 @@ def test_a_champion_on_other_images_is_replaced_and_named(experiment):
 
 def test_without_a_hold_out_there_is_no_champion(experiment):
     log_run("ce", recall=0.9, register=True)
-    found = promote(collect()[3], "digits-lt-ir20")
-    assert found["model_uri"] is None
-    assert "No champion is set: no run has a hold-out" in found["sentence"]
-    assert "data.validation=0.1" in found["sentence"]
+    champion = promote(collect()[3], "digits-lt-ir20")
+    assert champion["model_uri"] is None
+    assert "No champion is set: no run has a hold-out" in champion["sentence"]
+    assert "data.validation=0.1" in champion["sentence"]
     assert aliases() == {}
     log_run("more", holdout=0.5)
-    found = promote(collect()[3], "digits-lt-ir20")
-    assert "no run with a hold-out has a registered model" in found["sentence"]
+    champion = promote(collect()[3], "digits-lt-ir20")
+    assert "no run with a hold-out has a registered model" in champion["sentence"]
 
 
 @pytest.mark.slow

@@ -46,11 +46,11 @@ def recalls_of(runs):
     classes = {"class": range(4), "name": list("wxyz"), "group": "many"}
     classes |= {"training_images": (9, 5, 3, 1), "test_images": (5, 5, 5, 0), "recall": 0.25}
     classes["average_precision"] = (0.8, 0.6, 0.7, None)
-    found = [
+    rows = [
         pd.DataFrame(classes).assign(run_id=run, label=label)
         for run, label in zip(runs["run_id"], runs["label"], strict=True)
     ]
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(rows, ignore_index=True)
 
 
 def test_runs_of_one_label_and_of_several_are_in_no_table_together():

@@ -76,8 +76,8 @@ def ran(output: str) -> set[str]:
 
 def changed(project: Project) -> set[str]:
     """The stages whose code or parameters DVC sees changed."""
-    found = json.loads(dvc(project, "status", "--json"))
-    return {name for name, what in found.items() if "deps" in json.dumps(what)} & {*STAGES}
+    status = json.loads(dvc(project, "status", "--json"))
+    return {name for name, what in status.items() if "deps" in json.dumps(what)} & {*STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def test_no_code_that_python_really_imports_is_missing(committed, name):
     program = (
         "import sys\nbefore = {*sys.modules}\n"
         f"import lt_pipeline.learning.methods.{name}, lt_pipeline.learning.evaluation.detectors\n"
-        "found = {n: sys.modules[n] for n in sys.modules.keys() - before if 'lt_pipeline' in n}\n"
-        "print(*(m.__file__ for m in found.values()))"
+        "ours = {n: sys.modules[n] for n in sys.modules.keys() - before if 'lt_pipeline' in n}\n"
+        "print(*(m.__file__ for m in ours.values()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     sources = Path(learning.__file__).parents[2]
@@ -198,14 +198,14 @@ def test_the_comparison_waits_for_every_method(committed):
 
 
 def test_stages_of_another_data_set_have_its_paths_and_parameters():
-    found = yaml.safe_load(render("cifar10_lt_btm", ["btm", "ce"]))["stages"]
-    assert found.keys() == {"check", "data_prep", "btm", "ce", "compare"}
-    assert found["check"]["cmd"].endswith("/cifar10_lt_btm --env cifar10_lt_btm --methods btm,ce")
-    assert found["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
-    assert found["ce"]["wdir"] == "../.."
-    assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in found["ce"]["outs"]
+    stages = yaml.safe_load(render("cifar10_lt_btm", ["btm", "ce"]))["stages"]
+    assert stages.keys() == {"check", "data_prep", "btm", "ce", "compare"}
+    assert stages["check"]["cmd"].endswith("/cifar10_lt_btm --env cifar10_lt_btm --methods btm,ce")
+    assert stages["ce"]["cmd"] == "kedro run --pipelines ce --namespaces ce --env cifar10_lt_btm"
+    assert stages["ce"]["wdir"] == "../.."
+    assert "data/06_models/cifar10_lt_btm/ce/model.safetensors" in stages["ce"]["outs"]
     shared = "conf/base/globals.yml"
-    params = {file: names for entry in found["btm"]["params"] for file, names in entry.items()}
+    params = {file: names for entry in stages["btm"]["params"] for file, names in entry.items()}
     assert params["conf/cifar10_lt_btm/parameters.yml"] == ["btm"]
     assert params["conf/cifar10_lt_btm/globals.yml"] == ["uses"]
     assert {"recipes.cifar.training", "recipes.cifar10.btm", "recipes.btm.training"} < {
@@ -215,7 +215,7 @@ def test_stages_of_another_data_set_have_its_paths_and_parameters():
     for name in params[shared]:
         _, recipe, block = name.split(".")
         assert isinstance(said["recipes"][recipe][block], dict), "as it is, not ${...}"
-    assert {shared: ["recipes.cifar.data", "recipes.cifar10.data"]} in found["data_prep"]["params"]
+    assert {shared: ["recipes.cifar.data", "recipes.cifar10.data"]} in stages["data_prep"]["params"]
     # the stages of a method follow from the environment's parameters
     few = yaml.safe_load(render("smoke", ["btm"]))["stages"]["btm"]["outs"]
     assert sum("/branch_" in out and "model" in out for out in few) == 3
@@ -240,8 +240,8 @@ def test_a_recipe_that_changes_changes_what_its_environments_train(tmp_path):
     assert "up to date" in dvc(project, "status", written)
 
     def changed_now():
-        found = json.loads(dvc(project, "status", "--json", written))
-        return {name.partition(":")[2] for name in found}
+        status = json.loads(dvc(project, "status", "--json", written))
+        return {name.partition(":")[2] for name in status}
 
     change(project, "conf/base/globals.yml", {"learning_rate: 0.3": "learning_rate: 0.2"})
     assert changed_now() == {"check", "ce"}
@@ -289,10 +289,10 @@ def test_a_parameter_of_a_method_runs_that_method_and_the_comparison(project):
     change(project, FOCAL, {"gamma: 2.0": "gamma: 0.5"})
     assert "focal:" in dvc(project, "status")
     assert ran(dvc(project, "repro")) == {"check", "focal", "compare"}
-    found = json.loads(dvc(project, "metrics", "diff", "--json"))
+    differences = json.loads(dvc(project, "metrics", "diff", "--json"))
     path = "data/08_reporting/digits/{}/first.json"
-    assert found[path.format("focal")]
-    assert path.format("ce") not in found
+    assert differences[path.format("focal")]
+    assert path.format("ce") not in differences
 
 
 @pytest.mark.slow
@@ -411,8 +411,8 @@ def test_kedro_and_dvc_give_the_same_files(project):
     folders = [project.file(name, "digits") for name in ("03_primary", "06_models", "08_reporting")]
 
     def files():
-        found = {p: p for folder in folders for p in folder.rglob("*") if p.is_file()}
-        own = [p for p in found if "compare" not in p.parts and p.name != "run.log"]
+        paths = {p: p for folder in folders for p in folder.rglob("*") if p.is_file()}
+        own = [p for p in paths if "compare" not in p.parts and p.name != "run.log"]
         return {p.relative_to(project.folder): hashes(p) for p in own}
 
     metrics = project.file("08_reporting", "digits", "ce", "metrics.json")
@@ -425,12 +425,12 @@ def test_kedro_and_dvc_give_the_same_files(project):
     differ = {path.name for path in before if after[path] != before[path]}
     times = {metrics.name, history.name, "training_curves.png"}
     assert differ <= {*times, "deployed.json"}
-    found = json.loads(metrics.read_text())
-    for values in (found, told):
+    after_kedro = json.loads(metrics.read_text())
+    for values in (after_kedro, told):
         for name in list(values["cost"]):
             if not name.startswith("parameters"):
                 del values["cost"][name]
-    assert found == told
+    assert after_kedro == told
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ def evaluate(project, model, *words, **extra):
     given = ",".join((f"evaluate.model={model}", *extra.pop("params", ())))
     before = {run.info.run_id for run in runs(project)}
     output = project.kedro(*(words or EVALUATE), f"--params={given}", **extra)
-    (found,) = [run for run in runs(project) if run.info.run_id not in before]
-    return found, output
+    (evaluated,) = [run for run in runs(project) if run.info.run_id not in before]
+    return evaluated, output
 
 
 def refused(project, *words):
@@ -93,53 +93,56 @@ def test_by_each_address_its_numbers_are_the_runs_own_to_the_digit(trained, addr
     project, ids = trained
     before = state(ids[name])
     compared = {run.info.run_id for run in finished_runs(before[0]["info"]["experiment_id"])}
-    found, output = evaluate(project, address.format(**ids))
+    evaluated, output = evaluate(project, address.format(**ids))
     parent = mlflow.get_run(ids[name])
-    assert found.data.metrics == judged(parent)
-    assert ("validation/mean_recall" in found.data.metrics) == (name == "more")
+    assert evaluated.data.metrics == judged(parent)
+    assert ("validation/mean_recall" in evaluated.data.metrics) == (name == "more")
     assert state(ids[name]) == before, "what is finished stays as it is"
-    tags, method = found.data.tags, parent.data.tags["method"]
+    tags, method = evaluated.data.tags, parent.data.tags["method"]
     assert tags["mlflow.parentRunId"] == tags["evaluated_run"] == ids[name]
     for tag in ("method", "data", "data_hash", "seed"):
         assert tags[tag] == parent.data.tags[tag]
-    assert found.info.run_name == f"evaluate {parent.info.run_name}"
-    assert (found.info.status, found.info.experiment_id) == ("FINISHED", parent.info.experiment_id)
-    assert found.data.params["evaluate.model"] == f"runs:/{ids[name]}"
+    assert evaluated.info.run_name == f"evaluate {parent.info.run_name}"
+    assert (evaluated.info.status, evaluated.info.experiment_id) == (
+        "FINISHED",
+        parent.info.experiment_id,
+    )
+    assert evaluated.data.params["evaluate.model"] == f"runs:/{ids[name]}"
     same = {"data.seed", "training.epochs", "evaluation.detectors", "model.backbone"}
-    assert {k: found.data.params[k] for k in same} == {k: parent.data.params[k] for k in same}
+    assert {k: evaluated.data.params[k] for k in same} == {k: parent.data.params[k] for k in same}
     assert f"{method} of run {ids[name][:8]} " in output
     kept = {path for path in before[1] if path.endswith((".json", ".csv"))}
-    assert kept - set(state(found.info.run_id)[1]) == {"finish_report.json"}
+    assert kept - set(state(evaluated.info.run_id)[1]) == {"finish_report.json"}
     after = {run.info.run_id for run in finished_runs(parent.info.experiment_id)}
     assert after == compared, "an evaluation is not compared"
 
 
 def test_with_other_detectors_only_ood_differs(trained):
     project, ids = trained
-    found, _ = evaluate(project, ids["seed 0"], params=["evaluation.detectors=max_logit"])
+    evaluated, _ = evaluate(project, ids["seed 0"], params=["evaluation.detectors=max_logit"])
     parent = judged(mlflow.get_run(ids["seed 0"]))
 
     def without(metrics):
         return {k: v for k, v in metrics.items() if "ood" not in k}
 
-    assert without(found.data.metrics) == without(parent)
-    own_ood = {k for k in found.data.metrics if k.startswith("ood/max_logit/")}
+    assert without(evaluated.data.metrics) == without(parent)
+    own_ood = {k for k in evaluated.data.metrics if k.startswith("ood/max_logit/")}
     assert own_ood
     assert not own_ood & parent.keys()
-    assert not any(k.startswith(("ood/odin/", "ood/msp/")) for k in found.data.metrics)
+    assert not any(k.startswith(("ood/odin/", "ood/msp/")) for k in evaluated.data.metrics)
 
 
 def test_other_parameters_of_the_evaluation_count(trained):
     project, ids = trained
     given = ["evaluation.calibration_bins=3", "evaluation.ood=uniform_noise"]
-    found, _ = evaluate(project, ids["seed 0"], params=[*given, "evaluation.embedding=2"])
+    evaluated, _ = evaluate(project, ids["seed 0"], params=[*given, "evaluation.embedding=2"])
     parent = judged(mlflow.get_run(ids["seed 0"]))
-    assert found.data.metrics["test/accuracy"] == parent["test/accuracy"]
+    assert evaluated.data.metrics["test/accuracy"] == parent["test/accuracy"]
     # the error itself may be the same, where confidence is on one side of accuracy in every bin
     bins = json.loads(project.file("08_reporting/smoke/evaluate/reliability.json").read_text())
     assert {*bins["width"]} == {1 / 3}
-    assert "ood/odin/uniform_noise/auroc" in found.data.metrics
-    assert "ood/odin/permuted_pixels/auroc" not in found.data.metrics
+    assert "ood/odin/uniform_noise/auroc" in evaluated.data.metrics
+    assert "ood/odin/permuted_pixels/auroc" not in evaluated.data.metrics
     assert project.file("08_reporting/smoke/evaluate/ood/embedding.png").exists()
 
 
@@ -149,9 +152,9 @@ def test_files_are_beside_the_runs_own_which_stay_and_lead_to_it(trained):
     before = (folder / "ce/metrics.json").read_bytes()
     run, _ = evaluate(project, ids["seed 1"])
     assert (folder / "ce/metrics.json").read_bytes() == before
-    found = json.loads((folder / "evaluate/metrics.json").read_text())
-    assert found["test"] == json.loads(before)["test"]
-    assert not {"cost", "best_epoch", "notes", "diagnostics"} & found.keys()
+    metrics = json.loads((folder / "evaluate/metrics.json").read_text())
+    assert metrics["test"] == json.loads(before)["test"]
+    assert not {"cost", "best_epoch", "notes", "diagnostics"} & metrics.keys()
     for kind in ("figures", "geometry", "ood"):
         assert list((folder / "evaluate" / kind).glob("*.png"))
     facts = of_run(mlflow.MlflowClient(), run, project.folder)
@@ -165,8 +168,8 @@ def test_a_part_of_it_goes_on_with_what_the_whole_left(trained):
     project, ids = trained
     evaluate(project, ids["seed 0"])
     words = (*EVALUATE, "--nodes=evaluate.ood")
-    found, _ = evaluate(project, ids["seed 0"], *words, params=["evaluation.detectors=gen"])
-    assert {name.split("/")[1] for name in found.data.metrics} >= {"gen"}
+    evaluated, _ = evaluate(project, ids["seed 0"], *words, params=["evaluation.detectors=gen"])
+    assert {name.split("/")[1] for name in evaluated.data.metrics} >= {"gen"}
     project.kedro("--pipelines=ce", "--env=smoke", "--params=training.epochs=1")
     other = runs(project)[0].info.run_id
     code, output = project.run("kedro", "run", *words, f"--params=evaluate.model={other}")
@@ -183,9 +186,9 @@ def test_what_was_trained_on_prepared_data_is_evaluated_on_them(trained):
     project.kedro("--pipelines=ce", "--namespaces=ce", "--env=smoke", "--params=seed=2")
     parent = runs(project)[0]
     assert parent.data.params["data.max_per_class"] == "60"
-    found, _ = evaluate(project, "ce", "--pipelines=evaluate", "--env=smoke")
-    assert found.data.tags["evaluated_run"] == parent.info.run_id
-    assert found.data.metrics == judged(parent)
+    evaluated, _ = evaluate(project, "ce", "--pipelines=evaluate", "--env=smoke")
+    assert evaluated.data.tags["evaluated_run"] == parent.info.run_id
+    assert evaluated.data.metrics == judged(parent)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +243,9 @@ def test_runs_of_before_give_their_own_digits(tmp_path):
     project = Project(unpack(copied.folder))
     parent = next(run for run in runs(project) if run.info.run_id == SEED_0)
     for address in ("models:/ce-digits-lt-ir10/1", SEED_0):
-        found, _ = evaluate(project, address)
-        assert found.data.tags["evaluated_run"] == SEED_0
-        metrics = judged(found)
+        evaluated, _ = evaluate(project, address)
+        assert evaluated.data.tags["evaluated_run"] == SEED_0
+        metrics = judged(evaluated)
         assert {k: metrics[k] for k in judged(parent)} == judged(parent)
         more = {k for k in metrics.keys() - judged(parent) if not k.startswith("Summary/")}
         assert more == {"test/classes", "test/mean_recall_low", "test/mean_recall_high"}

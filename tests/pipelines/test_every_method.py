@@ -49,12 +49,12 @@ def test_it_trains_and_is_evaluated_on_real_images(data, tmp_path, variant):
     own = updated(parameters("smoke"), {name: block, "training": {"epochs": 5}})
     sets, card = data
     experiment = Experiment(ExperimentConfig.resolve(name, own), card)
-    found = run_experiment(experiment, sets, tmp_path / "raw", Store(tmp_path))
-    assert all(math.isfinite(value) for value in found.values())
-    assert found["test/accuracy"] > 0.2, "twice what guessing gets"
-    assert 0 < found["geometry/angle_mean/all"] < 180
-    assert found["geometry/separability/all"] > 0
-    trained, deployed = found["cost/parameters_trained"], found["cost/parameters_deployed"]
+    finished = run_experiment(experiment, sets, tmp_path / "raw", Store(tmp_path))
+    assert all(math.isfinite(value) for value in finished.values())
+    assert finished["test/accuracy"] > 0.2, "twice what guessing gets"
+    assert 0 < finished["geometry/angle_mean/all"] < 180
+    assert finished["geometry/separability/all"] > 0
+    trained, deployed = finished["cost/parameters_trained"], finished["cost/parameters_deployed"]
     contrastive = "bcl" in str(variant) or "contrastive" in str(variant)
     assert (trained > deployed) == (contrastive or name in ("more", "ride"))
 
@@ -115,11 +115,11 @@ def test_dqroute_is_deployed_with_its_routing(project):
     for name in ("class_weights", "size_correlation", "routing", "recall_by_count"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((folder / "metrics.json").read_text())
-    found = {
+    weights = {
         name: values["all"] for name, values in metrics["diagnostics"].items() if "all" in values
     }
-    gain = found["accuracy_routed_probabilities"] - max(
-        found[f"accuracy_{name}"] for name in ("E_G", "E_M", "E_T")
+    gain = weights["accuracy_routed_probabilities"] - max(
+        weights[f"accuracy_{name}"] for name in ("E_G", "E_M", "E_T")
     )
     assert any("routing adds" in note for note in metrics["notes"]) == (100 * gain < 0.5)
     deployed = json.loads(
@@ -169,8 +169,8 @@ def test_darl_through_kedro_is_shown_images_of_no_class(project):
     assert report["averaged_over"] == list(report["detectors"]["msp"])[:-1]
     (run,) = project.runs
     for key in ("auroc", "fpr95"):
-        found = report["detectors"]["odin"]["mean"][key]
-        assert run.data.metrics[f"ood/odin/mean/{key}"] == pytest.approx(found)
+        value = report["detectors"]["odin"]["mean"][key]
+        assert run.data.metrics[f"ood/odin/mean/{key}"] == pytest.approx(value)
 
 
 def test_images_of_no_class_can_be_left_out(project):

@@ -70,8 +70,8 @@ def test_a_run_that_fails_is_a_row_with_its_reason_and_the_others_go_on(pair):
     assert f"- b bad · seed 0 failed: {REASON}" in (folder / "table.md").read_text()
     assert {path.name for path in (folder / "runs").iterdir()} == {f"{node}.json" for node in nodes}
     # MLflow has it as failed, and what finished as finished
-    found = {run.info.run_name: run.info.status for run in pair.runs}
-    assert found == {
+    statuses = {run.info.run_name: run.info.status for run in pair.runs}
+    assert statuses == {
         "pair · smoke": "FAILED", "a.good · seed 0": "FINISHED",
         "b bad · seed 0": "FAILED", "c good · seed 0": "FINISHED",
     }  # fmt: skip

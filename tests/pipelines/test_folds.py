@@ -92,15 +92,15 @@ def test_one_fold_by_itself_is_a_plain_run(photos):
     (table,) = (photos.folder / "data/08_reporting").glob("*/ce/class_table.csv")
     assert {"recall_low", "recall_high", "test_groups"} <= set(pd.read_csv(table))
     (metrics,) = (photos.folder / "data/08_reporting").glob("*/ce/metrics.json")
-    found = json.loads(metrics.read_text())
-    assert found["test"]["classes"] == found["validation"]["classes"] == 3
+    plain = json.loads(metrics.read_text())
+    assert plain["test"]["classes"] == plain["validation"]["classes"] == 3
     (manifest,) = (photos.folder / "data/03_primary").glob("photos+*/manifest.csv")
     rows = pd.read_csv(manifest)
     assert set(rows["fold"][rows["split"] == "test"]) == {2}
     assert set(rows["fold"][rows["split"] == "validation"]) == {0}
     groups = rows["group"][rows["split"] == "test"].nunique()
     assert f"by drawing {groups} groups again" in said
-    assert found["test"]["groups"] == groups
+    assert plain["test"]["groups"] == groups
 
 
 @pytest.mark.slow

@@ -157,11 +157,11 @@ def test_the_registered_model_takes_bytes_and_gives_the_methods_probabilities(fi
         images = test.images[:count]
         with torch.no_grad():
             wanted = method.score(images).softmax(1).numpy()
-        found = model.predict(images.numpy())
-        assert set(found) == {"class", "probabilities", "ood_score"}
-        assert found["probabilities"].dtype == np.float32
-        np.testing.assert_allclose(found["probabilities"], wanted, atol=1e-5)
-        np.testing.assert_allclose(found["ood_score"], wanted.max(1), atol=1e-5)
+        answer = model.predict(images.numpy())
+        assert set(answer) == {"class", "probabilities", "ood_score"}
+        assert answer["probabilities"].dtype == np.float32
+        np.testing.assert_allclose(answer["probabilities"], wanted, atol=1e-5)
+        np.testing.assert_allclose(answer["ood_score"], wanted.max(1), atol=1e-5)
     inputs = model.metadata.signature.inputs.inputs[0]
     assert (inputs.type, inputs.shape) == (np.dtype("uint8"), (-1, 1, 8, 8))
     assert model.input_example is not None
@@ -179,9 +179,9 @@ def test_mlflow_models_predict_answers(finished, tmp_path):
         MLFLOW_TRACKING_URI=project.tracking_uri,
     )
     assert code == 0, output
-    found = read(tmp_path / "out.json")["predictions"]
-    assert len(found["class"]) == len(found["ood_score"]) == 3
-    probabilities = np.array(found["probabilities"])
+    answer = read(tmp_path / "out.json")["predictions"]
+    assert len(answer["class"]) == len(answer["ood_score"]) == 3
+    probabilities = np.array(answer["probabilities"])
     assert probabilities.shape == (3, 10)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 

@@ -21,8 +21,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 def cells(path):
     """Return the code cells."""
-    found = json.loads(path.read_text())["cells"]
-    return [cell for cell in found if cell["cell_type"] == "code"]
+    notebook = json.loads(path.read_text())["cells"]
+    return [cell for cell in notebook if cell["cell_type"] == "code"]
 
 
 class Catalog:

@@ -14,14 +14,14 @@ CE = ("kedro", "run", "--pipelines=ce", "--env=smoke")
 
 
 def run_of(project, pid):
-    (found,) = [r for r in project.runs if json.loads(r.data.tags["process"])["pid"] == pid]
-    return found
+    (run,) = [r for r in project.runs if json.loads(r.data.tags["process"])["pid"] == pid]
+    return run
 
 
 def numbers(run):
     timed = ("second", "cost", "memory")
-    found = {n: v for n, v in run.data.metrics.items() if not any(word in n for word in timed)}
-    return found, run.data.tags["model_hash"], run.data.tags["data_hash"]
+    values = {n: v for n, v in run.data.metrics.items() if not any(word in n for word in timed)}
+    return values, run.data.tags["model_hash"], run.data.tags["data_hash"]
 
 
 def wait_for(path, process):
@@ -34,13 +34,13 @@ def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
     together = [project.start(*CE, *given) for given in words]
     outputs = [process.communicate()[0] for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], outputs
-    found = [numbers(run_of(project, process.pid)) for process in together]
-    for given, before in zip(words, found, strict=True):
+    values = [numbers(run_of(project, process.pid)) for process in together]
+    for given, before in zip(words, values, strict=True):
         alone = project.start(*CE, *given)
         output, _ = alone.communicate()
         assert alone.returncode == 0, output
         assert numbers(run_of(project, alone.pid)) == before
-    hashes = [data_hash for *_, data_hash in found]
+    hashes = [data_hash for *_, data_hash in values]
     assert hashes[0] == hashes[1] != hashes[2]
     # equal data are prepared in one place
     assert {path.name for path in project.file("03_primary").iterdir()} == {

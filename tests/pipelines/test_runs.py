@@ -72,7 +72,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     states = [run.info.status for run in project.runs]
     assert sorted(states) == ["FINISHED", "KILLED"]
     whole.kedro(*arguments)
-    one, two = (model_of(found, folder=folder) for found in (project, whole))
+    one, two = (model_of(source, folder=folder) for source in (project, whole))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -62,10 +62,10 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    found = Server(copy_project(tmp_path_factory.mktemp("served"), empty_database))
-    yield found
-    if found.process.poll() is None:
-        found.end()
+    served = Server(copy_project(tmp_path_factory.mktemp("served"), empty_database))
+    yield served
+    if served.process.poll() is None:
+        served.end()
 
 
 def begin(server: Server) -> subprocess.Popen[str]:

@@ -39,8 +39,8 @@ def promoted(finished):
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
     run = {"run_id": version.run_id, "label": "more", "seed": 0, OBJECTIVE: 0.9}
-    found = champion.promote(pd.DataFrame([run]), "digits-lt-ir10")
-    assert found["model_uri"] == "models:/digits-lt-ir10@champion"
+    promotion = champion.promote(pd.DataFrame([run]), "digits-lt-ir10")
+    assert promotion["model_uri"] == "models:/digits-lt-ir10@champion"
     yield project
     client.delete_registered_model("digits-lt-ir10")
 
@@ -79,14 +79,14 @@ def test_the_server_answers_images_with_class_probabilities_and_ood_score(served
     test = held_images(project)
     noise = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     images = torch.cat([test.images[:4], noise.to(torch.uint8)])
-    found = ask(address, {"inputs": images.tolist()})
-    assert set(found) == {"class", "probabilities", "ood_score"}
+    answer = ask(address, {"inputs": images.tolist()})
+    assert set(answer) == {"class", "probabilities", "ood_score"}
     method = finished_method(project)
     with torch.no_grad():
         scores, known = method.score(images), method.ood_score(images)
-    np.testing.assert_allclose(found["probabilities"], scores.softmax(1).numpy(), atol=1e-5)
-    np.testing.assert_allclose(found["ood_score"], known.numpy(), atol=1e-5)
-    assert found["class"] == [test.class_names[c] for c in scores.argmax(1).tolist()]
+    np.testing.assert_allclose(answer["probabilities"], scores.softmax(1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(answer["ood_score"], known.numpy(), atol=1e-5)
+    assert answer["class"] == [test.class_names[c] for c in scores.argmax(1).tolist()]
     # one image, as a client would send
     assert len(ask(address, {"inputs": images[:1].tolist()})["class"]) == 1
     with pytest.raises(urllib.error.HTTPError) as wrong:

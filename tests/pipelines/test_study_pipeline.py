@@ -116,8 +116,8 @@ def test_the_summary_is_mean_and_deviation_by_arm_in_their_order():
     )
     arguments = smoke({"arms": {n: {"method": "ce"} for n in "za"}})
 
-    def summary(found=runs):
-        return summarise(Plan.of("s", arguments), *found.to_dict("records"))[1:]
+    def summary(result=runs):
+        return summarise(Plan.of("s", arguments), *result.to_dict("records"))[1:]
 
     table, arms = summary()
     assert table["arm"].tolist() == ["z", "a"]
@@ -293,12 +293,12 @@ def test_seeds_go_on_from_the_runs_own(tmp_path):
 def test_geometry_of_a_method_is_in_its_run(finished):
     project, _ = finished
     folder = project.file("08_reporting", "smoke", "more")
-    found = json.loads((folder / "geometry.json").read_text())
-    assert 0 < found["angle_mean"]["all"] < 180
-    assert found["separability"]["few"] > 0
+    geometry = json.loads((folder / "geometry.json").read_text())
+    assert 0 < geometry["angle_mean"]["all"] < 180
+    assert geometry["separability"]["few"] > 0
     for name in ("angles", "separability"):
         assert (folder / "geometry" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     (run,), client = project.runs, project.client
-    shown = pytest.approx(found["angle_mean"]["few"], rel=1e-6)
+    shown = pytest.approx(geometry["angle_mean"]["few"], rel=1e-6)
     assert run.data.metrics["geometry/angle_mean/few"] == shown
     assert "geometry" in {a.path for a in client.list_artifacts(run.info.run_id)}

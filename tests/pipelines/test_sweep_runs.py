@@ -114,12 +114,12 @@ def test_a_lost_trial_is_told_as_lost_and_one_of_another_server_does_not_matter(
             trial.set_user_attr(RUN, run)
             one.study.tell(trial, state=TrialState.FAIL)
         tracked.close_lost(one.study)
-    found = {status: client.get_run(run) for status, run in known.items()}
-    assert {s: run.info.status for s, run in found.items()} == {
+    runs = {status: client.get_run(run) for status, run in known.items()}
+    assert {s: run.info.status for s, run in runs.items()} == {
         "RUNNING": "FAILED",
         "KILLED": "KILLED",
     }
-    assert {run.data.tags["trial_state"] for run in found.values()} == {"lost"}
+    assert {run.data.tags["trial_state"] for run in runs.values()} == {"lost"}
 
 
 def test_the_run_that_began_a_sweep_ends_with_the_judgement_that_another_makes(tmp_path, client):
@@ -136,9 +136,9 @@ def test_the_run_that_began_a_sweep_ends_with_the_judgement_that_another_makes(t
         assert client.get_run(first).info.status == "RUNNING"
         publish_tested({"test/accuracy": 0.25})
         assert mlflow.active_run().info.run_id == second.info.run_id
-    found = client.get_run(first)
-    assert (found.info.status, found.info.run_name) == ("FINISHED", "tune ce")
-    assert found.data.metrics == {"best/validation/mean_recall": 0.5, "test/accuracy": 0.25}
+    run = client.get_run(first)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "tune ce")
+    assert run.data.metrics == {"best/validation/mean_recall": 0.5, "test/accuracy": 0.25}
     names = {artifact.path for artifact in client.list_artifacts(first)}
     assert names == {"trials.csv", "best.json", "tested.json"}
 

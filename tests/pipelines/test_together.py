@@ -34,9 +34,9 @@ ARMS = {
 
 
 def study(together, arms=None, seeds=1):
-    found = {**smoke({"seeds": seeds, "arms": arms or ARMS}), "together": together}
-    found["evaluation"] |= {"ood": False}
-    return found
+    arguments = {**smoke({"seeds": seeds, "arms": arms or ARMS}), "together": together}
+    arguments["evaluation"] |= {"ood": False}
+    return arguments
 
 
 def told(table):
@@ -46,7 +46,7 @@ def told(table):
 
 
 def test_a_study_at_once_has_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
-    trained, found, once = [], [], module.fit
+    trained, begun, once = [], [], module.fit
 
     def fit(own, stage, *rest, **more):
         trained[-1].append(stage.name)
@@ -56,10 +56,10 @@ def test_a_study_at_once_has_the_rows_of_one_after_the_other(tmp_path, monkeypat
     for together in (1, 6):
         trained.append([])
         arms = tmp_path / str(together)
-        found.append(told(run_study("s", study(together), toy_card(), sets(), tmp_path, arms)))
-    pd.testing.assert_frame_equal(*found, check_exact=True)
-    assert "test/accuracy" in found[0]
-    wrong = found[1].set_index("arm")[FAILED].dropna()
+        begun.append(told(run_study("s", study(together), toy_card(), sets(), tmp_path, arms)))
+    pd.testing.assert_frame_equal(*begun, check_exact=True)
+    assert "test/accuracy" in begun[0]
+    wrong = begun[1].set_index("arm")[FAILED].dropna()
     assert list(wrong.index) == ["wild"]
     assert wrong["wild"].startswith("the loss term 'cross_entropy' is nan in epoch 1 of stage")
     # what arms have in common is trained once all the same
@@ -101,8 +101,8 @@ def test_what_was_killed_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_study("s", study(3, arms, 3), card, sets(), tmp_path, tmp_path / "arms")
     assert list((tmp_path / "arms").rglob("train.pt"))
-    found = run_study("s", study(3, arms, 3), card, sets(), tmp_path, tmp_path / "arms")
-    pd.testing.assert_frame_equal(told(found), told(whole), check_exact=True)
+    result = run_study("s", study(3, arms, 3), card, sets(), tmp_path, tmp_path / "arms")
+    pd.testing.assert_frame_equal(told(result), told(whole), check_exact=True)
     assert not list((tmp_path / "arms").rglob("*.pt"))
 
 
@@ -128,24 +128,26 @@ def test_each_has_its_own_run_in_mlflow_with_its_curve(tmp_path, empty_database)
     assert not client.get_run(parent.info.run_id).data.metrics
 
 
-def nodes_of(found, name):
-    return [node for node in found[name].nodes if "training" in node.tags and "_run" in str(node)]
+def nodes_of(registry, name):
+    return [
+        node for node in registry[name].nodes if "training" in node.tags and "_run" in str(node)
+    ]
 
 
 def test_together_makes_a_node_of_several_runs():
     given = {**confs.parameters("smoke"), "seeds": [0, 1, 2], "together": 2}
-    found = Registry()
-    found.shape(with_seeds(given, ["ce"]))
-    nodes = {node.name: node.outputs for node in nodes_of(found, "ce")}
+    registry = Registry()
+    registry.shape(with_seeds(given, ["ce"]))
+    nodes = {node.name: node.outputs for node in nodes_of(registry, "ce")}
     space = "ce_over_seeds."
     assert nodes == {
         f"{space}s0_ce_to_s1_ce": [f"{space}s0_ce_run", f"{space}s1_ce_run"],
         f"{space}s2_ce": [f"{space}s2_ce_run"],
     }
     folded = {**given, "data": {"path": "p", "folds": 3}}
-    found.shape(with_seeds(folded, ["ce"]))
+    registry.shape(with_seeds(folded, ["ce"]))
     space = "ce_over_folds."
-    assert {node.name for node in nodes_of(found, "ce")} == {
+    assert {node.name for node in nodes_of(registry, "ce")} == {
         name
         for fold in range(3)
         for name in (f"{space}s0_f{fold}_ce_to_s1_f{fold}_ce", f"{space}s2_f{fold}_ce")
@@ -154,9 +156,9 @@ def test_together_makes_a_node_of_several_runs():
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "x", [2], None])
 def test_a_number_of_runs_that_is_none_is_refused_in_one_line(value):
-    found = Registry()
-    found.shape({**confs.parameters("smoke"), "together": value})
+    registry = Registry()
+    registry.shape({**confs.parameters("smoke"), "together": value})
     with pytest.raises(UserError, match="together") as error:
-        found["dbm_K"]
+        registry["dbm_K"]
     assert "\n" not in str(error.value)
     assert not re.search("AtOnce", str(error.value))

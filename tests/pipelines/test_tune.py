@@ -45,8 +45,8 @@ def test_a_sweep_through_kedro(project):
         assert child.data.tags["data_hash"] == parent.data.tags["data_hash"]
         k = float(child.data.params["dbm.options.criterion.margin.K"])
         assert k == pytest.approx(row["options.criterion.margin.K"])
-        found = child.data.metrics["finished/validation/mean_recall"]
-        assert found == pytest.approx(row["validation/mean_recall"])
+        value = child.data.metrics["finished/validation/mean_recall"]
+        assert value == pytest.approx(row["validation/mean_recall"])
         assert not [name for name in child.data.metrics if name.startswith("test/")]
     assert parent.data.metrics["test/accuracy"] == pytest.approx(judged["test/accuracy"])
     names = {a.path for a in project.client.list_artifacts(parent.info.run_id)}

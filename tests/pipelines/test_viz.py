@@ -36,12 +36,12 @@ def layers(pipelines):
     memory = {"{name}": {"type": "kedro.io.MemoryDataset"}}
     catalog = CatalogConfigResolver(confs.catalog(), default_runtime_patterns=memory)
     names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
-    found = {}
+    by_name = {}
     for name in names:
         config = catalog.resolve_pattern(name)
         layer = config.get("metadata", {}).get("kedro-viz", {}).get("layer")
-        found[name] = layer, config.get("dataset", config).get("filepath"), config["type"]
-    return found
+        by_name[name] = layer, config.get("dataset", config).get("filepath"), config["type"]
+    return by_name
 
 
 def test_every_file_is_in_the_layer_of_its_folder(layers):
