@@ -24,10 +24,10 @@ def test_every_method_can_be_tuned(method):
     for corner in sweep.space.corners():
         block = sweep.experiment(corner).model_dump()
         for path, value in corner.items():
-            found = block
+            params = block
             for name in path.split("."):
-                found = found[name]
-            assert found == value, path
+                params = params[name]
+            assert params == value, path
 
 
 def test_the_papers_parameters_are_searched():
@@ -41,16 +41,16 @@ def test_the_papers_parameters_are_searched():
 
 
 def test_images_are_held_out_where_none_are():
-    found = parameters()
-    assert found["data"]["validation"] == 0.2
-    found["data"]["validation"] = 0.1
-    assert with_holdout(found)["data"]["validation"] == 0.1
+    params = parameters()
+    assert params["data"]["validation"] == 0.2
+    params["data"]["validation"] = 0.1
+    assert with_holdout(params)["data"]["validation"] == 0.1
 
 
 def test_no_trial_follows_the_test_set():
-    found = parameters()
-    found["training"]["monitor_test"] = True
-    sweep = Sweep(found)
+    params = parameters()
+    params["training"]["monitor_test"] = True
+    sweep = Sweep(params)
     assert not sweep.base.training.monitor_test
 
 
@@ -99,13 +99,16 @@ def test_spaces_are_of_methods():
 
 
 def test_a_method_without_a_space_of_its_own_has_the_common_one():
-    found = parameters("ce")
-    assert set(Sweep(found).space.dimensions) == {"training.learning_rate", "training.weight_decay"}
-    found["tune"]["search"] = {"training": {"momentum": {"low": 0.5, "high": 0.9}}}
-    assert set(Sweep(found).space.dimensions) == {"training.momentum"}
-    found["tune"]["search"]["training"]["momentum"]["high"] = 2
+    params = parameters("ce")
+    assert set(Sweep(params).space.dimensions) == {
+        "training.learning_rate",
+        "training.weight_decay",
+    }
+    params["tune"]["search"] = {"training": {"momentum": {"low": 0.5, "high": 0.9}}}
+    assert set(Sweep(params).space.dimensions) == {"training.momentum"}
+    params["tune"]["search"]["training"]["momentum"]["high"] = 2
     with pytest.raises(ValueError, match="^tune.search: training.momentum: .*less than 1"):
-        Sweep(found)
+        Sweep(params)
 
 
 def test_a_space_stands_in_the_file_of_its_method_and_is_of_its_parameters():
@@ -116,12 +119,12 @@ def test_a_space_stands_in_the_file_of_its_method_and_is_of_its_parameters():
 
 
 def test_pruning_needs_a_value_an_epoch():
-    found = parameters()
-    found["training"]["monitor_every"] = 0
+    params = parameters()
+    params["training"]["monitor_every"] = 0
     with pytest.raises(ValueError, match="tune.pruner looks .* training.monitor_every is 0"):
-        Sweep(found)
-    found["tune"]["pruner"] = "none"
-    Sweep(found)
+        Sweep(params)
+    params["tune"]["pruner"] = "none"
+    Sweep(params)
 
 
 def test_the_storage_may_be_a_variable_of_the_environment(monkeypatch):

@@ -107,10 +107,10 @@ def test_the_last_one_to_end_starts_again_where_something_was_given_back():
 
 def test_each_worker_takes_a_fair_share_of_the_cores_of_a_machine():
     def cores(machines, number):
-        found = places([{"CPU": n} for n in machines], number, "cpu")
-        assert len(found) == number
-        (share,) = {place["num_cpus"] for place in found}
-        assert {place["num_gpus"] for place in found} == {0}
+        spread = places([{"CPU": n} for n in machines], number, "cpu")
+        assert len(spread) == number
+        (share,) = {place["num_cpus"] for place in spread}
+        assert {place["num_gpus"] for place in spread} == {0}
         return share
 
     assert cores([8], 2) == 4

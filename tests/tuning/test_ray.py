@@ -61,42 +61,42 @@ def cluster(tmp_path_factory):
     here = {"RAY_worker_niceness": "0", "PYTHONPATH": python_path(names)}
     there = {**here, "PRETENDED_HOST": ELSEWHERE}
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     for environment in (here, there):
-        found.add_node(num_cpus=1, env_vars={**os.environ, **environment}, **small)
-    yield found.address
-    found.shutdown()
+        started.add_node(num_cpus=1, env_vars={**os.environ, **environment}, **small)
+    yield started.address
+    started.shutdown()
 
 
-def gated(folder, found=None, **given):
-    one = task(folder, found, **{"search": LINE, "engine": "ray", "workers": 2, **given})
+def gated(folder, result=None, **given):
+    one = task(folder, result, **{"search": LINE, "engine": "ray", "workers": 2, **given})
     return Gated(**{k: v for k, v in one.__dict__.items() if k not in ("study", "sweep")})
 
 
 def until(condition, seconds=240):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.05)
     raise AssertionError("it did not happen")
 
 
 def at_the_gate(one, driver):
     """The trials that wait, by their machine, once there is one on each of two."""
-    found = {
+    waiting = {
         trial.user_attrs[PROCESS]["host"]: trial
         for trial in running(one.study)
         if trial.intermediate_values and trial.user_attrs[PROCESS]["owner"]["pid"] == driver
     }
-    return found if len(found) == 2 else None
+    return waiting if len(waiting) == 2 else None
 
 
 def ended(one, trials):
     """The numbers of those of ``trials`` that went to their end."""
-    found = one.study.get_trials()
+    ended_trials = one.study.get_trials()
     numbers = [trial.number for trial in trials.values()]
-    return [n for n in numbers if found[n].state == TrialState.COMPLETE]
+    return [n for n in numbers if ended_trials[n].state == TrialState.COMPLETE]
 
 
 def history(trial):
@@ -230,5 +230,5 @@ def test_a_machine_without_the_folder_trains_in_one_of_its_own(tmp_path):
     one = task(tmp_path / "not here", search=LINE, trials=1, pruner="none")
     ray_workers._Trials.work(None, replace(one, journal=journal, owner=this_process()))
     assert not one.folder.exists()
-    found = open_study(one.sweep, one.card.data_hash, tmp_path)
-    assert [t.state for t in found.trials] == [TrialState.COMPLETE]
+    study = open_study(one.sweep, one.card.data_hash, tmp_path)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE]

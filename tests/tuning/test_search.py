@@ -148,13 +148,13 @@ def test_trials_that_fall_behind_the_median_are_stopped(tmp_path, monkeypatch):
 
 def of_several(folder):
     """A sweep over images of several labels."""
-    found = parameters("bce", epochs=2, search=LINE, trials=2, pruner="none")
+    params = parameters("bce", epochs=2, search=LINE, trials=2, pruner="none")
     train, held = toy_labels(), toy_labels(40, seed=1)
     counts = train.labels.sum(0).tolist()
     card = toy_card()
     longtail = replace(LongTail.from_counts(counts, train.class_names), images=len(train))
     made = replace(card, longtail=longtail)
-    return replace(task(folder, found), card=made, sets=(train, held, train[torch.arange(0)]))
+    return replace(task(folder, params), card=made, sets=(train, held, train[torch.arange(0)]))
 
 
 def test_trials_on_several_labels_are_judged_by_mean_average_precision(tmp_path, caplog, capsys):
@@ -215,10 +215,10 @@ def test_a_training_that_diverges_counts_as_one_that_fell_behind(tmp_path, monke
 @pytest.mark.parametrize("monitor_every", [0, 1])
 def test_a_trial_whose_scores_are_no_numbers_is_stopped_with_the_reason(tmp_path, monitor_every):
     rates = {"training": {"learning_rate": {"choices": [0.05, 1e37]}}}
-    found = parameters(search=rates, trials=4, sampler="random", pruner="none")
+    params = parameters(search=rates, trials=4, sampler="random", pruner="none")
     # one step: no loss sees what it did to the weights, which are large, and finite
-    found["training"] |= {"batch_size": 75, "monitor_every": monitor_every}
-    one = task(tmp_path, found)
+    params["training"] |= {"batch_size": 75, "monitor_every": monitor_every}
+    one = task(tmp_path, params)
     one.search().run()
     states = {trial.params["training.learning_rate"]: trial for trial in one.study.trials}
     assert states[0.05].state == TrialState.COMPLETE
@@ -243,9 +243,9 @@ def test_a_trial_whose_last_step_spoils_the_weights_is_stopped_with_the_reason(
 
     monkeypatch.setattr(torch.optim.SGD, "step", last)
     rates = {"training": {"learning_rate": {"choices": [0.05, 0.2]}}}
-    found = parameters(search=rates, trials=4, sampler="random")
-    found["training"] |= {"batch_size": 75}
-    one = task(tmp_path, found)
+    params = parameters(search=rates, trials=4, sampler="random")
+    params["training"] |= {"batch_size": 75}
+    one = task(tmp_path, params)
     one.search().run()
     states = {trial.params["training.learning_rate"]: trial for trial in one.study.trials}
     assert states[0.05].state == TrialState.COMPLETE
@@ -475,10 +475,10 @@ def test_trials_that_run_elsewhere_are_waited_for_also_behind_the_timeout(
 def test_a_machine_that_helps_does_not_wait_once_there_is_a_best_trial(
     tmp_path, quick, monkeypatch
 ):
-    found = parameters(search=LINE, trials=2, test_best=False)
-    one = task(tmp_path, found)
+    params = parameters(search=LINE, trials=2, test_best=False)
+    one = task(tmp_path, params)
     clock = elsewhere(one, monkeypatch)
-    _, best, _ = nodes.search(found, one.card, *one.sets, tmp_path)
+    _, best, _ = nodes.search(params, one.card, *one.sets, tmp_path)
     assert clock.waited == 0
     assert (best["trial"], best["to_start"], best["running"]) == (1, 0, 1)
 
@@ -517,8 +517,8 @@ def test_a_study_of_the_same_name_with_another_space_is_one_line(tmp_path, chang
     assert task(tmp_path, search=LINE).study.study_name == "ce-digits-lt-ir10"
     with pytest.raises(ValueError, match=message):
         _ = task(tmp_path, **changes).study
-    found = parameters(study="other", **changes)
-    assert task(tmp_path, found).study.study_name == "other"
+    params = parameters(study="other", **changes)
+    assert task(tmp_path, params).study.study_name == "other"
 
 
 def test_a_study_of_other_data_is_one_line(tmp_path):
@@ -555,17 +555,17 @@ def test_a_trial_gives_what_the_methods_own_nodes_give(tmp_path):
     one = task(tmp_path, method="mislas", search=LINE, trials=1)
     reported = []
     config = one.sweep.experiment({"training.learning_rate": 0.05})
-    found = one.train(
+    result = one.train(
         config.model_dump(mode="json"), lambda step, value: reported.append((step, value)), 0
     )
     train, validation, auxiliary = sets()
     test = toy_images((6, 6, 6, 6), seed=2)
     images, store = Sets(train, validation, test, auxiliary), Store(tmp_path / "own")
     alone = run_experiment(Experiment(config, one.card), images, tmp_path, store)
-    assert found == alone["validation/mean_recall"]
+    assert result == alone["validation/mean_recall"]
     # epochs of both stages, counted through
     assert [step for step, _ in reported] == [1, 2, 3]
-    assert reported[-1][1] == found
+    assert reported[-1][1] == result
     assert not list((tmp_path / "trials").glob("[!s]*"))
 
 

@@ -18,14 +18,14 @@ def test_a_space_is_read_by_path_and_null_leaves_a_parameter_out():
         },
         "training": {"learning_rate": {"low": 0.01, "high": 1, "log": True}},
     }
-    found = Space.read(block, "tune.search.more").dimensions
-    assert list(found) == [
+    dimensions = Space.read(block, "tune.search.more").dimensions
+    assert list(dimensions) == [
         "options.criterion.margin.K",
         "options.schedule",
         "training.learning_rate",
     ]
-    assert isinstance(found["options.schedule"], Choices)
-    assert found["training.learning_rate"].log
+    assert isinstance(dimensions["options.schedule"], Choices)
+    assert dimensions["training.learning_rate"].log
 
 
 @pytest.mark.parametrize("block", [{}, None, {"options": {}}, {"options": {"rank": None}}])
@@ -103,5 +103,5 @@ def test_a_range_in_the_place_of_choices_leaves_them_out_and_the_reverse():
     both["options"]["a"]["choices"] = None
     assert Space.read(both, "x").dimensions == {"options.a": Range(**given)}
     none = {"choices": [0, 2], "low": None, "high": None, "log": None}
-    found = Space.read({"options": {"a": none}}, "x")
-    assert found.dimensions == {"options.a": Choices(choices=(0, 2))}
+    space = Space.read({"options": {"a": none}}, "x")
+    assert space.dimensions == {"options.a": Choices(choices=(0, 2))}

@@ -42,13 +42,13 @@ def kill_one(one, spared=()):
 
 
 def finished_but_one(study, lost, trials):
-    found = study.get_trials()
-    states = [t.state for t in found]
+    ended = study.get_trials()
+    states = [t.state for t in ended]
     assert states.count(TrialState.COMPLETE) == trials
-    assert [t.number for t in found if t.state == TrialState.FAIL] == [lost]
-    assert len(found) == trials + 1
-    (again,) = [t for t in found if t.system_attrs.get("retry_history") == [lost]]
-    assert again.params == found[lost].params
+    assert [t.number for t in ended if t.state == TrialState.FAIL] == [lost]
+    assert len(ended) == trials + 1
+    (again,) = [t for t in ended if t.system_attrs.get("retry_history") == [lost]]
+    assert again.params == ended[lost].params
     return again
 
 
@@ -81,9 +81,9 @@ def test_a_worker_that_fails_by_itself_ends_the_sweep_with_its_last_line(tmp_pat
 
 def test_a_bug_in_a_worker_is_no_refusal_and_its_trace_is_kept(tmp_path):
     """A module that trips over its task stands for one."""
-    with pytest.raises(ChildProcessError, match=r"failed: \w+Error: .*worker-0\.log") as found:
+    with pytest.raises(ChildProcessError, match=r"failed: \w+Error: .*worker-0\.log") as error:
         run_workers("ast", 0, [dict(os.environ)], tmp_path, lambda dead: True, restarts=0)
-    assert not isinstance(found.value, UserError)
+    assert not isinstance(error.value, UserError)
     assert "Traceback" in (tmp_path / "worker-0.log").read_text()
 
 
@@ -116,8 +116,8 @@ def test_workers_do_not_outlive_the_one_that_waits_for_them(tmp_path):
 
 def test_each_worker_has_a_gpu_where_there_are_several(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    found = [e["CUDA_VISIBLE_DEVICES"] for e in environments(4, "auto")]
-    assert found == ["2", "5", "7", "2"]
+    devices = [e["CUDA_VISIBLE_DEVICES"] for e in environments(4, "auto")]
+    assert devices == ["2", "5", "7", "2"]
     assert {e["CUDA_VISIBLE_DEVICES"] for e in environments(2, "cpu")} == {"2,5,7"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert {e["CUDA_VISIBLE_DEVICES"] for e in environments(2, "auto")} == {"3"}
@@ -177,8 +177,8 @@ def start(one):
 
 def test_two_machines_share_a_study_and_one_may_be_switched_off(tmp_path, server):
     given = {"epochs": 25, "search": LINE, "trials": 4, "pruner": "none", "heartbeat": 1}
-    found = parameters(storage=server, **given)
-    here, there = task(tmp_path / "here", found), task(tmp_path / "there", found)
+    params = parameters(storage=server, **given)
+    here, there = task(tmp_path / "here", params), task(tmp_path / "there", params)
     assert "secret" not in here.place
     other = start(there)
     lost = kill_one(here)
@@ -192,8 +192,8 @@ def test_two_machines_share_a_study_and_one_may_be_switched_off(tmp_path, server
 
 
 def test_a_study_in_a_database_with_another_space_is_one_line(tmp_path, server):
-    found = parameters(storage=server, study="spaces", search=LINE)
-    _ = task(tmp_path, found).study
+    params = parameters(storage=server, study="spaces", search=LINE)
+    _ = task(tmp_path, params).study
     wider = {"training": {"learning_rate": {"low": 0.01, "high": 0.9, "log": True}}}
     with pytest.raises(ValueError, match=r"'spaces' in postgresql://tester:\*\*\*@.* high 0.9"):
         _ = task(tmp_path, parameters(storage=server, study="spaces", search=wider)).study
