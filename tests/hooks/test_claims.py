@@ -24,41 +24,41 @@ def hooks(tmp_path, parameters=None, names=()):
     loader = ConfLoader(
         conf_source=conf, env="smoke", runtime_params=parameters, **CONFIG_LOADER_ARGS
     )
-    found = ClaimHooks()
+    claims = ClaimHooks()
     context = SimpleNamespace(
         config_loader=loader, project_path=tmp_path, params=loader["parameters"]
     )
     with click.Context(click.Command("run")) as command:
         command.params["pipelines"] = names
-        found.after_context_created(context)
-    return found, loader
+        claims.after_context_created(context)
+    return claims, loader
 
 
 def paths(loader):
     """Return where a dataset of each sort is."""
     entries = loader["catalog"]
-    found = {name: entries[name].get("dataset", entries[name])["filepath"] for name in entries}
-    return {name: path.split("/")[2] for name, path in found.items() if path.count("/") > 1}
+    filepaths = {name: entries[name].get("dataset", entries[name])["filepath"] for name in entries}
+    return {name: path.split("/")[2] for name, path in filepaths.items() if path.count("/") > 1}
 
 
 def test_without_parameters_everything_is_the_environments(tmp_path):
     _, loader = hooks(tmp_path)
-    found = paths(loader)
-    del found["papers"]
-    assert set(found.values()) == {"smoke"}
+    filepaths = paths(loader)
+    del filepaths["papers"]
+    assert set(filepaths.values()) == {"smoke"}
 
 
 def test_data_and_runs_have_folders_of_their_own_and_what_is_shared_stays(tmp_path):
     _, loader = hooks(tmp_path, {"seed": 1, "data": {"seed": 2}})
-    found = paths(loader)
+    filepaths = paths(loader)
     own = r"smoke\+data\.seed-2\+seed-1-\w{8}"
     shared = ("finished_arms", "tune.{method}.folder")
     for name in SETS:
-        assert re.fullmatch(r"smoke\+data\.seed-2-\w{8}", found.pop(name))
+        assert re.fullmatch(r"smoke\+data\.seed-2-\w{8}", filepaths.pop(name))
     for name in shared:
-        assert found.pop(name) == "smoke"
+        assert filepaths.pop(name) == "smoke"
     for name in ("{method}.model", "{study}.runs", "compare.runs", "tune.{method}.trials"):
-        assert re.fullmatch(own, found[name])
+        assert re.fullmatch(own, filepaths[name])
 
 
 def test_a_seed_leaves_the_data_where_they_are(tmp_path):
@@ -68,17 +68,17 @@ def test_a_seed_leaves_the_data_where_they_are(tmp_path):
 
 def test_a_sweep_reads_data_of_its_hold_out(tmp_path):
     _, loader = hooks(tmp_path, {"method": "ce"}, names=["tune"])
-    found = paths(loader)
-    assert found["train_set"].startswith("smoke+data.validation-0.2-")
-    assert found["tune.{method}.trials"] == "smoke"
+    filepaths = paths(loader)
+    assert filepaths["train_set"].startswith("smoke+data.validation-0.2-")
+    assert filepaths["tune.{method}.trials"] == "smoke"
     _, loader = hooks(tmp_path, {"data": {"validation": 0.2}})
-    assert paths(loader)["train_set"] == found["train_set"]
+    assert paths(loader)["train_set"] == filepaths["train_set"]
 
 
-def begin(found, loader, pipeline):
+def begin(claims, loader, pipeline):
     """Take the claims of ``pipeline``, as Kedro's call of all hooks does; return what ends it."""
     catalog = DataCatalog({"parameters": MemoryDataset(loader["parameters"])})
-    call = found.before_pipeline_run({}, pipeline, catalog)
+    call = claims.before_pipeline_run({}, pipeline, catalog)
     next(call)
     with pytest.raises(StopIteration):
         call.send(None)
@@ -101,17 +101,17 @@ USED = [
 
 
 def test_what_a_pipeline_uses_is_claimed_and_given_back(tmp_path):
-    found, loader = hooks(tmp_path, {"seed": 1, "data": {"seed": 2}})
+    claims, loader = hooks(tmp_path, {"seed": 1, "data": {"seed": 2}})
     for number, (pipeline, folders) in enumerate(USED):
         project = tmp_path / str(number)
-        found.place = project / PLACE
-        begin(found, loader, pipeline)
-        held = {str(path.parent.relative_to(found.place)) for path in found.place.rglob("*.lock")}
-        assert held == {name.format(data=found.prepared, run=found.run) for name in folders}
+        claims.place = project / PLACE
+        begin(claims, loader, pipeline)
+        held = {str(path.parent.relative_to(claims.place)) for path in claims.place.rglob("*.lock")}
+        assert held == {name.format(data=claims.prepared, run=claims.run) for name in folders}
         for folder in held:
             with pytest.raises(ValueError, match="is in use"):
                 free(project, folder)
-        call = found.after_pipeline_run()
+        call = claims.after_pipeline_run()
         next(call)
         with pytest.raises(StopIteration):
             call.send(None)
@@ -129,19 +129,19 @@ def test_runs_of_equal_data_go_together_and_a_second_of_the_same_does_not(tmp_pa
 
 
 def test_claims_are_given_back_where_another_hook_refuses_the_run(tmp_path):
-    found, loader = hooks(tmp_path, {"seed": 1})
+    claims, loader = hooks(tmp_path, {"seed": 1})
     catalog = DataCatalog({"parameters": MemoryDataset(loader["parameters"])})
-    call = found.before_pipeline_run({}, compare.create_pipeline(), catalog)
+    call = claims.before_pipeline_run({}, compare.create_pipeline(), catalog)
     next(call)
     with pytest.raises(click.ClickException):
         call.throw(click.ClickException("wrong"))
-    assert free(tmp_path, f"runs/{found.run}/compare")
+    assert free(tmp_path, f"runs/{claims.run}/compare")
 
 
 def test_one_run_at_a_time_prepares_or_reads_the_data_of_a_folder(tmp_path):
-    found, loader = hooks(tmp_path)
+    claims, loader = hooks(tmp_path)
     pipeline = data_prep.create_pipeline()
-    begin(found, loader, pipeline)
+    begin(claims, loader, pipeline)
     lock = FileLock(tmp_path / PLACE / "data" / "smoke" / ".writing", timeout=0)
 
     def is_free():
@@ -153,18 +153,18 @@ def test_one_run_at_a_time_prepares_or_reads_the_data_of_a_folder(tmp_path):
 
     make, describe = pipeline.nodes
     assert is_free()
-    found.before_node_run(make)
+    claims.before_node_run(make)
     for name in make.outputs:
-        found.after_dataset_saved(name)
+        claims.after_dataset_saved(name)
         assert not is_free()
-    found.before_dataset_loaded("data_card")
-    found.after_dataset_loaded("data_card")
-    found.before_node_run(describe)
+    claims.before_dataset_loaded("data_card")
+    claims.after_dataset_loaded("data_card")
+    claims.before_node_run(describe)
     for name in describe.outputs:
         assert not is_free()
-        found.after_dataset_saved(name)
+        claims.after_dataset_saved(name)
     assert is_free()
-    found.before_dataset_loaded("train_set")
+    claims.before_dataset_loaded("train_set")
     assert not is_free()
-    found.after_dataset_loaded("train_set")
+    claims.after_dataset_loaded("train_set")
     assert is_free()

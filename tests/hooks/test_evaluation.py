@@ -27,10 +27,10 @@ def loader(model, env="smoke", **given):
 
 
 def test_data_and_seed_are_those_of_the_run_and_all_else_is_as_conf_says(uri):
-    found = loader("ce", evaluation={"detectors": ["msp"]})
-    before = found["parameters"]
-    run = to_evaluate(found, uri, EXPERIMENT)
-    after = found["parameters"]
+    conf = loader("ce", evaluation={"detectors": ["msp"]})
+    before = conf["parameters"]
+    run = to_evaluate(conf, uri, EXPERIMENT)
+    after = conf["parameters"]
     assert run.id == SEED_1
     assert (after["seed"], after[EVALUATE]) == (1, {"model": f"runs:/{SEED_1}"})
     assert data_config(after) == data_config(before)
@@ -42,15 +42,15 @@ def test_data_and_seed_are_those_of_the_run_and_all_else_is_as_conf_says(uri):
 
 @pytest.mark.parametrize(("run", "name"), [(SEED_0, "smoke"), (SEED_1, "smoke+seed-1-a4bbadc1")])
 def test_it_writes_beside_the_run_that_it_is_of(uri, run, name):
-    found = loader(run)
-    to_evaluate(found, uri, EXPERIMENT)
-    assert folder("smoke", differences(found["parameters"], found.as_written())) == name
+    conf = loader(run)
+    to_evaluate(conf, uri, EXPERIMENT)
+    assert folder("smoke", differences(conf["parameters"], conf.as_written())) == name
 
 
 def test_data_are_those_of_the_run_in_any_environment(uri):
-    found = loader(SEED_0, env="base")
-    to_evaluate(found, uri, "whatever")
-    assert data_config(found["parameters"]) == data_config(loader(SEED_0)["parameters"])
+    conf = loader(SEED_0, env="base")
+    to_evaluate(conf, uri, "whatever")
+    assert data_config(conf["parameters"]) == data_config(loader(SEED_0)["parameters"])
 
 
 def test_what_the_run_did_not_say_is_not_what_conf_says_today(uri):
@@ -65,12 +65,12 @@ def test_what_the_run_did_not_say_is_not_what_conf_says_today(uri):
         path = client.download_artifacts(SEED_0, name)
         client.log_artifact(copied.info.run_id, path)
     client.log_dict(copied.info.run_id, {}, "model.safetensors")
-    found = loader(copied.info.run_id)
-    to_evaluate(found, uri, EXPERIMENT)
+    conf = loader(copied.info.run_id)
+    to_evaluate(conf, uri, EXPERIMENT)
     client.delete_run(copied.info.run_id)
-    assert found["parameters"]["data"]["max_per_class"] is None
-    assert found["parameters"]["data"]["auxiliary"] is None
-    assert differences(found["parameters"], found.as_written()).keys() == {
+    assert conf["parameters"]["data"]["max_per_class"] is None
+    assert conf["parameters"]["data"]["auxiliary"] is None
+    assert differences(conf["parameters"], conf.as_written()).keys() == {
         *("data.auxiliary", "data.max_per_class")
     }
 
@@ -98,9 +98,9 @@ def test_what_the_command_line_says_of_the_training_may_be_what_was(uri, given):
     ],
 )
 def test_what_it_says_otherwise_is_refused(uri, given, message):
-    found = loader(SEED_1, **given)
+    conf = loader(SEED_1, **given)
     with pytest.raises(UserError, match=message):
-        to_evaluate(found, uri, EXPERIMENT)
+        to_evaluate(conf, uri, EXPERIMENT)
 
 
 def test_null_opens_nothing(tmp_path):

@@ -27,17 +27,17 @@ from toys import toy_card
 
 def typed(monkeypatch, *words, name="run"):
     """Return the command tag of a process that was started with ``words``."""
-    found = []
+    inputs = []
 
     @click.command(name=name, context_settings={"ignore_unknown_options": True})
     @click.argument("rest", nargs=-1)
     def run(rest):
-        found.append(command({"pipeline_names": ["from_python"]}))
+        inputs.append(command({"pipeline_names": ["from_python"]}))
 
     monkeypatch.setattr(sys, "argv", ["/somewhere/kedro", *words])
     done = CliRunner().invoke(run, [], catch_exceptions=False)
     assert done.exit_code == 0
-    return found[0]
+    return inputs[0]
 
 
 def test_the_command_is_what_was_typed_quoted_for_a_shell(monkeypatch):
@@ -90,9 +90,9 @@ def test_hashes_are_those_of_hashlib_git_and_dvc(tmp_path):
 
 @pytest.fixture
 def tags(monkeypatch):
-    found = {}
-    monkeypatch.setattr(tracking, "set_tags", found.update)
-    return found
+    kept = {}
+    monkeypatch.setattr(tracking, "set_tags", kept.update)
+    return kept
 
 
 def test_a_run_is_tagged_with_its_stage_its_lock_and_its_model(tmp_path, tags, monkeypatch):
@@ -137,9 +137,9 @@ def test_every_file_of_a_run_is_logged_with_its_hashes(tmp_path, monkeypatch):
     hooks.project = tmp_path
     nodes = [Node(lambda: 1, None, name, name=name) for name in ("table", "m", "figures")]
     hooks.after_pipeline_run(Pipeline(nodes), catalog)
-    found = logged["outputs.json"]
-    assert list(found) == ["data/figures/a.png", "data/figures/deep/b.png", "data/t.json"]
-    assert found["data/t.json"] == hashes(tmp_path / "data" / "t.json")
+    files = logged["outputs.json"]
+    assert list(files) == ["data/figures/a.png", "data/figures/deep/b.png", "data/t.json"]
+    assert files["data/t.json"] == hashes(tmp_path / "data" / "t.json")
 
 
 def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path, monkeypatch):
