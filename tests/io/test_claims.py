@@ -186,7 +186,7 @@ def test_one_or_all_unused_are_removed(project, start):
     process.kill()
     process.wait()
     assert removed(project, [], unused=True) == "removed digits+seed-1-12345678 (2.0 MiB)"
-    assert [found.name for found in folders(project)] == ["digits"]
+    assert [path.name for path in folders(project)] == ["digits"]
     assert not list((project / PLACE).rglob("digits+*.json"))
     remove(project, ["digits"])
     assert listed(project) == "no run has written to data/ yet"

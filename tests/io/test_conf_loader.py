@@ -47,10 +47,10 @@ def test_it_is_the_projects_loader():
 def test_a_broken_file_is_one_line_with_its_name(conf, file, text, message):
     (conf / file).parent.mkdir(exist_ok=True)
     (conf / file).write_text(text)
-    with pytest.raises(click.ClickException, match=message) as found:
+    with pytest.raises(click.ClickException, match=message) as error:
         load(conf)
-    assert str(found.value).startswith(f"conf/{file}")
-    assert "\n" not in str(found.value)
+    assert str(error.value).startswith(f"conf/{file}")
+    assert "\n" not in str(error.value)
 
 
 def test_other_letters_than_utf8_are_one_line(conf):
@@ -82,9 +82,9 @@ def test_an_environments_block_that_is_a_list_is_refused(conf, file):
 
 def test_what_only_kedros_reader_trips_over_is_one_line_with_the_file(conf):
     (conf / "smoke/parameters_mine.yml").write_text("mine:\t1\n")
-    with pytest.raises(ValueError, match=r"^Invalid YAML .*parameters_mine.yml.* line 0") as found:
+    with pytest.raises(ValueError, match=r"^Invalid YAML .*parameters_mine.yml.* line 0") as error:
         load(conf)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def environment(conf, text: str, own: str = ""):
@@ -102,16 +102,16 @@ def test_recipes_lie_over_conf_base_the_later_over_the_earlier_and_all_below_its
         "uses: [cifar, darl, quick]\nrecipes: {quick: {training: {batch_size: 8, epochs: 3}}}\n",
         "training: {epochs: 4}\n",
     )
-    found = loader["parameters"]
-    training = found["training"]
+    params = loader["parameters"]
+    training = params["training"]
     assert (training["epochs"], training["batch_size"], training["nesterov"]) == (4, 8, True)
     # of the first, of the second and of conf/base
-    assert found["model"] == {**found["model"], "backbone": "resnet32", "head": "linear"}
+    assert params["model"] == {**params["model"], "backbone": "resnet32", "head": "linear"}
     assert training["augment"] == {
         **AugmentConfig().model_dump(mode="json"),
         **{"crop_padding": 4, "flip": 0.5, "autoaugment": True, "cutout": 16},
     }
-    assert loader.as_written() == found
+    assert loader.as_written() == params
 
 
 def test_an_environment_without_recipes_has_none(conf):

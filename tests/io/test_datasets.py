@@ -28,9 +28,9 @@ def test_an_image_set_comes_back_whole(tmp_path, train):
     dataset = ImageSetDataset(str(tmp_path / "deep" / "train.safetensors"))
     assert not dataset.exists()
     dataset.save(train)
-    found = dataset.load()
+    loaded = dataset.load()
     assert dataset.exists()
-    assert content_hash(found) == content_hash(train)
+    assert content_hash(loaded) == content_hash(train)
 
 
 def test_equal_sets_are_equal_files_and_another_key_is_another(tmp_path, train):
@@ -67,10 +67,10 @@ def test_weights_come_back_whatever_their_memory_format(tmp_path):
     state = {"weight": weight, "tracked": torch.tensor(3)}
     dataset = StateDictDataset(str(tmp_path / "model.safetensors"))
     dataset.save(state)
-    found = dataset.load()
-    assert found.keys() == state.keys()
-    assert torch.equal(found["weight"], weight)
-    assert torch.equal(found["tracked"], torch.tensor(3))
+    loaded = dataset.load()
+    assert loaded.keys() == state.keys()
+    assert torch.equal(loaded["weight"], weight)
+    assert torch.equal(loaded["tracked"], torch.tensor(3))
 
 
 def test_a_write_that_breaks_off_keeps_the_file_before_it(tmp_path, monkeypatch):
@@ -108,11 +108,11 @@ PLAN = "lt_pipeline.learning.studies.plan.Plan"
 
 
 def conf():
-    found = {"seed": 0}
+    params = {"seed": 0}
     for name in methods.available():
         text = (PROJECT / f"conf/base/parameters_{name}.yml").read_text()
-        found = updated(found, yaml.safe_load(text))
-    return found
+        params = updated(params, yaml.safe_load(text))
+    return params
 
 
 @pytest.mark.parametrize("method", methods.available())
@@ -120,9 +120,9 @@ def test_a_configuration_comes_back_and_is_the_json_that_it_always_was(tmp_path,
     config = ExperimentConfig.resolve(method, conf())
     dataset = TypedDataset(str(tmp_path / "deep" / "config.json"), CONFIG)
     dataset.save(config)
-    found = dataset.load()
-    assert found == config
-    assert type(found.options) is methods.get(method).Options
+    loaded = dataset.load()
+    assert loaded == config
+    assert type(loaded.options) is methods.get(method).Options
     text = (tmp_path / "deep" / "config.json").read_text()
     assert text == json.dumps(config.model_dump(mode="json"), indent=2)
 
@@ -163,9 +163,9 @@ FOREIGN = [
 def test_a_file_of_something_else_is_one_line(tmp_path, model, text):
     path = tmp_path / "file.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DatasetError) as found:
+    with pytest.raises(DatasetError) as error:
         TypedDataset(str(path), model).load()
-    line = in_one_line(found.value)
+    line = in_one_line(error.value)
     assert line.startswith(f"{path} is no {model.rpartition('.')[-1]} (")
     assert line.endswith("; run the node that makes it")
     assert "\n" not in line
@@ -176,13 +176,13 @@ def test_a_block_of_json_is_a_block_of_json(tmp_path, text):
     path = tmp_path / "file.json"
     dataset = TypedDataset(str(path))
     dataset.save({"accuracy": 0.1 + 0.2, "none": None, "left": float("nan")})
-    found = dataset.load()
-    assert (found["accuracy"], found["none"]) == (0.1 + 0.2, None)
+    loaded = dataset.load()
+    assert (loaded["accuracy"], loaded["none"]) == (0.1 + 0.2, None)
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DatasetError) as found:
+    with pytest.raises(DatasetError) as loaded:
         dataset.load()
-    assert "\n" not in in_one_line(found.value)
-    assert f"{path} is no block of JSON" in in_one_line(found.value)
+    assert "\n" not in in_one_line(loaded.value)
+    assert f"{path} is no block of JSON" in in_one_line(loaded.value)
 
 
 @pytest.mark.parametrize(
@@ -191,18 +191,18 @@ def test_a_block_of_json_is_a_block_of_json(tmp_path, text):
 def test_a_card_that_was_edited_is_one_line(tmp_path, field, value):
     path = tmp_path / "card.json"
     path.write_text(json.dumps({**asdict(toy_card()), field: value}))
-    with pytest.raises(DatasetError) as found:
+    with pytest.raises(DatasetError) as error:
         TypedDataset(str(path), CARD).load()
-    assert f"{path} is no DataCard" in in_one_line(found.value)
-    assert field in in_one_line(found.value)
+    assert f"{path} is no DataCard" in in_one_line(error.value)
+    assert field in in_one_line(error.value)
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
     path = tmp_path / "config.json"
     for dataset in (TypedDataset(str(path), CONFIG), StateDictDataset(str(path))):
-        with pytest.raises(DatasetError) as found:
+        with pytest.raises(DatasetError) as error:
             dataset.load()
-        assert in_one_line(found.value, str(path), "ce.configure") == (
+        assert in_one_line(error.value, str(path), "ce.configure") == (
             f"{path} is missing; node ce.configure makes it"
         )
 
@@ -222,6 +222,6 @@ def test_a_file_says_what_it_was_made_of_and_is_loaded_for_nothing_else(tmp_path
         dataset.key, dataset.node = "other", "ce.train"
         with pytest.raises(ValueError, match="of other parameters or other data.*run ce.train"):
             dataset.check()
-        with pytest.raises(DatasetError) as found:
+        with pytest.raises(DatasetError) as error:
             dataset.load()
-        assert "run ce.train first" in in_one_line(found.value)
+        assert "run ce.train first" in in_one_line(error.value)

@@ -35,8 +35,8 @@ def test_the_file_is_one_that_safetensors_reads(packed, tmp_path):
 def test_what_safetensors_wrote_is_mapped(packed, tmp_path):
     tensors = {"images": torch.from_numpy(packed.array), "labels": packed.labels}
     save_file(tensors, tmp_path / "a.safetensors", metadata={"about": json.dumps({})})
-    found = mapped_images(tmp_path / "a.safetensors", packed.class_names)
-    assert content_hash(found) == content_hash(packed)
+    mapped = mapped_images(tmp_path / "a.safetensors", packed.class_names)
+    assert content_hash(mapped) == content_hash(packed)
 
 
 @pytest.mark.parametrize("limit", [2**30, 1])
@@ -45,11 +45,11 @@ def test_a_set_comes_back_whether_it_fits_memory_or_not(packed, tmp_path, monkey
     dataset = ImageSetDataset(str(tmp_path / "train.safetensors"))
     dataset.key = "k"
     dataset.save(packed[torch.arange(0, 500, 2)])
-    found = dataset.load()
-    assert isinstance(found, ImageSet if limit > 1 else PackedImages)
-    assert content_hash(found) == content_hash(packed[torch.arange(0, 500, 2)])
+    loaded = dataset.load()
+    assert isinstance(loaded, ImageSet if limit > 1 else PackedImages)
+    assert content_hash(loaded) == content_hash(packed[torch.arange(0, 500, 2)])
     order = torch.tensor([3, 200, 0])
-    assert torch.equal(take(found, order), torch.from_numpy(packed.array[[6, 400, 0]]))
+    assert torch.equal(take(loaded, order), torch.from_numpy(packed.array[[6, 400, 0]]))
     dataset.key = "other"
     with pytest.raises(DatasetError, match="other data"):
         dataset.load()
@@ -69,13 +69,13 @@ def test_what_images_are_of_comes_back_and_is_no_content(
     assert dataset.load().groups is None
     assert set(load_file(tmp_path / "test.safetensors")) == {"images", "labels"}
     dataset.save(grouped)
-    found = dataset.load()
-    assert torch.equal(found.groups, grouped.groups)
-    assert content_hash(found) == content_hash(data)
-    some = found[torch.tensor([499, 2, 3])]
+    loaded = dataset.load()
+    assert torch.equal(loaded.groups, grouped.groups)
+    assert content_hash(loaded) == content_hash(data)
+    some = loaded[torch.tensor([499, 2, 3])]
     assert some.groups.tolist() == [166, 0, 1]
-    assert torch.equal(found[found.labels == 1].groups, grouped.groups[300:])
-    assert torch.equal(found.to(torch.device("cpu")).groups, grouped.groups)
+    assert torch.equal(loaded[loaded.labels == 1].groups, grouped.groups[300:])
+    assert torch.equal(loaded.to(torch.device("cpu")).groups, grouped.groups)
 
 
 @pytest.mark.parametrize("limit", [2**30, 1])
@@ -86,7 +86,7 @@ def test_several_labels_come_back(tmp_path, monkeypatch, limit, in_memory):
     held = PackedImages(data.images.numpy(), torch.arange(120), data.labels, data.class_names)
     dataset = ImageSetDataset(str(tmp_path / "train.safetensors"))
     dataset.save(data if in_memory else held)
-    found = dataset.load()
-    assert torch.equal(found.labels, data.labels)
-    assert found.labels.dtype == torch.uint8
-    assert content_hash(found) == content_hash(data)
+    loaded = dataset.load()
+    assert torch.equal(loaded.labels, data.labels)
+    assert loaded.labels.dtype == torch.uint8
+    assert content_hash(loaded) == content_hash(data)

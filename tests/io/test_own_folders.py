@@ -81,23 +81,23 @@ def test_equal_parameters_meet_in_one_folder_and_others_do_not():
     one = name({"seed": 1, "training.learning_rate": 0.2})
     assert one == name({"training.learning_rate": 2e-1, "seed": 1.0})
     others = [{"seed": 1}, {"seed": 1, "training.learning_rate": 0.3}, {"seed": True}, {"seed": 2}]
-    found = {one, *map(name, others)}
-    assert len(found) == 5
+    names = {one, *map(name, others)}
+    assert len(names) == 5
 
 
 def test_a_long_name_is_cut_and_stays_apart():
     changes = {f"more.options.parameter_{n}": n for n in range(20)}
     one, other = name(changes), name({**changes, "more.options.parameter_19": 0})
     assert one != other
-    for found in (one, other):
-        assert len(found) <= LONGEST
-        assert re.fullmatch(r"[A-Za-z0-9.+_-]+", found)
+    for long in (one, other):
+        assert len(long) <= LONGEST
+        assert re.fullmatch(r"[A-Za-z0-9.+_-]+", long)
 
 
 def test_data_and_training_are_told_apart():
-    found = differences({"seed": 1, "data": {"seed": 2}}, CONF)
-    assert found == {"data.seed": 2, "seed": 1}
-    assert of_data(found) == {"data.seed": 2}
+    changes = differences({"seed": 1, "data": {"seed": 2}}, CONF)
+    assert changes == {"data.seed": 2, "seed": 1}
+    assert of_data(changes) == {"data.seed": 2}
 
 
 def test_a_key_knows_no_order_and_no_spelling():

@@ -11,10 +11,10 @@ from lt_pipeline.io.yaml_text import check_yaml
 
 
 def refusal(text, **options):
-    with pytest.raises(ValueError) as found:  # noqa: PT011
+    with pytest.raises(ValueError) as error:  # noqa: PT011
         check_yaml(text, "conf/f.yml", **options)
-    assert "\n" not in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
