@@ -10,8 +10,8 @@ import urllib.request
 
 def free_port() -> int:
     """Return a port of this machine at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def wait_for(address: str, server: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -18,10 +18,10 @@ from toys import toy_images
 
 def smoke(study):
     """The smoke environment's parameters with one study, ``s``, on a short schedule."""
-    found = parameters("smoke")
-    found["studies"] = {"s": {"title": "arms", **study}}
-    found["training"]["epochs"] = 1
-    return found
+    params = parameters("smoke")
+    params["studies"] = {"s": {"title": "arms", **study}}
+    params["training"]["epochs"] = 1
+    return params
 
 
 def sets(held=(4, 4, 4, 4)) -> Sets:

@@ -15,8 +15,8 @@ from toys import PROJECT
 def _read(environment: str, kind: str) -> dict[str, Any]:
     # a new one each time: the loader that was made last answers ${globals:...}
     loader = ConfLoader(str(PROJECT / "conf"), environment, **CONFIG_LOADER_ARGS)
-    found: dict[str, Any] = loader[kind]
-    return found
+    conf: dict[str, Any] = loader[kind]
+    return conf
 
 
 def parameters(environment: str = "base") -> dict[str, Any]:

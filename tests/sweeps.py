@@ -18,13 +18,13 @@ HELD = (4, 4, 4, 4)
 
 def parameters(method="ce", epochs=1, search=None, **tune):
     """The smoke environment's, for ``method``, on a short schedule."""
-    found = confs.parameters("smoke")
-    found["method"] = method
-    found["training"] |= {"epochs": epochs, "warmup_epochs": 0, "checkpoint_every": 0}
-    found["tune"] |= tune
+    params = confs.parameters("smoke")
+    params["method"] = method
+    params["training"] |= {"epochs": epochs, "warmup_epochs": 0, "checkpoint_every": 0}
+    params["tune"] |= tune
     if search is not None:
-        found[search_of(method)] = search
-    return with_holdout(found)
+        params[search_of(method)] = search
+    return with_holdout(params)
 
 
 def sets():
@@ -32,10 +32,10 @@ def sets():
     return toy_images(), toy_images(HELD, seed=1), toy_images()[torch.arange(0)]
 
 
-def task(folder: Path, found=None, **changes) -> Task:
+def task(folder: Path, params=None, **changes) -> Task:
     """What a process is given to do."""
     return Task(
-        parameters=found or parameters(**changes),
+        parameters=params or parameters(**changes),
         card=toy_card(),
         sets=sets(),
         folder=folder,

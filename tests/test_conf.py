@@ -71,10 +71,10 @@ def test_conf_shows_every_shared_parameter(base, name):
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_parameters_are_the_codes(base, name):
     default = SHARED[name].model_dump()
-    found = type(SHARED[name]).model_validate(base[name]).model_dump()
+    defaults = type(SHARED[name]).model_validate(base[name]).model_dump()
     if name == "tune":  # what is searched is no value
-        del default["search"], found["search"]
-    assert found == default
+        del default["search"], defaults["search"]
+    assert defaults == default
 
 
 def test_what_is_no_block_is_the_codes(base):
@@ -92,9 +92,9 @@ def test_conf_shows_every_option_of_a_method(base, method):
         for path in leaves(methods.get(method).Options())
         if not path.startswith((*ELSEWHERE, "criterion"))
     }
-    found = said(base[method]["options"])
-    assert wanted <= found
-    assert [path for path in found if path.startswith("criterion.")]
+    options = said(base[method]["options"])
+    assert wanted <= options
+    assert [path for path in options if path.startswith("criterion.")]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,20 +124,20 @@ def using(tmp_path, *recipes):
 
 @pytest.mark.parametrize("recipes", [[FINE_TUNING], [RECIPE, FINE_TUNING]])
 def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, recipes):
-    found = using(tmp_path, *recipes)
+    params = using(tmp_path, *recipes)
     for method in METHODS:
-        training = ExperimentConfig.resolve(method, found).training
+        training = ExperimentConfig.resolve(method, params).training
         optimizer = "sgd" if method == "lift" else "adamw"  # its paper's, of adapters
         assert (training.optimizer.name, training.freeze_batchnorm) == (optimizer, True)
         assert (training.features, training.augment.resizes) == ("none", True)
 
 
 def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own(tmp_path):
-    found = using(tmp_path, RECIPE)
-    found["model"] |= {"backbone": "resnet18", "weights": "default"}
+    params = using(tmp_path, RECIPE)
+    params["model"] |= {"backbone": "resnet18", "weights": "default"}
     card, refused, tuned = toy_card((100, 50, 30, 20), channels=3), {}, {}
     for method in METHODS:
-        experiment = ExperimentConfig.resolve(method, found)
+        experiment = ExperimentConfig.resolve(method, params)
         if experiment.training.features == "none":
             tuned[method] = experiment.training
         try:

@@ -106,9 +106,9 @@ def test_packed_sets_are_those_of_data_preparation(tmp_path):
     assert len(needed) < len(source.train)
     tiles.write(source, needed, tmp_path / "digits")
     for config, before in zip(wanted, made, strict=True):
-        found = tiles.prepared(tmp_path, config.model_dump_json(), before.card.data_hash)
-        assert found.card == before.card
-        assert torch.equal(found.sets.train.images, before.train.images)
+        prepared = tiles.prepared(tmp_path, config.model_dump_json(), before.card.data_hash)
+        assert prepared.card == before.card
+        assert torch.equal(prepared.sets.train.images, before.train.images)
     other = DataConfig(imbalance_ratio=2)
     with pytest.raises(UserError, match="lacks images of digits, exponential, IR 2, seed 0"):
         tiles.prepared(
@@ -165,20 +165,20 @@ def queue(tmp_path):
 def test_no_run_is_begun_that_cannot_end_in_time(queue):
     from benchmarks.gpu.workers import Epoch, Finished
 
-    found = queue(entry(short=arm("ce"), long=arm("ce", epochs=2000)), 60, (0, 1))
+    waiting = queue(entry(short=arm("ce"), long=arm("ce", epochs=2000)), 60, (0, 1))
     assert queue(entry(short=arm("ce")), -1).next() is None
-    first = found.next()
+    first = waiting.next()
     assert first.label == "short"
-    assert found.next().label == "long", "of which nothing is known yet"
-    progress = found.running[first.key]
-    found.told(first, Epoch("train", 1, {"train/seconds": 1.0}))
+    assert waiting.next().label == "long", "of which nothing is known yet"
+    progress = waiting.running[first.key]
+    waiting.told(first, Epoch("train", 1, {"train/seconds": 1.0}))
     progress.heard -= 2.0  # the next epoch comes two seconds later
-    found.told(first, Epoch("train", 2, {"train/seconds": 1.0}))
+    waiting.told(first, Epoch("train", 2, {"train/seconds": 1.0}))
     assert 2 * progress.pace * sum(progress.job.card.longtail.class_counts) == pytest.approx(4, 0.1)
-    found.ended(first, Finished({"test/accuracy": 0.5}, {"wall_seconds": 10.0, "fresh": True}))
-    assert found.next().label == "short", "10 of 60 seconds"
-    assert found.next() is None, "10,000 of 60 seconds"
-    assert found.left() == [
+    waiting.ended(first, Finished({"test/accuracy": 0.5}, {"wall_seconds": 10.0, "fresh": True}))
+    assert waiting.next().label == "short", "10 of 60 seconds"
+    assert waiting.next() is None, "10,000 of 60 seconds"
+    assert waiting.left() == [
         "- stopped, and resumed by the same command: 2 runs",
         "- not begun, as the time was up: 1 runs",
     ]
@@ -187,21 +187,21 @@ def test_no_run_is_begun_that_cannot_end_in_time(queue):
 def test_what_was_resumed_says_nothing_of_the_pace(queue):
     from benchmarks.gpu.workers import Epoch
 
-    found = queue(entry(short=arm("ce")), 60)
-    job = found.next()
+    waiting = queue(entry(short=arm("ce")), 60)
+    job = waiting.next()
     for number in range(1, 5):
-        found.told(job, Epoch("train", number, {"train/seconds": 1.0}))
-    assert found.running[job.key].pace == 0
+        waiting.told(job, Epoch("train", number, {"train/seconds": 1.0}))
+    assert waiting.running[job.key].pace == 0
 
 
 def test_a_stage_that_arms_share_is_trained_by_one_of_them(queue, tmp_path):
-    found = queue(entry(crt=arm("crt"), lws=arm("lws"), ce=arm("ce")), 60)
-    one, other = found.next(), found.next()
+    waiting = queue(entry(crt=arm("crt"), lws=arm("lws"), ce=arm("ce")), 60)
+    one, other = waiting.next(), waiting.next()
     assert (one.label, other.label) == ("crt", "ce")
-    assert found.next() is None
-    found.first(one.key).parent.mkdir(parents=True)
-    found.first(one.key).touch()
-    assert found.next().label == "lws"
+    assert waiting.next() is None
+    waiting.first(one.key).parent.mkdir(parents=True)
+    waiting.first(one.key).touch()
+    assert waiting.next().label == "lws"
 
 
 def test_as_many_runs_at_once_as_were_fastest(tmp_path):

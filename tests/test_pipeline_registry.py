@@ -23,9 +23,9 @@ IN_MEMORY = {"compare.candidates", "compare.pictures"}
 
 @cache
 def registry(env="base"):
-    found = Registry()
-    found.shape(confs.parameters(env))
-    return found
+    shaped_registry = Registry()
+    shaped_registry.shape(confs.parameters(env))
+    return shaped_registry
 
 
 def datasets(env):
@@ -78,12 +78,12 @@ def test_no_name_is_caught_by_the_pattern_of_something_else(env):
         if pattern is None:
             continue
         names = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(pattern))
-        found = re.fullmatch(names, dataset).groupdict()
+        parts = re.fullmatch(names, dataset).groupdict()
         nodes = registry(env)[pipeline].nodes
         (space,) = {n.namespace for n in nodes if dataset in {*n.inputs, *n.outputs}}
         own = space.removeprefix("tune.")
-        assert found.pop("method", found.pop("study", None)) == own, (dataset, pattern)
-        for kind, value in found.items():
+        assert parts.pop("method", parts.pop("study", None)) == own, (dataset, pattern)
+        for kind, value in parts.items():
             known = {n.short_name for n in nodes} if kind == "run" else stages
             assert value in known, (dataset, pattern)
 
@@ -112,9 +112,9 @@ def test_a_study_has_a_node_for_each_arm_and_seed_and_all_arms_of_a_seed_come_fi
 
 def shaped(**block):
     given = {"title": "t", "arms": {"K = 0.1": {"method": "ce"}, "B": {"method": "ce"}}, **block}
-    found = Registry()
-    found.shape({"seed": 8, "studies": {"mine": given}})
-    return found
+    registry = Registry()
+    registry.shape({"seed": 8, "studies": {"mine": given}})
+    return registry
 
 
 def test_nodes_run_in_the_order_of_seeds_of_two_digits():
@@ -126,12 +126,12 @@ def test_nodes_run_in_the_order_of_seeds_of_two_digits():
 
 
 def test_a_study_in_conf_is_a_pipeline_by_its_name_and_those_of_its_tables():
-    found = shaped(tables=["table_x_1"])
-    assert {"mine", "table_x_1"} <= set(found)
-    assert [n.name for n in found["table_x_1"].nodes] == [n.name for n in found["mine"].nodes]
-    assert "dbm_K" not in found
+    registry = shaped(tables=["table_x_1"])
+    assert {"mine", "table_x_1"} <= set(registry)
+    assert [n.name for n in registry["table_x_1"].nodes] == [n.name for n in registry["mine"].nodes]
+    assert "dbm_K" not in registry
     with pytest.raises(KeyError):
-        found["dbm_K"]
+        registry["dbm_K"]
 
 
 @pytest.mark.parametrize("taken", ["ce", "tune", "data_prep", "compare", "__default__"])
@@ -173,9 +173,9 @@ def test_a_wrong_value_is_one_line_before_there_is_a_pipeline(name, value):
     block = {"title": "t", "arms": {"a": {"method": "ce"}}}
     given = {"seed": value} if name == "seed" else {"seed": 0}
     block |= {} if name == "seed" else {name: value}
-    with pytest.raises(UserError, match=name) as found:
+    with pytest.raises(UserError, match=name) as error:
         makers({**given, "studies": {"s": block}})["s"]()
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_single_table_may_stand_without_its_list():
@@ -184,13 +184,13 @@ def test_a_single_table_may_stand_without_its_list():
 
 def test_seeds_make_a_method_a_study_of_one_arm():
     given = {**confs.parameters("smoke"), "seeds": [0, 3, 12]}
-    found = Registry()
-    found.shape(with_seeds(given, ["ce"]))
-    names = {node.name for node in found["ce"].nodes}
+    registry = Registry()
+    registry.shape(with_seeds(given, ["ce"]))
+    names = {node.name for node in registry["ce"].nodes}
     runs = {f"ce_over_seeds.s{seed}_ce" for seed in ("00", "03", "12")}
     assert runs == {name for name in names if ".s" in name and name.endswith("_ce")}
-    assert found["ce"] is found["ce"]
-    assert "more.train" in {node.name for node in found["more"].nodes}, "others stay methods"
+    assert registry["ce"] is registry["ce"]
+    assert "more.train" in {node.name for node in registry["more"].nodes}, "others stay methods"
     without = confs.parameters("smoke")
     assert with_seeds(without, ["ce"]) == without
 
@@ -220,23 +220,23 @@ def test_every_node_has_a_tag_to_be_run_by():
 def test_folds_make_a_method_a_study_of_a_run_on_each():
     photos = {"path": "p", "folds": 3}
     given = {**confs.parameters("smoke"), "data": photos}
-    found = Registry()
-    found.shape(with_seeds(given, ["ce", "more"]))
+    registry = Registry()
+    registry.shape(with_seeds(given, ["ce", "more"]))
     runs = {f"ce_over_folds.s0_f{fold}_ce" for fold in range(3)}
-    assert runs <= {node.name for node in found["ce"].nodes}
-    assert {"ce_over_folds.pool"} <= {node.name for node in found["ce"].nodes}
-    assert "more_over_folds.pool" in {node.name for node in found["__default__"].nodes}
+    assert runs <= {node.name for node in registry["ce"].nodes}
+    assert {"ce_over_folds.pool"} <= {node.name for node in registry["ce"].nodes}
+    assert "more_over_folds.pool" in {node.name for node in registry["__default__"].nodes}
     several = with_seeds({**given, "seeds": [1, 2]}, ["ce"])
-    found.shape(several)
-    names = {node.name.partition(".")[2] for node in found["ce"].nodes}
+    registry.shape(several)
+    names = {node.name.partition(".")[2] for node in registry["ce"].nodes}
     assert {f"s{seed}_f{fold}_ce" for seed in (1, 2) for fold in range(3)} <= names
     for one in ({"fold": 0}, {"folds": 0}):
         plain = with_seeds({**given, "data": {**photos, **one}}, ["ce"])
-        found.shape(plain)
-        assert "ce.finish" in {node.name for node in found["ce"].nodes}
+        registry.shape(plain)
+        assert "ce.finish" in {node.name for node in registry["ce"].nodes}
     # a study of several arms takes folds the same way
-    found.shape({**given, "studies": {"s": {"title": "t", "arms": {"a": {"method": "ce"}}}}})
-    assert {"s.s2_f1_a", "s.pool"} <= {node.name for node in found["s"].nodes}
+    registry.shape({**given, "studies": {"s": {"title": "t", "arms": {"a": {"method": "ce"}}}}})
+    assert {"s.s2_f1_a", "s.pool"} <= {node.name for node in registry["s"].nodes}
 
 
 @pytest.mark.parametrize(

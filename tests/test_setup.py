@@ -137,10 +137,10 @@ def test_every_environment_and_pipeline_of_a_page_is_there(page, pipeline_names)
 def pipeline_names():
     from lt_pipeline.pipeline_registry import makers
 
-    found = {}
+    names = {}
     for path in (PROJECT / "conf/base").glob("parameters*.yml"):
-        found |= yaml.safe_load(path.read_text())
-    return set(makers(found))
+        names |= yaml.safe_load(path.read_text())
+    return set(makers(names))
 
 
 def test_the_readme_is_short_and_has_an_environment_to_choose():
@@ -174,11 +174,11 @@ def test_the_readmes_dag_is_the_pipelines():
     from lt_pipeline.pipelines import data_prep, method
 
     nodes = (data_prep.create_pipeline() + method.create_pipeline("more")).node_dependencies
-    rests_on = {node.name: {other.name for other in found} for node, found in nodes.items()}
+    rests_on = {node.name: {other.name for other in inputs} for node, inputs in nodes.items()}
     wanted = {
         (before, name)
-        for name, found in rests_on.items()
-        for before in found - {far for near in found for far in rests_on[near]}
+        for name, inputs in rests_on.items()
+        for before in inputs - {far for near in inputs for far in rests_on[near]}
     }
     drawn = re.findall(r"^  (\S+) --> (\S+)$", (PROJECT / "README.md").read_text(), flags=re.M)
     assert sorted(drawn) == sorted(wanted)
@@ -197,13 +197,13 @@ def test_the_citation_is_valid_and_has_the_papers_of_all_figures():
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Return version by name; ValueError for a line that is not `name==version[; marker]`."""
-    found = {}
+    versions = {}
     for line in lines:
         match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(; .+)?", line)
         if not match or Requirement(line).url or match[1] != canonicalize_name(match[1]):
             raise ValueError(line)
-        found[match[1]] = match[2]
-    return found
+        versions[match[1]] = match[2]
+    return versions
 
 
 CONSTRAINTS = (PROJECT / "constraints.txt").read_text().splitlines()
@@ -247,10 +247,10 @@ def test_every_dependency_is_pinned_within_what_is_asked_for(requirement):
 
 
 def test_every_extra_is_pinned_within_what_is_asked_for():
-    found = pins(CONSTRAINTS)
+    pinned = pins(CONSTRAINTS)
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     for requirement in [Requirement(line) for extra in extras for line in extra]:
-        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)])
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
 
 
 def test_nothing_committed_names_a_machine_or_a_registry():

@@ -58,14 +58,14 @@ def test_what_waits_for_nothing_is_not():
 def test_steps_and_input_of_methods_are_in_a_table():
     changes = ["model.backbone=resnet8", "training.epochs=2"]
     asked = ["ce", "more", "no loss:more:more.options.amplitude=0"]
-    found = step_ops.rows("base", asked, changes).set_index("method")
-    assert list(found.index) == ["ce", "more", "no loss"]
-    assert (found["waits"] == 0).all()
-    launches = found["launches"]
+    table = step_ops.rows("base", asked, changes).set_index("method")
+    assert list(table.index) == ["ce", "more", "no loss"]
+    assert (table["waits"] == 0).all()
+    launches = table["launches"]
     assert launches["ce"] < launches["no loss"] < launches["more"], "two passes are more than one"
-    assert (found["operations"] > launches).all()
-    assert (found["input_launches"] > 0).all()
-    assert (found["captured_launches"] < launches).all(), "batches are counted at once"
-    assert (found["beside"] < 10).all(), "the batch, the rates and the progress"
+    assert (table["operations"] > launches).all()
+    assert (table["input_launches"] > 0).all()
+    assert (table["captured_launches"] < launches).all(), "batches are counted at once"
+    assert (table["beside"] < 10).all(), "the batch, the rates and the progress"
     again = step_ops.rows("base", ["ce"], changes)
-    assert again.loc[0].drop("method").equals(found.loc["ce"])
+    assert again.loc[0].drop("method").equals(table.loc["ce"])

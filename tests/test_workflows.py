@@ -30,8 +30,8 @@ WORKFLOWS = PROJECT / ".github/workflows"
 
 def script(workflow: str, job: str, step: str) -> str:
     steps = yaml.safe_load((WORKFLOWS / workflow).read_text())["jobs"][job]["steps"]
-    (found,) = [s["run"] for s in steps if s.get("name") == step]
-    return found
+    (lines,) = [s["run"] for s in steps if s.get("name") == step]
+    return lines
 
 
 def bash(text: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -164,14 +164,14 @@ def _write(pipe: int, number: int) -> None:
 
 
 def _imported_by_the_package() -> set[str]:
-    found: set[str] = set()
+    modules: set[str] = set()
     for path in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module)
+                modules.add(node.module)
             elif isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
-    return {name for name in found if not name.startswith(LEFT_OUT)}
+                modules.update(alias.name for alias in node.names)
+    return {name for name in modules if not name.startswith(LEFT_OUT)}
 
 
 def _warm_up() -> None:

@@ -65,11 +65,11 @@ def tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def close(found: Any, expected: Any, tolerance: float = FLOAT32) -> None:
+def close(result: Any, expected: Any, tolerance: float = FLOAT32) -> None:
     """Assert that the largest error is below ``tolerance`` times the largest value."""
-    found, expected = (torch.as_tensor(x).double().cpu() for x in (found, expected))
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    result, expected = (torch.as_tensor(x).double().cpu() for x in (result, expected))
+    assert result.shape == expected.shape
+    assert float((result - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 def close_with_gradient(
@@ -293,23 +293,23 @@ def test_outlier_exposure_and_bounded_energies(inputs, expected):
 @golden("ece", *range(len(FILES["ece"]["expected"])))
 def test_the_calibration_error(inputs, expected, case):
     given = inputs["cases"][case]
-    found = expected_calibration_error(tensor(given["logits"]), torch.tensor(given["labels"]), 15)
-    close(found, expected)
+    error = expected_calibration_error(tensor(given["logits"]), torch.tensor(given["labels"]), 15)
+    close(error, expected)
 
 
 @golden("ood_metrics", *range(len(FILES["ood_metrics"]["expected"])))
 def test_ood_metrics_with_average_precision(inputs, expected, case):
     inside, outside = (tensor(inputs["cases"][case][side]) for side in ("inside", "outside"))
     labels = torch.zeros(len(inside), dtype=torch.int64)
-    found = ood_report(inside, outside, labels, LongTail.from_counts([1]))
+    measured = ood_report(inside, outside, labels, LongTail.from_counts([1]))
     for ours, theirs in (
         ("auroc", "auroc"),
         ("fpr95", "fpr95"),
         ("aupr_out", "aupr_out_hendrycks"),
     ):
-        close(found[ours], expected[theirs], PRINTED)
+        close(measured[ours], expected[theirs], PRINTED)
     # the trapezoid is another number: what is called AUPR here is not it
-    assert abs(found["aupr_out"] - expected["aupr_out_openood"]) > 1e-3
+    assert abs(measured["aupr_out"] - expected["aupr_out_openood"]) > 1e-3
 
 
 # weights after training, schedules
@@ -344,8 +344,8 @@ def test_the_rate_of_every_epoch_behind_the_warm_up(inputs, expected, case):
     steps = config.epochs * per_epoch
     for epoch in range(5, config.epochs):
         for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-            found = inputs["base"] * rate_factor(config, step, steps, per_epoch)
-            assert found == pytest.approx(expected[epoch], rel=1e-12), epoch
+            rates = inputs["base"] * rate_factor(config, step, steps, per_epoch)
+            assert rates == pytest.approx(expected[epoch], rel=1e-12), epoch
 
 
 # long tails
@@ -355,13 +355,13 @@ def test_the_rate_of_every_epoch_behind_the_warm_up(inputs, expected, case):
 def test_the_images_of_every_class(inputs, expected, case):
     name, profile, ratio = case.split("_")
     classes = int(name.removeprefix("cifar"))
-    found = profile_counts(
+    per_class = profile_counts(
         {"exp": Exponential(), "step": Step()}[profile],
         classes=classes,
         max_per_class=inputs["images"] // classes,
         imbalance_ratio=float(ratio),
     )
-    assert found == expected
+    assert per_class == expected
 
 
 def index_of(ratio: int, source: Any) -> Tensor:
@@ -410,6 +410,6 @@ def test_the_published_positions_in_the_real_files(inputs, expected, raw_cifar):
     real = load_source(inputs["set"], raw_cifar)
     assert index_of(inputs["imbalance_ratio"], real).tolist() == expected["index"]
     for ratio, sha256 in expected["sha256_of_int64_le"].items():
-        found = index_of(int(ratio), real)
-        assert len(found) == expected["images"][ratio]
-        assert hashlib.sha256(found.numpy().astype("<i8").tobytes()).hexdigest() == sha256
+        positions = index_of(int(ratio), real)
+        assert len(positions) == expected["images"][ratio]
+        assert hashlib.sha256(positions.numpy().astype("<i8").tobytes()).hexdigest() == sha256

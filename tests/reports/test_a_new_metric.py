@@ -32,7 +32,7 @@ def toy(monkeypatch):
     metric = Metric(
         "test/toy_spread", "toy spread", places,
         words="spread of the toys", better="lower", by_group="test/toy_{group}", picture="toys",
-        from_recalls=lambda found: float(found.known.max() - found.known.min()),
+        from_recalls=lambda recalls: float(recalls.known.max() - recalls.known.min()),
     )  # fmt: skip
     monkeypatch.setitem(METRICS, metric.key, metric)
     monkeypatch.setenv("COLUMNS", "300")

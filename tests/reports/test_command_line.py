@@ -39,11 +39,11 @@ def values(names):
     return st.recursive(SCALARS, inside, max_leaves=8)
 
 
-def ordered(found):
+def ordered(words):
     """Return parameters with types that are told apart and names in one order."""
-    if isinstance(found, dict):
-        return sorted((repr(name), ordered(value)) for name, value in found.items())
-    return [ordered(value) for value in found] if isinstance(found, list) else repr(found)
+    if isinstance(words, dict):
+        return sorted((repr(name), ordered(value)) for name, value in words.items())
+    return [ordered(value) for value in words] if isinstance(words, list) else repr(words)
 
 
 def read(text):

@@ -53,8 +53,8 @@ def test_the_mean_recall_of_photos_is_first_and_says_how_sure_it_is(capsys, monk
     held_out = {"mean_recall": 0.65, "classes": 2}
 
     def printed(**groups):
-        found = {"test": {**TEST, **sure, **groups}, "validation": held_out}
-        print_results({"ce": found}, {}, card, "open it")
+        metrics = {"test": {**TEST, **sure, **groups}, "validation": held_out}
+        print_results({"ce": metrics}, {}, card, "open it")
         return capsys.readouterr().out
 
     said = printed()
@@ -81,8 +81,8 @@ def test_a_studys_table_has_papers_below_their_arms(capsys, monkeypatch):
         ([{}], "behind a paper's figure: ours minus it, not paired"),
         ([], "over seeds)"),
     ):
-        found = {**comparison, "beside_papers": beside}
-        print_study("table_x", found, toy_card(), "sqlite:///x.db")
+        table = {**comparison, "beside_papers": beside}
+        print_study("table_x", table, toy_card(), "sqlite:///x.db")
         printed = capsys.readouterr().out
         assert said in printed
         lines = printed.splitlines()

@@ -26,9 +26,9 @@ from toys import toy_images
 
 
 def raised(call, *arguments):
-    with pytest.raises(Exception) as found:  # noqa: PT011
+    with pytest.raises(Exception) as error:  # noqa: PT011
         call(*arguments)
-    return found.value
+    return error.value
 
 
 @pytest.mark.parametrize("kind", [UserError, MissingFileError, UnwritableError])
@@ -163,8 +163,8 @@ def test_mlflows_artifacts_on_a_full_disk_are_named(tmp_path):
     with tiny_disk(tmp_path / "disk", "64k") as disk:
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
         try:
-            found = mlflow.create_experiment("e", artifact_location=str(disk))
-            with mlflow.start_run(experiment_id=found):
+            experiment_id = mlflow.create_experiment("e", artifact_location=str(disk))
+            with mlflow.start_run(experiment_id=experiment_id):
                 error = raised(mlflow.log_artifact, str(tmp_path / "big.bin"))
             line = in_one_line(error, "data/metrics.json")
         finally:
@@ -181,8 +181,8 @@ def test_a_database_on_a_full_disk_is_named(tmp_path, monkeypatch):
         insert = "insert into t values (zeroblob(1000000))"
         error = raised(lambda: (connection.execute(insert), connection.commit()))
         connection.close()
-    for found in (error, MlflowException(f"(sqlite3.OperationalError) {error} [SQL: ...]")):
-        line = in_one_line(found)
+    for failure in (error, MlflowException(f"(sqlite3.OperationalError) {error} [SQL: ...]")):
+        line = in_one_line(failure)
         assert line.startswith("no space left on device: postgresql://me:***@host/runs cannot be")
 
 
@@ -199,6 +199,6 @@ def test_an_error_that_came_of_a_full_disk_is_one():
 
 
 def test_json_is_a_kind_of_damage_only_beneath_kedro():
-    with pytest.raises(json.JSONDecodeError) as found:
+    with pytest.raises(json.JSONDecodeError) as error:
         json.loads("{")
-    assert in_one_line(found.value) is None
+    assert in_one_line(error.value) is None

@@ -36,10 +36,10 @@ def run(tmp_path, empty_database):
 @pytest.fixture
 def finished():
     """An experiment and its weights."""
-    found = experiment()
-    method = found.build()
+    one = experiment()
+    method = one.build()
     method.merge_for_inference()
-    return found, dict(method.state_dict())
+    return one, dict(method.state_dict())
 
 
 def experiment(**parameters):
@@ -65,9 +65,9 @@ def test_a_model_is_registered_only_where_that_is_asked_for(run, finished):
     assert newest() == 1
     again = deploy(*finished, FromAfar(images, at_once=1), METRICS, {"register": False}, {})
     assert newest() == 1
-    for found in (kept, registered, again):
-        assert found["run_id"] == run.info.run_id
-        answer = mlflow.pyfunc.load_model(found["model_uri"]).predict(images.images[:3].numpy())
+    for version in (kept, registered, again):
+        assert version["run_id"] == run.info.run_id
+        answer = mlflow.pyfunc.load_model(version["model_uri"]).predict(images.images[:3].numpy())
         assert answer["probabilities"].shape == (3, 4)
 
 
@@ -81,14 +81,14 @@ def test_a_model_of_several_labels_names_those_that_are_probable_enough(run):
     longtail = replace(LongTail.from_counts([90, 60, 40, 20], images.class_names), images=120)
     given = {"model": {"backbone": "resnet8"}}
     config = ExperimentConfig.resolve("bce", given)
-    found = Experiment(config, replace(toy_card(), longtail=longtail))
-    method = found.build()
+    one = Experiment(config, replace(toy_card(), longtail=longtail))
+    method = one.build()
     method.merge_for_inference()
     method.eval()
     probabilities = method.score(images.images[:6]).sigmoid().double()
     thresholds = probabilities.mean(0).tolist()
     metrics = {"test": {"mean_average_precision": 0.5}, "thresholds": thresholds}
-    logged = deploy(found, dict(method.state_dict()), images, metrics, {"register": False}, {})
+    logged = deploy(one, dict(method.state_dict()), images, metrics, {"register": False}, {})
     model = mlflow.pyfunc.load_model(logged["model_uri"])
     answer = model.predict(images.images[:6].numpy())
     assert answer["probabilities"] == pytest.approx(probabilities.detach().numpy(), abs=1e-5)

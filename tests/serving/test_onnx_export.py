@@ -23,9 +23,9 @@ onnx = pytest.importorskip("onnx")
 
 
 def finished(name, **parameters):
-    found = ExperimentConfig.resolve(name, {"model": {"backbone": "resnet8"}, **parameters})
+    config = ExperimentConfig.resolve(name, {"model": {"backbone": "resnet8"}, **parameters})
     torch.manual_seed(0)
-    method = methods.get(name)(found.options, found.model, toy_card())
+    method = methods.get(name)(config.options, config.model, toy_card())
     method.merge_for_inference()
     # as after training: BatchNorm has statistics of its own
     method.train()
@@ -50,10 +50,10 @@ def test_onnx_answers_what_the_deployed_model_answers(name):
     assert names[:2] == ["probabilities", "ood_score"]
     assert ("routing" in names) is (name == "dqroute")
     # a number of images that the export did not see
-    for found, expected in zip(
+    for answer, expected in zip(
         session.run(None, {"images": images[:7].numpy()}), wanted.values(), strict=True
     ):
-        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(answer, expected.numpy(), atol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [f"class {c}" for c in range(4)]
     assert "thresholds" not in metadata
@@ -74,10 +74,10 @@ class Catalog(dict):
 
 
 def test_labels_have_their_thresholds_in_the_metadata(tmp_path):
-    found = of_several()
-    method = found.build()
+    exported = of_several()
+    method = exported.build()
     method.merge_for_inference()
-    catalog = Catalog({"bce.config": found.config, "data_card": found.card})
+    catalog = Catalog({"bce.config": exported.config, "data_card": exported.card})
     catalog |= {"bce.model": dict(method.state_dict()), "test_set": toy_labels()}
     catalog["bce.onnx"] = tmp_path / "model.onnx"
     with pytest.raises(UserError, match="bce has none yet: kedro run --pipelines=bce"):
@@ -119,10 +119,10 @@ def test_the_difference_is_the_largest_of_all_answers():
     class Shifted(Plain):
         def forward(self, images):
             # one answer, of the third image of the second batch
-            found = super().forward(images)
+            logits = super().forward(images)
             if len(images) == BATCHES[1]:
-                found["b"][2] -= 0.25
-            return found
+                logits["b"][2] -= 0.25
+            return logits
 
     class Spoilt(Plain):
         def forward(self, images):

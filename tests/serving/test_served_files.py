@@ -132,8 +132,8 @@ def logged(experiment, tmp_path_factory, empty_database):
     images = toy_images(channels=3, size=SIZE)
     with mlflow.start_run(experiment_id=kept):
         metrics = {"test": {"accuracy": 0.5}}
-        found = deploy(experiment, weights, images, metrics, {"register": False}, SERVE)
-    yield weights, found["model_uri"], uri
+        deployed = deploy(experiment, weights, images, metrics, {"register": False}, SERVE)
+    yield weights, deployed["model_uri"], uri
     mlflow.set_tracking_uri(None)
 
 

@@ -69,25 +69,25 @@ def runs(project):
             "command": "kedro run --pipelines ce --namespaces ce",
         },
     }
-    found = {}
+    ids = {}
     for name, own in tags.items():
         run = client.create_run(experiment, tags={**own, "mlflow.runName": name})
-        found[name] = run.info.run_id
+        ids[name] = run.info.run_id
         client.set_terminated(run.info.run_id)
     files = [model, model.with_name("table.csv"), model.with_name("gone")]
     model.with_name("gone").write_text("gone")
     logged = {path.relative_to(project).as_posix(): hashes(path) for path in files}
     model.with_name("gone").unlink()
-    client.log_dict(found["ce"], logged, "outputs.json")
+    client.log_dict(ids["ce"], logged, "outputs.json")
     images = project / "data" / "03_primary" / "train.safetensors"
     logged = {images.relative_to(project).as_posix(): hashes(images)}
-    client.log_dict(found["data_prep"], logged, "outputs.json")
-    client.log_dict(found["ce"], {"method": "ce"}, "config.json")
+    client.log_dict(ids["data_prep"], logged, "outputs.json")
+    client.log_dict(ids["ce"], {"method": "ce"}, "config.json")
     client.create_registered_model("ce-digits")
-    source = f"runs:/{found['ce']}/model"
-    client.create_model_version("ce-digits", source, run_id=found["ce"])
+    source = f"runs:/{ids['ce']}/model"
+    client.create_model_version("ce-digits", source, run_id=ids["ce"])
     client.set_registered_model_alias("ce-digits", "champion", "1")
-    yield found
+    yield ids
     mlflow.set_tracking_uri(None)
 
 

@@ -138,11 +138,11 @@ def test_a_deleted_run_is_refused(client, run):
 
 
 def test_a_run_is_what_it_logged(client):
-    found = trained(client, SEED_1)
-    assert (found.id, found.experiment) == (SEED_1, EXPERIMENT)
-    assert (found.config.method, found.config.seed) == ("ce", 1)
-    assert found.config.training.epochs == 2
-    assert found.data == DATA
+    run = trained(client, SEED_1)
+    assert (run.id, run.experiment) == (SEED_1, EXPERIMENT)
+    assert (run.config.method, run.config.seed) == ("ce", 1)
+    assert run.config.training.epochs == 2
+    assert run.data == DATA
 
 
 def test_parameters_are_read_as_python_wrote_them(client, run, tmp_path):
@@ -186,9 +186,9 @@ def test_a_configuration_of_another_version_is_one_line(client, run):
 def test_weights_are_those_of_the_run(client, run, tmp_path):
     kept = {"a": torch.randn(3, 4), "b": torch.arange(5)}
     keep(ExperimentConfig(method="ce"), kept, tmp_path)
-    found = weights(client, client.get_run(run.info.run_id))
-    assert found.keys() == kept.keys()
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    state = weights(client, client.get_run(run.info.run_id))
+    assert state.keys() == kept.keys()
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
 
 
 def test_the_dataset_that_logs_weights_keeps_what_they_are_of(client, run, tmp_path):
@@ -212,9 +212,9 @@ def test_the_dataset_that_logs_weights_keeps_what_they_are_of(client, run, tmp_p
 def test_weights_of_earlier_versions_are_in_the_exported_network_bit_by_bit(client, folder):
     # the files are the last run's
     kept = load_file(folder / "data/06_models/smoke/ce/model.safetensors")
-    found = weights(client, client.get_run(SEED_1))
-    assert found.keys() == kept.keys()
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    state = weights(client, client.get_run(SEED_1))
+    assert state.keys() == kept.keys()
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
     others = weights(client, client.get_run(SEED_0))
     assert any(not torch.equal(others[name], kept[name]) for name in kept)
 
@@ -228,33 +228,33 @@ def test_an_exported_network_has_all_weights(method):
     finished = experiment.build()
     finished.merge_for_inference()
     kept = {name: value.clone() for name, value in finished.state_dict().items()}
-    found = weights_inside(export(finished, toy_images().images[:2]))
-    assert found.keys() == kept.keys()
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
-    experiment.finished(found)
+    state = weights_inside(export(finished, toy_images().images[:2]))
+    assert state.keys() == kept.keys()
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+    experiment.finished(state)
 
 
 def test_other_images_than_those_of_the_run_are_refused(client):
-    found = trained(client, SEED_0)
-    wanted = found.run.data.tags["data_hash"]
-    found.check(replace(toy_card(), data_hash=wanted))
+    run = trained(client, SEED_0)
+    wanted = run.run.data.tags["data_hash"]
+    run.check(replace(toy_card(), data_hash=wanted))
     files = {"source": "folder", "path": "photos", "profile": {"name": "natural"}}
     photos = replace(toy_card(), settings=DataConfig(**files).model_dump(mode="json"))
     line = "trained on 10 classes, and photos has 4 now: it knows no class 'class 0' and knows '0'"
     with pytest.raises(UserError, match=line):
-        found.check(photos)
+        run.check(photos)
     line = f"trained beside images of hash {wanted[:12]}, and the same parameters give {'0' * 12}"
     with pytest.raises(UserError, match=line):
-        found.check(toy_card())
+        run.check(toy_card())
 
 
 def test_an_evaluation_is_no_run_of_its_method(client, run):
-    before = [found.info.run_id for found in finished_runs(run.info.experiment_id)]
+    before = [other.info.run_id for other in finished_runs(run.info.experiment_id)]
     mlflow.log_metric("test/accuracy", 0.9)
     client.set_terminated(run.info.run_id)
-    assert run.info.run_id in [found.info.run_id for found in finished_runs(run.info.experiment_id)]
+    assert run.info.run_id in [other.info.run_id for other in finished_runs(run.info.experiment_id)]
     client.set_tag(run.info.run_id, "mlflow.parentRunId", SEED_0)
     client.set_tag(run.info.run_id, "evaluated_run", SEED_0)
-    assert [found.info.run_id for found in finished_runs(run.info.experiment_id)] == before
+    assert [other.info.run_id for other in finished_runs(run.info.experiment_id)] == before
     with pytest.raises(UserError, match=f"is an evaluation of run {SEED_0}: name that one"):
         trained(client, run.info.run_id)

@@ -37,12 +37,12 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    found = Server()
+    served = Server()
     monkeypatch.setattr(
-        mlflow.MlflowClient, "log_batch", lambda _, run, metrics: found.log_batch(_, run, metrics)
+        mlflow.MlflowClient, "log_batch", lambda _, run, metrics: served.log_batch(_, run, metrics)
     )
     monkeypatch.setenv(outbox.FOLDER, str(tmp_path / "unsent"))
-    return found
+    return served
 
 
 def values(*steps, name="loss"):
@@ -182,8 +182,8 @@ def test_values_arrive_in_a_real_store_to_the_digit(tmp_path, database):
     # a call that timed out may have arrived
     client.log_batch(run, metrics=sent[:1])
     list(bring_in(kept, uri))
-    found = client.get_metric_history(run, "loss")
-    assert [(m.step, m.timestamp, repr(m.value)) for m in found] == [
+    history = client.get_metric_history(run, "loss")
+    assert [(m.step, m.timestamp, repr(m.value)) for m in history] == [
         (1, 5, "0.1234567"), (2, 6, "nan")
     ]  # fmt: skip
     (kept / f"{'1' * 32}.jsonl").write_text(lines[0] + "\n")

@@ -30,9 +30,11 @@ def experiment(tmp_path, empty_database):
     """An experiment of a tracking database of its own."""
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    found = mlflow.create_experiment("digits", artifact_location=str(tmp_path / "artifacts"))
+    experiment_id = mlflow.create_experiment(
+        "digits", artifact_location=str(tmp_path / "artifacts")
+    )
     mlflow.set_experiment("digits")
-    return found
+    return experiment_id
 
 
 def log(config, table=RECALLS, groups="counts"):
@@ -60,22 +62,22 @@ def test_runs_are_read_by_one_query_and_say_what_their_files_say(experiment, mon
     ids = [log(config) for config in configs]
     asked, read = [], module._artifact
     monkeypatch.setattr(module, "_artifact", lambda *of: asked.append(of) or read(*of))
-    found = Runs(experiment)
-    table = found.table().set_index("run_id")
+    by_query = Runs(experiment)
+    table = by_query.table().set_index("run_id")
     for run_id, config in zip(ids, configs, strict=True):
         assert json.loads(table["config"][run_id]) == config.model_dump(mode="json")
-    recalls = found.recalls(ids)
+    recalls = by_query.recalls(ids)
     assert [name for _, name in asked] == ["class_table.csv"], "what classes there are"
     for _, own in recalls.groupby("run_id"):
         pd.testing.assert_frame_equal(own[list(RECALLS)].reset_index(drop=True), RECALLS)
-    assert found.notes == []
+    assert by_query.notes == []
 
 
 def test_classes_in_other_groups_are_not_taken_for_those_of_another_run(experiment):
     config = ExperimentConfig.resolve("ce", {})
     first, other = log(config), log(config, RECALLS.assign(group="many"), groups="thirds")
-    found = Runs(experiment).recalls([first, other]).groupby("run_id")["group"].unique()
-    assert (found[first].tolist(), found[other].tolist()) == (["few"], ["many"])
+    recalls = Runs(experiment).recalls([first, other]).groupby("run_id")["group"].unique()
+    assert (recalls[first].tolist(), recalls[other].tolist()) == (["few"], ["many"])
 
 
 def test_recalls_that_are_too_long_for_a_tag_are_read_from_the_table(experiment):
@@ -108,8 +110,8 @@ def test_average_precisions_are_read_from_each_runs_own_table(experiment):
     """They follow from no counts that a tag could have."""
     for value in (0.25, 0.75):
         log(ExperimentConfig.resolve("bce", {}), RECALLS.assign(average_precision=value))
-    found = Runs(experiment)
-    runs = found.table()["run_id"]
-    recalls = found.recalls(runs).groupby("run_id")["average_precision"].mean()
+    table = Runs(experiment)
+    runs = table.table()["run_id"]
+    recalls = table.recalls(runs).groupby("run_id")["average_precision"].mean()
     assert sorted(recalls) == [0.25, 0.75]
-    assert not any(RIGHT in run.data.tags for run in found._runs.values())
+    assert not any(RIGHT in run.data.tags for run in table._runs.values())

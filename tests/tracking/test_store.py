@@ -33,12 +33,12 @@ make_experiment(uri, "digits")
 def refused(uri, kind=UserError):
     """Return the line that refuses ``uri``, and see that it took seconds only."""
     started = time.monotonic()
-    with pytest.raises(kind) as found:
+    with pytest.raises(kind) as error:
         store.open_store(uri)
     assert time.monotonic() - started < 10
-    assert "\n" not in str(found.value)
-    assert "MLFLOW_TRACKING_URI" in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(error.value)
+    assert "MLFLOW_TRACKING_URI" in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.slow
@@ -213,10 +213,10 @@ def test_only_a_store_that_is_gone_is_taken_for_one():
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/m.db"])
 def test_what_cannot_be_reached_is_refused_with_its_address(uri):
-    with pytest.raises(ConnectionError, match="cannot be reached") as found:
+    with pytest.raises(ConnectionError, match="cannot be reached") as error:
         store.open_store(uri)
-    assert uri in str(found.value)
-    assert "MLFLOW_TRACKING_URI" in str(found.value)
+    assert uri in str(error.value)
+    assert "MLFLOW_TRACKING_URI" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_what_cannot_be_reached_is_refused_with_its_address(uri):
     ],
 )
 def test_a_password_is_not_printed(uri):
-    with pytest.raises(ConnectionError, match="cannot be reached") as found:
+    with pytest.raises(ConnectionError, match="cannot be reached") as error:
         store.open_store(uri)
-    assert "secret" not in str(found.value)
-    assert "***" in str(found.value)
+    assert "secret" not in str(error.value)
+    assert "***" in str(error.value)
 
 
 @pytest.mark.parametrize("user", ["", "me:secret@", "me:a@b@"])
