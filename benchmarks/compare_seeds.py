@@ -93,8 +93,8 @@ def resolve(method: str, values: dict[str, Any]) -> tuple[ExperimentConfig, str]
     check_parameters(values)
     config = ExperimentConfig.resolve(method, values)
     config.check_data(data_config(values))
-    said = config.model_dump(mode="json"), values["data"]
-    return config, sha256(repr(said).encode()).hexdigest()[:12]
+    identity = config.model_dump(mode="json"), values["data"]
+    return config, sha256(repr(identity).encode()).hexdigest()[:12]
 
 
 def is_there(rows: list[dict[str, Any]], label: str, seed: int, mark: str) -> bool:

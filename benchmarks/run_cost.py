@@ -33,7 +33,7 @@ NEEDED = ("conf", "src", "pyproject.toml")
 INSIDE = {
     ("lt_pipeline.learning.engine.trainer", "Trainer", "run_epoch"): "train: steps",
     ("lt_pipeline.learning.engine.trainer", "Trainer", "monitor"): "train: monitors",
-    ("lt_pipeline.learning.engine.trainer", "Trainer", "tell"): "train: MLflow is told",
+    ("lt_pipeline.learning.engine.trainer", "Trainer", "report_epoch"): "train: MLflow is told",
     ("lt_pipeline.learning.engine.checkpoint", "ResumeFile", "save"): "train: checkpoints",
 }
 

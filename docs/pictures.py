@@ -68,14 +68,14 @@ def chromium() -> str:
     Raises:
         PictureError: if there is none.
     """
-    told = os.environ.get("CHROMIUM")
-    found = next(filter(None, map(shutil.which, [told] if told else CHROMIUM)), None)
-    if not found:
+    given = os.environ.get("CHROMIUM")
+    program = next(filter(None, map(shutil.which, [given] if given else CHROMIUM)), None)
+    if not program:
         raise PictureError(
-            f"no browser: {told or ' or '.join(CHROMIUM[:3])} is not in PATH; install it (Debian: "
+            f"no browser: {given or ' or '.join(CHROMIUM[:3])} is not in PATH; install it (Debian: "
             f"apt install chromium) or set CHROMIUM=/path/to/it"
         )
-    return found
+    return program
 
 
 def free_port() -> int:
@@ -262,11 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="pictures to make; all unless told")
     parser.add_argument("--runs", type=Path, help="folder that keeps the runs for another time")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         chromium()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-            make((told.runs or Path(name) / "lt_pipeline").absolute(), told.names)
+            make((options.runs or Path(name) / "lt_pipeline").absolute(), options.names)
     except PictureError as error:
         sys.exit(f"Error: {error}")
 

@@ -33,7 +33,7 @@ from lt_pipeline.settings import CONFIG_LOADER_ARGS
 
 RAW = PROJECT / "data/01_raw"
 # what every run is told beside its recipe: the best test epoch is printed, and no set is outside
-TOLD = ("training.monitor_test=true", "evaluation.ood=false")
+CHANGES = ("training.monitor_test=true", "evaluation.ood=false")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _loaded(env: str, params: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the recipe that ``conf/<env>`` is of, by its paper, and its parameters."""
     loader = ConfLoader(conf_source=str(PROJECT / "conf"), env=env, **CONFIG_LOADER_ARGS)
-    parameters = updated(loader["parameters"], dotted([*TOLD, *params]))
+    parameters = updated(loader["parameters"], dotted([*CHANGES, *params]))
     check_parameters(parameters)
     return next(reversed(loader.recipes()), ""), parameters
 
@@ -93,8 +93,8 @@ def _studies(
         yield name, block, block.experiments(parameters)
     arms = dict(_methods(parameters, arguments.methods))
     if arms:
-        told = {label: {"method": config.method} for label, config in arms.items()}
-        yield METHODS, StudyConfig.read({"title": "Methods", "arms": told}), arms
+        chosen = {label: {"method": config.method} for label, config in arms.items()}
+        yield METHODS, StudyConfig.read({"title": "Methods", "arms": chosen}), arms
 
 
 def _methods(
@@ -139,10 +139,10 @@ def _write_images(
 def _download(python: str, folder: Path) -> None:
     """Gather the wheels of what is installed here, for ``python`` on x86-64."""
     shutil.rmtree(folder, ignore_errors=True)
-    told = [f"{name}=={version(name)}" for name in WHEELS]
+    pinned = [f"{name}=={version(name)}" for name in WHEELS]
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation=cp"]
     words += [f"--python-version={python}", *(f"--platform={name}" for name in PLATFORMS)]
-    subprocess.run([sys.executable, "-m", "pip", *words, f"--dest={folder}", *told], check=True)
+    subprocess.run([sys.executable, "-m", "pip", *words, f"--dest={folder}", *pinned], check=True)
 
 
 def _weigh(out: Path, limit: float) -> None:

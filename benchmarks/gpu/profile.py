@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from benchmarks.gpu import steps
 from benchmarks.gpu.packs import METHODS, Pack
-from benchmarks.gpu.throughput import STEPS, told
+from benchmarks.gpu.throughput import STEPS, as_measured
 from torch.profiler import ProfilerActivity, profile
 
 from lt_pipeline.learning.engine.checkpoint import atomic_path
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     entry = pack.asked([arguments.study], arguments.env, [], set(arguments.arms))[0]
     data, parts = entry.prepared(arguments.pack), []
     for label in arguments.arms:
-        training = steps.Training(told(entry.arms[label], arguments), data)
+        training = steps.Training(as_measured(entry.arms[label], arguments), data)
         parts.append("\n".join([f"# {label}", *look(training, arguments.steps, arguments.rows)]))
         with atomic_path(arguments.out / "profile.txt") as path:
             path.write_text("\n\n".join(parts))

@@ -59,18 +59,18 @@ class Queue:
         file = self.store.shared(self.plans[key], self.plans[key].stages[0])
         return file and file.path
 
-    def told(self, job: Job, said: Epoch) -> None:
+    def epoch_over(self, job: Job, message: Epoch) -> None:
         """Take up that an epoch is over."""
-        self.running[job.key].tell(said)
+        self.running[job.key].count_epoch(message)
 
-    def ended(self, job: Job, said: Finished | Failed) -> None:
+    def ended(self, job: Job, message: Finished | Failed) -> None:
         """Take up that a run is over."""
         progress = self.running.pop(job.key)
-        if isinstance(said, Failed):
-            self.failed[job.title] = said.reason
-        elif said.facts["fresh"]:
-            self.paces[_arm(progress.job)] = said.facts["wall_seconds"] / work(progress.job)
-        print(f"{job.title}: {_outcome(said)}", flush=True)
+        if isinstance(message, Failed):
+            self.failed[job.title] = message.reason
+        elif message.facts["fresh"]:
+            self.paces[_arm(progress.job)] = message.facts["wall_seconds"] / work(progress.job)
+        print(f"{job.title}: {_outcome(message)}", flush=True)
 
     def left(self) -> list[str]:
         """Return in sentences what was not finished."""
@@ -95,12 +95,12 @@ class Progress:
         """Return the seconds an image has taken, 0 where that is not known."""
         return self.seconds / self.images if self.images else 0.0
 
-    def tell(self, said: Epoch) -> None:
+    def count_epoch(self, message: Epoch) -> None:
         """Count an epoch, but not the first, nor those of before: they are told all at once."""
         now, before = time.time(), self.heard
         self.heard = now
-        if before and now - before >= said.values["train/seconds"]:
-            self.images += seen(self.job, self.stages[said.stage])
+        if before and now - before >= message.values["train/seconds"]:
+            self.images += seen(self.job, self.stages[message.stage])
             self.seconds += now - before
 
 
@@ -125,10 +125,10 @@ def _arm(plan: Experiment) -> str:
     return repr(kept)
 
 
-def _outcome(said: Finished | Failed) -> str:
-    if isinstance(said, Failed):
-        return f"failed: {said.reason}"
-    metrics, seconds = said.metrics, said.facts["wall_seconds"]
+def _outcome(message: Finished | Failed) -> str:
+    if isinstance(message, Failed):
+        return f"failed: {message.reason}"
+    metrics, seconds = message.metrics, message.facts["wall_seconds"]
     best = metrics.get("best_epoch/test/accuracy")
     also = "" if best is None else f", best epoch {100 * best:.1f}"
     return f"{100 * metrics['test/accuracy']:.1f} %{also}; {seconds:.0f} s"

@@ -94,18 +94,18 @@ def heard(worker: Worker, queue: Queue, results: Results, facts: Values) -> bool
     """Take up what ``worker`` says; return whether it is still there."""
     job = worker.job
     try:
-        said = worker.conn.recv()
+        message = worker.conn.recv()
     except (EOFError, OSError):
         queue.ended(job, Failed("its process is gone"))
         return False
-    if isinstance(said, Epoch):
-        queue.told(job, said)
-        results.curve(job, said)
+    if isinstance(message, Epoch):
+        queue.epoch_over(job, message)
+        results.curve(job, message)
         return True
-    queue.ended(job, said)
+    queue.ended(job, message)
     worker.job = None
-    if isinstance(said, Finished):
-        results.keep(job, said, facts)
+    if isinstance(message, Finished):
+        results.keep(job, message, facts)
     return True
 
 
@@ -118,19 +118,19 @@ class Results:
         self.keys = {row["key"] for row in self.rows}
         self.growing: dict[str, dict[tuple[str, int], Values]] = {}
 
-    def curve(self, job: Job, said: Epoch) -> None:
+    def curve(self, job: Job, message: Epoch) -> None:
         """Remember an epoch of a run."""
-        values = {name: float(f"{value:.6g}") for name, value in said.values.items()}
-        point = {"key": job.key[:12], "stage": said.stage, "epoch": said.number, **values}
-        self.growing.setdefault(job.key, {})[said.stage, said.number] = point
+        values = {name: float(f"{value:.6g}") for name, value in message.values.items()}
+        point = {"key": job.key[:12], "stage": message.stage, "epoch": message.number, **values}
+        self.growing.setdefault(job.key, {})[message.stage, message.number] = point
 
-    def keep(self, job: Job, said: Finished, facts: Values) -> None:
+    def keep(self, job: Job, message: Finished, facts: Values) -> None:
         """Write the curve of a run and, after it, its row."""
         entry = job.entry
         about = {"key": job.key, "study": entry.study, "env": entry.env, "arm": job.label}
         data = {"seed": job.seed, "data": entry.data.slug, "data_hash": entry.data_hash}
         self.points += self.growing.pop(job.key, {}).values()
-        self.rows.append({**about, **data, **said.metrics, **said.facts, **facts})
+        self.rows.append({**about, **data, **message.metrics, **message.facts, **facts})
         self.keys.add(job.key)
         for name, rows in ("curves.csv", self.points), ("runs.csv", self.rows):
             with atomic_path(self.folder / name) as path:
@@ -164,9 +164,9 @@ def best_of(folder: Path) -> tuple[int, bool]:
     path = folder / "throughput.csv"
     parts = pd.read_csv(path)[["part", "value"]] if path.exists() else pd.DataFrame()
     rows = [
-        (value, int(told[1]), told[2] == "by MPS")
+        (value, int(placed[1]), placed[2] == "by MPS")
         for part, value in parts.itertuples(index=False)
-        if (told := AT_ONCE.fullmatch(part))
+        if (placed := AT_ONCE.fullmatch(part))
     ]
     return max(rows)[1:] if rows else (8, True)
 

@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
     pack = Pack.read(arguments.pack)
     entry = pack.asked([arguments.study], arguments.env, [], set(arguments.arms))[0]
     labels = arguments.arms or list(entry.arms)
-    configs = {label: told(entry.arms[label], arguments) for label in labels}
+    configs = {label: as_measured(entry.arms[label], arguments) for label in labels}
     device, rows = choose_device(arguments.device), []
     for line in measure(configs, entry.prepared(arguments.pack), device, arguments):
         rows.append(line)
@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:,.4g}".format))
 
 
-def told(config: ExperimentConfig, arguments: argparse.Namespace) -> ExperimentConfig:
+def as_measured(config: ExperimentConfig, arguments: argparse.Namespace) -> ExperimentConfig:
     """Return ``config`` as it is measured."""
     size = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
     changes = {"step": arguments.step, **size}

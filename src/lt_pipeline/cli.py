@@ -47,11 +47,11 @@ def _read(option: click.Parameter) -> click.Parameter:
     return own
 
 
-def _told(command: Callable[..., Any]) -> Callable[..., Any]:
+def _in_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``command``, which says in one line what went wrong outside of nodes."""
 
     @wraps(command)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def caught(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except Exception:
@@ -61,7 +61,7 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
             with one_line():
                 raise
 
-    return told
+    return caught
 
 
 def where_it_belongs(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,8 +69,8 @@ def where_it_belongs(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def placed(*args: Any, **kwargs: Any) -> Any:
-        told = kwargs["env"] or os.environ.get("KEDRO_ENV") or kwargs["conf_source"]
-        if not told:
+        given = kwargs["env"] or os.environ.get("KEDRO_ENV") or kwargs["conf_source"]
+        if not given:
             from lt_pipeline.pipeline_registry import env_of
 
             kwargs["env"] = env_of([*kwargs["pipelines"], kwargs["pipeline"]])
@@ -81,7 +81,7 @@ def where_it_belongs(command: Callable[..., Any]) -> Callable[..., Any]:
 
 run = copy(kedros)
 run.params = [_read(option) for option in kedros.params]
-run.callback = _told(where_it_belongs(kedros.callback)) if kedros.callback else None
+run.callback = _in_one_line(where_it_belongs(kedros.callback)) if kedros.callback else None
 
 
 @click.command()

@@ -169,7 +169,7 @@ class ProjectHooks:
         """Tag the MLflow run with what made it and log the parameters that conf/ leaves out."""
         parameters, active = catalog.load("parameters"), mlflow.active_run()
         self.run = active.info.run_id if active else None
-        self.told = set[str]()  # data that MLflow has been told of
+        self.logged_data = set[str]()  # by hash, what MLflow has been told of
         data = data_config(parameters)
         several = bool(self.experiments or self.plans) and expected(data).longtail.several
         views.keep(views.RESULTS, views.results(several=several, balanced=data.balanced))
@@ -261,10 +261,10 @@ class ProjectHooks:
         """Tag the run with the hash of its data; refuse what was put in the place of its files."""
         if dataset_name == "data_card":
             check_card(data, self.data)
-            if data.data_hash not in self.told:
+            if data.data_hash not in self.logged_data:
                 tracking.set_tags({"data_hash": data.data_hash})
                 tracking.log_data(data.config.slug, data.data_hash)
-                self.told.add(data.data_hash)
+                self.logged_data.add(data.data_hash)
         for experiment in self.experiments:
             if dataset_name == f"{experiment.method}.config":
                 check_config(data, experiment)

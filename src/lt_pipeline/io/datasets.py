@@ -98,9 +98,9 @@ class KeyedDataset(_FileDataset[_In, _Out], Generic[_In, _Out]):
             UserError: naming the file and the node that makes it.
         """
         if self._exists():
-            self._check(self._said())
+            self._check(self._key_of_file())
 
-    def _said(self) -> str | None:
+    def _key_of_file(self) -> str | None:
         """Return the key that the file says."""
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class KeyedDataset(_FileDataset[_In, _Out], Generic[_In, _Out]):
 
 
 class _TensorsDataset(KeyedDataset[_In, _Out], Generic[_In, _Out]):
-    def _said(self) -> str | None:
+    def _key_of_file(self) -> str | None:
         return _facts(Path(self._filepath)).get(MADE_OF)
 
 
@@ -129,7 +129,7 @@ class StateDictDataset(_TensorsDataset[dict[str, Tensor], dict[str, Tensor]]):
         Raises:
             UserError: if they are of another run.
         """
-        self._check(self._said())
+        self._check(self._key_of_file())
         return _load(Path(self._filepath))
 
     def save(self, data: dict[str, Tensor]) -> None:
@@ -199,7 +199,7 @@ class TypedDataset(KeyedDataset[Any, Any]):
             self._check(value.pop(MADE_OF, None))
         return value
 
-    def _said(self) -> str | None:
+    def _key_of_file(self) -> str | None:
         return self._read().get(MADE_OF) if self._model is None else None
 
     def _read(self) -> Any:

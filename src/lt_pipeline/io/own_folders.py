@@ -38,11 +38,11 @@ def differences(parameters: Mapping[str, Any], written: Mapping[str, Any]) -> Di
 
     The order is that of the names, and equal numbers are equal: 1 and 1.0, but not ``true``.
     """
-    known = {path: _told(value) for path, value in flatten(written, ".")}
+    known = {path: _as_json(value) for path, value in flatten(written, ".")}
     return {
         path: _canonical(value)
         for path, value in sorted(flatten(parameters, "."), key=itemgetter(0))
-        if _decides(path) and known.get(path) != _told(value)
+        if _decides(path) and known.get(path) != _as_json(value)
     }
 
 
@@ -70,7 +70,7 @@ def in_words(changes: Differences) -> str:
 
 def key(values: Mapping[str, Any]) -> str:
     """Return a hash of ``values``, whatever order and spelling of numbers they have."""
-    return sha256(_told(values).encode()).hexdigest()
+    return sha256(_as_json(values).encode()).hexdigest()
 
 
 def _decides(path: str) -> bool:
@@ -81,7 +81,7 @@ def _decides(path: str) -> bool:
     return not looked_at and ".".join(parts[-2:]) not in FOLLOWED
 
 
-def _told(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return json.dumps(_canonical(value), sort_keys=True, default=str)
 
 

@@ -119,18 +119,18 @@ class _Lines(_Counted):
 
     def __init__(self, name: str, total: int, patience: float) -> None:
         super().__init__(name, total, patience)
-        self.said = self.started
+        self.last_line = self.started
 
     def show(self) -> None:
         """Say it, if the last time is long enough ago, and there will be no last word at once."""
-        late = time.monotonic() - self.said >= SECONDS_BETWEEN_LINES
+        late = time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES
         if late and self.done < self.total:
-            self.say()
+            self.write_line()
 
-    def say(self) -> None:
+    def write_line(self) -> None:
         """Say what is done, and how long the rest takes at this pace."""
-        self.said = time.monotonic()
-        seconds = self.said - self.started
+        self.last_line = time.monotonic()
+        seconds = self.last_line - self.started
         left = seconds * (self.total - self.done) / self.done if self.done else 0.0
         when = f"{in_words(left)} left" if self.done < self.total else f"in {in_words(seconds)}"
         LOGGER.info(
@@ -140,7 +140,7 @@ class _Lines(_Counted):
     def close(self) -> None:
         """Say how it ended, if it was to be shown at all."""
         if self.done and self.is_late:
-            self.say()
+            self.write_line()
 
 
 _ACTIVE: list[Shown] = []

@@ -103,13 +103,13 @@ def _remarks(values: Values) -> Iterable[str]:
     best = values.get("best_epoch", {}).get("test")
     if best:
         label = METRICS["best_epoch/test/accuracy"]
-        reached = f"the {label.heading} had {label.said(best['accuracy'])}"
+        reached = f"the {label.heading} had {label.with_unit(best['accuracy'])}"
         yield (
             f"{reached} (epoch {best['epoch']:.0f}); for comparison with papers only, nothing is "
             f"chosen by it"
         )
     if held_out:
-        reached = objective.said(held_out[objective.name])
+        reached = objective.with_unit(held_out[objective.name])
         of = f"{held_out['classes']} classes"
         yield f"{objective.words}, to choose by: {reached} (mean over {of})"
     yield from values.get("notes", [])
@@ -194,7 +194,7 @@ def print_sweep(
     console.print(f"Trials: {counts}; in {best['storage']}.", soft_wrap=True)
     if tested:
         reached = ", ".join(
-            f"{m.heading} {m.said(tested[m.key])}" for m in shown("sweep", tested).values()
+            f"{m.heading} {m.with_unit(tested[m.key])}" for m in shown("sweep", tested).values()
         )
         console.print(
             f"Trial {best['trial']} on the {card.config.test_set}, which nothing was chosen by: "

@@ -61,7 +61,9 @@ def table_rows(
         given = [figure for figure in beside if figure["label"] == own["label"]]
         for source in dict.fromkeys(figure["source"] for figure in given):
             theirs = {f["metric"]: f for f in given if f["source"] == source}
-            texts = [_said(theirs[n], m, gaps) if n in theirs else "" for n, m in metrics.items()]
+            texts = [
+                _paper_cell(theirs[n], m, gaps) if n in theirs else "" for n, m in metrics.items()
+            ]
             texts[place:place] = paired.cells_of_paper(own, source, beside) if paired else []
             rows.append(Row([source, "", *("" for _ in settings), *texts], of_paper=True))
     headings = [metric.column for metric in metrics.values()]
@@ -85,7 +87,7 @@ def _cell(row: Mapping[Any, Any], metric: Metric) -> str:
     return f"{text} [{', '.join(map(metric.number, ends))}]"
 
 
-def _said(figure: Mapping[str, Any], metric: Metric, gap: bool) -> str:
+def _paper_cell(figure: Mapping[str, Any], metric: Metric, gap: bool) -> str:
     """Return a paper's figure and, where it is asked for, ours minus it in brackets."""
     text = metric.number(figure["paper"])
     return f"{text} ({metric.change(figure['ours'] - figure['paper'])})" if gap else text

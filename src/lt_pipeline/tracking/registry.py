@@ -65,7 +65,7 @@ def _set(version: ModelVersion, run: Mapping[Any, Any], slug: str, metric: Metri
     uri, origin = f"models:/{slug}@{ALIAS}", f"{version.name}/{version.version}"
     what = (
         f"{origin}, of {run['label']} with seed {run['seed']}, whose {metric.words} is "
-        f"{metric.said(run[metric.key])}."
+        f"{metric.with_unit(run[metric.key])}."
     )
     before = _champion(slug)
     copy = _copied(version, slug, before, f"Copy of {what}")

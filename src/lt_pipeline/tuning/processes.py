@@ -70,9 +70,9 @@ class Process:
         """
         code = self.process.poll()
         if code is not None and code > 0:
-            said = last_line(self.log.read_text(errors="replace")) or "no output"
+            reason = last_line(self.log.read_text(errors="replace")) or "no output"
             kind = UserError if code == REFUSED else ChildProcessError
-            raise kind(f"a worker failed: {said} (all of it: {self.log})")
+            raise kind(f"a worker failed: {reason} (all of it: {self.log})")
         return code is not None
 
     @property

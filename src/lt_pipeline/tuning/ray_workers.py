@@ -99,8 +99,8 @@ def _probe(address: str) -> None:
             check=True,
         )
     except subprocess.TimeoutExpired as error:
-        said = _last_line((error.stderr or b"").decode(errors="replace"))
-        why = f", which says: {said}" if said else ""
+        reason = _last_line((error.stderr or b"").decode(errors="replace"))
+        why = f", which says: {reason}" if reason else ""
         raise UnreachableError(f"no answer in {PROBE_SECONDS} s from Ray{why}") from None
     except subprocess.CalledProcessError as error:
         raise UnreachableError(_last_line(error.stderr)) from None
@@ -216,8 +216,8 @@ class RayWorker:
             if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
                 self.log.write_text(str(error))
                 kind = UserError if _is_refused(error) else ChildProcessError
-                said = _last_line(str(error)).split("UserError: ")[-1]
-                raise kind(f"a worker failed: {said} (all of it: {self.log})") from error
+                reason = _last_line(str(error)).split("UserError: ")[-1]
+                raise kind(f"a worker failed: {reason} (all of it: {self.log})") from error
             # one that only cannot be reached would go on
             self.stop()
             self.killed = "or its machine is gone"
@@ -252,7 +252,7 @@ def run_workers(
         workers = [RayWorker(room, given, task.folder / "worker.log") for room in rooms]
         since: list[float] = [time.monotonic()]
 
-        def tell(dead: list[str]) -> bool:
+        def warn_and_follow(dead: list[str]) -> bool:
             waiting = [worker for worker in workers if worker.key is None]
             if waiting and since and time.monotonic() - since[0] > PLACE_SECONDS:
                 since.clear()
@@ -264,7 +264,7 @@ def run_workers(
                 )
             return follow(dead)
 
-        keep_working(workers, tell, restarts)
+        keep_working(workers, warn_and_follow, restarts)
 
 
 def _actor(kind: type, **place: Any) -> Any:

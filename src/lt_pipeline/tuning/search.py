@@ -152,7 +152,7 @@ class Follower:
     def __init__(self, study: Study, sweep: Sweep) -> None:
         self.study, self.sweep = study, sweep
         ended = self._ended()
-        self.told = {trial.number for trial in ended}
+        self.followed = {trial.number for trial in ended}
         if ended:
             LOGGER.info("%d trials of %s are there from before", len(ended), study.study_name)
 
@@ -163,12 +163,12 @@ class Follower:
 
     def _tell(self) -> None:
         for trial in self._ended():
-            if trial.number in self.told:
+            if trial.number in self.followed:
                 continue
-            self.told.add(trial.number)
-            done, total = len(self.told), self.sweep.config.trials
-            told = trial.number, short(trial.params), self._how(trial)
-            LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *told)
+            self.followed.add(trial.number)
+            done, total = len(self.followed), self.sweep.config.trials
+            words = trial.number, short(trial.params), self._how(trial)
+            LOGGER.info("%d/%d  trial %d · %s: %s", done, total, *words)
 
     def _ended(self) -> list[FrozenTrial]:
         trials = counted(self.study, self.sweep.config)
@@ -176,7 +176,7 @@ class Follower:
 
     def _how(self, trial: FrozenTrial) -> str:
         if trial.state == TrialState.COMPLETE:
-            return objective(self.study).said(trial.value or 0)
+            return objective(self.study).with_unit(trial.value or 0)
         if trial.state == TrialState.PRUNED:
             return trial.user_attrs.get(REASON) or f"stopped after {trial.last_step} epochs"
         return "given up, its process was killed"

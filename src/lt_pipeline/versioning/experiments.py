@@ -98,7 +98,7 @@ def _metrics(data: Values) -> Cells:
         run, method = PurePath(file).parts[-3:-1]
         for name, value in read.get("data", {}).items():
             metric = METRICS.get(f"test/{name}", HOLD_OUT)
-            cells[run, f"{method} {metric.heading}"] = metric.said(value)
+            cells[run, f"{method} {metric.heading}"] = metric.with_unit(value)
     return cells
 
 

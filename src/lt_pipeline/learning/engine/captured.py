@@ -117,7 +117,7 @@ class Captured(Plain):
         batch = self.objective.prepare(batch)
         leaves = _tensors(batch)
         shapes = tuple(tensor.shape for tensor in leaves)
-        self.tell(progress)
+        self.write_progress(progress)
         if shapes not in self.graphs:
             # while one thread captures, no other may wait for the whole device, as it does to begin
             # a capture, or draw on it
@@ -183,7 +183,7 @@ class Captured(Plain):
         if apart:
             raise RuntimeError(apart)
 
-    def tell(self, progress: Progress) -> None:
+    def write_progress(self, progress: Progress) -> None:
         """Write what is another in every step to where graphs read it."""
         self.progress.fill_(progress)
         for rate, group in zip(self.rate_tensors, self.optimizer.param_groups, strict=True):
@@ -197,12 +197,12 @@ class Captured(Plain):
         try:
             for group, rate in zip(groups, before, strict=True):
                 group["lr"] = rate / 2
-            self.tell(progress)
+            self.write_progress(progress)
             yield
         finally:
             for group, rate in zip(groups, before, strict=True):
                 group["lr"] = rate
-            self.tell(now)
+            self.write_progress(now)
 
     def held(self) -> dict[str, list[Tensor]]:
         """Return what a step changes, by kind; a frozen weight is among it, and stays."""

@@ -88,8 +88,8 @@ class ResumeFile:
         return dict(saved["state"]) if self._is_of(saved) else None
 
     def _is_of(self, saved: Mapping[str, Any]) -> bool:
-        said = saved.get("values", {}).items()
-        alike = all(self.values.get(name, value) == value for name, value in said)
+        values = saved.get("values", {}).items()
+        alike = all(self.values.get(name, value) == value for name, value in values)
         return alike and saved["fingerprint"] == self.fingerprint
 
     @property

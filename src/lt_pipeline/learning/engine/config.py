@@ -198,11 +198,13 @@ class TrainingConfig(Config):
         epochs: int = info.data.get("epochs", warmup)
         if warmup <= epochs:
             return warmup
-        _say(f"training.warmup_epochs is {warmup} of {epochs} epochs: shortened to {epochs // 2}")
+        _log_once(
+            f"training.warmup_epochs is {warmup} of {epochs} epochs: shortened to {epochs // 2}"
+        )
         return epochs // 2
 
 
 @cache
-def _say(line: str) -> None:
+def _log_once(line: str) -> None:
     """Log ``line`` once: a configuration is checked again by whatever takes it."""
     LOGGER.info(line)

@@ -68,8 +68,8 @@ def _frozen(method: Learner, config: TrainingConfig) -> Iterator[str]:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             upper = [module for module in modules if module.count(".") < 2]
-            said = unknown("part of the network", name, upper, next(iter(near), None))
-            raise UserError(f"training.freeze: {said}")
+            message = unknown("part of the network", name, upper, next(iter(near), None))
+            raise UserError(f"training.freeze: {message}")
         yield within + name
 
 

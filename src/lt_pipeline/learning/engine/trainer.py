@@ -122,7 +122,7 @@ class Trainer:
         if report:
             # of the epochs that an earlier run did, too: a tracker has the whole curve
             for epoch in range(1, self.epoch + 1):
-                self.tell(report, epoch)
+                self.report_epoch(report, epoch)
         # once, and not a batch at a time whenever they are looked at
         looked_at = {
             name: data if data.labels.device == self.device else data.to(self.device)
@@ -147,7 +147,7 @@ class Trainer:
                 if resume and (last or keep()):
                     resume.save(self.state())
                 if report:
-                    self.tell(report, self.epoch)
+                    self.report_epoch(report, self.epoch)
                 progress.note(in_short(self.epoch, self.epochs, values))
         self.step.swap()
 
@@ -219,7 +219,7 @@ class Trainer:
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
 
-    def tell(self, report: Report, epoch: int) -> None:
+    def report_epoch(self, report: Report, epoch: int) -> None:
         """Report an epoch, counted from 1."""
         points = [(name, p) for name, series in self.history.items() for p in series]
         report(self.stage.name, epoch, {n: p["value"] for n, p in points if p["step"] == epoch})
@@ -251,7 +251,7 @@ def in_short(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     for name in (*OBJECTIVES, *HEADLINES):
         if name in values:
             words = name.replace("/", " ").replace("_", " ")
-            parts.append(f"{words} {METRICS[name].said(values[name])}")
+            parts.append(f"{words} {METRICS[name].with_unit(values[name])}")
     parts.append(f"rate {values['train/learning_rate']:.2g}")
     return " · ".join([*parts, f"{values['train/images_per_second']:,.0f} images/s"])
 

@@ -70,8 +70,8 @@ class Evaluated(NamedTuple):
     answers: pd.DataFrame
     thresholds: list[float] | None = None
 
-    def told(self) -> Values:
-        """Return what is told of it beside the metrics."""
+    def thresholds_and_notes(self) -> Values:
+        """Return what stands beside the metrics where images have several labels."""
         if self.thresholds is None:
             return {}
         left_out = self.table["name"][self.table["test_images"] == 0].tolist()
@@ -98,7 +98,7 @@ def evaluate(
     held_out, thresholds = evaluate_hold_out(experiment, method.to(device), validation)
     judged = _evaluate_test(experiment, method, test, thresholds)
     shape, judged = _with_landscape(experiment, method, train, judged)
-    beside = judged.told()
+    beside = judged.thresholds_and_notes()
     metrics = {
         **beside,
         "test": judged.metrics,
@@ -132,7 +132,7 @@ def evaluate_again(
     judged = _evaluate_test(experiment, method, test, thresholds)
     shape, judged = _with_landscape(experiment, method, train, judged)
     metrics = {
-        **judged.told(),
+        **judged.thresholds_and_notes(),
         "test": judged.metrics,
         **shape,
         **_groups(method.card.longtail),
@@ -188,7 +188,7 @@ def _evaluate_labels(decided: Decided, test: Images, bins: int, seconds: float) 
     return Evaluated(
         {**label_report(decided), **score_report(scores, labels, bins)},
         pd.DataFrame(decided.table()),
-        pd.DataFrame(decided.said_together().numpy(), index=names, columns=names),
+        pd.DataFrame(decided.label_confusion().numpy(), index=names, columns=names),
         reliability(scores, labels, bins),
         seconds,
         _answers(test, decided.predicted),

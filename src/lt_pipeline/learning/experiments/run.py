@@ -120,7 +120,7 @@ def train_stages(
     whole, beside = (experiment.seen(s, training=True) for s in (sets.train, sets.auxiliary))
     monitors = {name: data for name, data in watched.items() if len(data)}
 
-    def train(own: Method, stage: Stage, told: Report | None) -> Trained:
+    def train(own: Method, stage: Stage, report_epoch: Report | None) -> Trained:
         seen = experiment.seen(start.seen(stage, sets.train), training=True)
         risk = config.training.monitor_risk
         history = fit(
@@ -133,7 +133,7 @@ def train_stages(
             monitors=monitors,
             auxiliary=beside,
             resume=stage_resume(experiment, stage, start.checkpoints, seen, folder),
-            report=told,
+            report=report_epoch,
             measure=RiskByGroup(experiment, own, whole) if risk else None,
         )
         return Trained(dict(own.state_dict()), history)
@@ -142,25 +142,25 @@ def train_stages(
         return [train(method, stages[0], report)]
     own = [copy.deepcopy(method) for _ in stages]
     epochs = sum(stage.passes(config.training.epochs) for stage in stages)
-    with counted(stages[0].group, epochs, report) as told:
-        tasks = [partial(train, *one, told) for one in zip(own, stages, strict=True)]
+    with shared_progress(stages[0].group, epochs, report) as report_epoch:
+        tasks = [partial(train, *one, report_epoch) for one in zip(own, stages, strict=True)]
         return results(side_by_side(tasks, experiment.device))
 
 
 @contextmanager
-def counted(title: str, epochs: int, report: Report | None = None) -> Iterator[Report]:
+def shared_progress(title: str, epochs: int, report: Report | None = None) -> Iterator[Report]:
     """Show how many of the ``epochs`` of several trainings are over; yield what they report to.
 
-    It calls ``report`` with what it is told.
+    It passes every epoch on to ``report``.
     """
     with shown(title, epochs, patience=0) as progress:
 
-        def told(stage: str, epoch: int, values: Mapping[str, float]) -> None:
+        def report_epoch(stage: str, epoch: int, values: Mapping[str, float]) -> None:
             progress.advance()
             if report:
                 report(stage, epoch, values)
 
-        yield told
+        yield report_epoch
 
 
 def _seed(experiment: Experiment, stage: Stage) -> int:

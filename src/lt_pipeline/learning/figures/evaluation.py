@@ -221,7 +221,7 @@ def reliability_diagram(
     )
     total = sum(bins["images"])
     parts = zip(bins["images"], bins["accuracy"], bins["confidence"], strict=True)
-    error = ECE.said(sum(n * abs(a - c) / total for n, a, c in parts))
+    error = ECE.with_unit(sum(n * abs(a - c) / total for n, a, c in parts))
     axes.bar(
         left, accuracy, width, align="edge", color="#56B4E9", edgecolor="white", label="accuracy"
     )

@@ -101,6 +101,7 @@ def recall_profiles(
     plain(axes)
     for (name, recalls), (colour, marker) in zip(profiles.items(), _looks(), strict=False):
         if recalls:
+            mean = HARMONIC.with_unit(_mean(recalls, floor))
             axes.plot(
                 range(1, len(recalls) + 1),
                 metric.scaled(recalls),
@@ -109,7 +110,7 @@ def recall_profiles(
                 markersize=5,
                 linewidth=1.4,
                 drawstyle="steps-mid",
-                label=f"{words(name)}: {HARMONIC.plain} {HARMONIC.said(_mean(recalls, floor))}",
+                label=f"{words(name)}: {HARMONIC.plain} {mean}",
                 # the worst recalls lie on the frame
                 clip_on=False,
                 zorder=3,

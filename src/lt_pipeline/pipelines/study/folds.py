@@ -24,8 +24,8 @@ Values = dict[str, Any]
 Row = Mapping[Any, Any]
 
 
-class Told(NamedTuple):
-    """What is told of arms: what is ``pooled``, first that with an interval, and of each fold."""
+class FoldMetrics(NamedTuple):
+    """The metrics of a table on folds: two are pooled, ``main`` with an interval, two are not."""
 
     main: Metric
     beside: Metric
@@ -33,10 +33,10 @@ class Told(NamedTuple):
     held_out: Metric
 
     @classmethod
-    def by(cls, columns: Iterable[object]) -> Told:
-        """Return it of pooled arms with ``columns``, which tell one label from several."""
+    def by(cls, columns: Iterable[object]) -> FoldMetrics:
+        """Return those of pooled arms with ``columns``, which tell one label from several."""
         names = set(map(str, columns))
-        return next(told for told in TOLD if told.main.key in names)
+        return next(metrics for metrics in FOLD_METRICS if metrics.main.key in names)
 
     @property
     def ahead(self) -> str:
@@ -44,8 +44,8 @@ class Told(NamedTuple):
         return f"{self.main.key} difference"
 
 
-TOLD = tuple(
-    Told(*(METRICS[key] for key in keys))
+FOLD_METRICS = tuple(
+    FoldMetrics(*(METRICS[key] for key in keys))
     for keys in (
         ("pooled/mean_recall", "pooled/accuracy", "test/mean_recall", OBJECTIVES[0]),
         ("pooled/macro_f1", "pooled/micro_f1", "test/mean_average_precision", OBJECTIVES[1]),
@@ -97,37 +97,37 @@ def tabulate_folds(
 ) -> tuple[Values, str]:
     """Return a row an arm, pooled and by fold: for the screen, and in Markdown."""
     reference, count = plan.study.reference, len(plan.folds)
-    over, told = summary.set_index("arm"), Told.by(pooled)
-    by_fold = runs.groupby(["arm", "fold"])[told.of_fold.key].mean()
-    versus = len(pooled) > 1 and told.ahead in pooled
+    over, metrics = summary.set_index("arm"), FoldMetrics.by(pooled)
+    by_fold = runs.groupby(["arm", "fold"])[metrics.of_fold.key].mean()
+    versus = len(pooled) > 1 and metrics.ahead in pooled
     # of one label it is the metric that is pooled
-    of_what = "" if told is TOLD[0] else f"{told.of_fold.heading}, "
+    of_what = "" if metrics is FOLD_METRICS[0] else f"{metrics.of_fold.heading}, "
     headings = [
         "arm",
-        told.main.column,
+        metrics.main.column,
         *([f"minus {reference}"] if versus else []),
-        told.beside.column,
+        metrics.beside.column,
         f"{of_what}mean of {count} folds",
         *(f"fold {fold}" for fold in plan.folds),
-        told.held_out.column,
+        metrics.held_out.column,
     ]
     rows = [
         Line(
             [
                 row["arm"],
-                _pooled(row, told.main),
-                *([_ahead(row, told)] if versus else []),
-                told.beside.number(row[told.beside.key]),
-                _over(over, row["arm"], told.of_fold),
-                *(told.of_fold.number(by_fold[row["arm"], fold]) for fold in plan.folds),
-                _over(over, row["arm"], told.held_out),
+                _pooled(row, metrics.main),
+                *([_ahead(row, metrics)] if versus else []),
+                metrics.beside.number(row[metrics.beside.key]),
+                _over(over, row["arm"], metrics.of_fold),
+                *(metrics.of_fold.number(by_fold[row["arm"], fold]) for fold in plan.folds),
+                _over(over, row["arm"], metrics.held_out),
             ],
             of_paper=False,
         )
         for row in pooled.to_dict("records")
     ]
     failed = failed_runs(runs)
-    notes = [*_notes(pooled, runs, told.main), *failed]
+    notes = [*_notes(pooled, runs, metrics.main), *failed]
     comparison = {
         "of": f"{count} folds",
         "about": "pooled: every image is tested once, by the model that has not seen it; "
@@ -151,15 +151,17 @@ def _pooled(row: Row, main: Metric) -> str:
     return f"{text}{seeds}{_ends(row, main.key, main.number)}"
 
 
-def _ahead(row: Row, told: Told) -> str:
-    if _missing(row[told.ahead]):
+def _ahead(row: Row, metrics: FoldMetrics) -> str:
+    if _missing(row[metrics.ahead]):
         return ""
-    return f"{told.main.change(row[told.ahead])}{_ends(row, told.ahead, told.main.change)}"
+    return (
+        f"{metrics.main.change(row[metrics.ahead])}{_ends(row, metrics.ahead, metrics.main.change)}"
+    )
 
 
-def _ends(row: Row, key: str, said: Any) -> str:
+def _ends(row: Row, key: str, number: Any) -> str:
     ends = [row[f"{key} {end}"] for end in ("low", "high")]
-    return "" if _missing(ends[0]) or ends[0] == ends[1] else f" [{', '.join(map(said, ends))}]"
+    return "" if _missing(ends[0]) or ends[0] == ends[1] else f" [{', '.join(map(number, ends))}]"
 
 
 def _over(summary: pd.DataFrame, arm: str, metric: Metric) -> str:

@@ -22,7 +22,7 @@ from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.engine.parallel import results, side_by_side
 from lt_pipeline.learning.engine.trainer import Report
 from lt_pipeline.learning.experiments.experiment import Experiment, Sets
-from lt_pipeline.learning.experiments.run import counted, run_experiment
+from lt_pipeline.learning.experiments.run import run_experiment, shared_progress
 from lt_pipeline.learning.experiments.store import Store
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.studies.plan import Plan, Run
@@ -104,9 +104,9 @@ def _train_all(
     if len(names) == 1:
         return [_train(plan, names[0], card, sets, raw_folder, store, parent)]
     epochs = sum(_epochs(Experiment(plan.runs[name].config, card)) for name in names)
-    with counted(f"{len(names)} runs at once", epochs) as told:
+    with shared_progress(f"{len(names)} runs at once", epochs) as report_epoch:
         tasks = [
-            partial(_train, plan, name, card, sets, raw_folder, store, parent, told)
+            partial(_train, plan, name, card, sets, raw_folder, store, parent, report_epoch)
             for name in names
         ]
         return results(side_by_side(tasks, device))
@@ -125,11 +125,11 @@ def _train(
     raw_folder: Path,
     store: Store,
     parent: mlflow.ActiveRun | None,
-    told: Report | None = None,
+    report_epoch: Report | None = None,
 ) -> Values:
     """Do the run ``name``, unless it is kept, and return what is known of it.
 
-    ``parent`` is the study's run in MLflow; ``told`` is called after every epoch, too.
+    ``parent`` is the study's run in MLflow; ``report_epoch`` is called after every epoch, too.
     """
     run = plan.runs[name]
     experiment, kept = Experiment(run.config, card), _kept(store, run, card)
@@ -141,8 +141,8 @@ def _train(
 
             def report(stage: str, epoch: int, values: Mapping[str, float]) -> None:
                 log_epoch(stage, epoch, values)
-                if told:
-                    told(stage, epoch, values)
+                if report_epoch:
+                    report_epoch(stage, epoch, values)
 
             metrics = run_experiment(experiment, sets, raw_folder, store, report)
             tracking.log_metrics(metrics)

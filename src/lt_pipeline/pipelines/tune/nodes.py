@@ -101,7 +101,7 @@ def _do_trials(task: Task) -> None:
     from lt_pipeline.tuning.study import any_ended, release_lost, running, to_start
 
     mine, config = task.search(), task.sweep.config
-    tell = Follower(task.study, task.sweep)
+    follower = Follower(task.study, task.sweep)
     lost = release_lost(task.study, config)
     if lost:
         LOGGER.warning("Trials %s were lost with their process; tried again", lost)
@@ -110,12 +110,12 @@ def _do_trials(task: Task) -> None:
         again = release_lost(task.study, config, dead)
         if again:
             LOGGER.warning("Trials %s were lost with their worker; tried again", again)
-        tell()
+        follower()
         return mine.more()
 
     while True:
         if config.workers == 1 and config.engine == "processes":
-            task.work(after=tell)
+            task.work(after=follower)
         elif mine.more():
             _let_workers(task, follow)
         others = running(task.study)

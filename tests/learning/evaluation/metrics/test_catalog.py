@@ -21,9 +21,9 @@ ROOMS = ("reports", "pipelines", "tracking", "tuning", "hooks", "learning/studie
 def test_a_value_is_written_in_its_unit():
     share = Metric("test/x", "x")
     seconds = Metric("cost/x", "x", unit="s", digits=0)
-    assert (share.column, share.axis, share.said(0.1234)) == ("x %", "x, %", "12.3 %")
+    assert (share.column, share.axis, share.with_unit(0.1234)) == ("x %", "x, %", "12.3 %")
     assert (share.change(0.1234), share.change(-0.1234, 1)) == ("+12.3", "-12.34")
-    assert (seconds.column, seconds.said(12345.6)) == ("x s", "12,346 s")
+    assert (seconds.column, seconds.with_unit(12345.6)) == ("x s", "12,346 s")
     assert share.scaled([0.5]) == [50]
     assert seconds.scaled([0.5]) == [0.5]
 

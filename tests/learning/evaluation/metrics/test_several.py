@@ -102,7 +102,7 @@ def test_the_table_says_what_each_class_is_decided_by():
     has, said = labels[:, 0].bool(), scores[:, 0] >= 0
     assert rows[0]["recall"] == pytest.approx(float((has & said).sum() / has.sum()))
     assert rows[0]["precision"] == pytest.approx(float((has & said).sum() / said.sum()))
-    together = decided.said_together()
+    together = decided.label_confusion()
     assert together[0, 1] == int((has & (scores[:, 1] >= 0)).sum())
     assert np.diagonal(together.numpy()).tolist() == decided.right.tolist()
 

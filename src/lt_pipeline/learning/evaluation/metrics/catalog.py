@@ -102,7 +102,7 @@ class Metric:
         """Return ``value`` as it is shown, without the unit."""
         return f"{self.factor * value:,.{self.digits + more_digits}f}"
 
-    def said(self, value: float) -> str:
+    def with_unit(self, value: float) -> str:
         """Return ``value`` as it is shown, with the unit."""
         return f"{self.number(value)} {self.unit}".rstrip()
 

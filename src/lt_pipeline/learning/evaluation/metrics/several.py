@@ -137,7 +137,7 @@ class Decided:
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def said_together(self) -> Tensor:
+    def label_confusion(self) -> Tensor:
         """Return of how many images with one label (row) which is said (column), int64 ``[C, C]``.
 
         On the diagonal are those that are right.
