@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lt_pipeline.learning.evaluation.metrics.catalog import placed
+from lt_pipeline.learning.evaluation.metrics.catalog import HEADLINES, of_task, placed
 from lt_pipeline.learning.experiments.config import (
     ExperimentConfig,
     check_parameters,
@@ -136,15 +136,17 @@ def run(config: ExperimentConfig, data: dict[str, Any], store: Store) -> dict[st
 def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return mean and deviation over seeds, in per cent, a row a label.
 
-    Accuracy has its paired difference from the first label's, with a 95 % interval.
+    Accuracy, or of several labels an image the mean average precision, has its paired difference
+    from the first label's, with a 95 % interval.
     """
     table = pd.DataFrame(rows)
     known = {m.name: replace(m, key=m.name) for m in placed("first")}
     metrics = {name: m for name, m in known.items() if name in table}
     first = table["label"].iloc[0]
     means = over_seeds(table, "label", list(metrics))
-    own = with_differences(means, table, first, ["accuracy"]).reset_index()
-    paired = Paired(metrics["accuracy"], first)
+    headline = of_task(HEADLINES, [f"test/{name}" for name in table]).name
+    own = with_differences(means, table, first, [headline]).reset_index()
+    paired = Paired(metrics[headline], first)
     headings, lines = table_rows(own, [], metrics, "label", paired=paired)
     return pd.DataFrame([row.cells for row in lines], columns=headings).set_index("label")
 

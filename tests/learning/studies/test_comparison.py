@@ -310,6 +310,25 @@ def test_the_benchmarks_print_the_difference_from_their_first_label(monkeypatch)
     assert gap.loc["decomposition_only"].tolist()[2:4] == ["+4.85 (one seed)", "-"]
 
 
+def test_the_benchmarks_print_that_of_the_mean_average_precision_where_labels_are_several(
+    monkeypatch,
+):
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    from compare_seeds import summary
+
+    reached = {"bce": (0.5, 0.52), "more": (0.53, 0.56)}
+    found = summary(
+        [
+            {"label": label, "seed": seed, "mean_average_precision": value, "macro_f1": 0.4}
+            for label, values in reached.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+    assert found.columns[1:4].tolist() == ["mAP %", "mAP % minus bce", "seeds needed"]
+    assert found.loc["more", "mAP %"] == "54.5 ± 2.1"
+    assert found.loc["more", "mAP % minus bce"].startswith("+3.50 [")
+
+
 def test_what_the_methods_should_share_and_do_not_is_said():
     runs, _ = chosen(run("ce", 0, 0.4), run("more", 0, 0.5, epochs=5))
     assert differing_settings(runs) == [
