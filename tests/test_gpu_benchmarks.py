@@ -171,9 +171,9 @@ def test_no_run_is_begun_that_cannot_end_in_time(queue):
     assert first.label == "short"
     assert waiting.next().label == "long", "of which nothing is known yet"
     progress = waiting.running[first.key]
-    waiting.told(first, Epoch("train", 1, {"train/seconds": 1.0}))
+    waiting.epoch_over(first, Epoch("train", 1, {"train/seconds": 1.0}))
     progress.heard -= 2.0  # the next epoch comes two seconds later
-    waiting.told(first, Epoch("train", 2, {"train/seconds": 1.0}))
+    waiting.epoch_over(first, Epoch("train", 2, {"train/seconds": 1.0}))
     assert 2 * progress.pace * sum(progress.job.card.longtail.class_counts) == pytest.approx(4, 0.1)
     waiting.ended(first, Finished({"test/accuracy": 0.5}, {"wall_seconds": 10.0, "fresh": True}))
     assert waiting.next().label == "short", "10 of 60 seconds"
@@ -190,7 +190,7 @@ def test_what_was_resumed_says_nothing_of_the_pace(queue):
     waiting = queue(entry(short=arm("ce")), 60)
     job = waiting.next()
     for number in range(1, 5):
-        waiting.told(job, Epoch("train", number, {"train/seconds": 1.0}))
+        waiting.epoch_over(job, Epoch("train", number, {"train/seconds": 1.0}))
     assert waiting.running[job.key].pace == 0
 
 

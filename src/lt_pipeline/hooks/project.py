@@ -147,8 +147,8 @@ class ProjectHooks:
                 if name not in (*known, COMPARE, EVALUATE)
             ]
             if self.evaluated:
-                judged = parameters["evaluation"], parameters["device"]
-                self.experiments = [self.evaluated.config.evaluated_as(*judged)]
+                settings = parameters["evaluation"], parameters["device"]
+                self.experiments = [self.evaluated.config.evaluated_as(*settings)]
             used = [*self.experiments, *(e for p in self.plans.values() for e in p.arms)]
             _check_fit(used, parameters)
             _check_order(pipeline, parameters)

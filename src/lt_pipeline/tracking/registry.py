@@ -33,13 +33,13 @@ def promote(runs: pd.DataFrame, slug: str) -> Values:
     is no champion, and ``sentence``, which says what was done and why.
     """
     metric = of_task(OBJECTIVES, runs)
-    judged = runs.dropna(subset=[metric.key]) if metric.key in runs else runs[:0]
-    if judged.empty:
+    held_out = runs.dropna(subset=[metric.key]) if metric.key in runs else runs[:0]
+    if held_out.empty:
         return _none(
             "no run has a hold-out to choose by, and the test set must not choose; train with "
             "data.validation=0.1"
         )
-    best_first = metric.best_first(judged).to_dict("records")
+    best_first = metric.best_first(held_out).to_dict("records")
     for start in range(0, len(best_first), AT_ONCE):
         some = best_first[start : start + AT_ONCE]
         versions = _versions([run["run_id"] for run in some], slug)

@@ -172,5 +172,5 @@ def with_holdout(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``parameters`` with data that have a hold-out: trials are judged by it."""
     if data_config(parameters).holds_out:
         return dict(parameters)
-    share = tune_config(parameters).validation
-    return {**parameters, "data": updated(parameters.get("data"), {"validation": share})}
+    validation = tune_config(parameters).validation
+    return {**parameters, "data": updated(parameters.get("data"), {"validation": validation})}

@@ -114,14 +114,14 @@ def places(
     """
     on_gpu = device == "cuda" or (device == "auto" and any(node.get("GPU") for node in nodes))
 
-    def room(share: int) -> int:
+    def room(cores: int) -> int:
         gpus = (int(node.get("GPU", 0)) if on_gpu else workers for node in nodes)
-        cpus = (int(node.get("CPU", 0) // share) for node in nodes)
+        cpus = (int(node.get("CPU", 0) // cores) for node in nodes)
         return sum(map(min, gpus, cpus))
 
     if not room(1):
         what = "a GPU and a CPU core (device: cuda)" if on_gpu else "a CPU core"
         raise UserError(f"no machine of the Ray cluster has {what} to give to a worker")
     most = int(max(node.get("CPU", 0) for node in nodes))
-    share = max((n for n in range(1, most + 1) if room(n) >= workers), default=1)
-    return [{"num_cpus": share, "num_gpus": int(on_gpu)} for _ in range(workers)]
+    cores = max((n for n in range(1, most + 1) if room(n) >= workers), default=1)
+    return [{"num_cpus": cores, "num_gpus": int(on_gpu)} for _ in range(workers)]

@@ -23,7 +23,7 @@ def test_labels_occur_as_the_profile_says(profile):
     chances = mosaics.rates(profile, 20)
     assert float(chances.sum()) == pytest.approx(1)
     occurs = 1 - (1 - chances) ** 4
-    wanted = torch.tensor([profile.share(c / 9, 20) for c in range(10)])
+    wanted = torch.tensor([profile.fraction(c / 9, 20) for c in range(10)])
     torch.testing.assert_close((occurs / occurs[0]).float(), wanted, rtol=1e-6, atol=0)
 
 

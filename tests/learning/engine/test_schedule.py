@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_pipeline.learning.engine.config import TrainingConfig, _say
+from lt_pipeline.learning.engine.config import TrainingConfig, _log_once
 from lt_pipeline.learning.engine.schedule import rate_factor
 
 
@@ -76,7 +76,7 @@ def test_milestones_of_another_schedule_need_not_be_reached():
 
 @pytest.mark.parametrize(("epochs", "warmup", "used"), [(3, 5, 1), (1, 5, 0), (5, 5, 5), (6, 5, 5)])
 def test_a_warm_up_longer_than_the_run_leaves_half_of_it(epochs, warmup, used, caplog):
-    _say.cache_clear()
+    _log_once.cache_clear()
     with caplog.at_level("INFO"):
         for _ in range(2):
             config = TrainingConfig(epochs=epochs, warmup_epochs=warmup)

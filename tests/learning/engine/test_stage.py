@@ -16,7 +16,7 @@ ALL = Stage(
     "last", ("first",), role="branch", group="many", folded=("source",), anew=("source.net.head",),
     subset=Subset((1,), 5), sampler=class_balanced, pair=class_balanced, outliers=0.5,
     mix=MixConfig(), remainder=True, trainable=("", "scale"), adapts=("net",), rates={"scale": 2.0},
-    frozen=("net.head",), epochs=3, share=0.5, training={"batch_size": 7}, objective="routing",
+    frozen=("net.head",), epochs=3, fraction=0.5, training={"batch_size": 7}, objective="routing",
     step="merge", decides="source", recipe=Recipe(left_out=("sets",)),
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_on_top_of_it_a_stage_has_the_names_that_its_own_method_gives_it():
     assert (stages.objective, stages.step) == ("source.routing", "source.merge")
     assert stages.decides == "source.source"
     kept = {"role", "group", "subset", "sampler", "pair", "outliers", "mix", "remainder", "epochs",
-            "share", "training"}  # fmt: skip
+            "fraction", "training"}  # fmt: skip
     assert all(getattr(stages, name) == getattr(ALL, name) for name in kept)
     named = {"name", "start", "folded", "anew", "trainable", "adapts", "frozen", "rates",
              "objective", "step", "decides", "recipe"}  # fmt: skip
@@ -61,7 +61,7 @@ def test_what_decides_it_is_of_the_method_it_is_of_however_far_up():
 
 @pytest.mark.parametrize(
     ("given", "budget", "wanted"),
-    [({}, 7, 7), ({"epochs": 3}, 7, 3), ({"share": 0.1}, 200, 20), ({"share": 0.1}, 1, 1)],
+    [({}, 7, 7), ({"epochs": 3}, 7, 3), ({"fraction": 0.1}, 200, 20), ({"fraction": 0.1}, 1, 1)],
 )
 def test_epochs_are_its_own_or_a_share_of_the_trainings(given, budget, wanted):
     assert Stage("train", **given).passes(budget) == wanted

@@ -243,7 +243,7 @@ def test_every_other_method_has_a_reason_as_it_comes(method):
     ("method", "reason"),
     [
         ("ce", "cross_entropy is of a softmax"),
-        ("mixup", "by its share"),
+        ("mixup", "by its lam"),
         # before what else is missing
         ("oe", "images of no class"),
         ("cdb_ce", "is of a softmax"),

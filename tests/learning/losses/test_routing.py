@@ -196,9 +196,9 @@ def test_gradients_of_routing_are_finite_where_all_confidence_is_gone():
 def test_fusion_is_the_mean_of_probabilities():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
-    share = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(4, 3)
-    wanted = (share[:, :, None] * logits.softmax(2)).sum(1)
-    fused = routing.fused_log_probability(logits, share)
+    alphas = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(4, 3)
+    wanted = (alphas[:, :, None] * logits.softmax(2)).sum(1)
+    fused = routing.fused_log_probability(logits, alphas)
     torch.testing.assert_close(fused.exp(), wanted)
     torch.testing.assert_close(fused.softmax(1), wanted)
     silent = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).expand(4, 3)
@@ -210,17 +210,17 @@ def test_fusion_is_the_mean_of_probabilities():
 def test_classes_that_an_expert_does_not_know_are_left_to_the_others():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
-    share = torch.rand(4, 3, generator=generator, dtype=torch.float64).softmax(1)
+    alphas = torch.rand(4, 3, generator=generator, dtype=torch.float64).softmax(1)
     known = logits.clone()
     known[:, 1, :2] = -torch.inf
     p = logits.softmax(2)
     p[:, 1, :2] = 0
     p[:, 1] /= p[:, 1].sum(1, keepdim=True)
-    fused = routing.fused_log_probability(known, share)
-    torch.testing.assert_close(fused.exp(), (share[:, :, None] * p).sum(1))
-    mixed = routing.fused_logits(known, share)
-    torch.testing.assert_close(mixed[:, 2:], (share[:, :, None] * logits).sum(1)[:, 2:])
-    both = share[:, [0, 2]] / share[:, [0, 2]].sum(1, keepdim=True)
+    fused = routing.fused_log_probability(known, alphas)
+    torch.testing.assert_close(fused.exp(), (alphas[:, :, None] * p).sum(1))
+    mixed = routing.fused_logits(known, alphas)
+    torch.testing.assert_close(mixed[:, 2:], (alphas[:, :, None] * logits).sum(1)[:, 2:])
+    both = alphas[:, [0, 2]] / alphas[:, [0, 2]].sum(1, keepdim=True)
     wanted = (both[:, :, None] * logits[:, [0, 2]]).sum(1)[:, :2]
     torch.testing.assert_close(mixed[:, :2], wanted)
     alone = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand(4, 3)

@@ -379,8 +379,8 @@ def test_without_routing_the_experts_are_alike():
     method.eval()
     with torch.no_grad():
         logits, _ = parts(method, given)
-        share = method.predictions(given.images)["routing"]
-        torch.testing.assert_close(share, torch.full_like(share, 1 / 3))
+        alphas = method.predictions(given.images)["routing"]
+        torch.testing.assert_close(alphas, torch.full_like(alphas, 1 / 3))
         torch.testing.assert_close(method.score(given.images).exp(), logits.softmax(2).mean(1))
 
 
@@ -389,17 +389,17 @@ def test_scores_fuse_what_is_routed(fuse):
     method, given = distinct(create(fuse=fuse)).eval(), batch()
     with torch.no_grad():
         logits, gates = parts(method, given)
-        share = routed(gates)
+        alphas = routed(gates)
         probabilities = method.score(given.images).softmax(1)
         answer = method.predictions(given.images)
         mixed = method.classify(method.net.features(given.images))
-    torch.testing.assert_close(answer["routing"], share)
+    torch.testing.assert_close(answer["routing"], alphas)
     torch.testing.assert_close(answer["probabilities"], probabilities)
     values = logits.softmax(2) if fuse == "probabilities" else logits
-    fused = (share[:, :, None] * values).sum(1)
+    fused = (alphas[:, :, None] * values).sum(1)
     wanted = fused if fuse == "probabilities" else fused.softmax(1)
     torch.testing.assert_close(probabilities, wanted)
-    torch.testing.assert_close(mixed, (share[:, :, None] * logits).sum(1))
+    torch.testing.assert_close(mixed, (alphas[:, :, None] * logits).sum(1))
 
 
 def test_masked_experts_have_no_say_on_classes_of_others():
@@ -408,12 +408,12 @@ def test_masked_experts_have_no_say_on_classes_of_others():
         logits, gates = parts(method, given)
         scores = method.score(given.images)
         mixed = method.classify(method.net.features(given.images))
-    share = routed(gates)
-    torch.testing.assert_close(scores.exp(), (share[:, :, None] * within(logits)).sum(1))
+    alphas = routed(gates)
+    torch.testing.assert_close(scores.exp(), (alphas[:, :, None] * within(logits)).sum(1))
     for c in range(4):
         own = [k for k, classes in enumerate(CLASSES.values()) if c in classes]
-        total = sum(share[:, k] for k in own)
-        wanted = sum(share[:, k] * logits[:, k, c] for k in own) / total
+        total = sum(alphas[:, k] for k in own)
+        wanted = sum(alphas[:, k] * logits[:, k, c] for k in own) / total
         torch.testing.assert_close(mixed[:, c], wanted)
 
 
@@ -489,8 +489,8 @@ def test_the_weights_over_training_are_kept_for_the_pictures():
     assert torch.equal(weight[11], torch.ones(4))
     assert not torch.equal(weight[13], torch.ones(4)), "the second of four epochs"
     torch.testing.assert_close(weight.mean(1), torch.ones(51))
-    share = weight / 4  # with alpha = 1
-    torch.testing.assert_close(torch.tensor(effective), (-(share * share.log()).sum(1)).exp())
+    alphas = weight / 4  # with alpha = 1
+    torch.testing.assert_close(torch.tensor(effective), (-(alphas * alphas.log()).sum(1)).exp())
     followed = [point["value"] for point in history["difficulty/effective_classes"]]
     assert effective[13] == pytest.approx(followed[0])
     report = {"series": series, "diagnostics": method.diagnose(toy_images(), toy_images(), CPU)}
@@ -569,10 +569,10 @@ def test_diagnosis_is_that_of_every_fusion_by_group():
     diagnosis = method.diagnose(toy_images(), test, CPU)
     with torch.no_grad():
         logits, gates = parts(method, Batch(test.images, test.labels, torch.arange(75)))
-    share, p = routed(gates), logits.softmax(2)
+    alphas, p = routed(gates), logits.softmax(2)
     wanted = {
-        "routed_probabilities": (share[:, :, None] * p).sum(1),
-        "routed_logits": (share[:, :, None] * logits).sum(1),
+        "routed_probabilities": (alphas[:, :, None] * p).sum(1),
+        "routed_logits": (alphas[:, :, None] * logits).sum(1),
         "equal_probabilities": p.mean(1),
         **{name: logits[:, k] for k, name in enumerate(EXPERTS)},
     }
@@ -586,7 +586,7 @@ def test_diagnosis_is_that_of_every_fusion_by_group():
     assert len(seen) >= 5, "the fusions can be told apart"
     for k, name in enumerate(EXPERTS):
         assert diagnosis[f"routing_{name}"] == {
-            group: pytest.approx(share[mask, k].mean().item()) for group, mask in masks.items()
+            group: pytest.approx(alphas[mask, k].mean().item()) for group, mask in masks.items()
         }
 
 

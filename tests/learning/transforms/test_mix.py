@@ -88,10 +88,10 @@ def test_the_mean_of_white_on_black_is_the_share(config: MixConfig) -> None:
 @given(st.floats(0, 1))
 def test_mixup_by_hand(lam: float) -> None:
     a, b = images(3), images(3, seed=1)
-    mixture, shares = mixup(a, b, lam)
+    mixture, lams = mixup(a, b, lam)
     wanted = lam * a.double() + (1 - lam) * b.double()
     torch.testing.assert_close(mixture.double(), wanted, rtol=1e-6, atol=1e-4)
-    assert shares.tolist() == [torch.tensor(lam).item()] * 3
+    assert lams.tolist() == [torch.tensor(lam).item()] * 3
 
 
 @pytest.mark.parametrize("config", KINDS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lt_pipeline.learning.data.protocol import Images
 from lt_pipeline.learning.transforms.mix import MixConfig, draw_kinds
 
-# mixed with one share and one box, half of them each way
+# mixed with one lam and one box, half of them each way
 ALIKE = 16
 HALVES = MixConfig(both="halves")
 

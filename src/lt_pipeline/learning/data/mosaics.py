@@ -46,13 +46,13 @@ def rates(profile: Cut, imbalance_ratio: float) -> Tensor:
     fall as ``profile`` says, from the first class to the last, which has it ``imbalance_ratio``
     times less often.
     """
-    share = torch.tensor(
-        [profile.share(c / (CLASSES - 1), imbalance_ratio) for c in range(CLASSES)],
+    fractions = torch.tensor(
+        [profile.fraction(c / (CLASSES - 1), imbalance_ratio) for c in range(CLASSES)],
         dtype=torch.float64,
     )
 
     def of_cells(largest: float) -> Tensor:
-        return 1 - (1 - largest * share) ** (1 / CELLS)
+        return 1 - (1 - largest * fractions) ** (1 / CELLS)
 
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
@@ -110,14 +110,14 @@ def make_mosaics(drawn: Drawn, seed: int) -> Source:
 
 
 def _parted(
-    labels: Tensor, share: float, generator: torch.Generator
+    labels: Tensor, fraction: float, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return by class the positions of digits to train on, and of the ``share`` held out."""
+    """Return by class the positions of digits to train on, and of the ``fraction`` held out."""
     kept, held = list[Tensor](), list[Tensor]()
     for label in range(CLASSES):
         own = (labels == label).nonzero().squeeze(1)
         own = own[torch.randperm(len(own), generator=generator)]
-        count = math.ceil(share * len(own))
+        count = math.ceil(fraction * len(own))
         kept.append(own[count:])
         held.append(own[:count])
     return kept, held

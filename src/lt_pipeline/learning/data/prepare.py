@@ -217,7 +217,7 @@ class DataConfig(Config):
         if isinstance(self.profile, Natural):
             return self
         try:
-            last = self.profile.share(1.0, self.imbalance_ratio) * self.imbalance_ratio
+            last = self.profile.fraction(1.0, self.imbalance_ratio) * self.imbalance_ratio
         except OverflowError:
             last = math.inf
         if not math.isclose(last, 1.0, rel_tol=1e-6):
@@ -361,8 +361,8 @@ def prepare(source: Source, config: DataConfig, auxiliary: Tensor | None = None)
     )
     train, validation = source.train[train_index], source.train[validation_index]
     longtail = _longtail(counts, held, train.class_names, config)
-    outside = _auxiliary(auxiliary, train)
-    sets = (train, validation, source.test, outside)
+    outliers = _auxiliary(auxiliary, train)
+    sets = (train, validation, source.test, outliers)
     card = _card(longtail, sets, config)
     return PreparedData(*sets, train_index, validation_index, card)
 

@@ -22,7 +22,7 @@ class Exponential(Config):
 
     name: Literal["exponential"] = "exponential"
 
-    def share(self, position: float, imbalance_ratio: float) -> float:
+    def fraction(self, position: float, imbalance_ratio: float) -> float:
         """Return n_c / n_max for ``position`` = c / (C - 1)."""
         return float(imbalance_ratio**-position)
 
@@ -33,7 +33,7 @@ class Step(Config):
     name: Literal["step"] = "step"
     minority: float = Field(default=0.5, gt=0, lt=1)
 
-    def share(self, position: float, imbalance_ratio: float) -> float:
+    def fraction(self, position: float, imbalance_ratio: float) -> float:
         """Return n_c / n_max for ``position`` = c / (C - 1)."""
         return 1.0 if position < 1 - self.minority else 1 / imbalance_ratio
 
@@ -48,7 +48,7 @@ class Pareto(Config):
     name: Literal["pareto"] = "pareto"
     alpha: PositiveFloat = 6.0
 
-    def share(self, position: float, imbalance_ratio: float) -> float:
+    def fraction(self, position: float, imbalance_ratio: float) -> float:
         """Return n_c / n_max for ``position`` = c / (C - 1)."""
         slope = imbalance_ratio ** (1 / self.alpha) - 1
         return float((1 + slope * position) ** -self.alpha)
@@ -105,6 +105,6 @@ def _counts(profile: Cut, classes: int, max_per_class: int, imbalance_ratio: flo
     last = max(classes - 1, 1)
     # the small offset keeps 5000 * 0.02 = 100 from becoming 99 by the last bit
     return [
-        math.floor(max_per_class * profile.share(c / last, imbalance_ratio) + 1e-9)
+        math.floor(max_per_class * profile.fraction(c / last, imbalance_ratio) + 1e-9)
         for c in range(classes)
     ]

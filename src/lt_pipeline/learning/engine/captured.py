@@ -132,10 +132,10 @@ class Captured(Plain):
         taken.replay()
         return taken.terms
 
-    def gradients(self, batch: Batch, progress: Progress, share: float) -> Terms:  # noqa: D102
+    def gradients(self, batch: Batch, progress: Progress, weight: float) -> Terms:  # noqa: D102
         module: Any = self.method
         with batches_counted_at_once(module):
-            return super().gradients(batch, progress, share)
+            return super().gradients(batch, progress, weight)
 
     def capture(self, batch: Batch, shapes: Shapes, progress: Progress) -> bool:
         """Capture a step on batches like ``batch``; return whether that can be.

@@ -89,11 +89,11 @@ def as_one(tasks: Sequence[Callable[[], _Result]], device: torch.device) -> list
             go_on()
             return task()
 
-    share = (max(threads // workers, 1),)
+    threads_each = (max(threads // workers, 1),)
     try:
         # told to stop before they are waited for
         with (
-            ThreadPoolExecutor(workers, "", torch.set_num_threads, share) as pool,
+            ThreadPoolExecutor(workers, "", torch.set_num_threads, threads_each) as pool,
             crowd.stopping(),
         ):
             return list(pool.map(do, tasks))

@@ -59,8 +59,8 @@ class Stage:
         frozen: submodules or parameters that neither learn nor adapt, whatever those say: what
             ``training.freeze`` means in the method.
         rates: factors of the learning rate, by the name of a submodule or parameter.
-        epochs: passes over what the sampler gives; None is ``share`` of training.epochs.
-        share: likewise; at least one epoch.
+        epochs: passes over what the sampler gives; None is ``fraction`` of training.epochs.
+        fraction: likewise; at least one epoch.
         training: what of the training's parameters is different in this stage.
         objective: what is minimised: an ``Objective``.
         step: the function that takes the place of training; "" trains.
@@ -86,7 +86,7 @@ class Stage:
     frozen: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
     epochs: int | None = None
-    share: float = 1.0
+    fraction: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     objective: str = ""
     step: str = ""
@@ -100,7 +100,7 @@ class Stage:
 
     def passes(self, budget: int) -> int:
         """Return its epochs where training.epochs is ``budget``."""
-        return self.epochs or max(1, round(self.share * budget))
+        return self.epochs or max(1, round(self.fraction * budget))
 
     def below(
         self, home: str, renamed: Callable[[str], str], method: str, options: Config

@@ -83,8 +83,8 @@ class Plain:
         self.optimizer.zero_grad(set_to_none=True)
         terms = Terms()
         with without_tf32(self.objective.needs_float32):
-            for part, share in parts(batch, self.config.optimizer.accumulate):
-                _add(terms, self.gradients(part, progress, share))
+            for part, weight in parts(batch, self.config.optimizer.accumulate):
+                _add(terms, self.gradients(part, progress, weight))
         if self.config.gradient_clip:
             learning = [p for p in self.method.parameters() if p.requires_grad]
             nn.utils.clip_grad_norm_(learning, self.config.gradient_clip)
@@ -93,13 +93,13 @@ class Plain:
             self.average.update()
         return terms
 
-    def gradients(self, batch: Batch, progress: Progress, share: float) -> Terms:
-        """Add ``share`` of all terms' gradient to what learns; return that share of the terms."""
+    def gradients(self, batch: Batch, progress: Progress, weight: float) -> Terms:
+        """Add ``weight`` times the terms' gradient to what learns; return the terms, so weighed."""
         batch = self.objective.prepare(batch).in_format(self.format)
         with autocast(self.config, self.device, exact=self.objective.needs_float32):
             terms = self.loss(batch, progress)
-        (share * torch.stack(list(terms.values())).sum()).backward()
-        return {name: share * value.detach() for name, value in terms.items()}
+        (weight * torch.stack(list(terms.values())).sum()).backward()
+        return {name: weight * value.detach() for name, value in terms.items()}
 
     def swap(self) -> None:
         """Change places of the weights and their average, if there is one."""
@@ -144,12 +144,12 @@ class Compiled(Plain):
         self.progress = torch.zeros((), device=device)
         self.loss.compile()
 
-    def gradients(self, batch: Batch, progress: Progress, share: float) -> Terms:  # noqa: D102
-        return super().gradients(batch, self.progress.fill_(progress), share)
+    def gradients(self, batch: Batch, progress: Progress, weight: float) -> Terms:  # noqa: D102
+        return super().gradients(batch, self.progress.fill_(progress), weight)
 
 
 def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """Yield ``batch`` in ``count`` parts, each with its share of the images.
+    """Yield ``batch`` in ``count`` parts, each with its weight, its images over all.
 
     A batch of fewer images, or of fewer outliers, has as many parts as it has of those.
     """

@@ -96,21 +96,21 @@ def evaluate(
     method, device = experiment.finished(model), experiment.device
     stages = [stage for stage in experiment.stages if stage.trains]
     held_out, thresholds = evaluate_hold_out(experiment, method.to(device), validation)
-    judged = _evaluate_test(experiment, method, test, thresholds)
-    shape, judged = _with_landscape(experiment, method, train, judged)
-    beside = judged.thresholds_and_notes()
+    evaluated = _evaluate_test(experiment, method, test, thresholds)
+    shape, evaluated = _with_landscape(experiment, method, train, evaluated)
+    beside = evaluated.thresholds_and_notes()
     metrics = {
         **beside,
-        "test": judged.metrics,
+        "test": evaluated.metrics,
         **shape,
-        "cost": _cost(stages, histories, finish_report, len(test) / judged.seconds, device),
+        "cost": _cost(stages, histories, finish_report, len(test) / evaluated.seconds, device),
         "best_epoch": best_epoch(main_history(stages, histories)),
         "diagnostics": finish_report["diagnostics"],
         "notes": [*finish_report["notes"], *beside.get("notes", [])],
         **_groups(method.card.longtail),
         **held_out,
     }
-    return metrics, judged
+    return metrics, evaluated
 
 
 def first_of_all(metrics: Values) -> dict[str, float]:
@@ -129,25 +129,25 @@ def evaluate_again(
     """Return what ``evaluate`` does, without what is known of the training only."""
     method = experiment.finished(model).to(experiment.device)
     held_out, thresholds = evaluate_hold_out(experiment, method, validation)
-    judged = _evaluate_test(experiment, method, test, thresholds)
-    shape, judged = _with_landscape(experiment, method, train, judged)
+    evaluated = _evaluate_test(experiment, method, test, thresholds)
+    shape, evaluated = _with_landscape(experiment, method, train, evaluated)
     metrics = {
-        **judged.thresholds_and_notes(),
-        "test": judged.metrics,
+        **evaluated.thresholds_and_notes(),
+        "test": evaluated.metrics,
         **shape,
         **_groups(method.card.longtail),
         **held_out,
     }
-    return metrics, judged.table, judged.confusion, judged.reliability
+    return metrics, evaluated.table, evaluated.confusion, evaluated.reliability
 
 
 def _with_landscape(
-    experiment: Experiment, method: Method, train: Images, judged: Evaluated
+    experiment: Experiment, method: Method, train: Images, evaluated: Evaluated
 ) -> tuple[Values, Evaluated]:
-    """Return the landscape's metrics, if any, and ``judged`` with its columns in the table."""
+    """Return the landscape's metrics, if any, and ``evaluated`` with its columns in the table."""
     shape, columns = landscape(experiment, method, train)
     metrics = {"landscape": shape} if shape else {}
-    return metrics, judged._replace(table=judged.table.assign(**columns))
+    return metrics, evaluated._replace(table=evaluated.table.assign(**columns))
 
 
 def _evaluate_test(
@@ -265,8 +265,8 @@ def draw(
     }
     if any(name.startswith("risk/") for name in line):
         drawn["risk_curves"] = risk_curves(line, title)
-    judged = draw_evaluated(experiment, table, confusion, reliability_bins)
-    return judged | {f"{name}.png": figure for name, figure in drawn.items()}
+    pictures = draw_evaluated(experiment, table, confusion, reliability_bins)
+    return pictures | {f"{name}.png": figure for name, figure in drawn.items()}
 
 
 def draw_evaluated(

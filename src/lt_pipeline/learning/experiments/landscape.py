@@ -144,12 +144,12 @@ def hessian_of(
 ) -> Hessian:
     """Return the Hessian of the mean loss of ``images``, ``batch`` of which are in memory."""
 
-    def share(part: Tensor) -> Tensor:
+    def loss_of(part: Tensor) -> Tensor:
         losses: Tensor = criterion(method.score(images[part]), labels[part])
         return losses.sum() / len(images)
 
     parts = torch.arange(len(images), device=images.device).split(batch)
-    return Hessian([partial(share, part) for part in parts], method.parameters())
+    return Hessian([partial(loss_of, part) for part in parts], method.parameters())
 
 
 def _summary(columns: Mapping[str, list[Any]], longtail: LongTail) -> Values:

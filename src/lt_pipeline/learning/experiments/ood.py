@@ -89,7 +89,7 @@ def examine(
         "left_out": left_out,
     }
     if method.card.longtail.several:
-        # gradients are those of a cross-entropy, and a mixture's share is of one label each
+        # gradients are those of a cross-entropy, and a mixture's lam is of one label each
         energies = _energies(joint_energy, id_outputs, ood_outputs, test, method)
         return {**common, "energy": energies}
     mixed = Mixtures(test, config.seed)

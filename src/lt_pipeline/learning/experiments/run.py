@@ -276,12 +276,12 @@ def _run(
     checkpoints, histories = run_stages(experiment, stages, sets, folder, store, report)
     train, validation, test, _ = sets
     model, finished = finish(experiment, train, validation, test, checkpoints[stages[-1].name])
-    metrics, judged = evaluate(experiment, model, train, validation, test, finished, histories)
+    metrics, evaluated = evaluate(experiment, model, train, validation, test, finished, histories)
     shape, _ = geometry(experiment, model, test, pictures=False)
-    strange = examine(experiment, model, images.train, images.test, raw_folder)
-    result = numbers({**metrics, "geometry": shape, "ood": summary_metrics(strange)})
+    ood = examine(experiment, model, images.train, images.test, raw_folder)
+    result = numbers({**metrics, "geometry": shape, "ood": summary_metrics(ood)})
     if len(stages) > 1:
         every = [checkpoints[stage.name] for stage in stages]
         result |= stage_numbers(measure_stages(experiment, validation, test, every)[0])
-    store.keep(experiment, result, judged.answers)
+    store.keep(experiment, result, evaluated.answers)
     return result

@@ -62,12 +62,12 @@ def measure_stages(
     a choice between stages may rest on.
     """
     validation, test = map(experiment.seen, (validation, test))
-    judged = {
+    evaluated = {
         stage.name: _evaluate(experiment, validation, test, stage, checkpoint)
         for stage, checkpoint in zip(experiment.stages, checkpoints, strict=True)
     }
-    table = pd.DataFrame([row for row, _ in judged.values()])
-    return table, {name: recall for name, (_, recall) in judged.items()}
+    table = pd.DataFrame([row for row, _ in evaluated.values()])
+    return table, {name: recall for name, (_, recall) in evaluated.items()}
 
 
 def stage_numbers(table: pd.DataFrame) -> dict[str, float]:
@@ -103,14 +103,14 @@ def _measure(
 
     Of images with several labels they are average precisions, labels said where they are likely.
     """
-    device, judged = experiment.device, experiment.config.evaluation
+    device, evaluation = experiment.device, experiment.config.evaluation
     scores = predict(method.to(device), method.score, test, device=device)
     if method.card.longtail.several:
         half = torch.full((method.card.longtail.classes,), HALF)
         decided = Decided(scores, test.labels.cpu(), half, method.card.longtail)
         return label_report(decided), decided.average_precision.tolist()
     matrix = confusion_matrix(scores, test.labels)
-    metrics = report(matrix, method.card.longtail, floor=judged.recall_floor)
+    metrics = report(matrix, method.card.longtail, floor=evaluation.recall_floor)
     untested = true_images(matrix) == 0
     return metrics, class_recall(matrix).masked_fill(untested, torch.nan).tolist()
 

@@ -115,8 +115,8 @@ def confusion(
     matrix, names = matrix[order][:, order], [longtail.class_names[c] for c in order]
     total = matrix.sum(1) if images is None else images[order]
     figure, axes = new_figure(f"Confusion: {title}", width=7.2, height=6.4, pad=ABOVE)
-    shares = 100 * matrix.double() / total.clamp(min=1)[:, None]
-    image = axes.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=100)
+    percents = 100 * matrix.double() / total.clamp(min=1)[:, None]
+    image = axes.imshow(percents.numpy(), cmap="viridis", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class's images, %", shrink=0.85)
     axes.grid(False)
     by_size = "from most to fewest training images"
@@ -130,7 +130,7 @@ def confusion(
     if len(names) <= 12:
         for row in range(len(names)):
             for column in range(len(names)):
-                value = float(shares[row, column])
+                value = float(percents[row, column])
                 colour = "black" if value > 60 else "white"
                 axes.text(
                     column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
@@ -145,15 +145,15 @@ def _largest_confusions(matrix: Tensor, longtail: LongTail, title: str) -> Figur
     places = longtail.group_places.numpy()
     _taken_for(groups, true, predicted, images, places)
     wrong = np.flatnonzero(true != predicted)
-    share = images / true_images(matrix).numpy()[true]
-    wrong = wrong[np.lexsort((-share[wrong], -images[wrong]))][:LARGEST]
+    fraction = images / true_images(matrix).numpy()[true]
+    wrong = wrong[np.lexsort((-fraction[wrong], -images[wrong]))][:LARGEST]
     plain(pairs, "x")
     pairs.barh(
         range(len(wrong)),
         images[wrong],
         color=[GROUP_COLOURS[GROUP_NAMES[place]] for place in places[true[wrong]]],
     )
-    for row, (count, part) in enumerate(zip(images[wrong], share[wrong], strict=True)):
+    for row, (count, part) in enumerate(zip(images[wrong], fraction[wrong], strict=True)):
         pairs.annotate(f" {100 * part:.0f} %", (count, row), va="center", fontsize=8)
     names = [_shortened(name) for name in longtail.class_names]
     both = zip(true[wrong], predicted[wrong], strict=True)
@@ -174,11 +174,11 @@ def _taken_for(axes: Axes, true: Any, predicted: Any, images: Any, places: Any) 
     counts = np.zeros((len(GROUP_NAMES), len(GROUP_NAMES) + 1))
     np.add.at(counts, (places[true], wrong), images)
     known = np.flatnonzero(counts.sum(1))
-    shares = 100 * counts[known] / counts[known].sum(1, keepdims=True)
+    percents = 100 * counts[known] / counts[known].sum(1, keepdims=True)
     names = [GROUP_NAMES[place] for place in known]
     left = np.zeros(len(known))
     looks = {"right": "#999999", **{f"→ {name}": GROUP_COLOURS[name] for name in GROUP_NAMES}}
-    for part, (label, colour) in zip(shares.T, looks.items(), strict=True):
+    for part, (label, colour) in zip(percents.T, looks.items(), strict=True):
         if part.any():
             drawn = axes.barh(names, part, left=left, color=colour, label=label, height=0.6)
             written = [f"{value:.0f}" if value >= 4 else "" for value in part]

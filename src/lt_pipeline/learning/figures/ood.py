@@ -99,12 +99,12 @@ def conflict(report: Mapping[str, Mapping[str, Mapping[str, float]]], title: str
     """
     rows = list(report)
     figure, (left, right) = _panels(f"Gradient conflict: {title}", rows, len(MARKERS), 2)
-    cosines, shares = (
+    cosines, negative = (
         {name: row[key] for name, row in report.items()} for key in ("cosine", "negative_share")
     )
     by_group = {group: _column(cosines, group, 1) for group in COLOURS}
     _markers(left, by_group, rows, GROUP_STYLES)
-    _markers(right, {group: _column(shares, group) for group in COLOURS}, rows, GROUP_STYLES)
+    _markers(right, {group: _column(negative, group) for group in COLOURS}, rows, GROUP_STYLES)
     reach = max((abs(x) for x in _known(by_group)), default=0) or 1
     left.set_xlim(-1.15 * reach, 1.15 * reach)
     left.axvline(0, color=GREY, linewidth=1, zorder=1)

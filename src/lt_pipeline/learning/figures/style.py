@@ -63,9 +63,9 @@ def over_training(axes: Axes, points: int) -> list[float]:
     return [100 * place / max(points - 1, 1) for place in range(points)]
 
 
-def percent(shares: Iterable[float]) -> list[float]:
+def percent(fractions: Iterable[float]) -> list[float]:
     """Return fractions of 1 in per cent."""
-    return [100 * share for share in shares]
+    return [100 * fraction for fraction in fractions]
 
 
 def words(name: str) -> str:

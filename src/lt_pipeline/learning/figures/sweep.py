@@ -142,12 +142,12 @@ def parallel(
     return figure
 
 
-def importance(shares: Mapping[str, float], title: str) -> Figure:
+def importance(importances: Mapping[str, float], title: str) -> Figure:
     """Draw how much of what sets good trials apart is each parameter's; they sum to 1."""
     what = f"What good trials depend on: {title}"
-    figure, axes = new_figure(what, height=1.4 + 0.4 * len(shares))
-    names = sorted(shares, key=lambda name: shares[name])
-    bars = axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
+    figure, axes = new_figure(what, height=1.4 + 0.4 * len(importances))
+    names = sorted(importances, key=lambda name: importances[name])
+    bars = axes.barh(names, [importances[name] for name in names], color=BLUE, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.grid(visible=False)
     axes.set_xlim(0, 1.05)
@@ -177,7 +177,7 @@ class _Column:
         """Return heights and what is written there."""
         if not self.numbers:
             return [(self.height(name), name) for name in self.names]
-        steps = [self.low + share * (self.high - self.low) for share in (0, 0.25, 0.5, 0.75, 1)]
+        steps = [self.low + part * (self.high - self.low) for part in (0, 0.25, 0.5, 0.75, 1)]
         shown = [math.exp(step) if self.logarithmic else step for step in steps]
         return [(k / 4, f"{value:.3g}") for k, value in enumerate(shown)]
 

@@ -70,9 +70,9 @@ def rebalanced_weight(
     all. ``class_counts`` is ``[C]``. An image without a label is never brought: its r is as good as
     infinite.
     """
-    share = class_counts.reciprocal()
-    brought = (targets * share).sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    return alpha + torch.sigmoid(beta * (share / brought - mu))
+    inverse = class_counts.reciprocal()
+    brought = (targets * inverse).sum(1, keepdim=True).clamp(min=torch.finfo(inverse.dtype).tiny)
+    return alpha + torch.sigmoid(beta * (inverse / brought - mu))
 
 
 def negative_tolerant(

@@ -68,8 +68,8 @@ def label_aware_smoothing(logits: Tensor, labels: Tensor, smoothing: Tensor) -> 
         UserError: if a label names no class.
     """
     right = losses.cross_entropy(logits, labels)
-    share = smoothing[labels]
-    return (1 - share) * right - share * F.log_softmax(logits, dim=1).mean(1)
+    smoothed = smoothing[labels]
+    return (1 - smoothed) * right - smoothed * F.log_softmax(logits, dim=1).mean(1)
 
 
 def geometric_mean(
@@ -94,16 +94,16 @@ def geometric_mean(
     same = labels[:, None] == labels
     members = log_right.expand_as(same).masked_fill(~same, -torch.inf)
     size = same.sum(1).to(log_right.dtype)
-    loss, share = size.log() - members.logsumexp(1), 1 / size
-    return weighted(loss * _tilt(loss.detach(), share, p), share, mean=True)
+    loss, weight = size.log() - members.logsumexp(1), 1 / size
+    return weighted(loss * _tilt(loss.detach(), weight, p), weight, mean=True)
 
 
-def _tilt(loss: Tensor, share: Tensor, p: float) -> Tensor:
+def _tilt(loss: Tensor, weight: Tensor, p: float) -> Tensor:
     """Return (loss / L)^(p - 1), ``[B]``, for L the p-mean of ``loss`` weighted by ``share``."""
     tiny = torch.finfo(loss.dtype).tiny
     # over the largest, so that no power overflows; rounding can leave a loss just below 0
     part = (loss / loss.max().clamp(min=tiny)).clamp(min=0)
-    mean = weighted(part**p, share, mean=True).mean() ** (1 / p)
+    mean = weighted(part**p, weight, mean=True).mean() ** (1 / p)
     return (part / mean.clamp(min=tiny)) ** (p - 1)
 
 

@@ -48,14 +48,14 @@ def half_groups(class_counts: Tensor, groups: int) -> Tensor:
     return group == torch.arange(groups, device=group.device)[:, None]
 
 
-def local_shift(prior: Tensor, member: Tensor) -> Tensor:
+def local_shift(prior: Tensor, class_mask: Tensor) -> Tensor:
     """Return a local expert's shift for every group, ``[..., G, C]``.
 
-    It is log ``prior`` ``[..., C]`` for the classes of the group, ``member`` bool ``[G, C]``, and
-    log max(prior) for all others: only the former get margins relative to each other.
+    It is log ``prior`` ``[..., C]`` for the classes of the group, ``class_mask`` bool ``[G, C]``,
+    and log max(prior) for all others: only the former get margins relative to each other.
     """
     most = prior.amax(-1, keepdim=True)
-    return torch.where(member, prior[..., None, :], most[..., None, :]).log()
+    return torch.where(class_mask, prior[..., None, :], most[..., None, :]).log()
 
 
 def global_shift(prior: Tensor, tau_g: float) -> Tensor:
@@ -66,13 +66,13 @@ def global_shift(prior: Tensor, tau_g: float) -> Tensor:
     return tau_g * prior.log()
 
 
-def expert_shifts(prior: Tensor, member: Tensor, tau_g: float) -> Tensor:
+def expert_shifts(prior: Tensor, class_mask: Tensor, tau_g: float) -> Tensor:
     """Return what each of K = G + 1 experts adds to its logits, ``[..., K, C]``, the global last.
 
-    ``prior`` is ``[..., C]``, ``member`` bool ``[G, C]`` the classes of the local experts. For a
-    level prior all classes get the same, which adds nothing.
+    ``prior`` is ``[..., C]``, ``class_mask`` bool ``[G, C]`` the classes of the local experts. For
+    a level prior all classes get the same, which adds nothing.
     """
-    local, last = local_shift(prior, member), global_shift(prior, tau_g)
+    local, last = local_shift(prior, class_mask), global_shift(prior, tau_g)
     return torch.cat([local, last[..., None, :]], -2)
 
 
@@ -91,7 +91,7 @@ def angular_weight(
     logits: Tensor,
     labels: Tensor,
     scale: float,
-    member: Tensor,
+    class_mask: Tensor,
     reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return 1 + max(0, theta - its group's mean theta), ``[B, K]``: the adaptive angular weight.
@@ -99,22 +99,22 @@ def angular_weight(
     theta = acos(z_y / scale), in radians, is the angle between an image and its class, for the
     ``logits`` z = scale * cos ``[B, K, C]`` of cosine heads, before any shift, and ``labels``
     ``[B]``. The mean is over the images of ``reference``, logits ``[R, K, C]`` and labels ``[R]``
-    (by default the same images), whose classes are in the same group of ``member`` bool ``[G, C]``,
-    by each expert's own angles. As in the authors' code the groups are the same for all experts:
-    the global one, too, compares an image with those of its local group, and a local expert also
-    weighs the images of the other groups. It has no gradient, and is in at least float32. Every
-    class is in one group; a single one gives the mean of all; in a group without a reference
-    image all weigh 1.
+    (by default the same images), whose classes are in the same group of ``class_mask``, bool
+    ``[G, C]``, by each expert's own angles. As in the authors' code the groups are the same for all
+    experts: the global one, too, compares an image with those of its local group, and a local
+    expert also weighs the images of the other groups. It has no gradient, and is in at least
+    float32. Every class is in one group; a single one gives the mean of all; in a group without a
+    reference image all weigh 1.
     """
     angle = _angle(logits, labels, scale)
     others, names = (
         (angle, labels) if reference is None else (_angle(*reference, scale), reference[1])
     )
-    present = member[:, names, None].to(angle.dtype)  # [G, R, 1]
+    present = class_mask[:, names, None].to(angle.dtype)  # [G, R, 1]
     images = present.sum(1)  # [G, 1]
     mean = (present * others).sum(1) / images.clamp(min=1)  # [G, K]
     mean = mean.masked_fill(images == 0, torch.inf)
-    group = member.int().argmax(0)[labels]
+    group = class_mask.int().argmax(0)[labels]
     return 1 + (angle - mean[group]).relu()
 
 

@@ -109,8 +109,8 @@ def routing_weight(confidence: Tensor) -> Tensor:
     total = confidence.sum(1, keepdim=True)
     nothing = total == 0
     # the inner where keeps 0 / 0 out of the gradient
-    share = confidence / torch.where(nothing, 1.0, total)
-    return torch.where(nothing, 1 / confidence.shape[1], share)
+    weights = confidence / torch.where(nothing, 1.0, total)
+    return torch.where(nothing, 1 / confidence.shape[1], weights)
 
 
 def fused_log_probability(logits: Tensor, routing: Tensor) -> Tensor:
@@ -131,9 +131,9 @@ def fused_logits(logits: Tensor, routing: Tensor) -> Tensor:
     ``routing`` ``[B, K]`` is then normalised over them.
     """
     known = logits != -torch.inf
-    share = routing[:, :, None] * known
-    share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    return (share * logits.masked_fill(~known, 0.0)).sum(1)
+    weights = routing[:, :, None] * known
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (weights * logits.masked_fill(~known, 0.0)).sum(1)
 
 
 def ood_loss(

@@ -37,7 +37,7 @@ class DarlOptions(LglaOptions):
         mixed: mixtures, likewise.
         mix: how two images are mixed; with ``mixup`` and ``cutmix`` both false nothing is.
         prior: whose labels the adjustment is for: ``parts``, every part by its own, the long-tailed
-            draw by the long-tailed set's, the balanced one by none, a mixture by what its share
+            draw by the long-tailed set's, the balanced one by none, a mixture by what its lam
             makes of the two; ``training``, all by the long-tailed set's, equation 7 to the letter;
             ``step``, all by those that a step shows, a third long-tailed and the rest levelled.
         pairs: an image of the long-tailed draw is mixed with one of the ``balanced`` draw (section
@@ -67,14 +67,14 @@ class DarlOptions(LglaOptions):
     energy_of: Literal["expert", "fused"] = "expert"
 
     @property
-    def mixed_share(self) -> float:
+    def mixed_fraction(self) -> float:
         """Return the share of mixtures, which is 0 where nothing mixes."""
         return self.mixed if self.mix.mixup or self.mix.cutmix else 0.0
 
     @property
     def draws_pairs(self) -> bool:
         """Return whether a step needs a second, balanced draw."""
-        return bool(self.balanced or (self.mixed_share and self.pairs == "balanced"))
+        return bool(self.balanced or (self.mixed_fraction and self.pairs == "balanced"))
 
 
 class DARL(LGLA):
@@ -160,7 +160,7 @@ class DARL(LGLA):
         """Return what experts add to a step's logits: ``[K, C]``, or ``[N, K, C]`` by ``parts``.
 
         The step has ``own`` images as drawn, ``balanced`` ones and a mixture for each of ``lam``
-        ``[M]``. The labels of a mixture are of both draws, by its share: one that is all of one
+        ``[M]``. The labels of a mixture are of both draws, by its lam: one that is all of one
         image is adjusted as that image.
         """
         if self.options.prior != "parts":
@@ -175,7 +175,7 @@ class DARL(LGLA):
     def _sizes(self, batch: Batch) -> tuple[int, int, int]:
         """Return how many images of a step are as drawn, balanced and mixed."""
         options, size = self.options, len(batch.images)
-        own, balanced, mixed = options.original, options.balanced, options.mixed_share
+        own, balanced, mixed = options.original, options.balanced, options.mixed_fraction
         return max(round(own * size), 1), round(balanced * size), round(mixed * size)
 
     def _parts(self, batch: Batch) -> tuple[Tensor, Tensor, Mixed]:
@@ -231,10 +231,10 @@ class DARL(LGLA):
         options, prior = self.options, self.card.longtail.prior
         level = torch.full_like(prior, 1 / len(prior))
         parts = {"as drawn": (options.original, prior), "balanced": (options.balanced, level)}
-        if options.mixed_share:
+        if options.mixed_fraction:
             lam = expected_lam(options.mix)
             partner = level if options.pairs == "balanced" else prior
-            parts["mixed"] = (options.mixed_share, lam * prior + (1 - lam) * partner)
+            parts["mixed"] = (options.mixed_fraction, lam * prior + (1 - lam) * partner)
         whole = sum(size for size, _ in parts.values())
         return {name: (size / whole, expected) for name, (size, expected) in parts.items() if size}
 

@@ -192,13 +192,13 @@ class DQRoute(ExpertMethod):
         features = self.net.features(batch.images)
         logits: Tensor = at_least_float32(self.net.head(features))
         gates = at_least_float32(self.gates(features).squeeze(2))
-        share = self._routing(gates)
+        alphas = self._routing(gates)
         if self.options.difficulty == "training":
-            self.difficulty.watch(self._fused(self._known(logits), share), batch.labels)
+            self.difficulty.watch(self._fused(self._known(logits), alphas), batch.labels)
         weight = self.class_weight()[batch.labels]
         member = self.member[:, batch.labels].T
         terms = {
-            "classification": self._classification(logits, share, member, weight, batch.labels)
+            "classification": self._classification(logits, alphas, member, weight, batch.labels)
         }
         if self.options.route and self.options.ood_weight:
             ood_loss = routing.ood_loss(
@@ -210,11 +210,11 @@ class DQRoute(ExpertMethod):
         return terms
 
     def _classification(
-        self, logits: Tensor, share: Tensor, member: Tensor, weight: Tensor, labels: Tensor
+        self, logits: Tensor, alphas: Tensor, member: Tensor, weight: Tensor, labels: Tensor
     ) -> Tensor:
         """Return L_cls of ``logits`` ``[B, K, C]``, a scalar.
 
-        ``share`` ``[B, K]`` is alpha_k, ``member`` ``[B, K]`` b_k and ``weight`` ``[B]`` w_y.
+        ``alphas`` ``[B, K]`` is alpha_k, ``member`` ``[B, K]`` b_k and ``weight`` ``[B]`` w_y.
         """
         mode, mean = self.options.group_mode, self.options.weighted_mean
         if mode == "masked":
@@ -226,8 +226,8 @@ class DQRoute(ExpertMethod):
         each = torch.stack([self.criterion(part, labels) for part in logits.unbind(1)], 1)
         if mode == "soft":
             if self.options.detach_routing:
-                share = share.detach()
-            return weighted((share * each).sum(1), weight, mean=mean).mean()
+                alphas = alphas.detach()
+            return weighted((alphas * each).sum(1), weight, mean=mean).mean()
         inside = member * weight[:, None]
         total = (inside if mean else member).sum(0)
         # an expert may have no image in a batch
@@ -246,11 +246,11 @@ class DQRoute(ExpertMethod):
             return logits.masked_fill(~self.member, -torch.inf)
         return logits
 
-    def _fused(self, known: Tensor, share: Tensor) -> Tensor:
+    def _fused(self, known: Tensor, alphas: Tensor) -> Tensor:
         """Return scores ``[B, C]``; their softmax is the fused probability."""
         if self.options.fuse == "logits":
-            return routing.fused_logits(known, share)
-        return routing.fused_log_probability(known, share)
+            return routing.fused_logits(known, alphas)
+        return routing.fused_log_probability(known, alphas)
 
     def end_epoch(self, epochs: int, validation: Images | None, device: torch.device) -> None:
         """Update difficulty and weights from the epoch that is over (equations 1 and 2)."""
@@ -333,19 +333,19 @@ class DQRoute(ExpertMethod):
 
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Return the fused ``probabilities`` ``[B, C]`` and alpha_k, ``routing`` ``[B, 3]``."""
-        known, share = self._routed(self.net.features(images))
-        return {"probabilities": self._fused(known, share).softmax(1), "routing": share}
+        known, alphas = self._routed(self.net.features(images))
+        return {"probabilities": self._fused(known, alphas).softmax(1), "routing": alphas}
 
     def _routed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, K, C]`` and alpha_k ``[B, K]`` of features ``[B, K, F]``."""
-        share = self._routing(at_least_float32(self.gates(features).squeeze(2)))
-        return self._known(at_least_float32(self.net.head(features))), share
+        alphas = self._routing(at_least_float32(self.gates(features).squeeze(2)))
+        return self._known(at_least_float32(self.net.head(features))), alphas
 
     def _parts(self, images: Tensor) -> Tensor:
         """Return the experts' logits for all classes and, last, alpha_k, ``[B, K, C + 1]``."""
         features = self.net.features(images)
-        share = self._routing(self.gates(features).squeeze(2).float())
-        return torch.cat([self.net.head(features).float(), share[:, :, None]], 2)
+        alphas = self._routing(self.gates(features).squeeze(2).float())
+        return torch.cat([self.net.head(features).float(), alphas[:, :, None]], 2)
 
     def diagnose(
         self, train: Images, test: Images, device: torch.device
@@ -353,17 +353,17 @@ class DQRoute(ExpertMethod):
         """Return by group of ``test``: mean routing weights, and what other fusions would get."""
         self.to(device)
         outputs = predict(self, self._parts, test, device=device)
-        logits, share, longtail = outputs[..., :-1], outputs[..., -1], self.card.longtail
+        logits, alphas, longtail = outputs[..., :-1], outputs[..., -1], self.card.longtail
         logits = self._known(logits.to(device)).cpu()
-        alike = torch.full_like(share, 1 / share.shape[1])
+        alike = torch.full_like(alphas, 1 / alphas.shape[1])
         rivals = {
-            "accuracy_routed_probabilities": routing.fused_log_probability(logits, share),
-            "accuracy_routed_logits": routing.fused_logits(logits, share),
+            "accuracy_routed_probabilities": routing.fused_log_probability(logits, alphas),
+            "accuracy_routed_logits": routing.fused_logits(logits, alphas),
             "accuracy_equal_probabilities": routing.fused_log_probability(logits, alike),
             **{f"accuracy_{name}": logits[:, k] for k, name in enumerate(self.names)},
         }
         result = {
-            f"routing_{name}": by_group(share[:, k], test.labels, longtail)
+            f"routing_{name}": by_group(alphas[:, k], test.labels, longtail)
             for k, name in enumerate(self.names)
         }
         for name, scores in rivals.items():

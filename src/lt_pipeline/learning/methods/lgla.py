@@ -70,9 +70,9 @@ class LGLA(ExpertMethod):
                 f"options.experts must be at most {longtail.classes + 1}, as every local expert "
                 f"needs one of the {longtail.classes} classes, but is {options.experts}"
             )
-        member = losses.half_groups(longtail.counts, options.experts - 1)
-        shift = losses.expert_shifts(longtail.prior, member, options.tau_global)
-        self.register_buffer("member", member)  # [K - 1, C]
+        class_mask = losses.half_groups(longtail.counts, options.experts - 1)
+        shift = losses.expert_shifts(longtail.prior, class_mask, options.tau_global)
+        self.register_buffer("member", class_mask)  # [K - 1, C]
         self.register_buffer("shift", shift.float())  # [K, C]
         # of the epoch that runs: images, energies and E_hat - 1 by class
         self.register_buffer("sums", torch.zeros(3, longtail.classes))

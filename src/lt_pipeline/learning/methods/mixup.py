@@ -47,11 +47,11 @@ class MixupOptions(MethodOptions):
 
 
 class Mixup(Method):
-    """A criterion on mixed images, for either label by its share."""
+    """A criterion on mixed images, for either label by its lam."""
 
     Options = MixupOptions
     options: MixupOptions
-    one_label = "a mixture is of two images' labels by its share, one each"
+    one_label = "a mixture is of two images' labels by its lam, one each"
 
     @classmethod
     def stages(cls, options: MixupOptions) -> tuple[Stage, ...]:
@@ -59,7 +59,7 @@ class Mixup(Method):
         return (Stage("train", mix=options.mix),)
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Return the mean over the mixtures of either label's loss by its share.
+        """Return the mean over the mixtures of either label's loss by its lam.
 
         Raises:
             UserError: if the batch brings no mixtures.

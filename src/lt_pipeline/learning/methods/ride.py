@@ -140,7 +140,7 @@ class RoutingDiverseExperts(ExpertMethod):
             ("train",),
             sampler=options.router_sampler.build(),
             trainable=("router",),
-            share=options.router_share,
+            fraction=options.router_share,
             objective="routing",
         )
         return (Stage("train"), router)

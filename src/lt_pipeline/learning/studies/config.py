@@ -209,11 +209,11 @@ class StudyConfig(Config):
             UserError: in one line, naming the arm and the parameter that is wrong.
         """
         experiments = {}
-        judged = updated(parameters.get("evaluation"), self.evaluation)
+        evaluation = updated(parameters.get("evaluation"), self.evaluation)
         for label, arm in self.all_arms().items():
             own = arm.model_dump(exclude={"method"})
             block = updated(parameters.get(arm.method), own)
             with named(f"arm {label!r}: "):
-                given = {**parameters, "evaluation": judged, arm.method: block}
+                given = {**parameters, "evaluation": evaluation, arm.method: block}
                 experiments[label] = ExperimentConfig.resolve(arm.method, given)
         return experiments

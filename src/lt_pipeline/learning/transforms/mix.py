@@ -4,7 +4,7 @@ MixUp: Zhang et al., mixup: Beyond empirical risk minimization (ICLR 2018). CutM
 CutMix: Regularization strategy to train strong classifiers with localizable features (ICCV 2019).
 DARL (Zhang, Chin et al., ACM MM 2025, section 4.2) takes both, with pairs of a long-tailed and a
 balanced draw. torchvision's ``MixUp`` and ``CutMix`` mix a batch with itself, rolled by one, and
-return dense label rows ``[M, C]`` without the share: they can neither pair two draws nor give each
+return dense label rows ``[M, C]`` without lam: they can neither pair two draws nor give each
 label its own loss.
 """
 
@@ -25,9 +25,9 @@ from lt_pipeline.learning.schema import Config, UserError
 class MixConfig(Config):
     """How two batches are mixed.
 
-    The share of the first is Beta(``alpha``, ``alpha``). With both kinds on, ``both`` says whether
-    a fair coin chooses one for the whole batch (``alternate``), or the first half is MixUp and the
-    second CutMix (``halves``).
+    The weight lam of the first is Beta(``alpha``, ``alpha``). With both kinds on, ``both`` says
+    whether a fair coin chooses one for the whole batch (``alternate``), or the first half is MixUp
+    and the second CutMix (``halves``).
     """
 
     mixup: bool = True
@@ -85,7 +85,7 @@ def mix(
     """Return image i of the first batch mixed with image i of the second.
 
     Both are uint8 ``[M, C, H, W]`` with labels int64 ``[M]``, and stay as they are; M may be 0. One
-    share, and one box, is drawn for the batch, or for each half of it, on the CPU: ``generator``
+    lam, and one box, is drawn for the batch, or for each half of it, on the CPU: ``generator``
     lives there, and is asked for one number whatever the config.
 
     Raises:
@@ -132,8 +132,8 @@ def mixup(images_a: Tensor, images_b: Tensor, lam: float) -> tuple[Tensor, Tenso
 def cutmix(images_a: Tensor, images_b: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Return the first images with the ``box`` of the second, float32 ``[M, C, H, W]``.
 
-    And the share of pixels of the first, ``[M]``: from the box, not the share that it was drawn
-    for, as it may reach past the border and has whole pixels.
+    And lam, the fraction of pixels of the first, ``[M]``: from the box, not the one that it was
+    drawn for, as it may reach past the border and has whole pixels.
     """
     height, width = images_a.shape[2:]
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
@@ -165,7 +165,7 @@ def expected_lam(config: MixConfig) -> float:
         UserError: if both mixup and cutmix are off.
     """
     if not (config.mixup or config.cutmix):
-        raise UserError("mixup and cutmix are both false: there is no share")
+        raise UserError("mixup and cutmix are both false: there is no lam")
 
     def moment(power: float) -> float:
         a = config.alpha

@@ -116,11 +116,11 @@ def evaluate(
 ) -> tuple[Values, Values, pd.DataFrame, pd.DataFrame, Values]:
     """Return metrics, the first of them, the table of classes, confusion and reliability bins."""
     experiment = Experiment(config, card)
-    metrics, judged = evaluating.evaluate(
+    metrics, evaluated = evaluating.evaluate(
         experiment, model, train, validation, test, finish_report, histories
     )
     first = evaluating.first_of_all(metrics)
-    return metrics, first, judged.table, judged.confusion, judged.reliability
+    return metrics, first, evaluated.table, evaluated.confusion, evaluated.reliability
 
 
 def draw(

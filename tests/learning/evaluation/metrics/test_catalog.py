@@ -115,4 +115,4 @@ def test_no_other_file_writes_fractions_as_per_cent():
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
         if any(isinstance(s, ast.Constant) and s.value == 100 for s in (node.left, node.right))
     ]
-    assert not files, "Metric.said, number, change and scaled do it"
+    assert not files, "Metric.with_unit, number, change and scaled do it"

@@ -63,11 +63,11 @@ def reliability(scores: Tensor, labels: Tensor, bins: int = 15) -> dict[str, lis
     place = (confidence * bins).long().clamp(max=bins - 1)
     images = torch.bincount(place, minlength=bins)
     used = images > 0
-    shares = images[used].double()
+    counts = images[used].double()
     return {
         "left_edge": (used.nonzero().squeeze(1).double() / bins).tolist(),
         "width": [1 / bins] * int(used.sum()),
-        "images": shares.tolist(),
-        "confidence": (torch.bincount(place, confidence, minlength=bins)[used] / shares).tolist(),
-        "accuracy": (torch.bincount(place, right, minlength=bins)[used] / shares).tolist(),
+        "images": counts.tolist(),
+        "confidence": (torch.bincount(place, confidence, minlength=bins)[used] / counts).tolist(),
+        "accuracy": (torch.bincount(place, right, minlength=bins)[used] / counts).tolist(),
     }

@@ -32,9 +32,9 @@ def wilson(right: float, images: float, level: float = LEVEL) -> Interval:
     Wilson (1927): the shares whose normal approximation does not refuse what was found.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share, spread = right / images, z * z / images
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / images + spread / (4 * images))
+    fraction, spread = right / images, z * z / images
+    middle = (fraction + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(fraction * (1 - fraction) / images + spread / (4 * images))
     # 0 and 1 belong to it where they were found, whatever rounding says
     low = 0.0 if right == 0 else float(middle - half)
     return low, 1.0 if right == images else float(middle + half)

@@ -113,12 +113,12 @@ def recall_interval(
     if counts.sum() == 0:
         raise UserError("an interval of the accuracy needs test images, but there are none")
     generator = np.random.default_rng(seed)
-    shares = np.clip(np.asarray(recalls, dtype=float), 0, 1)
+    rates = np.clip(np.asarray(recalls, dtype=float), 0, 1)
     if len(counts) > MANY_CLASSES:
         # a sum of binomials with one share is binomial
-        shares, place = np.unique(shares, return_inverse=True)
+        rates, place = np.unique(rates, return_inverse=True)
         counts = np.bincount(place, counts).astype(np.int64)
-    drawn = generator.binomial(counts, shares, size=(resamples, len(counts)))
+    drawn = generator.binomial(counts, rates, size=(resamples, len(counts)))
     accuracies = drawn.sum(1) / counts.sum()
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -26,13 +26,13 @@ ROUTING = "routing_"
 def draw(report: Mapping[str, Any], longtail: LongTail, title: str) -> dict[str, Figure]:
     """Return the pictures of weights and difficulty over training, and of routing by group."""
     diagnostics, series = report["diagnostics"], report["series"]
-    shares = {n.removeprefix(ROUTING): v for n, v in diagnostics.items() if n.startswith(ROUTING)}
+    weights = {n.removeprefix(ROUTING): v for n, v in diagnostics.items() if n.startswith(ROUTING)}
     (effective,), (correlation,) = series["effective_classes"], series["size_correlation"]
     return {
         "class_weights": class_weights(series["class_weight"], longtail, title),
         "effective_classes": effective_classes(effective, longtail.classes, title),
         "size_correlation": size_correlation(correlation, title),
-        "routing": routing_by_group(shares, title),
+        "routing": routing_by_group(weights, title),
     }
 
 
