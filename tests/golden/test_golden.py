@@ -170,7 +170,7 @@ def test_difficulty_balanced_weights_at_a_fixed_tau(inputs, expected, case):
     accuracy = tensor(inputs["accuracy"])
     known = torch.ones_like(accuracy, dtype=torch.bool)
     tau = float(case.removeprefix("tau_"))
-    close(functional.difficulty_weight(accuracy, known, tau), tensor(expected))
+    close(functional.cdb_weight(accuracy, known, tau), tensor(expected))
 
 
 # margins, of cosines

@@ -22,11 +22,11 @@ from lt_pipeline.io.claims import DATA, PLACE, RUNS, Claim, claimed, note, writi
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning.experiments.config import data_config
 from lt_pipeline.learning.schema import UserError, block_of
-from lt_pipeline.pipelines.names import DESCRIBED, MADE, SPACE
+from lt_pipeline.pipelines.names import DESCRIBED, MADE, NAMESPACE
 from lt_pipeline.tuning.config import tune_config, with_holdout
 
 PREPARED = {*MADE, *DESCRIBED}
-TUNE = SPACE.rstrip(".")
+TUNE = NAMESPACE.rstrip(".")
 
 
 class ClaimHooks:
@@ -89,7 +89,7 @@ class ClaimHooks:
     def _claims(self, pipeline: Pipeline, parameters: dict[str, Any]) -> Iterator[Claim]:
         """Yield what ``pipeline`` uses."""
         spaces = {node.namespace or "" for node in pipeline.nodes}
-        sweeps = {space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE)}
+        sweeps = {space.removeprefix(NAMESPACE) for space in spaces if space.startswith(NAMESPACE)}
         if PREPARED & pipeline.datasets():
             data = data_config(with_holdout(parameters) if sweeps else parameters)
             what = f"data/03_primary/{self.prepared}, with other data,"
@@ -104,7 +104,7 @@ class ClaimHooks:
             sweep_hash = own_folders.key(_of_sweep(method, parameters))
             for folder in sorted({self.run, self.shared}):
                 what = f"the sweep of {method} in {folder}"
-                yield Claim(f"{RUNS}/{folder}/{SPACE.rstrip('.')}/{method}", what, sweep_hash)
+                yield Claim(f"{RUNS}/{folder}/{NAMESPACE.rstrip('.')}/{method}", what, sweep_hash)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:

@@ -51,7 +51,7 @@ from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import StudyConfig
 from lt_pipeline.learning.studies.published import read_papers
 from lt_pipeline.pipeline_registry import DEFAULT, REGISTRY, with_seeds
-from lt_pipeline.pipelines.names import SPACE, tuned_method
+from lt_pipeline.pipelines.names import NAMESPACE, tuned_method
 from lt_pipeline.reports.audit import summary
 from lt_pipeline.reports.console import (
     print_comparison,
@@ -431,7 +431,7 @@ def _make_pipelines(names: list[str]) -> None:
 def _subjects(pipeline: Pipeline) -> list[str]:
     """Return the methods and studies that ``pipeline`` is of, and whether it compares."""
     spaces = {node.namespace or "" for node in pipeline.nodes}
-    return sorted(s for s in spaces if s and s not in OF_DATA and not s.startswith(SPACE))
+    return sorted(s for s in spaces if s and s not in OF_DATA and not s.startswith(NAMESPACE))
 
 
 def _auroc(report: dict[str, Any]) -> dict[str, float]:

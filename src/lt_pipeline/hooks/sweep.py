@@ -15,7 +15,7 @@ from kedro.pipeline import Pipeline
 from lt_pipeline.hooks.errors import one_line
 from lt_pipeline.learning.experiments.config import SHARED, search_of, updated
 from lt_pipeline.learning.schema import nested
-from lt_pipeline.pipelines.names import SPACE, tuned_method
+from lt_pipeline.pipelines.names import NAMESPACE, tuned_method
 from lt_pipeline.reports.command_line import kedro_run
 from lt_pipeline.reports.console import print_sweep
 from lt_pipeline.tracking import client as tracking
@@ -61,7 +61,7 @@ class TuneHooks:
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log what the best trial reached on the hold-out, and its metrics once it is tested."""
-        if not dataset_name.startswith(SPACE):
+        if not dataset_name.startswith(NAMESPACE):
             return
         if dataset_name.endswith(".best"):
             tracking.log_metrics({f"best/{data['metric']}": data["value"]})
@@ -83,15 +83,15 @@ class TuneHooks:
         """
         self.storage.close()
         method = tuned_method(pipeline)
-        if not method or f"{SPACE}{method}.tested" not in pipeline.all_outputs():
+        if not method or f"{NAMESPACE}{method}.tested" not in pipeline.all_outputs():
             return
-        best = catalog.load(f"{SPACE}{method}.best")
+        best = catalog.load(f"{NAMESPACE}{method}.best")
         again = command(best, run_params)
         tracking.set_tags({"best_command": again})
         print_sweep(
-            catalog.load(f"{SPACE}{method}.trials"),
+            catalog.load(f"{NAMESPACE}{method}.trials"),
             best,
-            catalog.load(f"{SPACE}{method}.tested"),
+            catalog.load(f"{NAMESPACE}{method}.tested"),
             catalog.load("data_card"),
             again,
             views.where(best["study"]),

@@ -8,11 +8,11 @@ from kedro.pipeline import Pipeline
 MADE = ("train_set", "validation_set", "test_set", "auxiliary_set", "data_card", "manifest")
 DESCRIBED = ("class_counts", "imbalance_statistics", "class_distribution")
 # the namespace of a sweep is this and the method
-SPACE = "tune."
+NAMESPACE = "tune."
 
 
 def tuned_method(pipeline: Pipeline) -> str | None:
     """Return the method that ``pipeline`` tunes, if it does."""
     spaces = {node.namespace or "" for node in pipeline.nodes}
-    methods = (space.removeprefix(SPACE) for space in spaces if space.startswith(SPACE))
+    methods = (space.removeprefix(NAMESPACE) for space in spaces if space.startswith(NAMESPACE))
     return next(methods, None)

@@ -8,13 +8,13 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import mlflow
@@ -25,6 +25,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from lt_pipeline.learning.schema import flatten
 from lt_pipeline.tracking.outbox import Outbox
 from lt_pipeline.versioning.git import git
+
+if TYPE_CHECKING:
+    from lt_pipeline.learning.engine.trainer import Report
 
 # MLflow's own lines and progress bars would tear the run's apart.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -61,9 +64,6 @@ INHERITED = (
     "python", "versions",
 )  # fmt: skip
 
-
-# as training calls it, with a stage's name, an epoch and its values
-Report = Callable[[str, int, Mapping[str, float]], None]
 
 _OUTBOX = Outbox()
 # by run and name of a value

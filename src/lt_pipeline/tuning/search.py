@@ -35,13 +35,13 @@ from lt_pipeline.tuning.study import (
 LOGGER = logging.getLogger(__name__)
 
 # Called with the epochs done so far and what the hold-out gives; it ends a trial that is behind.
-Report = Callable[[int, float], None]
+ReportValue = Callable[[int, float], None]
 
 
 class Train(Protocol):
     """Trains a configuration; returns what trials are judged by at the end."""
 
-    def __call__(self, config: dict[str, Any], report: Report, number: int) -> float:
+    def __call__(self, config: dict[str, Any], report: ReportValue, number: int) -> float:
         """Train ``config``, calling ``report`` after epochs.
 
         ``number`` is that of the trial, and of the first one where it is tried again.

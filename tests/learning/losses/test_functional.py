@@ -108,24 +108,24 @@ def test_difficulty_weights_by_hand():
     raw = [0.1**1.5, 0.5**1.5, 0.9**1.5]
     wanted = [3 * value / sum(raw) for value in raw]
     known = torch.ones(3, dtype=torch.bool)
-    assert losses.difficulty_weight(accuracy, known, 1.5).tolist() == pytest.approx(wanted)
+    assert losses.cdb_weight(accuracy, known, 1.5).tolist() == pytest.approx(wanted)
     tau = 2 / (1 + math.exp(-(0.9 / 0.11 - 1)))
     torch.testing.assert_close(
-        losses.difficulty_weight(accuracy, known), losses.difficulty_weight(accuracy, known, tau)
+        losses.cdb_weight(accuracy, known), losses.cdb_weight(accuracy, known, tau)
     )
 
 
 def test_a_class_of_unknown_difficulty_is_as_hard_as_the_others_on_average():
     accuracy = torch.tensor([0.8, 0.0, 0.4])
     known = torch.tensor([True, False, True])
-    weights = losses.difficulty_weight(accuracy, known)
-    full = losses.difficulty_weight(torch.tensor([0.8, 0.6, 0.4]), torch.ones(3).bool())
+    weights = losses.cdb_weight(accuracy, known)
+    full = losses.cdb_weight(torch.tensor([0.8, 0.6, 0.4]), torch.ones(3).bool())
     torch.testing.assert_close(weights, full)
 
 
 def test_difficulty_weights_of_equal_classes_are_one():
     for accuracy in (0.0, 0.3, 1.0):
-        weight = losses.difficulty_weight(torch.full((4,), accuracy), torch.ones(4).bool())
+        weight = losses.cdb_weight(torch.full((4,), accuracy), torch.ones(4).bool())
         torch.testing.assert_close(weight, torch.ones(4))
 
 

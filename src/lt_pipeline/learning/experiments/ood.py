@@ -266,7 +266,7 @@ def _conflict(
     chosen = sample_by_group(labels, longtail, COMPARED, seed)
     readout = method.net.head
     features, weight, bias = linear_readout(readout, id_outputs.features[chosen])
-    head = gradient_conflict.Head(weight, bias if hasattr(readout, "bias") else None)
+    head = gradient_conflict.Readout(weight, bias if hasattr(readout, "bias") else None)
     classes = longtail.classes
     one_hot = torch.eye(classes, dtype=torch.float64)
     own = gradient_conflict.residual(head.logits(features) + shift, one_hot[labels[chosen]])

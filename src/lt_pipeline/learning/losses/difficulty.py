@@ -131,9 +131,7 @@ class DifficultyBalanced(Criterion):
         seen = images > 0
         self.accuracy.copy_(torch.where(seen, right / images.where(seen, 1.0), self.accuracy))
         self.known |= seen
-        self.class_weight.copy_(
-            losses.difficulty_weight(self.accuracy, self.known, self.config.tau)
-        )
+        self.class_weight.copy_(losses.cdb_weight(self.accuracy, self.known, self.config.tau))
         self.size_correlation.update(self.class_weight)
         self.correct.zero_()
         self.seen.zero_()

@@ -84,7 +84,7 @@ def class_balanced_weight(class_counts: Tensor, beta: float) -> Tensor:
     return weight * (len(class_counts) / weight.sum())
 
 
-def difficulty_weight(class_accuracy: Tensor, known: Tensor, tau: float | None = None) -> Tensor:
+def cdb_weight(class_accuracy: Tensor, known: Tensor, tau: float | None = None) -> Tensor:
     """Return weights (1 - accuracy_c)^tau, scaled to sum to C, ``[C]``; all 1 if all are right.
 
     ``class_accuracy`` is ``[C]``; a class that is not ``known``, bool ``[C]``, counts as the mean

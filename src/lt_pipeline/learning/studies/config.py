@@ -42,7 +42,7 @@ class Arm(MethodBlock):
     method: MethodName
 
 
-class Sweep(Config):
+class ParameterValues(Config):
     """An arm for each of ``values`` at ``path`` of the method's block, as in ``options.rank``."""
 
     method: MethodName
@@ -106,7 +106,7 @@ class StudyConfig(Config):
     seeds: int = Field(default=3, ge=1, le=10_000)
     these_seeds: tuple[NonNegativeInt, ...] = ()
     arms: dict[str, Arm] = Field(default_factory=dict)
-    sweep: Sweep | None = None
+    sweep: ParameterValues | None = None
     against: str | None = None
     evaluation: dict[str, Any] = Field(default_factory=dict)
     columns: tuple[str, ...] = ()

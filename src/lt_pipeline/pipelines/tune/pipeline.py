@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from lt_pipeline.pipelines.names import SPACE
+from lt_pipeline.pipelines.names import NAMESPACE
 from lt_pipeline.pipelines.tune.nodes import search, test_best
 
 SETS = ("train_set", "validation_set", "test_set", "auxiliary_set")
@@ -34,7 +34,7 @@ def create_pipeline(method: str) -> Pipeline:
                 name="test_best",
             ),
         ],
-        namespace=f"{SPACE}{method}",
+        namespace=f"{NAMESPACE}{method}",
         inputs={*SETS, "data_card", "raw_folder"},
         parameters={"parameters"},
     )

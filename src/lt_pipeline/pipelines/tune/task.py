@@ -27,7 +27,7 @@ from lt_pipeline.learning.schema import UserError
 from lt_pipeline.tracking import client as tracking
 from lt_pipeline.tuning.config import Sweep
 from lt_pipeline.tuning.runs import Tracked
-from lt_pipeline.tuning.search import Report, Search
+from lt_pipeline.tuning.search import ReportValue, Search
 from lt_pipeline.tuning.storage import place_of
 from lt_pipeline.tuning.study import open_study
 
@@ -104,7 +104,7 @@ class Task:
         device = Experiment(self.sweep.base, self.card).device
         as_one([partial(one.search().run, after) for one in threads], device)
 
-    def train(self, config: dict[str, Any], report: Report, number: int) -> float:
+    def train(self, config: dict[str, Any], report: ReportValue, number: int) -> float:
         """Train ``config`` and return what the finished method reaches on the hold-out.
 
         A training that was killed goes on where it was if the same is tried again: ``number`` is

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lt_pipeline.learning.data.distribution import LongTail
 from lt_pipeline.learning.evaluation.diagnostics import gradient_conflict as module
 from lt_pipeline.learning.evaluation.diagnostics.gradient_conflict import (
-    Head,
+    Readout,
     conflict_by_group,
     gradient_cosines,
     gradient_products,
@@ -31,9 +31,9 @@ def draw(*shape, seed=0):
 
 
 HEADS = {
-    "linear": Head(draw(CLASSES, WIDTH, seed=1)),
-    "with bias": Head(draw(CLASSES, WIDTH, seed=1), bias=draw(CLASSES, seed=2)),
-    "cosine": Head(draw(CLASSES, WIDTH, seed=1), scale=7.0),
+    "linear": Readout(draw(CLASSES, WIDTH, seed=1)),
+    "with bias": Readout(draw(CLASSES, WIDTH, seed=1), bias=draw(CLASSES, seed=2)),
+    "cosine": Readout(draw(CLASSES, WIDTH, seed=1), scale=7.0),
 }
 
 
@@ -110,8 +110,8 @@ def test_logits_are_those_of_the_networks_heads():
     x = draw(5, WIDTH).float()
     cosine.weight.data.mul_(3)
     for head, network in (
-        (Head(cosine.weight, scale=16.0), cosine),
-        (Head(linear.weight, linear.bias), linear),
+        (Readout(cosine.weight, scale=16.0), cosine),
+        (Readout(linear.weight, linear.bias), linear),
     ):
         logits = head.logits(x)
         assert not logits.requires_grad
@@ -123,7 +123,7 @@ def same_image(*probability, y, target):
     p = torch.tensor([probability], dtype=torch.float64)
     e = F.one_hot(torch.tensor([y]), p.shape[1]).double()
     x = torch.ones(1, 3, dtype=torch.float64)
-    head = Head(torch.zeros(p.shape[1], 3))
+    head = Readout(torch.zeros(p.shape[1], 3))
     q = torch.tensor([target], dtype=torch.float64)
     return float(gradient_products(residual(p.log(), e), x, residual(p.log(), q), x, head))
 
@@ -186,7 +186,7 @@ def test_the_residual_of_an_image_learnt_to_the_last_digit_keeps_its_direction()
     difference = residual(z, torch.tensor([[1.0, 0.0, 0.0]]))[0]
     others = [math.exp(-59), math.exp(-60)]
     assert difference.tolist() == pytest.approx([-sum(others), *others], rel=1e-12, abs=0)
-    head, x = Head(torch.zeros(3, 2)), torch.ones(1, 2)
+    head, x = Readout(torch.zeros(3, 2)), torch.ones(1, 2)
     exposed = residual(z, torch.full((1, 3), 1 / 3))
     assert float(gradient_cosines(difference[None], x, exposed, x, head)) < -0.9
 
@@ -201,7 +201,7 @@ def test_a_gradient_of_no_length_has_cosine_0_and_no_conflict():
         conflict = conflict_by_group(zero, x, torch.tensor([4]), r, x, head, LONGTAIL)
         assert conflict == {key: {"few": 0, "all": 0} for key in ("cosine", "negative_share")}
     # the logit of a feature along its weight is at its maximum
-    head = Head(torch.tensor([[3.0, 4.0]]), scale=5.0)
+    head = Readout(torch.tensor([[3.0, 4.0]]), scale=5.0)
     along = torch.tensor([[0.6, 0.8]])
     assert gradient_cosines(torch.ones(1, 1), along, torch.ones(1, 1), along, head).tolist() == [
         [0]
@@ -291,8 +291,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="sum to 1"):
         residual(r, 2 * targets("mixed", 4))
     with pytest.raises(ValueError, match="no bias"):
-        Head(head.weight, bias=torch.zeros(CLASSES), scale=3.0)
+        Readout(head.weight, bias=torch.zeros(CLASSES), scale=3.0)
     with pytest.raises(ValueError, match=r"bias must be \[6\], one a class, but is \[5\]"):
-        Head(head.weight, bias=torch.zeros(5))
+        Readout(head.weight, bias=torch.zeros(5))
     with pytest.raises(ValueError, match=r"weight must be \[C, F\], but is \[6\]"):
-        Head(torch.zeros(6))
+        Readout(torch.zeros(6))

@@ -21,7 +21,7 @@ CHUNK_NUMBERS = 2**22  # 32 MiB of float64 for the [n, M] cosines of one chunk o
 
 
 @dataclass(frozen=True)
-class Head:
+class Readout:
     """A classification head: linear without ``scale``, cosine with it.
 
     A linear head's logits are z_c = <w_c, f> + b_c, of ``weight`` ``[C, F]`` and ``bias`` ``[C]``
@@ -86,7 +86,7 @@ def residual(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def gradient_products(
-    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Head
+    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Readout
 ) -> Tensor:
     """Return the inner products of all pairs of gradients by the head (equation 1).
 
@@ -110,7 +110,7 @@ def gradient_products(
 
 
 def gradient_cosines(
-    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Head
+    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Readout
 ) -> Tensor:
     """Return the cosines of all pairs of gradients by the head, float64 ``[N, M]``.
 
@@ -125,7 +125,7 @@ def gradient_cosines(
 
 
 def paired_cosines(
-    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Head
+    residual_a: Tensor, features_a: Tensor, residual_b: Tensor, features_b: Tensor, head: Readout
 ) -> Tensor:
     """Return the cosine of each image's gradient and its partner's, float64 ``[N]``.
 
@@ -149,7 +149,7 @@ def conflict_by_group(
     labels: Tensor,
     other_residual: Tensor,
     other_features: Tensor,
-    head: Head,
+    head: Readout,
     longtail: LongTail,
 ) -> dict[str, dict[str, float]]:
     """Return how ID gradients agree with the others', by group of the ID image's class.
@@ -180,7 +180,7 @@ def paired_conflict_by_group(
     labels: Tensor,
     other_residual: Tensor,
     other_features: Tensor,
-    head: Head,
+    head: Readout,
     longtail: LongTail,
 ) -> dict[str, dict[str, float]]:
     """Return the same as ``conflict_by_group``, but of each ID image and its partner alone.
@@ -230,7 +230,7 @@ class _Factors:
             yield _Factors(self.r[rows], self.f[rows], self.k[rows])
 
 
-def _factors(residual: Tensor, features: Tensor, head: Head) -> _Factors:
+def _factors(residual: Tensor, features: Tensor, head: Readout) -> _Factors:
     classes, width = head.weight.shape
     if residual.shape[1:] != (classes,) or features.shape != (len(residual), width):
         raise ValueError(
