@@ -4,6 +4,9 @@ A server process has imported what the package takes from other packages, but Ke
 at the folder that it is imported in, and nothing of the package itself. Each command is a process
 that is forked from it, with its own folder, environment, arguments, imports of ours and end. What
 another program starts, as DVC does its stages, asks it too where ``programs()`` leads its PATH.
+
+A folder of code that a second command is asked for has a server of its own, forked from the first,
+which has imported that code as well: until a file of it changes.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -47,7 +51,12 @@ AT_WORK = (
     *("mlflow.tracing.processor.otel", "matplotlib.backends.backend_agg", "PIL.JpegImagePlugin"),
 )
 LONGEST, INT = 1 << 20, 4
-ASK = "ask"
+ASK, SERVE = "ask", "serve"
+# what a server of a project imports before it is asked; of conf/ that reads LOGGED only
+OF_PROJECT = ("kedro.framework.cli.cli", "lt_pipeline.settings", "lt_pipeline.pipeline_registry")
+LOGGED = "conf/logging.yml"
+# more are not kept: each has a copy of what it imported
+SERVERS = 2
 
 
 def is_python(command: Sequence[str]) -> bool:
@@ -58,13 +67,22 @@ def is_python(command: Sequence[str]) -> bool:
 class Process:
     """A process with the interface of ``subprocess.Popen``, whose output is read at its end."""
 
-    def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+    stdout = None
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        server: Path | None = None,
+        sockets: Sequence[int] = (),
+    ) -> None:
         self.args = command
         self.returncode: int | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._said, saying = os.pipe()
         asked = {"command": [*command], "cwd": str(cwd), "environment": {**environment}}
-        _ask(_server(), asked, [self._output.fileno(), saying])
+        _ask(server or _server(), asked, [self._output.fileno(), saying, *sockets])
         os.close(saying)
         self.pid = _read(self._said)
 
@@ -94,6 +112,54 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def of_project(folder: Path, environment: Mapping[str, str]) -> Path | None:
+    """Return where the server of a project's folder is asked, if its code was asked for before."""
+    files = [folder / LOGGED, *sorted((folder / "src").rglob("*.py"))]
+    found = ((str(path), path.stat()) for path in files)
+    code = (*((name, of.st_mtime_ns, of.st_size) for name, of in found), *environment.items())
+    if code in _projects:
+        _projects.move_to_end(code)
+        _projects[code] = _projects[code] or _Server(folder, environment)
+    else:
+        _projects[code] = None
+        while len(_projects) > SERVERS:
+            if server := _projects.popitem(last=False)[1]:
+                server.end()
+    server = _projects[code]
+    return server.asked if server else None
+
+
+class _Server:
+    """A server that has imported a project's code; it ends with who asked for it."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._ours, its = socket.socketpair()
+        self._folder = Path(tempfile.mkdtemp(prefix="warm"))
+        self.asked = self._folder / "asked"
+        listening = _listen(self.asked)
+        self._process = Process(
+            [SERVE], folder, environment, sockets=[its.fileno(), listening.fileno()]
+        )
+        its.close()
+        listening.close()
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        self._ours.close()
+        self._process.wait(timeout=30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_projects: OrderedDict[tuple[Any, ...], _Server | None] = OrderedDict()
+
+
+def _listen(place: Path) -> socket.socket:
+    asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asked.bind(str(place))
+    asked.listen(128)
+    return asked
+
+
 def programs() -> Path:
     """Return a folder with a ``kedro`` and a ``python`` that are processes of the server."""
     folder = _server().parent
@@ -109,9 +175,7 @@ def _server() -> Path:
     """Start the server; return where it is asked."""
     folder = Path(tempfile.mkdtemp(prefix="warm"))
     ours, its = socket.socketpair()
-    asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    asked.bind(str(folder / "asked"))
-    asked.listen(128)
+    asked = _listen(folder / "asked")
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     server = subprocess.Popen(
         [sys.executable, __file__, str(its.fileno()), str(asked.fileno())],
@@ -180,6 +244,10 @@ def _warm_up() -> None:
     # MLflow looks through all packages that are installed when it logs a model
     importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
     _do_once()
+    _check_threads()
+
+
+def _check_threads() -> None:
     if threading.active_count() > 1:
         raise RuntimeError(f"a fork would lose the threads {threading.enumerate()}")
 
@@ -208,11 +276,11 @@ def _serve(alive: socket.socket, listening: socket.socket) -> dict[str, Any]:
         if alive in select.select([alive, listening], [], [])[0]:
             os._exit(0)
         with listening.accept()[0] as asking:
-            said, given, *_ = socket.recv_fds(asking, LONGEST, 2)
-        output, status = given
+            said, given, *_ = socket.recv_fds(asking, LONGEST, 4)
+        output, status, *sockets = given
         if os.fork():
-            os.close(output)
-            os.close(status)
+            for number in given:
+                os.close(number)
             continue
         # waits for the command in the server's place
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -231,10 +299,24 @@ def _serve(alive: socket.socket, listening: socket.socket) -> dict[str, Any]:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output, stream.fileno())
         os.close(output)
-        return json.loads(said)
+        return {**json.loads(said), "sockets": sockets}
 
 
-def _become(command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
+def _import_project(before: Sequence[str]) -> None:
+    path = [*sys.path]
+    sys.path[:1] = [str(KEDRO.parent), *before]
+    for name in OF_PROJECT:
+        importlib.import_module(name)
+    methods = importlib.import_module("lt_pipeline.learning.methods")
+    for name in methods.available():
+        methods.get(name)
+    sys.path[:] = path
+    _check_threads()
+
+
+def _become(
+    command: Sequence[str], cwd: str, environment: Mapping[str, str], sockets: Sequence[int]
+) -> None:
     """Do what the interpreter does for ``command``; everything else is as it begins."""
     os.chdir(cwd)
     os.environ.clear()
@@ -243,6 +325,12 @@ def _become(command: Sequence[str], cwd: str, environment: Mapping[str, str]) ->
     multiprocessing.process.ORIGINAL_DIR = cwd
     importlib.import_module("numpy").random.seed()
     before = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if command[0] == SERVE:
+        _import_project(before)
+        asked = _serve(*(socket.socket(fileno=number) for number in sockets))
+        # what the imports said for the case that nobody says it
+        _become(**{**asked, "environment": {**os.environ, **asked["environment"]}})
+        return
     name, *words = command
     main, source = ModuleType("__main__"), ""
     if name == "kedro":

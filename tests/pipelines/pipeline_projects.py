@@ -68,7 +68,10 @@ class Project:
         """
         folder, environment = cwd or self.folder, self.environment(**extra)
         if warm.is_python(command) and not cold:
-            return warm.Process(command, folder, environment)
+            # what stands here is imported in the folder, and may not depend on what is told to one
+            here = cwd is None and all(name.startswith("MLFLOW_") for name in extra)
+            server = warm.of_project(folder, self.environment()) if here else None
+            return warm.Process(command, folder, environment, server)
         if command[0] == "dvc":
             environment["PATH"] = f"{warm.programs()}{os.pathsep}{environment['PATH']}"
         return subprocess.Popen(
