@@ -66,13 +66,18 @@ def no_server_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making one takes ten seconds, so workers share it."""
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what takes long to make: the first worker that needs it makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def empty_database(of_all_workers: Path) -> Path:
+    """An MLflow database with its tables: making one takes ten seconds."""
     import mlflow  # takes a second, which tests of the science need not
 
-    alone = "PYTEST_XDIST_WORKER" not in os.environ
-    base = tmp_path_factory.getbasetemp()
-    path = (base if alone else base.parent) / "empty.db"
+    path = of_all_workers / "empty.db"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()

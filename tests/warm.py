@@ -108,6 +108,9 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -115,8 +118,8 @@ class Process:
 def of_project(folder: Path, environment: Mapping[str, str]) -> Path | None:
     """Return where the server of a project's folder is asked, if its code was asked for before."""
     files = [folder / LOGGED, *sorted((folder / "src").rglob("*.py"))]
-    found = ((str(path), path.stat()) for path in files)
-    code = (*((name, of.st_mtime_ns, of.st_size) for name, of in found), *environment.items())
+    states = ((str(path), path.stat()) for path in files)
+    code = (*((name, of.st_mtime_ns, of.st_size) for name, of in states), *environment.items())
     if code in _projects:
         _projects.move_to_end(code)
         _projects[code] = _projects[code] or _Server(folder, environment)

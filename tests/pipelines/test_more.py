@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -173,7 +174,8 @@ def test_mlflow_models_predict_answers(finished, tmp_path):
     test = ImageSetDataset(str(project.file("03_primary/smoke/test.safetensors"))).load()
     (tmp_path / "in.json").write_text(json.dumps({"inputs": test.images[:3].tolist()}))
     code, output = project.run(
-        *("mlflow", "models", "predict", "-m", "models:/more-digits-lt-ir10/1"),
+        *(sys.executable, "-m", "mlflow", "models", "predict"),
+        *("-m", "models:/more-digits-lt-ir10/1"),
         *("-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")),
         *("-t", "json", "--env-manager", "local"),
         MLFLOW_TRACKING_URI=project.tracking_uri,

@@ -32,17 +32,17 @@ def finished_method(project):
 
 
 @pytest.fixture
-def promoted(finished):
-    """The project, its model the champion of its data set."""
-    project, _ = finished
+def promoted(finished, tmp_path):
+    """A copy of the project, its model the champion of its data set."""
+    trained, _ = finished
+    project = Project(shutil.copytree(trained.folder, tmp_path / "promoted"))
     mlflow.set_tracking_uri(project.tracking_uri)
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("more-digits-lt-ir10", "newest")
     run = {"run_id": version.run_id, "label": "more", "seed": 0, OBJECTIVE: 0.9}
     promotion = champion.promote(pd.DataFrame([run]), "digits-lt-ir10")
     assert promotion["model_uri"] == "models:/digits-lt-ir10@champion"
-    yield project
-    client.delete_registered_model("digits-lt-ir10")
+    return project
 
 
 @pytest.fixture
@@ -51,7 +51,8 @@ def served(promoted):
     project = promoted
     address = f"http://127.0.0.1:{(port := free_port())}"
     server = project.start(
-        *("mlflow", "models", "serve", "-m", "models:/digits-lt-ir10@champion"),
+        *(sys.executable, "-m", "mlflow", "models", "serve"),
+        *("-m", "models:/digits-lt-ir10@champion"),
         *("-h", "127.0.0.1", "-p", str(port), "--env-manager", "local", "--workers", "1"),
         MLFLOW_TRACKING_URI=project.tracking_uri,
     )
