@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from pipeline_projects import copy_project
 
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.audit.nodes import look, write_environment
@@ -19,9 +20,13 @@ pytestmark = pytest.mark.slow
 COUNTS = {"01": 20, "blue fish": 12, "rare": 6}
 
 
-@pytest.fixture
-def photos(project):
-    """Colours by class, two images a group, the rarest class in three groups."""
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory, empty_database):
+    """A project with photos after the audit of them, and what that printed.
+
+    Colours by class, two images a group, the rarest class in three groups.
+    """
+    project = copy_project(tmp_path_factory.mktemp("photos"), empty_database)
     random = np.random.default_rng(0)
     for c, (name, count) in enumerate(COUNTS.items()):
         for k in range(count):
@@ -32,14 +37,14 @@ def photos(project):
             Image.fromarray(pixels).save(path, quality=95)
     copy = project.folder / "photos" / "01" / "t9_again.jpg"
     copy.write_bytes((project.folder / "photos" / "01" / "t0_0.jpg").read_bytes())
-    return project
-
-
-def test_two_commands_lead_from_a_folder_to_a_model(photos):
-    said = photos.kedro(
+    return project, project.kedro(
         "--pipelines=audit",
         r"--params=data.path=photos,data.group='(\w+/t\d+)_',data.size=16",
     )
+
+
+def test_two_commands_lead_from_a_folder_to_a_model(audited):
+    photos, said = audited
     assert "39 images of 3 classes, 21 to 6 a class" in said
     assert "pairs of identical images: 1 (0 within a group, 0 across classes)" in said
     for method in ("logit_adjustment", "more"):
@@ -74,8 +79,8 @@ def test_two_commands_lead_from_a_folder_to_a_model(photos):
     assert sorted(manifest["path"]) == sorted(split["path"])
 
 
-def test_what_a_person_has_edited_stays(photos):
-    photos.kedro("--pipelines=audit", "--params=data.path=photos")
+def test_what_a_person_has_edited_stays(audited):
+    photos, _ = audited
     split = photos.folder / "conf" / "photos" / "split.csv"
     edited = split.read_text().replace(",train", ",TRAIN")
     split.write_text(edited)
@@ -129,8 +134,8 @@ def test_a_network_that_there_is_not_is_refused_before_the_images_are_read(model
         ("seed=1", "data.path or data.labels must be given"),
     ],
 )
-def test_what_is_not_there_is_one_line(photos, given, said):
-    code, output = photos.run("kedro", "run", "--pipelines=audit", f"--params={given}")
+def test_what_is_not_there_is_one_line(untouched, given, said):
+    code, output = untouched.run("kedro", "run", "--pipelines=audit", f"--params={given}")
     assert code == 1
     assert said in output
     assert "Traceback" not in output

@@ -24,8 +24,8 @@ OTHERS = [
         *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
     ],
 )
-def test_a_bad_value_is_one_line_before_anything_runs(project, pipeline, given, line):
-    code, output = project.run(
+def test_a_bad_value_is_one_line_before_anything_runs(untouched, pipeline, given, line):
+    code, output = untouched.run(
         "kedro", "run", f"--pipelines={pipeline}", "--env=smoke", f"--params={given}"
     )
     assert code == 1
@@ -33,4 +33,4 @@ def test_a_bad_value_is_one_line_before_anything_runs(project, pipeline, given, 
     assert last.startswith("Error: ")
     assert line in last
     assert "Traceback" not in output
-    assert not project.file("03_primary").exists()
+    assert not untouched.file("03_primary").exists()

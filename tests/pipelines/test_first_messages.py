@@ -8,9 +8,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeline_projects import copy_project
 
 pytestmark = pytest.mark.slow
+MADE = ("photos", "labels.csv", "weights.pt", "data", "conf/photos")
 FAST = "training.epochs=1,training.batch_size=4,data.size=16,evaluation.ood=false"
+
+
+@pytest.fixture(scope="module")
+def one_project(tmp_path_factory, empty_database):
+    return copy_project(tmp_path_factory.mktemp("messages"), empty_database)
+
+
+@pytest.fixture
+def project(one_project):
+    """A project of which nothing is left but what MLflow has."""
+    yield one_project
+    for path in (one_project.folder / name for name in MADE):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
 def photos(project, counts, folder="photos"):

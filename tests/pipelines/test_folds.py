@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pipeline_projects import copy_project
 
 from arms import smoke
 from lt_pipeline.learning.data.prepare import make
@@ -38,9 +39,10 @@ def write_photos(folder):
             Image.fromarray(pixels).save(path)
 
 
-@pytest.fixture
-def photos(project):
-    """Audited, so that there is an environment."""
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, empty_database):
+    """Audited, so that there is an environment; each test has its own parameters or study."""
+    project = copy_project(tmp_path_factory.mktemp("folds"), empty_database)
     write_photos(project.folder / "photos")
     project.kedro(
         "--pipelines=audit",
@@ -94,7 +96,8 @@ def test_one_fold_by_itself_is_a_plain_run(photos):
     (metrics,) = (photos.folder / "data/08_reporting").glob("*/ce/metrics.json")
     plain = json.loads(metrics.read_text())
     assert plain["test"]["classes"] == plain["validation"]["classes"] == 3
-    (manifest,) = (photos.folder / "data/03_primary").glob("photos+*/manifest.csv")
+    manifests = (photos.folder / "data/03_primary").glob("photos+*/manifest.csv")
+    manifest = max(manifests, key=lambda path: path.stat().st_mtime_ns)
     rows = pd.read_csv(manifest)
     assert set(rows["fold"][rows["split"] == "test"]) == {2}
     assert set(rows["fold"][rows["split"] == "validation"]) == {0}
@@ -123,10 +126,12 @@ def test_a_study_on_folds_pairs_its_arms(photos):
 @pytest.mark.slow
 def test_a_split_that_a_person_gave_is_not_folded(photos):
     env = photos.folder / "conf" / "photos" / "parameters.yml"
-    env.write_text(env.read_text().replace("split: made", "split: given"))
+    made = env.read_text()
+    env.write_text(made.replace("split: made", "split: given"))
     code, output = photos.run(
         "kedro", "run", "--pipelines=ce", "--env=photos", "--params=data.folds=3"
     )
+    env.write_text(made)
     assert code == 1
     assert "data.folds makes its own parts, but these images have a split" in output
     assert "Traceback" not in output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from pipeline_projects import copy_project
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,12 @@ def refused(**asked):
 """
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, empty_database):
+    """A project in which not even a folder for data is made."""
+    return copy_project(tmp_path_factory.mktemp("untouched"), empty_database)
+
+
 def python(project, script, **environment):
     code = START.format(folder=str(project.folder)) + script
     return project.run(sys.executable, "-c", code, **environment)
@@ -52,19 +59,19 @@ def nothing_was_written(project):
         ("--runner-params=is_async=True", "is_async"),
     ],
 )
-def test_other_runners_are_refused_from_the_command_line(project, given, named):
-    code, output = project.run("kedro", "run", "--pipelines=ce", "--env=smoke", given)
+def test_other_runners_are_refused_from_the_command_line(untouched, given, named):
+    code, output = untouched.run("kedro", "run", "--pipelines=ce", "--env=smoke", given)
     assert code == 1
     (line,) = output.strip().splitlines()
     assert line.startswith("Error: runs take the SequentialRunner without --async: ")
     assert f"Leave {named} out" in line
     assert "processes" in line
-    assert nothing_was_written(project)
+    assert nothing_was_written(untouched)
 
 
-def test_what_is_wrong_is_refused_from_python_too(project):
+def test_what_is_wrong_is_refused_from_python_too(untouched):
     code, output = python(
-        project,
+        untouched,
         'refused(pipeline_names=["ce"], runner=ThreadRunner())\n'
         'refused(pipeline_names=["ce"], runner=SequentialRunner(is_async=True))\n'
         'refused(pipeline_names=["bmt"])\n'
@@ -77,7 +84,7 @@ def test_what_is_wrong_is_refused_from_python_too(project):
     ] * 2
     assert "Leave ThreadRunner out" in lines[0]
     assert "Leave is_async out" in lines[1]
-    assert nothing_was_written(project)
+    assert nothing_was_written(untouched)
 
 
 def test_runs_from_python_have_the_stages_of_their_parameters(project):
@@ -87,7 +94,7 @@ def test_runs_from_python_have_the_stages_of_their_parameters(project):
         "short = {'training': {'epochs': 1}}\n"
         "for sets in (None, 2):\n"
         "    more = {'btm': {'options': {'branches': {'sets': sets}}}} if sets else {}\n"
-        "    run({**short, **more}, pipeline_names=['btm'])\n"
+        "    run({**short, **more}, pipeline_names=['btm'], to_nodes=['btm.merge'])\n"
         "    made = list(PROJECT.glob('data/08_reporting/**/btm/branch_*_history.json'))\n"
         "    print('BRANCHES', len(made))\n"
         "    for path in made: path.unlink()\n",
@@ -107,12 +114,12 @@ def test_of_two_sessions_in_threads_one_is_refused(project):
         "    project_path=PROJECT, env='smoke', serving_mode=True)\n"
         "def go(name):\n"
         "    try:\n"
-        "        session.run(pipeline_names=[name])\n"
+        "        session.run(pipeline_names=[name], to_nodes=[f'{name}.finish'])\n"
         "        print('DONE', name)\n"
         "    except Exception as error:\n"
         "        print('REFUSED', error)\n"
         "threads = [threading.Thread(target=go, args=(name,)) for name in ('ce', 'cb')]\n"
-        "for thread in threads: thread.start(); time.sleep(1)\n"
+        "for thread in threads: thread.start(); time.sleep(0.3)\n"
         "for thread in threads: thread.join()\n"
         "go('cb')\n",
     )
@@ -136,10 +143,10 @@ def test_a_run_from_a_folder_of_the_project_logs_as_the_project_says(project):
 
 
 @pytest.mark.parametrize("given", [("--env=smoke",), ()])
-def test_a_folder_that_is_no_project_is_said(project, tmp_path, given):
+def test_a_folder_that_is_no_project_is_said(untouched, tmp_path, given):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code, output = project.run(sys.executable, "-m", "lt_pipeline", *given, cwd=elsewhere)
+    code, output = untouched.run(sys.executable, "-m", "lt_pipeline", *given, cwd=elsewhere)
     assert code == 1
     assert output.strip().splitlines()[-1] == (
         f"Error: there is no {elsewhere / 'conf'}: run it in the project's folder, or name one "
