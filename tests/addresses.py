@@ -7,6 +7,8 @@ import subprocess
 import time
 import urllib.request
 
+from warm import Process
+
 
 def free_port() -> int:
     """Return a port of this machine at which nobody listens."""
@@ -14,7 +16,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(address: str, server: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+def wait_for(
+    address: str, server: subprocess.Popen[str] | subprocess.Popen[bytes] | Process
+) -> None:
     """Wait until ``server`` answers at ``address``."""
     deadline = time.monotonic() + 120
     while True:
@@ -23,7 +27,7 @@ def wait_for(address: str, server: subprocess.Popen[str] | subprocess.Popen[byte
                 return
         except OSError:
             if server.poll() is not None:
-                said = "".join(str(line) for line in server.stdout or ())
+                said, _ = server.communicate()
                 raise ChildProcessError(f"{address}: it ended and said {said}") from None
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{address}: no answer") from None

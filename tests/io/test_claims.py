@@ -2,47 +2,56 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
+import time
 
 import pytest
 
+import warm
 from lt_pipeline.io import claims
 from lt_pipeline.io.claims import DATA, PLACE, RUNS, Claim, claimed, folders, note, remove
 from lt_pipeline.reports.folders import listed, removed
+from toys import PROJECT
 
+# holds a claim until it may end
 OTHER = """
-import signal, sys
+import sys, time
 from pathlib import Path
 from lt_pipeline.io.claims import Claim, claimed
-signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
-folder, key = sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None
-with claimed(Path(sys.argv[1]), [Claim(folder, "it", key)], "kedro run --pipelines=ce"):
-    print("held", flush=True)
-    sys.stdin.readline()
+place, ready, end, folder, *keys = sys.argv[1:]
+with claimed(Path(place), [Claim(folder, "it", *keys)], "kedro run --pipelines=ce"):
+    Path(ready).touch()
+    while not Path(end).exists():
+        time.sleep(0.01)
 """
 
 
 @pytest.fixture
-def start(tmp_path):
+def end(tmp_path_factory):
+    """What is there from when processes may end on."""
+    return tmp_path_factory.mktemp("processes") / "end"
+
+
+@pytest.fixture
+def start(tmp_path, end):
     """Start a process that claims a folder; it ends with the test."""
     running = []
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
 
     def begin(*words):
-        process = subprocess.Popen(
-            [sys.executable, "-c", OTHER, str(tmp_path / PLACE), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        ready = end.with_name(f"ready{len(running)}")
+        told = (str(tmp_path / PLACE), str(ready), str(end), *words)
+        process = warm.Process([sys.executable, "-c", OTHER, *told], end.parent, environment)
         running.append(process)
-        assert process.stdout.readline() == "held\n"
+        while not ready.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
         return process
 
     yield begin
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait(60)
 
 
 def hold(tmp_path, *wanted):
@@ -97,10 +106,10 @@ def test_all_claims_or_none(tmp_path, start):
         *(pytest.param(how, marks=pytest.mark.slow) for how in ("end", "SIGINT", "SIGTERM")),
     ],
 )
-def test_however_a_run_ends_the_next_can_start(tmp_path, start, how):
+def test_however_a_run_ends_the_next_can_start(tmp_path, start, end, how):
     process = start("runs/smoke/ce")
     if how == "end":
-        process.communicate("\n")
+        end.touch()
     else:
         process.send_signal(getattr(signal, how))
     process.wait(timeout=60)

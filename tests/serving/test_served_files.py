@@ -6,20 +6,22 @@ import base64
 import io
 import json
 import os
+import shlex
 import shutil
-import subprocess
+import signal
 import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.pyfunc.scoring_server import get_cmd
 from PIL import Image
 
+import warm
 from addresses import free_port, wait_for
 from lt_pipeline.learning.data.packed import PackedImages, mapped, pack
 from lt_pipeline.learning.data.prepare import DataConfig
@@ -139,16 +141,11 @@ def logged(experiment, tmp_path_factory, empty_database):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """The environment of a machine without this package, with what stands beside its Python.
-
-    MLflow starts its server by name, and CI's PATH is not that of an activated environment.
-    """
+    """The environment of a machine without this package."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "lt_pipeline").mkdir()
     (folder / "lt_pipeline" / "__init__.py").write_text("raise ImportError('is not installed')")
-    binaries = Path(sys.executable).parent
-    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -202,15 +199,11 @@ def test_served_probabilities_are_the_evaluations_and_bad_files_are_rows(
     # a bad one first, last, and among good ones
     names = ["text.jpg", *(n for pair in zip(GOOD, [*BAD, *GOOD], strict=False) for n in pair)]
     names += ["cut.jpg"]
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, model, *(str(files / name) for name in names)],
-        env={**elsewhere, "MLFLOW_TRACKING_URI": uri},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", CLIENT, model, *(str(files / name) for name in names)]
+    client = warm.Process(command, files, {**elsewhere, "MLFLOW_TRACKING_URI": uri})
+    said, _ = client.communicate(timeout=300)
+    assert client.returncode == 0, said
+    rows = json.loads(said.splitlines()[-1])
     assert {*names} == {*GOOD, *BAD}
     check(rows, names, evaluated, experiment.card.longtail.class_names)
 
@@ -219,15 +212,14 @@ def test_served_probabilities_are_the_evaluations_and_bad_files_are_rows(
 def test_the_server_answers_every_payload_that_decodes(
     logged, files, elsewhere, evaluated, experiment
 ):
+    """The process that ``mlflow models serve`` starts; a served champion is one by that name."""
     _, model, uri = logged
+    mlflow.set_tracking_uri(uri)
     address = f"http://127.0.0.1:{(port := free_port())}"
-    command = f"models serve -m {model} -h 127.0.0.1 -p {port} --env-manager local --workers 1"
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("mlflow")), *command.split()],
-        env={**elsewhere, "MLFLOW_TRACKING_URI": uri},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    where = mlflow.artifacts.download_artifacts(model)
+    command, environment = get_cmd(where, port=port, host="127.0.0.1", nworkers=1)
+    words = [sys.executable, "-m", *shlex.split(command)]
+    server = warm.Process(words, files, {**environment, **elsewhere})
     names = ["jpeg.jpg", "text.jpg", "turned.jpg", "cut.jpg", "heavy.png", "cmyk.jpg"]
     sent = [base64.b64encode((files / name).read_bytes()).decode() for name in names]
     by_split = {"columns": ["image"], "data": [[text] for text in sent]}
@@ -248,7 +240,7 @@ def test_the_server_answers_every_payload_that_decodes(
             assert refused.value.code == 400
             assert "Traceback" not in refused.value.read().decode()
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 
@@ -15,16 +14,21 @@ import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
+import warm
 from lt_pipeline.learning.schema import UnreachableError, UserError
 from lt_pipeline.tracking import store
 from lt_pipeline.tracking.client import absolute_uri
+from toys import PROJECT
 from tracking.servers import answering, dead, silent
 
 FIRST = """
-import sys
+import sys, time
+from pathlib import Path
 from lt_pipeline.tracking.store import make_experiment, open_store
-uri = sys.argv[1]
-sys.stdin.read()
+uri, ready, begin = sys.argv[1:]
+Path(ready).touch()
+while not Path(begin).exists():
+    time.sleep(0.001)
 open_store(uri)
 make_experiment(uri, "digits")
 """
@@ -44,24 +48,20 @@ def refused(uri, kind=UserError):
 @pytest.mark.slow
 def test_three_first_runs_at_once_make_one_database(tmp_path):
     uri = f"sqlite:///{tmp_path}/m.db"
+    ready, begin = [tmp_path / f"ready{k}" for k in range(3)], tmp_path / "begin"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     begun = [
-        subprocess.Popen(
-            [sys.executable, "-c", FIRST, uri],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        warm.Process(
+            [sys.executable, "-c", FIRST, uri, str(path), str(begin)], tmp_path, environment
         )
-        for _ in range(3)
+        for path in ready
     ]
-    # they wait until all are there
-    ended = [threading.Thread(target=lambda p=p: p.said.append(p.communicate()[0])) for p in begun]
-    for process, thread in zip(begun, ended, strict=True):
-        process.said = []
-        thread.start()
-    for thread in ended:
-        thread.join()
-    assert [(p.returncode, p.said) for p in begun] == [(0, [""])] * 3
+    while not all(path.exists() for path in ready):
+        assert [process.poll() for process in begun] == [None] * 3
+        time.sleep(0.01)
+    begin.touch()
+    said = [process.communicate(timeout=100)[0] for process in begun]
+    assert [(p.returncode, text) for p, text in zip(begun, said, strict=True)] == [(0, "")] * 3
     client = mlflow.MlflowClient(uri)
     assert sorted(e.name for e in client.search_experiments()) == ["Default", "digits"]
 
