@@ -8,6 +8,7 @@ import time
 import tomllib
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -40,11 +41,16 @@ class Absent:
             raise ModuleNotFoundError(f"{{name}} is not on a bare machine", name=name)
 sys.meta_path.insert(0, Absent())
 """
-# all of the science is imported, and then every line is done
+# all of the science is imported, and then every line is done; where no GPU forbids it, by forks of
+# what is imported then
 RUN = """
-import importlib, pkgutil, sys
+import importlib, multiprocessing, pkgutil, sys
+import torch
 import lt_pipeline.learning as science
+from benchmarks.gpu import workers
 from benchmarks.gpu.__main__ import main
+if not torch.cuda.is_available():
+    workers.SPAWN = multiprocessing.get_context("fork")
 if __name__ == "__main__":
     for module in pkgutil.walk_packages(science.__path__, "lt_pipeline.learning."):
         if not module.name.endswith(("kernel", "_triton")):  # Triton is not everywhere
@@ -221,26 +227,29 @@ def test_a_run_that_was_stopped_goes_on_with_its_whole_curve(tmp_path):
     from benchmarks.gpu import tiles
     from benchmarks.gpu.packs import jobs
     from benchmarks.gpu.table import Results
-    from benchmarks.gpu.workers import Epoch, Finished, Place, Worker
+    from benchmarks.gpu.workers import Epoch, Place, Worker, do
 
     source = load_source("digits", tmp_path)
     tiles.write(source, torch.arange(len(source.train)), tmp_path / "pack/digits")
     (job,) = jobs([entry(ce=arm("ce", epochs=6))], [0], "cpu")
     place, results = Place(tmp_path / "pack", tmp_path / "work", "cpu", 1), Results(tmp_path)
-    for last in (3, None):
-        worker = Worker(place)
-        worker.begin(job)
+    worker = Worker(place)
+    worker.begin(job)
+    said = Epoch("", 0, {})
+    while said.number < 3:
         said = worker.conn.recv()
-        while isinstance(said, Epoch) and said.number != last:
-            results.curve(job, said)
-            said = worker.conn.recv()
-        worker.stop()
-    assert isinstance(said, Finished)
+        results.curve(job, said)
+    worker.stop()
+    said = do(job, place, SimpleNamespace(send=lambda epoch: results.curve(job, epoch)))
     assert not said.facts["fresh"]
     assert not [*(tmp_path / "work").iterdir()]
     results.keep(job, said, {})
-    assert Results(tmp_path).keys == {job.key}
     assert pd.read_csv(tmp_path / "curves.csv")["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    # a later command goes on with what is there
+    later, other = Results(tmp_path), job._replace(key="another")
+    assert later.keys == {job.key}
+    later.keep(other, said, {})
+    assert Results(tmp_path).keys == {job.key, other.key}
 
 
 @pytest.mark.slow
@@ -254,13 +263,14 @@ def test_the_prepared_command_runs_on_a_bare_machine(tmp_path, bare, monkeypatch
     given = ["--pack", str(tmp_path / "pack"), "--out", str(tmp_path / "out")]
     table = ["--study", "table_more_1", "--arms", "CE,LA", "--work", str(tmp_path / "work")]
     said = bare(
-        ["table", *given, *table, "--seeds", "0", "--workers", "2"],
-        ["table", *given, *table, "--seeds", "0,1", "--workers", "1"],
+        ["table", *given, *table, "--seeds", "0,1", "--workers", "2"],
+        ["table", *given, *table, "--seeds", "0,1,2", "--workers", "1", "--budget", "0"],
         ["throughput", *given, "--steps", "1", "--epochs", "1", "--side", "1", "2"],
         ["profile", *given, "--arms", "more", "--steps", "2"],
     )
-    assert "2 runs, 0 of them there; 0.0 million images" in said
-    assert "4 runs, 2 of them there" in said
+    assert "4 runs, 0 of them there; 0.0 million images" in said
+    assert "6 runs, 4 of them there" in said
+    assert "not begun, as the time was up: 2 runs" in said
     text = (tmp_path / "out/table.md").read_text()
     assert "| CE | 2 |" in text
     assert "best test epoch %" in text
