@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import click
@@ -18,12 +19,23 @@ from toys import PROJECT
 SETS = ("train_set", "data_card", "class_distribution")
 
 
+def loader_of(parameters=None):
+    conf = str(PROJECT / "conf")
+    return ConfLoader(conf, env="smoke", runtime_params=parameters, **CONFIG_LOADER_ARGS)
+
+
+@cache
+def files():
+    """Return what conf/ says to all of them, which takes longest to read."""
+    return loader_of()._parameters
+
+
 def hooks(tmp_path, parameters=None, names=()):
     """Return hooks that know what is to run, and Kedro's loader."""
-    conf = str(PROJECT / "conf")
-    loader = ConfLoader(
-        conf_source=conf, env="smoke", runtime_params=parameters, **CONFIG_LOADER_ARGS
-    )
+    kept = files()  # the loader that is made last answers ${globals:...}
+    loader = loader_of(parameters)
+    loader._parameters = kept
+    loader["parameters"] = loader["parameters"]  # as what is in effect is put there
     claims = ClaimHooks()
     context = SimpleNamespace(
         config_loader=loader, project_path=tmp_path, params=loader["parameters"]

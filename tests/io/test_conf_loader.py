@@ -15,7 +15,10 @@ from toys import PROJECT
 
 @pytest.fixture
 def conf(tmp_path):
-    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    # studies and their figures take as long to read as all else
+    ignored = shutil.ignore_patterns("parameters_studies.yml", "papers.yml")
+    for name in ("base", "smoke"):
+        shutil.copytree(PROJECT / "conf" / name, tmp_path / "conf" / name, ignore=ignored)
     return tmp_path / "conf"
 
 
