@@ -19,7 +19,7 @@ from lt_pipeline.learning.methods.families.base import Method, MethodOptions
 from lt_pipeline.learning.models.network import ModelConfig
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.learning.transforms.augment import AugmentConfig
-from toys import toy_card, toy_images
+from toys import COUNTS, toy_card, toy_images
 
 CPU = torch.device("cpu")
 STAGE = Stage("train")
@@ -45,7 +45,9 @@ def changed(before, after):
 def after_training(training, backbone="resnet8", size=8):
     trained = method(backbone)
     before = copy.deepcopy(trained.state_dict())
-    fit(trained, STAGE, toy_images(size=size), training, seed=0, device=CPU)
+    # large ones are a batch
+    images = toy_images(COUNTS if size == 8 else (10, 5, 5, 5), size=size)
+    fit(trained, STAGE, images, training, seed=0, device=CPU)
     return before, trained.state_dict()
 
 

@@ -36,7 +36,12 @@ class Run:
     def __init__(self, folder, method="ce", model=None, per_class=6, **evaluation):
         parameters = {
             "model": {"backbone": "resnet8", **(model or {})},
-            "evaluation": {"ood": MADE[:2], "detectors": ("msp", "energy"), **evaluation},
+            "evaluation": {
+                "ood": MADE[:2],
+                "ood_made": 200,
+                "detectors": ("msp", "energy"),
+                **evaluation,
+            },
             "device": "cpu",
             "seed": 3,
         }
@@ -73,7 +78,8 @@ class Run:
         return other
 
     def outside(self, name):
-        context = InDistribution(self.folder, self.test, "digits", self.settings["seed"])
+        seed, made = self.settings["seed"], self.experiment.config.evaluation.ood_made
+        context = InDistribution(self.folder, self.test, "digits", seed, made=made)
         return load_ood([name], context)[0][name]
 
 
@@ -278,9 +284,9 @@ def test_the_headline_is_small_and_has_no_more_than_metrics(tmp_path):
 def test_every_detector_is_judged(tmp_path):
     told = {"knn": 3, "nnguide": 4}
     run = Run(tmp_path, detectors=tuple(DETECTORS), detector=told, per_class=4)
-    report, _ = run.judge()
+    report, figures = run.judge()
     assert list(report["detectors"]) == list(DETECTORS)
-    assert "groups.png" in run.judge()[1]
+    assert "groups.png" in figures
 
 
 def test_some_rows_are_from_all_over():
