@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 from lt_pipeline.learning.data.images import ImageSet
 from lt_pipeline.learning.data.prepare import DataCard
@@ -16,6 +17,9 @@ from toys import COUNTS, PROJECT, toy_card, toy_images
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# half of what is usual, on top of what Hypothesis chooses for CI
+settings.register_profile("half", settings(), max_examples=50)
+settings.load_profile("half")
 
 
 @pytest.fixture

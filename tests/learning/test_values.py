@@ -190,9 +190,10 @@ def asked(parameters, method):
 
 @pytest.mark.parametrize("method", methods.available())
 def test_the_line_has_the_full_name_as_it_is_given(method):
+    """A third of the values for each parameter, others for the next: all of a class are above."""
     default = methods.get(method).Options()
-    for path, config, name in leaves(default, f"{method}.options."):
-        for value in bad_values(config, name):
+    for place, (path, config, name) in enumerate(leaves(default, f"{method}.options.")):
+        for value in bad_values(config, name)[place % 3 :: 3]:
             text = refusal(asked, nested(path, value), method)
             assert text.startswith(f"{method}.options"), (path, value)
             assert name in text or path.split(".")[-2] in text, (path, value)

@@ -52,7 +52,7 @@ def read(text):
     return option.callback(None, option, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(NAMES, values(NAMES | st.sampled_from(AWKWARD) | st.integers()), max_size=3))
 @example({"training": {"milestones": [1, 2], "gamma": None, "name": "a b"}})
 @example({"a": {0: 1, "b": [[1, 2], {"c": "d, e"}]}, "e": {}})

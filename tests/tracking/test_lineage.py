@@ -49,9 +49,9 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(project):
+def runs(project, empty_database):
     """The ids of the runs by name."""
-    uri = f"sqlite:///{project / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_database, project / 'mlflow.db')}"
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     experiment = client.create_experiment("digits", artifact_location=str(project / "artifacts"))

@@ -190,6 +190,7 @@ def test_every_row_of_a_table_is_beside_its_arm_in_the_papers_environment_and_in
     assert names
 
 
+@cache
 def data_of(environment):
     return data_config(parameters(environment)).model_dump(mode="json")
 
