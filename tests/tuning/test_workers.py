@@ -12,18 +12,21 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
+import warm
 from addresses import free_port
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune import nodes
 from lt_pipeline.tuning.processes import environments, run_workers
 from lt_pipeline.tuning.study import PROCESS, running
 from sweeps import parameters, task
+from toys import PROJECT
 
 pytestmark = pytest.mark.slow
 LINE = {"training": {"learning_rate": {"low": 0.01, "high": 0.2, "log": True}}}
@@ -90,17 +93,16 @@ def test_a_bug_in_a_worker_is_no_refusal_and_its_trace_is_kept(tmp_path):
 def test_workers_do_not_outlive_the_one_that_waits_for_them(tmp_path):
     one = task(tmp_path, epochs=2000, search=LINE, trials=2)
     code = (
-        "import pickle, subprocess, sys, os, time, dataclasses\n"
-        "task = dataclasses.replace(pickle.load(sys.stdin.buffer), parent=os.getpid())\n"
+        "import subprocess, sys, time\n"
         "w = subprocess.Popen([sys.executable, '-m', 'lt_pipeline.pipelines.tune.worker'],"
         " stdin=subprocess.PIPE)\n"
-        "w.stdin.write(pickle.dumps(task)); w.stdin.close()\n"
+        "w.stdin.write(sys.stdin.buffer.read()); w.stdin.close()\n"
         "print(w.pid, flush=True); time.sleep(600)\n"
     )
     waits = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    waits.stdin.write(pickle.dumps(one))
+    waits.stdin.write(pickle.dumps(replace(one, parent=waits.pid)))
     waits.stdin.close()
     worker = int(waits.stdout.readline())
     until = time.monotonic() + 60
@@ -165,14 +167,24 @@ def server():
         running.wait()
 
 
-def start(one):
-    """A machine's process on the study."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lt_pipeline.pipelines.tune.worker"], stdin=subprocess.PIPE
-    )
-    process.stdin.write(pickle.dumps(one))
-    process.stdin.close()
-    return process
+# a worker as it is started, but by who has PyTorch there already
+WORKER = """
+import io, os, pickle, sys
+from dataclasses import replace
+from lt_pipeline.pipelines.tune import worker
+with open(sys.argv[1], "rb") as file:
+    task = replace(pickle.load(file), parent=os.getppid())
+sys.stdin = io.TextIOWrapper(io.BytesIO(pickle.dumps(task)))
+worker.main()
+"""
+
+
+def start(one, file):
+    """A machine's process on the study, which finds its task in ``file``."""
+    file.write_bytes(pickle.dumps(one))
+    command = [sys.executable, "-c", WORKER, str(file)]
+    found = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    return warm.Process(command, file.parent, found)
 
 
 def test_two_machines_share_a_study_and_one_may_be_switched_off(tmp_path, server):
@@ -180,10 +192,10 @@ def test_two_machines_share_a_study_and_one_may_be_switched_off(tmp_path, server
     params = parameters(storage=server, **given)
     here, there = task(tmp_path / "here", params), task(tmp_path / "there", params)
     assert "secret" not in here.place
-    other = start(there)
+    other = start(there, tmp_path / "other")
     lost = kill_one(here)
     other.wait()
-    third = start(there)
+    third = start(there, tmp_path / "third")
     nodes._do_trials(here)
     assert third.wait() == 0
     finished_but_one(here.study, lost, 4)
