@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
 
+from confs import parameters
 from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.learning import methods
 from lt_pipeline.learning.data.prepare import DataConfig
-from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config
+from lt_pipeline.learning.experiments.config import ExperimentConfig, data_config, updated
 from lt_pipeline.learning.schema import CHOICES, CHOOSING, Config, UserError, flatten
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.learning.studies.config import AtOnceConfig
@@ -41,7 +45,7 @@ METHODS = methods.available()
 
 @pytest.fixture(scope="module")
 def base():
-    return ConfLoader(str(PROJECT / "conf"), env="base", **CONFIG_LOADER_ARGS)["parameters"]
+    return parameters("base")
 
 
 def leaves(config: Config, path: str = ""):
@@ -113,18 +117,23 @@ def test_every_recipe_is_of_an_environment_that_there_is_or_that_an_audit_speaks
     assert recipes.keys() == used
 
 
-def using(tmp_path, *recipes):
+@cache
+def using(*recipes):
     """Return the parameters of an environment that lies over the recipes."""
-    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
-    (tmp_path / "conf/mine").mkdir()
-    text = yaml.safe_dump({"run": "mine", "uses": [*recipes]})
-    (tmp_path / "conf/mine/globals.yml").write_text(text)
-    return ConfLoader(str(tmp_path / "conf"), "mine", **CONFIG_LOADER_ARGS)["parameters"]
+    # studies and their figures take as long to read as all else
+    ignored = shutil.ignore_patterns("parameters_studies.yml", "papers.yml")
+    with TemporaryDirectory() as name:
+        conf = Path(name) / "conf"
+        shutil.copytree(PROJECT / "conf/base", conf / "base", ignore=ignored)
+        (conf / "mine").mkdir()
+        text = yaml.safe_dump({"run": "mine", "uses": [*recipes]})
+        (conf / "mine/globals.yml").write_text(text)
+        return ConfLoader(str(conf), "mine", **CONFIG_LOADER_ARGS)["parameters"]
 
 
 @pytest.mark.parametrize("recipes", [[FINE_TUNING], [RECIPE, FINE_TUNING]])
-def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, recipes):
-    params = using(tmp_path, *recipes)
+def test_fine_tuning_is_a_recipe_that_every_method_takes(recipes):
+    params = using(*recipes)
     for method in METHODS:
         training = ExperimentConfig.resolve(method, params).training
         optimizer = "sgd" if method == "lift" else "adamw"  # its paper's, of adapters
@@ -132,9 +141,9 @@ def test_fine_tuning_is_a_recipe_that_every_method_takes(tmp_path, recipes):
         assert (training.features, training.augment.resizes) == ("none", True)
 
 
-def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own(tmp_path):
-    params = using(tmp_path, RECIPE)
-    params["model"] |= {"backbone": "resnet18", "weights": "default"}
+def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own():
+    network = {"backbone": "resnet18", "weights": "default"}
+    params = updated(using(RECIPE), {"model": network})
     card, refused, tuned = toy_card((100, 50, 30, 20), channels=3), {}, {}
     for method in METHODS:
         experiment = ExperimentConfig.resolve(method, params)
@@ -147,6 +156,6 @@ def test_what_an_audit_writes_can_run_all_but_experts_with_parts_of_their_own(tm
     assert refused.keys() == {"ride", "sade"}
     assert all("no part of their own: set the method's option" in said for said in refused.values())
     assert tuned.keys() == {"more", "dqroute", "lgla", "darl", "bcl", "lift"}
-    recipe = using(tmp_path / "other", FINE_TUNING)
+    recipe = using(FINE_TUNING)
     for method, training in tuned.items():
         assert training == ExperimentConfig.resolve(method, recipe).training
