@@ -18,11 +18,10 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
     Raises:
         UserError: if a score is nan or infinite.
     """
-    check_finite_scores(torch.cat([id_scores, ood_scores]))
-    inside, ranked = id_scores.double(), ood_scores.double().sort().values
-    # counted twice, so that half a pair is a whole number
-    below, with_ties = (torch.searchsorted(ranked, inside, right=r) for r in (False, True))
-    return float((below + with_ties).sum()) / (2 * len(inside) * len(ranked))
+    # here and below, because scikit-learn takes a second to import
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_curve(id_scores, ood_scores)))
 
 
 def fpr95(wanted: Tensor, others: Tensor) -> float:
@@ -55,7 +54,6 @@ def aupr_in(id_scores: Tensor, ood_scores: Tensor) -> float:
     It is scikit-learn's, as in Hendrycks' code, the sum of precisions times the steps of recall;
     OpenOOD's AUPR is the trapezoid under the curve.
     """
-    # here, because scikit-learn takes a second to import
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(*_curve(id_scores, ood_scores)))
