@@ -121,10 +121,10 @@ class OnStreams:
         frozen = frozen_batchnorm_statistics(self.net)
         with torch.cuda.stream(self.side), general_weights(self.net), frozen:
             self.general = self.once(batch).logits
-        found: Outputs = self.once(batch)
+        outputs: Outputs = self.once(batch)
         here.wait_stream(self.side)
         self.general.record_stream(here)
-        return found
+        return outputs
 
 
 def convolution(layer: Any, x: Tensor, groups: int = 2) -> Tensor:
@@ -142,12 +142,12 @@ WAYS: dict[str, Callable[[Any], object]] = {
 
 def steps(config: ExperimentConfig, data: Prepared, ways: Sequence[str]) -> dict[str, Training]:
     """Return the training from one start in each of ``ways``."""
-    found = {}
+    trainings = {}
     for way in ways:
         torch.manual_seed(0)
-        found[way] = Training(config, data)
-        WAYS[way](found[way].method)
-    return found
+        trainings[way] = Training(config, data)
+        WAYS[way](trainings[way].method)
+    return trainings
 
 
 def layers(
@@ -157,9 +157,9 @@ def layers(
     how: Any = {"device": device}
 
     def made(*shape: int) -> Tensor:
-        found = torch.randn(shape, **how)
-        found = found.to(memory_format=FORMATS[channels_last]) if len(shape) == 4 else found
-        return found.requires_grad_()
+        tensor = torch.randn(shape, **how)
+        tensor = tensor.to(memory_format=FORMATS[channels_last]) if len(shape) == 4 else tensor
+        return tensor.requires_grad_()
 
     for before, after, side, stride in SHAPES:
         first = before == SHAPES[0][0]
@@ -225,9 +225,9 @@ def calls(training: Training, device: torch.device) -> dict[str, object]:
     """Return what the step moves and, unless it is on a GPU, calls, plainly and captured."""
     moved = Needs.of(training.one_by_one() or training.step()).bytes
     images, graphs = training.config.batch_size, getattr(training.taken, "graphs", {})
-    found = {"megabytes_an_image": round(moved / 1e6 / images, 1), "captured": bool(graphs)}
+    counts = {"megabytes_an_image": round(moved / 1e6 / images, 1), "captured": bool(graphs)}
     counted = {} if device.type == "cuda" else of_step(training)
-    return found | {n: counted.get(n) for n in ("launches", "captured_launches")}
+    return counts | {n: counted.get(n) for n in ("launches", "captured_launches")}
 
 
 def taken(work: Mapping[str, Work], turns: int, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -268,13 +268,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    found = []
+    table_rows = []
     for row in rows(arguments):
-        found.append(row)
+        table_rows.append(row)
         print(row, flush=True)
     device = choose_device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    table = pd.DataFrame(found).assign(
+    table = pd.DataFrame(table_rows).assign(
         environment=arguments.env,
         backbone=arguments.backbone,
         turns=arguments.turns,

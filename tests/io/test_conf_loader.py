@@ -148,9 +148,9 @@ def read(monkeypatch):
     names, once = [], OmegaConfigLoader._read_dir_configs
 
     def counted(loader, path, patterns, key, *rest):
-        found = once(loader, path, patterns, key, *rest)
-        names.extend(file.name for file in found if key == "parameters")
-        return found
+        files = once(loader, path, patterns, key, *rest)
+        names.extend(file.name for file in files if key == "parameters")
+        return files
 
     monkeypatch.setattr(OmegaConfigLoader, "_read_dir_configs", counted)
     return names
@@ -189,9 +189,9 @@ def test_only_what_an_environment_changes_is_merged_and_it_is_what_kedro_makes_o
         return [(key, name, value) for key in keys for name, value in loader[key].items()]
 
     monkeypatch.setattr(OmegaConfigLoader, "_merge_configs", told)
-    found = read()
+    ours = read()
     assert merged
     assert not any(merged)
     monkeypatch.delattr(ConfLoader, "_merge_configs")
-    assert found == read()
+    assert ours == read()
     assert any(merged)
