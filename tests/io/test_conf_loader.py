@@ -16,9 +16,9 @@ from toys import PROJECT
 @pytest.fixture
 def conf(tmp_path):
     # studies and their figures take as long to read as all else
-    ignored = shutil.ignore_patterns("parameters_studies.yml", "papers.yml")
-    for name in ("base", "smoke"):
-        shutil.copytree(PROJECT / "conf" / name, tmp_path / "conf" / name, ignore=ignored)
+    ignored = shutil.ignore_patterns("parameters_studies.yml", "papers.yml", "local")
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf", ignore=ignored)
+    (tmp_path / "conf/local").mkdir()
     return tmp_path / "conf"
 
 
@@ -176,7 +176,6 @@ def test_without_any_on_the_command_line_as_written_is_what_is_run(conf):
 def test_only_what_an_environment_changes_is_merged_and_it_is_what_kedro_makes_of_all(
     conf, env, monkeypatch
 ):
-    (conf / "local").mkdir(exist_ok=True)
     merged, once = [], OmegaConfigLoader._merge_configs
 
     def told(loader, config, env_config, *rest):
