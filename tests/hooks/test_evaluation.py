@@ -103,8 +103,10 @@ def test_what_it_says_otherwise_is_refused(uri, given, message):
         to_evaluate(conf, uri, EXPERIMENT)
 
 
-def test_null_opens_nothing(tmp_path):
+def test_null_opens_nothing(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    # MLflow's own choice is a file where the command runs
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'here.db'}")
     with pytest.raises(UserError, match=r"evaluate.model is null"):
         to_evaluate(loader(None), uri, EXPERIMENT)
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import click
 import mlflow
@@ -20,7 +22,10 @@ from kedro_datasets.json import JSONDataset
 from lt_pipeline.hooks import provenance
 from lt_pipeline.hooks.provenance import ProvenanceHooks, command, end_killed_runs
 from lt_pipeline.tracking import client as tracking
+from lt_pipeline.tracking import views
 from lt_pipeline.tracking.processes import record_of, this_process
+from lt_pipeline.tracking.runs import earlier_paces
+from lt_pipeline.tuning.runs import Tracked
 from lt_pipeline.versioning.git import BLOCK_BYTES, blob_id, hashes
 from toys import toy_card
 
@@ -174,7 +179,30 @@ def test_runs_of_killed_processes_end_and_those_that_may_live_go_on(tmp_path, mo
     killed = {name for name, state in states.items() if state == "KILLED"}
     assert killed == {"gone", "reused"}
     assert {states[name] for name in ("alive", "elsewhere", "untold")} == {"RUNNING"}
-    end_killed_runs()  # without a run nothing happens
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        end_killed_runs,
+        partial(views.keep, "results", views.results()),
+        partial(tracking.log_epoch, "train", 1, {"loss": 1.0}),
+        partial(tracking.log_metrics, {"a": 1.0}),
+        partial(tracking.log_params, {"a": 1}),
+        partial(tracking.log_data, "digits", "0" * 64),
+        partial(tracking.set_tags, {"a": 1}),
+        partial(tracking.drop_tags, {"a"}),
+        partial(tracking.end_as_failed, None),
+        earlier_paces,
+        lambda: Tracked.of(SimpleNamespace()).close_lost(SimpleNamespace(trials=[])),
+    ],
+)
+def test_without_a_run_no_store_is_opened(say, tmp_path):
+    # MLflow's own choice is a file where the command runs
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'here.db'}")
+    assert mlflow.active_run() is None
+    say()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,6 @@ def test_a_database_is_found_in_a_project_of_any_name(tmp_path, name):
     assert tracking.absolute_uri(uri, project) == uri
 
 
-def test_without_a_run_nothing_is_logged_and_nothing_breaks():
-    assert mlflow.active_run() is None
-    tracking.log_epoch("train", 1, {"loss": 1.0})
-    tracking.set_tags({"a": 1})
-    tracking.drop_tags({"a"})
-    assert mlflow.active_run() is None
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """What MLflow is sent, as (run, [(name, step, value), ...]); ``run`` is the active one."""

@@ -30,10 +30,9 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
             something else of the training.
     """
     parameters = loader["parameters"]
-    address = models.EvaluateConfig.read(block_of(parameters, EVALUATE)).model
-    if address is not None:
-        store.open_store(uri)
-        mlflow.set_tracking_uri(uri)
+    address = models.told(models.EvaluateConfig.read(block_of(parameters, EVALUATE)).model)
+    store.open_store(uri)
+    mlflow.set_tracking_uri(uri)
     model = models.trained(mlflow.MlflowClient(), address, experiment)
     data = _data(model)
     _check_given(model, data, loader.runtime_params or {})

@@ -98,10 +98,10 @@ def end_killed_runs() -> None:
 
     Only a process of this machine can be known to be gone. Without an active run nothing happens.
     """
-    active, client = mlflow.active_run(), mlflow.MlflowClient()
+    active = mlflow.active_run()
     if active is None:
         return
-    running = "attributes.status = 'RUNNING'"
+    client, running = mlflow.MlflowClient(), "attributes.status = 'RUNNING'"
     # all pages first: those that end are no longer on them
     for run in list(tracking.find_runs(client, [active.info.experiment_id], running)):
         process = json.loads(run.data.tags.get(PROCESS, "{}"))

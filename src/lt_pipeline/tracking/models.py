@@ -126,14 +126,24 @@ def trained(client: MlflowClient, address: str | None, experiment: str = "") -> 
     )
 
 
+def told(address: str | None) -> str:
+    """Return ``address``.
+
+    Raises:
+        UserError: if it is null.
+    """
+    if address is None:
+        raise UserError(f"evaluate.model is null: it says what is evaluated, as in {RIGHT}")
+    return address
+
+
 def run_of(client: MlflowClient, address: str | None, experiment: str) -> Run:
     """Return the run at ``address``.
 
     Raises:
         UserError: in one line, if there is none: it names what there is.
     """
-    if address is None:
-        raise UserError(f"evaluate.model is null: it says what is evaluated, as in {RIGHT}")
+    address = told(address)
     run = addresses.find(client, address)
     if run:
         return run

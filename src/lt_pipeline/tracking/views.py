@@ -55,8 +55,9 @@ def of_sweep(study: str, parameters: Iterable[str], metric: str = OBJECTIVE) -> 
 
 def keep(name: str, view: str) -> None:
     """Keep ``view`` with the active run's experiment; without a run, nothing happens."""
-    active, client = mlflow.active_run(), mlflow.MlflowClient()
+    active = mlflow.active_run()
     if active:
+        client = mlflow.MlflowClient()
         experiment = client.get_experiment(active.info.experiment_id)
         if experiment.tags.get(TAG + name) != view:
             client.set_experiment_tag(experiment.experiment_id, TAG + name, view)

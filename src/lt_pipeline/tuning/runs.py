@@ -111,8 +111,10 @@ class Tracked:
 
     def close_lost(self, study: Study) -> None:
         """Mark the runs of trials whose process died, but for those on an earlier server."""
+        if not self.parent:
+            return
         client = mlflow.MlflowClient()
-        for trial in kept_trials(study) if self.parent else []:
+        for trial in kept_trials(study):
             run_id = trial.user_attrs.get(RUN)
             if run_id is None or trial.state != TrialState.FAIL:
                 continue
