@@ -178,7 +178,7 @@ def test_only_what_an_environment_changes_is_merged_and_it_is_what_kedro_makes_o
 ):
     merged, once = [], OmegaConfigLoader._merge_configs
 
-    def told(loader, config, env_config, *rest):
+    def merging(loader, config, env_config, *rest):
         merged.append({*config} - {*env_config})
         return once(loader, config, env_config, *rest)
 
@@ -187,7 +187,7 @@ def test_only_what_an_environment_changes_is_merged_and_it_is_what_kedro_makes_o
         keys = ("parameters", "globals", "mlflow", "catalog")
         return [(key, name, value) for key in keys for name, value in loader[key].items()]
 
-    monkeypatch.setattr(OmegaConfigLoader, "_merge_configs", told)
+    monkeypatch.setattr(OmegaConfigLoader, "_merge_configs", merging)
     ours = read()
     assert merged
     assert not any(merged)

@@ -30,7 +30,7 @@ def to_evaluate(loader: AbstractConfigLoader, uri: str, experiment: str) -> mode
             something else of the training.
     """
     parameters = loader["parameters"]
-    address = models.told(models.EvaluateConfig.read(block_of(parameters, EVALUATE)).model)
+    address = models.not_null(models.EvaluateConfig.read(block_of(parameters, EVALUATE)).model)
     store.open_store(uri)
     mlflow.set_tracking_uri(uri)
     model = models.trained(mlflow.MlflowClient(), address, experiment)

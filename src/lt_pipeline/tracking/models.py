@@ -126,7 +126,7 @@ def trained(client: MlflowClient, address: str | None, experiment: str = "") -> 
     )
 
 
-def told(address: str | None) -> str:
+def not_null(address: str | None) -> str:
     """Return ``address``.
 
     Raises:
@@ -143,7 +143,7 @@ def run_of(client: MlflowClient, address: str | None, experiment: str) -> Run:
     Raises:
         UserError: in one line, if there is none: it names what there is.
     """
-    address = told(address)
+    address = not_null(address)
     run = addresses.find(client, address)
     if run:
         return run
