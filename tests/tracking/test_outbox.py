@@ -49,7 +49,7 @@ def values(*steps, name="loss"):
     return [Metric(name, float(step), 1_700_000_000_000 + step, step) for step in steps]
 
 
-def until(true, seconds=5):
+def until(true, seconds=30):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
@@ -57,22 +57,24 @@ def until(true, seconds=5):
 
 
 def test_short_epochs_go_together_and_long_ones_at_once(server, monkeypatch):
-    monkeypatch.setattr(outbox, "SECONDS_BETWEEN_CALLS", 2.0)
+    monkeypatch.setattr(outbox, "SECONDS_BETWEEN_CALLS", 1.0)
     box = Outbox()
     box.add("a", values(1))
     until(lambda: server.steps == [1])
     for step in (2, 3, 4):
         box.add("a", values(step))
     until(lambda: len(server.sent) == 2)
-    time.sleep(2.1)
+    time.sleep(1.1)
     box.add("a", values(5))
-    until(lambda: len(server.sent) == 3, seconds=1.5)
+    until(lambda: len(server.sent) == 3, seconds=0.9)
     box.add("a", values(6))
     box.training_ends()
     assert server.sent == [("a", [1]), ("a", [2, 3, 4]), ("a", [5]), ("a", [6])]
 
 
-def test_runs_and_calls_keep_to_themselves_and_in_order(server):
+def test_runs_and_calls_keep_to_themselves_and_in_order(server, monkeypatch):
+    # the first call may come before the server is up
+    monkeypatch.setattr(outbox, "SECONDS_BETWEEN_TRIES", 0.05)
     server.down = True
     box = Outbox()
     box.add("a", values(*range(2400)))
@@ -145,6 +147,8 @@ def test_an_outbox_holds_no_more_than_it_may(tmp_path, server, monkeypatch):
 def test_a_whole_training_waits_two_seconds_at_most_for_a_server_that_is_gone(
     tmp_path, monkeypatch, kind
 ):
+    assert outbox.TRAINING_SECONDS == 2
+    monkeypatch.setattr(outbox, "TRAINING_SECONDS", 0.5)
     monkeypatch.setenv(outbox.FOLDER, str(tmp_path))
     monkeypatch.setattr(outbox, "RUN_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "_OUTBOX", box := Outbox())
