@@ -58,6 +58,7 @@ def resolved(method, epochs=2, **options):
         "model": {"backbone": "resnet8"},
         "device": "cpu",
         "training": {"epochs": epochs, "batch_size": 32, "warmup_epochs": 1},
+        "evaluation": {"ood_made": 100},
         method: {"options": {**TOLD.get(method, {}), **options}},
     }
     return ExperimentConfig.resolve(method, told)
@@ -169,7 +170,7 @@ def test_logistic_regression_solves_for_each_label(sets, tmp_path):
 def judged(sets, folder, caplog, **evaluation):
     """Return the report of a trained method, its pictures and what was said."""
     config = resolved("bce", epochs=8)
-    told = {"ood": ("uniform_noise", "no_label"), **evaluation}
+    told = {"ood": ("uniform_noise", "no_label"), "ood_made": 100, **evaluation}
     config = config.model_copy(update={"evaluation": EvaluationConfig(**told)})
     experiment = Experiment(config, card_of(sets.train))
     made, _ = run_stages(experiment, experiment.stages, sets, folder, Store(folder))
