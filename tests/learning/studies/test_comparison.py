@@ -317,16 +317,16 @@ def test_the_benchmarks_print_that_of_the_mean_average_precision_where_labels_ar
     from compare_seeds import summary
 
     reached = {"bce": (0.5, 0.52), "more": (0.53, 0.56)}
-    found = summary(
+    table = summary(
         [
             {"label": label, "seed": seed, "mean_average_precision": value, "macro_f1": 0.4}
             for label, values in reached.items()
             for seed, value in enumerate(values)
         ]
     )
-    assert found.columns[1:4].tolist() == ["mAP %", "mAP % minus bce", "seeds needed"]
-    assert found.loc["more", "mAP %"] == "54.5 ± 2.1"
-    assert found.loc["more", "mAP % minus bce"].startswith("+3.50 [")
+    assert table.columns[1:4].tolist() == ["mAP %", "mAP % minus bce", "seeds needed"]
+    assert table.loc["more", "mAP %"] == "54.5 ± 2.1"
+    assert table.loc["more", "mAP % minus bce"].startswith("+3.50 [")
 
 
 def test_what_the_methods_should_share_and_do_not_is_said():
