@@ -119,7 +119,7 @@ def test_of_two_sessions_in_threads_one_is_refused(project):
         "    except Exception as error:\n"
         "        print('REFUSED', error)\n"
         "threads = [threading.Thread(target=go, args=(name,)) for name in ('ce', 'cb')]\n"
-        "for thread in threads: thread.start(); time.sleep(0.3)\n"
+        "for thread in threads: thread.start(); time.sleep(1)\n"
         "for thread in threads: thread.join()\n"
         "go('cb')\n",
     )

@@ -52,11 +52,11 @@ def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
 
 
 def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
-    first = project.start(*CE, "--params=training.epochs=20,training.checkpoint_every=0")
-    folder = own("training.epochs=20")
+    first = project.start(*CE, "--params=training.epochs=60,training.checkpoint_every=0")
+    folder = own("training.epochs=60")
     wait_for(project.file("06_models", folder, "ce", "progress", "*.pt"), first)
     first.send_signal(signal.SIGSTOP)  # else it would have to train for longer than all of this
-    code, output = project.run(*CE, "--params=training.epochs=2e1,seed=0")
+    code, output = project.run(*CE, "--params=training.epochs=6e1,seed=0")
     assert code == 1
     (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert f"Error: ce in {folder} is in use by process {first.pid} since " in line
@@ -66,12 +66,12 @@ def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
     assert f"Error: {folder} is in use by process {first.pid}" in output
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    output = project.kedro(*CE[2:], "--params=training.epochs=20", "--to-nodes=ce.evaluate")
+    output = project.kedro(*CE[2:], "--params=training.epochs=60", "--to-nodes=ce.evaluate")
     assert "resumes after epoch" in output
     code, output = project.run("kedro", "folders")
     assert code == 0, output
     (line,) = [line for line in output.splitlines() if line.startswith(folder)]
-    assert line.split()[-2:] == ["training.epochs=20", "-"]
+    assert line.split()[-2:] == ["training.epochs=60", "-"]
     code, output = project.run("kedro", "folders", "--remove-unused")
     assert f"removed {folder} (" in output
     assert not project.file("06_models", folder).exists()

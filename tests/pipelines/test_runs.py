@@ -49,9 +49,9 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     other.mkdir()
     whole = copy_project(other, empty_database)
     # a state after every epoch makes no folder of its own
-    params = "training.epochs=30,training.checkpoint_every=0,evaluation.ood=false"
+    params = "training.epochs=60,training.checkpoint_every=0,evaluation.ood=false"
     arguments = ("--pipeline=more", "--env=smoke", f"--params={params}")
-    folder = own("training.epochs=30")
+    folder = own("training.epochs=60")
     state = project.file("06_models", folder, "more", "progress", "train.pt")
     process = project.start("kedro", "run", *arguments)
     deadline = time.monotonic() + 120
@@ -62,7 +62,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, projec
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     saved = torch.load(state, weights_only=True)["state"]["epoch"]
-    assert 1 <= saved < 30, "the run was over before it was killed"
+    assert 1 <= saved < 60, "the run was over before it was killed"
     output = project.kedro(*arguments)
     assert f"resumes after epoch {saved}" in output
     states = [run.info.status for run in project.runs]
