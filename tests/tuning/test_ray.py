@@ -8,7 +8,6 @@ import pickle
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+import warm
 from gated import Gated
 from lt_pipeline.learning.schema import UserError
 from lt_pipeline.pipelines.tune import nodes
@@ -40,7 +40,7 @@ RENAMED = (
 DRIVER = (
     "import logging, pickle, sys; logging.basicConfig(level='INFO');"
     "from lt_pipeline.pipelines.tune import nodes;"
-    "nodes._do_trials(pickle.load(sys.stdin.buffer))"
+    "nodes._do_trials(pickle.load(open(sys.argv[1], 'rb')))"
 )
 
 
@@ -108,16 +108,10 @@ def test_a_sweep_on_two_machines_survives_the_end_of_a_worker_and_of_its_driver(
     tmp_path, cluster, monkeypatch, caplog
 ):
     one = gated(tmp_path, pruner="none", trials=5, address=cluster)
-    with (tmp_path / "said").open("wb") as said:
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER],
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=said,
-            env={**os.environ, "PYTHONPATH": python_path()},
-        )
-    driver.stdin.write(pickle.dumps(one))
-    driver.stdin.close()
+    given = tmp_path / "task"
+    given.write_bytes(pickle.dumps(one))
+    command = [sys.executable, "-c", DRIVER, str(given)]
+    driver = warm.Process(command, tmp_path, {**os.environ, "PYTHONPATH": python_path()})
     first = until(lambda: at_the_gate(one, driver.pid))
     assert set(first) == {socket.gethostname(), ELSEWHERE}
     # they are not lost only because they are not on this machine
@@ -139,7 +133,7 @@ def test_a_sweep_on_two_machines_survives_the_end_of_a_worker_and_of_its_driver(
     driver.wait()
     workers = [trial.user_attrs[PROCESS]["pid"] for trial in third.values()]
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 15)
-    text = (tmp_path / "said").read_text()
+    text, _ = driver.communicate()
     key = re.escape(lost.user_attrs[PROCESS]["key"])
     assert re.search(f"Worker {key} was killed or its machine is gone", text)
     assert f"Trials [{lost.number}] were lost with their worker; tried again" in text
