@@ -146,6 +146,7 @@ def test_the_best_trial_is_repeated_with_everything_that_was_given():
     given = {
         "method": "ce",
         "tune": {"trials": 3},
+        "together": 4,
         "ce_search": {"training": {"rate": {"low": 0.1}}},
         "ce": {"training": {"rate": 0.5, "epochs": 3}},
         "data": {"imbalance_ratio": 10},

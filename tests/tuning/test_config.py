@@ -164,6 +164,14 @@ def test_the_nodes_of_a_session_know_its_storage_and_those_of_the_next_do_not(
     assert storage() == "postgresql://from/outside"
 
 
+def test_nodes_are_told_how_many_are_trained_at_once(tmp_path):
+    given = {"parameters": {**parameters("more"), "together": 3}, "raw_folder": tmp_path}
+    catalog = DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
+    pipeline = create_pipeline("more")
+    tune_hooks.TuneHooks().before_pipeline_run(run_params={}, pipeline=pipeline, catalog=catalog)
+    assert Sweep(catalog.load("parameters")).together == 3
+
+
 def test_neither_parameters_nor_commands_that_are_logged_have_the_password(monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "")
     url = "postgresql://me:secret@host:1/name"
