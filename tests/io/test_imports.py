@@ -14,6 +14,7 @@ from lt_pipeline.io.imports import for_good
 def thawed(monkeypatch):
     """Nothing was imported yet, and the collector has what it had at the end."""
     monkeypatch.setattr(imports, "_IMPORTED", set())
+    monkeypatch.delitem(sys.modules, imports.TRAINED, raising=False)
     frozen = gc.get_freeze_count()
     yield
     assert gc.isenabled()
@@ -44,6 +45,13 @@ def test_what_a_run_has_made_is_not_passed_by_when_the_same_is_wanted_again():
     with for_good("b"):
         pass
     assert is_frozen(made)
+
+
+def test_where_something_was_trained_nothing_is_passed_by(monkeypatch):
+    monkeypatch.setitem(sys.modules, imports.TRAINED, imports)
+    with for_good("a"):
+        made = [1]
+    assert not is_frozen(made)
 
 
 def test_one_within_another_leaves_the_collector_to_the_outer():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _IMPORTED = set[str]()
+# what PyTorch imports for its first optimizer; Triton in it says what is left of it at the end
+TRAINED = "torch._dynamo"
 
 
 @contextmanager
@@ -15,9 +18,9 @@ def for_good(what: str) -> Iterator[None]:
 
     To look through it again and again is a quarter of the time to the first node. All else that
     lives at the end is passed by, too: so it is once a process that ``what`` is imported, and not
-    while a run has made what is to go again.
+    where something was trained, which is to go again.
     """
-    if what in _IMPORTED or not gc.isenabled():
+    if what in _IMPORTED or TRAINED in sys.modules or not gc.isenabled():
         yield
         return
     _IMPORTED.add(what)
