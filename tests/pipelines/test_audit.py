@@ -134,8 +134,9 @@ def test_a_network_that_there_is_not_is_refused_before_the_images_are_read(model
         ("seed=1", "data.path or data.labels must be given"),
     ],
 )
-def test_what_is_not_there_is_one_line(untouched, given, said):
-    code, output = untouched.run("kedro", "run", "--pipelines=audit", f"--params={given}")
+def test_what_is_not_there_is_one_line(audited, given, said):
+    photos, _ = audited
+    code, output = photos.run("kedro", "run", "--pipelines=audit", f"--params={given}")
     assert code == 1
     assert said in output
     assert "Traceback" not in output
