@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 from pipeline_projects import own
@@ -27,6 +28,16 @@ def numbers(run):
 def wait_for(path, process):
     while process.poll() is None and not list(path.parent.glob(path.name)):
         time.sleep(0.02)
+
+
+@contextmanager
+def held_up(process):
+    """Let a run stand still: else it would have to train for longer than others look at it."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
@@ -55,16 +66,16 @@ def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
     first = project.start(*CE, "--params=training.epochs=60,training.checkpoint_every=0")
     folder = own("training.epochs=60")
     wait_for(project.file("06_models", folder, "ce", "progress", "*.pt"), first)
-    first.send_signal(signal.SIGSTOP)  # else it would have to train for longer than all of this
-    code, output = project.run(*CE, "--params=training.epochs=6e1,seed=0")
-    assert code == 1
-    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
-    assert f"Error: ce in {folder} is in use by process {first.pid} since " in line
-    assert "Traceback" not in output
-    code, output = project.run("kedro", "folders", "--remove", folder)
-    assert code == 1
-    assert f"Error: {folder} is in use by process {first.pid}" in output
-    first.send_signal(signal.SIGKILL)
+    with held_up(first):
+        code, output = project.run(*CE, "--params=training.epochs=6e1,seed=0")
+        assert code == 1
+        (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+        assert f"Error: ce in {folder} is in use by process {first.pid} since " in line
+        assert "Traceback" not in output
+        code, output = project.run("kedro", "folders", "--remove", folder)
+        assert code == 1
+        assert f"Error: {folder} is in use by process {first.pid}" in output
+        first.send_signal(signal.SIGKILL)
     first.communicate()
     output = project.kedro(*CE[2:], "--params=training.epochs=60", "--to-nodes=ce.evaluate")
     assert "resumes after epoch" in output
@@ -80,14 +91,13 @@ def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
 def test_data_that_conf_makes_other_in_between_are_not_mixed(project):
     first = project.start(*CE, "--to-nodes=ce.evaluate")
     wait_for(project.file("06_models", "smoke", "ce", "config.json"), first)
-    first.send_signal(signal.SIGSTOP)
-    path = project.folder / "conf" / "smoke" / "parameters.yml"
-    path.write_text(path.read_text().replace("imbalance_ratio: 10", "imbalance_ratio: 5"))
-    code, output = project.run("kedro", "run", "--pipelines=data_prep", "--env=smoke")
-    assert code == 1
-    wanted = f"Error: data/03_primary/smoke, with other data, is in use by process {first.pid} "
-    assert wanted in output
-    first.send_signal(signal.SIGCONT)
+    with held_up(first):
+        path = project.folder / "conf" / "smoke" / "parameters.yml"
+        path.write_text(path.read_text().replace("imbalance_ratio: 10", "imbalance_ratio: 5"))
+        code, output = project.run("kedro", "run", "--pipelines=data_prep", "--env=smoke")
+        assert code == 1
+        wanted = f"Error: data/03_primary/smoke, with other data, is in use by process {first.pid} "
+        assert wanted in output
     output, _ = first.communicate()
     assert first.returncode == 0, output
     assert numbers(run_of(project, first.pid))
