@@ -1,10 +1,10 @@
-"""Cost of a sweep: trials a second with 1 and 2 workers, and what is not training.
+"""Cost of a sweep: trials a second by workers and trials at once, and what is not training.
 
     python benchmarks/tune_cost.py --trials 20 --epochs 5 --out FILE.csv
 
 On the embedded data, through an MLflow database of its own. What is not training is the time of a
 trial, with Optuna's and MLflow's parts, beyond that of its epochs and of the one evaluation at its
-end; it is measured with one worker. Workers need some seconds to start, which are in their time.
+end; it is measured one by one. Workers need some seconds to start, which are in their time.
 """
 
 from __future__ import annotations
@@ -64,15 +64,18 @@ def measured(values, prepared, folder, tracked):
             with mlflow.start_run():
                 task = task.tracked_by_the_active_run()
                 nodes._do_trials(task)
+                tracking.run_ends()
         else:
             nodes._do_trials(task)
     finally:
         Task.train, tracking._log_batch = once, log
     seconds = time.monotonic() - started
     trials = trials_table(task.study, Sweep(values).space)
-    training = sum(trained) if trained else float("nan")
+    # of trials at once they overlap
+    training = sum(trained) if trained and values["together"] == 1 else float("nan")
     return {
         "workers": values["tune"]["workers"],
+        "together": values["together"],
         "mlflow": tracked,
         "trials": len(trials),
         "seconds": seconds,
@@ -91,8 +94,8 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     rows = []
-    for workers, tracked in ((1, False), (1, True), (2, True)):
-        values = parameters("base", [])
+    for workers, together, tracked in ((1, 1, False), (1, 1, True), (2, 1, True), (1, 2, True)):
+        values = parameters("base", []) | {"together": together}
         values["method"] = arguments.method
         values["training"] |= {"epochs": arguments.epochs, "warmup_epochs": 1}
         values["tune"] |= {"trials": arguments.trials, "workers": workers, "pruner": "none"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import time
-from contextlib import contextmanager
 
 import pytest
 from pipeline_projects import own
 
 pytestmark = pytest.mark.slow
 CE = ("kedro", "run", "--pipelines=ce", "--env=smoke")
+# longer than others look at it; a run that stood still could hold MLflow's database
+LONG = "training.epochs=300"
 
 
 def run_of(project, pid):
@@ -28,16 +29,6 @@ def numbers(run):
 def wait_for(path, process):
     while process.poll() is None and not list(path.parent.glob(path.name)):
         time.sleep(0.02)
-
-
-@contextmanager
-def held_up(process):
-    """Let a run stand still: else it would have to train for longer than others look at it."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
@@ -63,41 +54,39 @@ def test_other_seeds_and_other_data_at_once_are_as_they_are_alone(project):
 
 
 def test_the_same_run_twice_is_refused_and_one_that_was_killed_is_not(project):
-    first = project.start(*CE, "--params=training.epochs=60,training.checkpoint_every=0")
-    folder = own("training.epochs=60")
+    first = project.start(*CE, f"--params={LONG},training.checkpoint_every=0")
+    folder = own(LONG)
     wait_for(project.file("06_models", folder, "ce", "progress", "*.pt"), first)
-    with held_up(first):
-        code, output = project.run(*CE, "--params=training.epochs=6e1,seed=0")
-        assert code == 1
-        (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
-        assert f"Error: ce in {folder} is in use by process {first.pid} since " in line
-        assert "Traceback" not in output
-        code, output = project.run("kedro", "folders", "--remove", folder)
-        assert code == 1
-        assert f"Error: {folder} is in use by process {first.pid}" in output
-        first.send_signal(signal.SIGKILL)
+    code, output = project.run(*CE, "--params=training.epochs=3e2,seed=0")
+    assert code == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert f"Error: ce in {folder} is in use by process {first.pid} since " in line
+    assert "Traceback" not in output
+    code, output = project.run("kedro", "folders", "--remove", folder)
+    assert code == 1
+    assert f"Error: {folder} is in use by process {first.pid}" in output
+    first.send_signal(signal.SIGKILL)
     first.communicate()
-    output = project.kedro(*CE[2:], "--params=training.epochs=60", "--to-nodes=ce.evaluate")
+    output = project.kedro(*CE[2:], f"--params={LONG}", "--to-nodes=ce.evaluate")
     assert "resumes after epoch" in output
     code, output = project.run("kedro", "folders")
     assert code == 0, output
     (line,) = [line for line in output.splitlines() if line.startswith(folder)]
-    assert line.split()[-2:] == ["training.epochs=60", "-"]
+    assert line.split()[-2:] == [LONG, "-"]
     code, output = project.run("kedro", "folders", "--remove-unused")
     assert f"removed {folder} (" in output
     assert not project.file("06_models", folder).exists()
 
 
 def test_data_that_conf_makes_other_in_between_are_not_mixed(project):
-    first = project.start(*CE, "--to-nodes=ce.evaluate")
-    wait_for(project.file("06_models", "smoke", "ce", "config.json"), first)
-    with held_up(first):
-        path = project.folder / "conf" / "smoke" / "parameters.yml"
-        path.write_text(path.read_text().replace("imbalance_ratio: 10", "imbalance_ratio: 5"))
-        code, output = project.run("kedro", "run", "--pipelines=data_prep", "--env=smoke")
-        assert code == 1
-        wanted = f"Error: data/03_primary/smoke, with other data, is in use by process {first.pid} "
-        assert wanted in output
+    first = project.start(*CE, f"--params={LONG}", "--to-nodes=ce.evaluate")
+    wait_for(project.file("06_models", own(LONG), "ce", "config.json"), first)
+    path = project.folder / "conf" / "smoke" / "parameters.yml"
+    path.write_text(path.read_text().replace("imbalance_ratio: 10", "imbalance_ratio: 5"))
+    code, output = project.run("kedro", "run", "--pipelines=data_prep", "--env=smoke")
+    assert code == 1
+    wanted = f"Error: data/03_primary/smoke, with other data, is in use by process {first.pid} "
+    assert wanted in output
     output, _ = first.communicate()
     assert first.returncode == 0, output
     assert numbers(run_of(project, first.pid))
