@@ -19,7 +19,9 @@ PLACE = "/project/"
 def unpack(folder: Path) -> Path:
     """Put all of it into ``folder``, as if it had been made there."""
     with tarfile.open(KEPT) as kept:
-        kept.extractall(folder, filter="data")
+        # Python before 3.11.4 has none
+        kept.extraction_filter = getattr(tarfile, "data_filter", None)
+        kept.extractall(folder)
     with sqlite3.connect(folder / "mlflow.db") as database:
         for table, column in _texts(database):
             database.execute(

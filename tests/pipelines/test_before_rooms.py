@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
-import tarfile
-from contextlib import closing
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline_projects import PROJECT, Project, experiment_of
+from pipeline_projects import Project, experiment_of
 from safetensors.torch import load_file
 
 import confs
 from arms import run_study
+from before import unpack
 from lt_pipeline.io.datasets import ImageSetDataset
 from lt_pipeline.learning.experiments import run as module
 from lt_pipeline.learning.experiments.evaluate import evaluate
@@ -34,33 +32,11 @@ from toys import toy_images
 
 pytestmark = pytest.mark.slow
 
-ARCHIVE = PROJECT / "tests" / "fixtures" / "before_rooms.tar.xz"
-WAS_AT = "/project/"
-
-
-def texts(database):
-    """Yield the tables and their columns that hold texts."""
-    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    for (table,) in tables:
-        for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
-            if kind.startswith(("VARCHAR", "TEXT")):
-                yield table, column
-
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """The archive's project, as if it had been here."""
-    folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    moved = f"{folder}/"
-    for path in folder.rglob("MLmodel"):
-        path.write_text(path.read_text().replace(WAS_AT, moved))
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        for table, column in texts(database):
-            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {column} LIKE ?"
-            database.execute(change, (WAS_AT, moved, f"%{WAS_AT}%"))
-    return Project(folder)
+    return Project(unpack(tmp_path_factory.mktemp("before")))
 
 
 @pytest.fixture
