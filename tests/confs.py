@@ -12,7 +12,7 @@ from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
 
 
-class _Loader(ConfLoader):
+class Loader(ConfLoader):
     """It has the parameters of conf/base of the first that read them."""
 
     base: ClassVar[dict[Path, Any]] = {}
@@ -31,7 +31,7 @@ class _Loader(ConfLoader):
 @cache
 def _read(environment: str, kind: str) -> dict[str, Any]:
     # a new one each time: the loader that was made last answers ${globals:...}
-    loader = _Loader(str(PROJECT / "conf"), environment, **CONFIG_LOADER_ARGS)
+    loader = Loader(str(PROJECT / "conf"), environment, **CONFIG_LOADER_ARGS)
     conf: dict[str, Any] = loader[kind]
     return conf
 

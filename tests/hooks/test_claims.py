@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from types import SimpleNamespace
 
 import click
@@ -9,9 +8,9 @@ import pytest
 from filelock import FileLock, Timeout
 from kedro.io import DataCatalog, MemoryDataset
 
+from confs import Loader
 from lt_pipeline.hooks.claims import ClaimHooks
 from lt_pipeline.io.claims import PLACE, Claim, claimed
-from lt_pipeline.io.conf_loader import ConfLoader
 from lt_pipeline.pipelines import compare, data_prep, study, tune
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
 from toys import PROJECT
@@ -19,23 +18,10 @@ from toys import PROJECT
 SETS = ("train_set", "data_card", "class_distribution")
 
 
-def loader_of(parameters=None):
-    conf = str(PROJECT / "conf")
-    return ConfLoader(conf, env="smoke", runtime_params=parameters, **CONFIG_LOADER_ARGS)
-
-
-@cache
-def files():
-    """Return what conf/ says to all of them, which takes longest to read."""
-    return loader_of()._parameters
-
-
 def hooks(tmp_path, parameters=None, names=()):
     """Return hooks that know what is to run, and Kedro's loader."""
-    kept = files()  # the loader that is made last answers ${globals:...}
-    loader = loader_of(parameters)
-    loader._parameters = kept
-    loader["parameters"] = loader["parameters"]  # as what is in effect is put there
+    conf = str(PROJECT / "conf")
+    loader = Loader(conf, env="smoke", runtime_params=parameters, **CONFIG_LOADER_ARGS)
     claims = ClaimHooks()
     context = SimpleNamespace(
         config_loader=loader, project_path=tmp_path, params=loader["parameters"]

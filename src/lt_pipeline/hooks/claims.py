@@ -104,7 +104,7 @@ class ClaimHooks:
             sweep_hash = own_folders.key(_of_sweep(method, parameters))
             for folder in sorted({self.run, self.shared}):
                 what = f"the sweep of {method} in {folder}"
-                yield Claim(f"{RUNS}/{folder}/{NAMESPACE.rstrip('.')}/{method}", what, sweep_hash)
+                yield Claim(f"{RUNS}/{folder}/{TUNE}/{method}", what, sweep_hash)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lt_pipeline.tuning.config import TuneConfig
 from lt_pipeline.tuning.processes import cores
 from lt_pipeline.tuning.storage import JOURNAL, journal_file
 from lt_pipeline.tuning.workers import STOP_SECONDS, keep_working, last_line, places
+from lt_pipeline.versioning.git import hashed
 
 # Ray reads them when it is imported. What it prints of processes that die would tear the lines of a
 # sweep apart, which say the same.
@@ -287,8 +287,4 @@ def _last_line(text: str) -> str:
 
 def _code() -> str:
     """Return what tells this code from any other."""
-    package = Path(__file__).parents[2]
-    digest = sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+    return hashed(Path(__file__).parents[1])

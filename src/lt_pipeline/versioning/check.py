@@ -7,7 +7,6 @@ has a hash of the code that all of them rest on, which is listed here in place o
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -20,7 +19,7 @@ from lt_pipeline.learning.experiments.config import ExperimentConfig, check_para
 from lt_pipeline.learning.schema import UserError, block_of
 from lt_pipeline.learning.studies.comparison import CompareConfig
 from lt_pipeline.settings import CONFIG_LOADER_ARGS
-from lt_pipeline.versioning.git import hashes
+from lt_pipeline.versioning.git import hashed
 
 CHECK, PARAMETERS, CODE = "check", "parameters.txt", "code.txt"
 # always the same: what rests on it does not run again because something was checked
@@ -44,14 +43,6 @@ def check(project: Path, env: str, names: tuple[str, ...] = ()) -> None:
     CompareConfig.read(block_of(parameters, "compare"))
     for name in names or methods.available():
         ExperimentConfig.resolve(name, parameters)
-
-
-def hashed(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all that is in a folder but for what Python leaves."""
-    files = sorted(p for p in (path, *path.rglob("*")) if p.is_file())
-    kept = [p for p in files if "__pycache__" not in p.parts]
-    lines = (f"{p.relative_to(path).as_posix()} {hashes(p)['sha256']}\n" for p in kept)
-    return sha256("".join(lines).encode()).hexdigest()
 
 
 @click.command(help=__doc__)

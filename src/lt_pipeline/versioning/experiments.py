@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lt_pipeline.learning.evaluation.metrics.catalog import METRICS, OBJECTIVE
+from lt_pipeline.learning.schema import flatten
 from lt_pipeline.reports import screen
 
 Values = Mapping[str, Any]
@@ -106,8 +107,8 @@ def _parameters(data: Values) -> Cells:
     """Return the parameters, by the folder of conf/ and the words of a heading."""
     cells = {}
     for file, read in data.get("params", {}).items():
-        for path, value in _leaves(read.get("data", {})):
-            cells[PurePath(file).parts[-2], " ".join(path)] = escape(str(value))
+        for words, value in flatten(read.get("data", {}), " "):
+            cells[PurePath(file).parts[-2], words] = escape(str(value))
     return cells
 
 
@@ -115,15 +116,6 @@ def _differing(rows: Sequence[Cells]) -> list[tuple[str, str]]:
     """Return the columns in which not all ``rows`` are alike, but for those of no run at all."""
     columns = dict.fromkeys(column for row in rows for column in row)
     return [c for c in columns if len({row.get(c) for row in rows if row}) > 1]
-
-
-def _leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the single values of a block of parameters, and where in it they are."""
-    if not isinstance(value, Mapping):
-        yield path, value
-        return
-    for name, below in value.items():
-        yield from _leaves(below, *path, str(name))
 
 
 if __name__ == "__main__":

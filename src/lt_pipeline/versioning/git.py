@@ -30,6 +30,14 @@ def hashes(path: Path) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
+def hashed(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all that is in a folder but for what Python leaves."""
+    files = sorted(p for p in (path, *path.rglob("*")) if p.is_file())
+    kept = [p for p in files if "__pycache__" not in p.parts]
+    lines = (f"{p.relative_to(path).as_posix()} {hashes(p)['sha256']}\n" for p in kept)
+    return sha256("".join(lines).encode()).hexdigest()
+
+
 def blob_id(path: Path) -> str:
     """Return by which name git knows a file with this content, empty if there is no file.
 

@@ -207,13 +207,18 @@ class View:
     def _code_listed(self, pipeline: str) -> set[str]:
         """Return the code of the stage, where a file stands for what all methods rest on."""
         if pipeline in self.methods:
-            return self._code(pipeline) - self._common | {f"{self._checked}/{CODE_HASHES}"}
+            return self._codes[pipeline] - self._common | {f"{self._checked}/{CODE_HASHES}"}
         return self._code(pipeline) | {f"{self._checked}/{CHECKED_PARAMETERS}"}
 
     @cached_property
     def _common(self) -> set[str]:
         """Return the code that every method rests on."""
-        return set.intersection(*map(self._code, methods.available()))
+        return set.intersection(*self._codes.values())
+
+    @cached_property
+    def _codes(self) -> dict[str, set[str]]:
+        """Return the code of every method's stage."""
+        return {name: self._code(name) for name in methods.available()}
 
     def _command(self, pipeline: str) -> str:
         # those of the others begin with the data's nodes, which are a stage of their own
