@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -122,7 +122,9 @@ def of_project(folder: Path, environment: Mapping[str, str]) -> Path | None:
     code = (*((name, of.st_mtime_ns, of.st_size) for name, of in states), *environment.items())
     if code in _projects:
         _projects.move_to_end(code)
-        _projects[code] = _projects[code] or _Server(folder, environment)
+        _projects[code] = _projects[code] or _Server(
+            lambda sockets: Process([SERVE], folder, environment, sockets=sockets)
+        )
     else:
         _projects[code] = None
         while len(_projects) > SERVERS:
@@ -133,18 +135,17 @@ def of_project(folder: Path, environment: Mapping[str, str]) -> Path | None:
 
 
 class _Server:
-    """A server that has imported a project's code; it ends with who asked for it."""
+    """A server that ends with who asked for it: when nobody can ask any more."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, start: Callable[[list[int]], subprocess.Popen[bytes] | Process]) -> None:
+        """``start`` has two sockets: one that is closed at the end, and one to listen at."""
         self._ours, its = socket.socketpair()
         self._folder = Path(tempfile.mkdtemp(prefix="warm"))
         self.asked = self._folder / "asked"
-        listening = _listen(self.asked)
-        self._process = Process(
-            [SERVE], folder, environment, sockets=[its.fileno(), listening.fileno()]
-        )
-        its.close()
-        listening.close()
+        with its, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+            listening.bind(str(self.asked))
+            listening.listen(128)
+            self._process = start([its.fileno(), listening.fileno()])
         atexit.register(self.end)
 
     def end(self) -> None:
@@ -154,13 +155,6 @@ class _Server:
 
 
 _projects: OrderedDict[tuple[Any, ...], _Server | None] = OrderedDict()
-
-
-def _listen(place: Path) -> socket.socket:
-    asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    asked.bind(str(place))
-    asked.listen(128)
-    return asked
 
 
 def programs() -> Path:
@@ -176,28 +170,18 @@ def programs() -> Path:
 @cache
 def _server() -> Path:
     """Start the server; return where it is asked."""
-    folder = Path(tempfile.mkdtemp(prefix="warm"))
-    ours, its = socket.socketpair()
-    asked = _listen(folder / "asked")
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(its.fileno()), str(asked.fileno())],
-        env={**without, "OMP_NUM_THREADS": "1"},
-        pass_fds=[its.fileno(), asked.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    its.close()
-    asked.close()
 
-    def end() -> None:
-        # it ends when nobody can ask any more
-        ours.close()
-        server.wait(timeout=30)
-        shutil.rmtree(folder)
+    def start(sockets: list[int]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, __file__, *map(str, sockets)],
+            env={**without, "OMP_NUM_THREADS": "1"},
+            pass_fds=sockets,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
-    atexit.register(end)
-    return folder / "asked"
+    return _Server(start).asked
 
 
 def _ask(server: Path, asked: Mapping[str, Any], given: Sequence[int]) -> None:
